@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding import apart, cover
+from hmtl.communication.wires import FORMATS, INT64
+from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
 Bytes = NDArray[np.uint8]
@@ -26,6 +28,7 @@ class Report:
         version: number of rounds that the relay has aggregated.
         payload, overhead: bytes of an IV, and of what travels with it.
         requested: whether a user within range requests the whole row that its updates add to, see `few_bits`.
+        format: of these IVs, one of FORMATS.
     """
 
     heard: NDArray[np.int64]
@@ -33,12 +36,13 @@ class Report:
     payload: int
     overhead: int
     requested: bool = False
+    format: str = INT64
 
     def to_bytes(self, t: Topology, i: int) -> Bytes:
         """Return the report of relay i as bytes: one bit per user within range, and three numbers."""
         heard = np.zeros(t.K, dtype=bool)
         heard[self.heard] = True
-        numbers = numbers_to_bytes([2 * self.version + self.requested, self.payload, self.overhead])
+        numbers = numbers_to_bytes([tagged(self.version, self.format, self.requested), self.payload, self.overhead])
         return np.concatenate([np.packbits(heard[t.G[i] == 1]), numbers])
 
     @classmethod
@@ -47,7 +51,8 @@ class Report:
         users = np.flatnonzero(t.G[i])
         bits = np.unpackbits(content[:-12], count=len(users)).astype(bool)
         number, payload, overhead = bytes_to_numbers(content[-12:]).tolist()
-        return cls(users[bits], number // 2, payload, overhead, bool(number % 2))
+        version, row_format, requested = untagged(number)
+        return cls(users[bits], version, payload, overhead, requested, row_format)
 
     @staticmethod
     def nbytes(t: Topology, i: int) -> int:
@@ -80,6 +85,7 @@ class Attendance:
         source: the relay that sends this state; -1 if no relay needs it, or if the server sends it.
         missed: how many rounds the relay that is furthest behind has missed.
         requested: whether some relay reported a request.
+        format: of the users' rows.
     """
 
     topology: Topology
@@ -90,6 +96,7 @@ class Attendance:
     source: int
     missed: int = 0
     requested: bool = False
+    format: str = INT64
 
     @cached_property
     def users(self) -> NDArray[np.int64]:
@@ -135,7 +142,7 @@ class Attendance:
     def to_bytes(self) -> Bytes:
         """Return the attendance as bytes: one bit per link, three bits per relay, and one number."""
         bits = [self.heard.G[self.topology.G == 1], self.reporting, self.aggregating, self.behind]
-        number = 2 * (self.source + 1 + self.missed * (self.topology.H + 1)) + self.requested
+        number = tagged(self.source + 1 + self.missed * (self.topology.H + 1), self.format, self.requested)
         return np.concatenate([np.packbits(np.concatenate(bits)), numbers_to_bytes([number])])
 
     @classmethod
@@ -146,9 +153,10 @@ class Attendance:
         links = np.zeros_like(t.G)
         links[t.G == 1] = bits[:n]
         reporting, aggregating, behind = bits[n:].astype(bool).reshape(3, H)
-        number, requested = divmod(int.from_bytes(content[-4:], "little"), 2)
+        number, row_format, requested = untagged(int.from_bytes(content[-4:], "little"))
         missed, source = divmod(number, H + 1)
-        return cls(t, t.restricted(links=links), reporting, aggregating, behind, source - 1, missed, bool(requested))
+        heard = t.restricted(links=links)
+        return cls(t, heard, reporting, aggregating, behind, source - 1, missed, requested, row_format)
 
     @staticmethod
     def nbytes(t: Topology) -> int:
@@ -175,6 +183,9 @@ def decide(
         version: number of rounds that were aggregated so far.
         preferred: the relays that aggregate if they can; empty: the server aggregates alone.
         server: whether the server aggregates.
+
+    Raises:
+        CodingError: users' rows are of different formats.
     """
     links = np.zeros_like(t.G)
     reporting, current = np.zeros((2, t.H), dtype=bool)
@@ -189,7 +200,27 @@ def decide(
     source = int(np.flatnonzero(current)[0]) if behind.any() and not server else -1
     missed = max((version - reports[i].version for i in np.flatnonzero(behind).tolist()), default=0)
     requested = any(report.requested for report in reports.values())
-    return Attendance(t, t.restricted(links=links), reporting, aggregating, behind, source, missed, requested)
+    formats = {report.format for report in reports.values() if len(report.heard)} or {INT64}
+    if len(formats) > 1:
+        raise CodingError(
+            f"Users send rows of different formats, {', '.join(sorted(formats))}. Start all nodes with the same "
+            "communicator.wire."
+        )
+    heard_by = t.restricted(links=links)
+    return Attendance(t, heard_by, reporting, aggregating, behind, source, missed, requested, formats.pop())
+
+
+def tagged(number: int, row_format: str, requested: bool) -> int:
+    """Return a number below 2²⁶ with a tag of 5 bits: a format of rows, and whether a user requests a whole one."""
+    return number << 5 | FORMATS.index(row_format) << 1 | requested
+
+
+def untagged(number: int) -> tuple[int, str, bool]:
+    """Return what `tagged` was given; raise CodingError if the format is unknown."""
+    place = number >> 1 & 15
+    if place >= len(FORMATS):
+        raise CodingError(f"Rows have the unknown format {place}. Install the same version at all nodes.")
+    return number >> 5, FORMATS[place], bool(number & 1)
 
 
 def numbers_to_bytes(numbers: Sequence[int] | NDArray[np.int64]) -> Bytes:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.encoding import joined, pack, replaced, take, unpack
-from hmtl.communication.wires import Quantiser
+from hmtl.communication.wires import NUMBERS, Quantiser, format_of
 
 Ids = NDArray[np.int64]
 State = dict[str, Tensor]
@@ -88,6 +88,10 @@ class UserCoder:
         """
         return pack(ivs, max(0, self.users.numbers - first), self.wire or ivs.dtype)
 
+    def format(self, dtype: torch.dtype) -> str:
+        """Return the format of the rows that it encodes from numbers of a type, one of `wires.FORMATS`."""
+        return format_of(self.wire or dtype)
+
     def requesting(self, idle: Ids) -> Ids:
         """Return those of these idle users who need a whole row, since they miss the row that a change is added to."""
         return idle[:0]
@@ -127,9 +131,9 @@ class AggregatorCoder:
         self.numbers = numbers
         self.wire = wire
 
-    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the IVs [n, m + e] of these users, as `dtype`."""
-        return unpack(payload, extras, self.wire or dtype, dtype)
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
+        """Return the IVs [n, m + e] of these users, which arrived in a format, as `dtype`."""
+        return unpack(payload, extras, NUMBERS[row_format], dtype)
 
     def hear(self, counted: Ids, round: int, requested: bool) -> None:
         """Note who took part, before models are encoded.
@@ -201,6 +205,9 @@ class QuantisedUserCoder(UserCoder):
             self.pending = replaced(self.pending, at, sent.add_(held))
         return payload, pack(self.users.take_sent(users, sent.to(ivs.device), further), 0, ivs.dtype)[1]
 
+    def format(self, dtype: torch.dtype) -> str:
+        return format_of(self.quantiser)
+
     def commit(self, users: Ids) -> None:
         at = self._rows(users)
         self.base = replaced(self.base, at, take(self.newest, at))
@@ -258,7 +265,7 @@ class QuantisedAggregatorCoder(AggregatorCoder):
         self.quantiser.decode(self.sent, change)
         return change.add_(self.base)
 
-    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         numbers = torch.empty(len(users), self.numbers, dtype=dtype)
         self.quantiser.decode(payload, numbers)
         if not self.deltas:

@@ -13,6 +13,7 @@ has doubled outlasts HOLD rounds before. So what rounding leaves over is bounded
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.nn.functional import pad
 from hmtl.communication.attendance import bytes_to_numbers
 from hmtl.communication.encoding import BLOCK
 from hmtl.communication.row_formats import RowFormat
-from hmtl.communication.wires import QUANTISERS
+from hmtl.communication.wires import INT64, QUANTISERS
 from hmtl.errors import RangeError
 
 FEW_BITS = {name: blocks.width for name, blocks in QUANTISERS.items()}
@@ -78,6 +79,10 @@ class FewBits:
     def whole(self) -> RowFormat:
         """Format of terms before the scales are known, and of sums for users who lack the last row."""
         return RowFormat(self.L, 64)
+
+    @property
+    def up(self) -> Mapping[str, tuple[RowFormat, RowFormat]]:
+        return {INT64: (self.whole, self.whole), f"int{self.bits}": (self.terms, self.sums)}
 
     @property
     def down(self) -> RowFormat:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.encoding import put, take
+from hmtl.communication.wires import BYTES
 
 Users = NDArray[np.int64]
 """Numbers of users, ascending."""
@@ -68,6 +69,7 @@ class Message:
         at: which rows are sent [n], so that one tensor can serve many messages; None: all.
         dtype: for IVs, the type in which the payload's numbers are computed; they may travel in another.
         first: the first of a row's numbers that the payload holds; the others follow in further messages.
+        format: one of `wires.FORMATS`, in which the sender says that the rows are.
     """
 
     round: int
@@ -82,6 +84,7 @@ class Message:
     at: Tensor | None = None
     dtype: torch.dtype = torch.float64
     first: int = 0
+    format: str = BYTES
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -91,11 +94,6 @@ class Message:
     def announces(self) -> bool:
         """Whether the rows of this message follow in later ones; here they have a shape, but no content."""
         return self.payload.is_meta
-
-    @property
-    def is_request(self) -> bool:
-        """Whether users request a whole row with this message, with one byte each; further numbers have 8 bytes."""
-        return self.payload.shape[1] == 0 and self.overhead.shape[1] == 1
 
     def rows(self) -> Tensor:
         """Return the numbers of the rows that are sent [n]."""

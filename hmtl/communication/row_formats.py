@@ -3,7 +3,7 @@
 n rows, L numbers in a row, int64; x shares, see `hmtl.coding.sum_codes`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hmtl.coding import SumCode, add_terms
 from hmtl.communication.encoding import from_bytes
+from hmtl.communication.wires import INT64
 from hmtl.communication.words import Words
 
 WORK = 2**16  # numbers that are rounded or added at once, so that they stay in the processor's cache
@@ -81,8 +82,8 @@ class Formats(Protocol):
         """Format of sums of such terms."""
 
     @property
-    def whole(self) -> RowFormat:
-        """Format of other terms, and of their sums."""
+    def up(self) -> Mapping[str, tuple[RowFormat, RowFormat]]:
+        """Format of terms and that of their sums, by the format that users' messages name."""
 
     @property
     def down(self) -> RowFormat:
@@ -107,7 +108,11 @@ class PlainRows:
     def terms(self) -> RowFormat:
         return RowFormat(self.L, 64)
 
-    sums = whole = terms
+    sums = terms
+
+    @property
+    def up(self) -> Mapping[str, tuple[RowFormat, RowFormat]]:
+        return {INT64: (self.terms, self.sums)}
 
     @property
     def down(self) -> RowFormat:

@@ -20,6 +20,7 @@ from hmtl.communication.coders import AggregatorCoder, Ids, Read, Sender, State,
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
 from hmtl.communication.few_bits import STAMP, FewBits, longest_absence
 from hmtl.communication.row_formats import portions
+from hmtl.communication.wires import INT64
 from hmtl.errors import CodingError
 
 
@@ -65,7 +66,7 @@ class SumCoder(AggregatorCoder):
         super().__init__(numbers, torch.int64 if averages is None else averages)
         self.averages = averages
 
-    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         return unpack(payload, extras, torch.int64, torch.int64)
 
     def receipts(self, counted: Ids) -> Tensor:
@@ -107,12 +108,15 @@ class FewBitTermCoder(TermCoder):
     def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         payload, overhead = super().encode(users, ivs)
         terms, places = from_bytes(payload, torch.int64), self._places(users)
-        row_format = self.formats.terms if self.scales.any() else self.formats.whole
+        row_format, _ = self.formats.up[self.format(ivs.dtype)]
         rows = torch.empty(len(terms), row_format.nbytes, dtype=torch.uint8)
         for at in portions(torch.arange(len(terms)), self.formats.L):
             numbers, rest = self.formats.rounded(terms[at] + self.owed[places[at]], self.scales)
             rows[at], self.owed_if_counted[places[at]] = row_format.pack(numbers), rest
         return rows, overhead
+
+    def format(self, dtype: torch.dtype) -> str:
+        return f"int{self.formats.bits}" if self.scales.any() else INT64
 
     def requesting(self, idle: Ids) -> Ids:
         return idle
@@ -182,15 +186,17 @@ class FewBitSumCoder(SumCoder):
         self.number = torch.tensor(0)
         self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
         self._total, self._change, self._next, self._requested = self.row, self.row, self.scales, True
+        self._few = False  # whether the round's terms have few bits
 
-    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         """Return the change of S, given the packed sum."""
-        row_format = self.formats.sums if self._few and len(users) else self.formats.whole
-        self._total = row_format.unpack(payload)
-        self._change = self.formats.values(self._total, self.scales)
+        _, sums = self.formats.up[row_format]
+        self._few, self._total = row_format != INT64, sums.unpack(payload)
+        self._change = self.formats.values(self._total, self.scales if self._few else torch.zeros_like(self.scales))
         if not self._few:
             self._next = self.formats.first_scales(self._change, len(users))
-        return super().decode(users, to_bytes(self._change.clone()), extras, dtype)  # the aggregator may overwrite it
+        change = to_bytes(self._change.clone())  # the aggregator may overwrite it
+        return super().decode(users, change, extras, dtype, row_format)
 
     def hear(self, counted: Ids, round: int, requested: bool) -> None:
         self._requested = requested
@@ -201,8 +207,7 @@ class FewBitSumCoder(SumCoder):
         """Return the round's sum, or S if users need it, with its stamp before the further numbers."""
         payload, extras = super().encode(heard, models, dtype)
         row = from_bytes(payload, torch.int64)
-        voted = self._few and len(heard) > 0
-        as_sum = voted and not self._requested and torch.equal(row - self.row, self._change)
+        as_sum = self._few and len(heard) > 0 and not self._requested and torch.equal(row - self.row, self._change)
         if len(heard):
             self.scales = self._next
         self.row, self.number = row.clone(), self.number + 1
@@ -219,8 +224,3 @@ class FewBitSumCoder(SumCoder):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name in self.STATE:
             setattr(self, name, state[name])
-
-    @property
-    def _few(self) -> bool:
-        """Whether users know the scales, so that terms of this round have few bits."""
-        return bool(self.scales.any())

@@ -16,6 +16,12 @@ FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.f
 """Types to which each number is converted."""
 PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}
 """How the bits of an integer are stored, see `block_kernels`."""
+INT64, OWN = "int64", "own"  # words of 64 bits; a quantiser of your own
+NOTHING, BYTES, REQUEST, DIGEST = "nothing", "bytes", "request", "digest"  # rows without numbers
+NUMBERS = FLOATS | {INT64: torch.int64}
+"""Types in which numbers travel as they are."""
+FORMATS = (NOTHING, BYTES, *NUMBERS, *(f"int{width}" for width in PLANES), OWN, REQUEST, DIGEST)
+"""The formats of rows, of which a message names one; readers go by this name."""
 
 
 @runtime_checkable
@@ -100,6 +106,13 @@ def check_wire(wire: Wire) -> None:
     if isinstance(wire, str) and wire not in (*FLOATS, *QUANTISERS):
         names = ", ".join((*QUANTISERS, *FLOATS))
         raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, a quantiser, or null for no conversion.")
+
+
+def format_of(wire: Wire | torch.dtype) -> str:
+    """Return the format of rows whose numbers travel by a wire, or as a type."""
+    if isinstance(wire, Quantiser):
+        return next((name for name, known in QUANTISERS.items() if known is wire), OWN)
+    return wire if isinstance(wire, str) else str(wire).removeprefix("torch.")
 
 
 def name_of(wire: Wire) -> str | None:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from hmtl.communication import messages
 from hmtl.communication.messages import Users, nothing
-from hmtl.communication.wires import FLOATS
+from hmtl.communication.wires import BYTES, FORMATS, NUMBERS
 from hmtl.errors import CodingError
 
 CONTROL = "control values"  # see `hmtl.distributed.control`; no node receives them
 BYE = "bye"  # the last frame of a connection
-# A receiver trusts the indices of a header: change MAGIC along with KINDS or DTYPES.
+# A receiver trusts the indices of a header: change MAGIC along with KINDS, DTYPES or FORMATS.
 KINDS = (
     CONTROL,
     BYE,
@@ -41,9 +41,9 @@ KINDS = (
     messages.UNMASK,
 )
 SECRETS = {messages.KEYS, messages.SHARES, messages.SHARED, messages.UNMASK}  # of secure sums, by relays
-DTYPES = (*FLOATS.values(), torch.int64)
-MAGIC = b"hmt4"  # the digit is the version of the layout
-LAYOUT = struct.Struct("<4s B B ? ? ? H i I i I I I")
+DTYPES = tuple(NUMBERS.values())
+MAGIC = b"hmt5"  # the digit is the version of the layout
+LAYOUT = struct.Struct("<4s B B ? B ? H i I i I I I")
 HEADER = LAYOUT.size  # bytes
 SERVES, RELAYS, HOSTS = "server", "relay", "host"  # the roles of nodes
 MAY_SEND: dict[tuple[str, str], frozenset[str]] = {
@@ -92,7 +92,7 @@ class Header:
     kind: int  # index into KINDS
     dtype: int  # index into DTYPES, see `Message.dtype`
     last: bool  # the frame ends a batch: the sender has nothing more of this kind for now
-    empty: bool  # the frame only ends a batch and carries no message
+    format: int  # index into FORMATS, see `Message.format`; NOTHING: the frame only ends a batch
     apart: bool  # the body has arrived by multicast; otherwise it follows the header
     epoch: int  # how often the run has been taken up again
     round: int  # see `Peers`
@@ -121,7 +121,7 @@ class Header:
         if len(content) != HEADER or not content.startswith(MAGIC):
             raise CodingError("it is another program or version")
         header = cls(*LAYOUT.unpack(content)[1:])
-        if header.kind >= len(KINDS) or header.dtype >= len(DTYPES):
+        if header.kind >= len(KINDS) or header.dtype >= len(DTYPES) or header.format >= len(FORMATS):
             raise CodingError("it sent a header with unknown fields")
         return header
 
@@ -137,7 +137,7 @@ class Frame:
     users: Users | None = None  # whose rows these are; None: rows of no user
     dtype: torch.dtype = torch.float64
     last: bool = True
-    empty: bool = False
+    format: str = BYTES
     epoch: int = 0  # of the sender, once the frame has arrived
 
     def header(self, epoch: int = 0) -> Header:
@@ -146,7 +146,7 @@ class Frame:
             kind=KINDS.index(self.kind),
             dtype=DTYPES.index(self.dtype),
             last=self.last,
-            empty=self.empty,
+            format=FORMATS.index(self.format),
             apart=False,
             epoch=epoch,
             round=self.round,
@@ -178,6 +178,6 @@ class Frame:
             body[:ids].numpy().view("<u4").astype(np.int64) if header.users >= 0 else None,
             DTYPES[header.dtype],
             header.last,
-            header.empty,
+            FORMATS[header.format],
             header.epoch,
         )

@@ -16,6 +16,7 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.links import Links
 from hmtl.communication.messages import IVS, SERVER, Message, Users, host_name, relay_number
+from hmtl.communication.wires import NOTHING
 from hmtl.distributed.frames import HEADER, Frame
 from hmtl.distributed.peers import PER_NUMBER, Peers
 from hmtl.topology import Moving, Topology
@@ -83,7 +84,7 @@ class ProcessLinks(Links):
                 self.ledger.add(message.tier, links, 0, 8 * (HEADER + ids))
                 self.peers.send(receiver, frame, casts.get(message))
             if not messages:
-                self.peers.send(receiver, Frame(kind, self.peers.round, empty=True))
+                self.peers.send(receiver, Frame(kind, self.peers.round, format=NOTHING))
 
     def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
         batches = self.peers.receive(kind, expected, self._patience(expected))
@@ -120,7 +121,7 @@ class ProcessLinks(Links):
                 rows = rows[torch.from_numpy(needed)]
             users = users[needed]
         parts = message.payload[rows], message.overhead[rows]
-        return Frame(message.kind, self.peers.round, *parts, users, message.dtype)
+        return Frame(message.kind, self.peers.round, *parts, users, message.dtype, format=message.format)
 
     def _count_multicast(self) -> None:
         """Count what multicast has sent besides the bodies: headers, repairs, questions and reports."""
@@ -150,4 +151,6 @@ class ProcessLinks(Links):
             assert users is not None, f"frames between {sender} and {name} carry rows of users"
             tier, links = (RELAYS_TO_USERS if name in self._homes else USERS_TO_RELAYS), users
         round, parts = frame.round // PER_NUMBER, (frame.payload, frame.overhead)
-        return Message(round, tier, frame.kind, sender, (name,), links, *parts, users, dtype=frame.dtype)
+        return Message(
+            round, tier, frame.kind, sender, (name,), links, *parts, users, dtype=frame.dtype, format=frame.format
+        )

@@ -5,6 +5,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
+from hmtl.communication.wires import NOTHING
 from hmtl.distributed.connections import Connection
 from hmtl.distributed.frames import BYE, Frame
 from hmtl.distributed.multicast.datagrams import ROOM
@@ -175,7 +176,7 @@ class Peers:
     def close(self, seconds: float = 5.0) -> None:
         """Send what is still waiting, give peers at most `seconds` to do the same, and leave the group."""
         for name in self.connections:
-            self.send(name, Frame(BYE, self.round, empty=True))
+            self.send(name, Frame(BYE, self.round, format=NOTHING))
         deadline = time.monotonic() + seconds
         for name, connection in self.connections.items():
             if name not in self.lost:
@@ -193,7 +194,7 @@ class Peers:
                 self._missed[name, kind] += 1
                 return f"no {kind} in time"
             key = name, frame.kind
-            if not frame.empty:
+            if frame.format != NOTHING:
                 self._incomplete[key].append(frame)
             if frame.last:
                 batch = self._incomplete.pop(key, [])

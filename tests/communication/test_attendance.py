@@ -1,12 +1,15 @@
 """Reports and attendance as bytes, who aggregates, and by whom models come."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication.attendance import Attendance, Report, decide
+from hmtl.communication.attendance import Attendance, Report, decide, untagged
+from hmtl.communication.wires import FORMATS
+from hmtl.errors import CodingError
 from hmtl.testing.topologies import topologies
-from hmtl.topology import Topology
+from hmtl.topology import Topology, symmetric
 
 
 @st.composite
@@ -15,11 +18,12 @@ def reports(draw: st.DrawFn) -> tuple[Topology, dict[int, Report], int]:
     t, version = draw(topologies()), draw(st.integers(0, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     gone = draw(st.sampled_from((0.0, 0.4, 1.0)))
-    made = {}
+    made, row_format = {}, draw(st.sampled_from(FORMATS))
     for i in range(t.H):
         if rng.random() >= gone:
             heard = np.array([k for k in t.N(i) if rng.random() >= gone], dtype=np.int64)
-            made[i] = Report(heard, int(rng.integers(0, version + 1)), 6272, int(rng.integers(0, 99)))
+            further, requested = int(rng.integers(0, 99)), bool(rng.integers(2))
+            made[i] = Report(heard, int(rng.integers(0, version + 1)), 6272, further, requested, row_format)
     return t, made, version
 
 
@@ -32,6 +36,7 @@ def test_reports_as_bytes(case: tuple[Topology, dict[int, Report], int]) -> None
         again = Report.from_bytes(content, t, i)
         np.testing.assert_array_equal(again.heard, report.heard)
         assert (again.version, again.payload, again.overhead) == (report.version, report.payload, report.overhead)
+        assert (again.requested, again.format) == (report.requested, report.format)
 
 
 @given(reports(), st.sets(st.integers(0, 7)), st.booleans())
@@ -57,6 +62,8 @@ def test_all_nodes_read_what_the_server_decided(
         behind = [i for i in aggregating if i not in current]
         assert np.flatnonzero(found.behind).tolist() == behind
         assert found.source == (current[0] if behind and not server else -1)
+        assert found.requested == any(report.requested for report in made.values())
+        assert not hearing or found.format == made[hearing[0]].format
         assert found.missed == max((version - made[i].version for i in behind), default=0)
 
 
@@ -72,3 +79,12 @@ def test_each_model_comes_by_an_aggregator_where_one_hears_the_user(
         near = there & set(decided.aggregators)
         assert (serving[k] in (near or there)) if there else serving[k] == -1
         assert by_way[k] == bool(there and not near)
+
+
+def test_formats_that_are_unknown_or_differ_are_refused() -> None:
+    t = symmetric(K=4, H=2, r=1)
+    reports = {i: Report(np.array(t.N(i)), 0, 8, 0, format=name) for i, name in enumerate(("int2", "int4"))}
+    with pytest.raises(CodingError, match="int2, int4"):
+        decide(t, reports, 0, ())
+    with pytest.raises(CodingError, match=str(len(FORMATS))):
+        untagged(len(FORMATS) << 1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.coders import QuantisedAggregatorCoder, QuantisedUserCoder
-from hmtl.communication.wires import Blocks
+from hmtl.communication.wires import OWN, Blocks
 from hmtl.testing.scripted import ScriptedUsers
 
 K, M = 4, 70
@@ -26,7 +26,7 @@ def test_an_aggregator_may_overwrite_ivs() -> None:
     host, aggregator = ends()
     target = numbers(1)
     for _ in range(30):
-        ivs = aggregator.decode(ALL, *host.encode(ALL, target), torch.float64)
+        ivs = aggregator.decode(ALL, *host.encode(ALL, target), torch.float64, OWN)
         got = ivs.clone()
         ivs.zero_()
         host.commit(ALL)
@@ -60,6 +60,6 @@ def test_an_iv_that_did_not_count_leaves_no_trace(deltas: bool) -> None:
     host.encode(ALL, numbers(1))  # is lost
     lost, first = (each.encode(ALL, numbers(2)) for each in (host, plain))
     assert all(map(torch.equal, lost, first))
-    aggregator.decode(ALL, *lost, torch.float64)
+    aggregator.decode(ALL, *lost, torch.float64, OWN)
     host.commit(ALL)
     assert deltas or torch.equal(host.held, aggregator.held)

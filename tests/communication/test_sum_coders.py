@@ -1,6 +1,7 @@
 """Sums in few bits stay exact although users are absent and messages are lost; rows and their bits."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 
@@ -18,7 +19,8 @@ from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
 from hmtl.communication.few_bits import FewBits
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import IVS, MODELS, SERVER, Message
-from hmtl.errors import RangeError
+from hmtl.communication.wires import REQUEST
+from hmtl.errors import CodingError, RangeError
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r, symmetric
 
@@ -57,7 +59,7 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
         def change(node: str, message: Message, poison=poison, missed=missed, requesting=requesting) -> Message:
             if message.kind == MODELS and node.startswith("host"):
                 return replace(message, users=np.setdiff1d(message.users, missed))
-            if message.kind == IVS and node.startswith("relay") and not message.payload.shape[1]:
+            if message.kind == IVS and node.startswith("relay") and message.format == REQUEST:
                 requesting |= set(message.users.tolist())
             return poison(node, message)
 
@@ -155,7 +157,7 @@ def test_a_user_without_the_last_row_requests_it() -> None:
         return replace(message, users=message.users[message.users != 7])
 
     def deaf(node: str, message: Message) -> Message | None:
-        request = message.kind == IVS and node.startswith("relay") and not message.payload.shape[1]
+        request = message.kind == IVS and node.startswith("relay") and message.format == REQUEST
         return None if request else message
 
     def payload(round: int) -> int:
@@ -218,6 +220,30 @@ def test_a_host_none_of_whose_users_has_a_row_yet() -> None:
     assert set(range(10)) <= set(sides[0].models)
     apart.play(2)
     assert len(apart.total.seen[2][0]) == 20
+
+
+@pytest.mark.parametrize(
+    ("row_format", "liars", "match"),
+    [
+        ("int4", {"host 1"}, "host 1 sends rows of format int4, others send rows of format int64"),
+        ("int4", {"host 0", "host 1"}, "64 bytes in format int4"),
+        ("int2", {"host 0", "host 1"}, "in format int2"),
+        ("int64", {"host 0"}, None),
+    ],
+)
+def test_rows_of_another_format_are_refused(row_format: str, liars: set[str], match: str | None) -> None:
+    """It is what the sender says, even if the row is as long as in the right format."""
+    ivs = [terms(0, 4)]
+    sides = [Terms(ivs, [set()], mine) for mine in (range(2), range(2, 4))]
+    apart = Apart(symmetric(K=4, H=2, r=2), sides, formats=FewBits(4, 4, M))
+
+    def change(node: str, message: Message) -> Message:
+        lies = message.kind == IVS and message.sender in liars
+        return replace(message, format=row_format) if lies else message
+
+    with pytest.raises(CodingError, match=match) if match else nullcontext():
+        apart.play(0, change=change)
+    assert match or len(apart.total.seen) == 1
 
 
 def test_after_an_empty_round_the_whole_row_travels() -> None:

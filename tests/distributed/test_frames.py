@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmtl.communication.wires import FORMATS
 from hmtl.distributed.frames import DTYPES, HEADER, KINDS, MAGIC, Frame, Header
 from hmtl.errors import CodingError
 
@@ -15,7 +18,8 @@ def frames(draw: st.DrawFn) -> Frame:
     bytes_ = [torch.from_numpy(rng.integers(0, 256, (rows, n), np.uint8)) for n in (L, e)]
     users = draw(st.sampled_from((None, np.sort(rng.choice(100_000, rows, replace=False)))))
     kind, dtype = draw(st.sampled_from(KINDS)), draw(st.sampled_from(DTYPES))
-    return Frame(kind, draw(st.integers(-1, 10**6)), *bytes_, users, dtype, draw(st.booleans()), draw(st.booleans()))
+    row_format = draw(st.sampled_from(FORMATS))
+    return Frame(kind, draw(st.integers(-1, 10**6)), *bytes_, users, dtype, draw(st.booleans()), row_format)
 
 
 @given(frames(), st.integers(0, 60_000))
@@ -32,7 +36,7 @@ def test_what_arrives_is_what_was_sent(frame: Frame, epoch: int) -> None:
     assert torch.equal(again.overhead, frame.overhead)
     assert (again.users is None) == (frame.users is None)
     assert again.users is None or again.users.tolist() == frame.users.tolist()
-    same = ("kind", "round", "dtype", "last", "empty")
+    same = ("kind", "round", "dtype", "last", "format")
     assert [getattr(again, name) for name in same] == [getattr(frame, name) for name in same]
 
 
@@ -46,3 +50,9 @@ def test_a_header_of_another_version_is_refused() -> None:
     content = Frame(KINDS[2], 3).header().to_bytes()
     with pytest.raises(CodingError, match="version"):
         Header.from_bytes(content.replace(MAGIC, b"hmt1"))
+
+
+def test_a_header_of_an_unknown_format_is_refused() -> None:
+    header = replace(Frame(KINDS[2], 3).header(), format=len(FORMATS))
+    with pytest.raises(CodingError, match="unknown"):
+        Header.from_bytes(header.to_bytes())

@@ -213,6 +213,10 @@ class Recipe(ABC):
         return self
 
     @abstractmethod
+    def fits(self, row_format: str, nbytes: int) -> bool:
+        """Return whether users' rows may travel in this format, one of `wires.FORMATS`, with payloads this long."""
+
+    @abstractmethod
     def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
         """Return the coder of a host with these members."""
 

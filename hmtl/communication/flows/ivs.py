@@ -26,7 +26,7 @@ from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, by_user
-from hmtl.communication.wires import FLOATS, check_wire, quantiser_of, rounding
+from hmtl.communication.wires import FLOATS, NUMBERS, check_wire, format_of, quantiser_of, rounding
 from hmtl.gf256 import matmul
 from hmtl.topology import Moving, Topology
 
@@ -76,9 +76,12 @@ class IVs(Recipe):
         )
         return Planner(topology, network, nodes.relays, make, server=nodes.server)
 
+    def fits(self, row_format: str, nbytes: int) -> bool:
+        return row_format in NUMBERS if self.wire is None else row_format == format_of(self.wire)
+
     def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
         quantiser = quantiser_of(self.wire)
-        if quantiser and users.numbers:  # a set-up has none
+        if quantiser and users.numbers:  # a learner without common numbers sends none
             return QuantisedUserCoder(users, quantiser, members)
         return UserCoder(users, self._float_type)
 

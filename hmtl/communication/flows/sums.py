@@ -127,6 +127,9 @@ class SumsOfRows(Recipe):
             formats = FewBits(self.bits, K, m, masked=self.secure is not None)
         return replace(self, formats=formats)
 
+    def fits(self, row_format: str, nbytes: int) -> bool:
+        return row_format in self.formats.up and self.formats.up[row_format][0].nbytes == nbytes
+
     def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
         return FewBitTermCoder(users, self.formats, members) if isinstance(self.formats, FewBits) else TermCoder(users)
 
@@ -138,8 +141,7 @@ class SumsOfRows(Recipe):
         )
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
-        anybody = len(attendance.users) > 0
-        terms, sums = formats_of_terms(self.formats, sizes[0] if anybody else 0)
+        terms, sums = self.formats.up[attendance.format]
         code, A = planner.sum_code(attendance.apart, self.formats.L), attendance.aggregators
         apart = np.array(attendance.apart.present, dtype=np.int64)
         common = np.setdiff1d(attendance.users, apart) if A else apart[:0]
@@ -411,11 +413,6 @@ class CommonRow:
         if self.code.pieces == 1:
             return row.payload
         return self.formats.of_row(row.overhead).split(row.payload, self.code, self.code.shares_of(i))
-
-
-def formats_of_terms(formats: Formats, nbytes: int) -> tuple[RowFormat, RowFormat]:
-    """Return the format of terms whose rows have this length in bytes, and that of their sums."""
-    return (formats.terms, formats.sums) if nbytes == formats.terms.nbytes else (formats.whole, formats.whole)
 
 
 def _added(rows: Tensor) -> Tensor:

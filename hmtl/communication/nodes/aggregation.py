@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.agreement import Digest
-from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.attendance import Attendance, bytes_to_numbers, numbers_to_bytes, tagged, untagged
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.messages import PARTS, Users
@@ -114,22 +114,22 @@ class Aggregation:
         """Return the rows of these users among the IVs."""
         return torch.from_numpy(np.searchsorted(self.users, users))
 
-    def update(self, digest: bytes, dtype: torch.dtype, requested: bool = False) -> None:
+    def update(self, digest: bytes, dtype: torch.dtype, attendance: Attendance) -> None:
         """Compute the models from the IVs that are kept.
 
         Args:
             digest: digest of these IVs; empty if no relay aggregates.
             dtype: type in which the models are computed.
-            requested: see `Attendance`.
+            attendance: of the round; it says in which format the IVs are.
         """
         if self.revocable:
             self._before = self.state_dict() | {"aggregator": self.aggregator.state_dict()}
         if digest:
-            self._remember(requested)
-        self._models, self._digest = self._aggregate(dtype, requested), digest
+            self._remember(attendance.format, attendance.requested)
+        self._models, self._digest = self._aggregate(dtype, attendance.format, attendance.requested), digest
 
-    def _aggregate(self, dtype: torch.dtype, requested: bool) -> PackedModels:
-        ivs = self.coder.decode(self.users, self.ivs["payload"], self.ivs["overhead"], dtype)
+    def _aggregate(self, dtype: torch.dtype, row_format: str, requested: bool) -> PackedModels:
+        ivs = self.coder.decode(self.users, self.ivs["payload"], self.ivs["overhead"], dtype, row_format)
         self.ivs = {}
         models = self.aggregator.update(self.users, ivs)
         del ivs  # may be as large as all models
@@ -147,7 +147,7 @@ class Aggregation:
         payload, extras = self.coder.encode(self.users, models, dtype)
         return PackedModels(payload, torch.cat([extras, receipts], dim=1))
 
-    def _remember(self, requested: bool) -> None:
+    def _remember(self, row_format: str, requested: bool) -> None:
         """Keep the IVs of this round for relays that miss it, if they take no more bytes than the coder's state.
 
         Of floats, none are kept: the state is as small as the IVs of a round or two.
@@ -159,7 +159,8 @@ class Aggregation:
         if sum(part.nbytes for part in parts) > room:
             self.past = []
             return
-        header = numbers_to_bytes([self._round, requested, len(parts[0]), *(part.shape[1] for part in parts)])
+        tag = tagged(0, row_format, requested)
+        header = numbers_to_bytes([self._round, tag, len(parts[0]), *(part.shape[1] for part in parts)])
         users = np.packbits(np.isin(np.arange(K), self.users))
         self.past = [*self.past, torch.from_numpy(np.concatenate([header, users, *(p.numpy().ravel() for p in parts)]))]
         while sum(map(len, self.past)) > room:
@@ -205,13 +206,14 @@ class Aggregation:
 
     def _repeat(self, row: NDArray[np.uint8], dtype: torch.dtype) -> None:
         """Aggregate a past round."""
-        self._round, requested, n, *sizes = bytes_to_numbers(row[:20]).tolist()
+        self._round, tag, n, *sizes = bytes_to_numbers(row[:20]).tolist()
+        _, row_format, requested = untagged(tag)
         users, *parts = np.split(row[20:], np.cumsum([-(-len(self.counted) // 8), n * sizes[0]]))
         self.users = np.flatnonzero(np.unpackbits(users, count=len(self.counted)))
         rows = [torch.from_numpy(part.copy()).view(n, size) for part, size in zip(parts, sizes, strict=True)]
         self.ivs = dict(zip(PARTS, rows, strict=True))
-        self._remember(bool(requested))
-        self._aggregate(dtype, bool(requested))
+        self._remember(row_format, requested)
+        self._aggregate(dtype, row_format, requested)
         self._round = None
 
     def state_bytes(self) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from hmtl.communication.coders import UserCoder
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import IVS, Message, Users, host_name, nothing
+from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
 ALL = slice(0, None)
@@ -176,12 +178,15 @@ class Host:
         """Return a message with these rows of the users who take part, and requests of others."""
         self.nbytes, lacking = payload.shape[1], self.coder.requesting(self.members[self._idle[self.members]])
         flags = torch.ones(len(lacking), 1, dtype=torch.uint8)
-        requests = [self._message(lacking, nothing(len(lacking)), flags)] if len(lacking) else []
+        requests = (
+            [replace(self._message(lacking, nothing(len(lacking)), flags), format=REQUEST)] if len(lacking) else []
+        )
         return [self._message(self._users, payload, overhead), *requests]
 
     def _message(self, users: Users, payload: Tensor, overhead: Tensor, first: int = 0) -> Message:
         header = self._round, USERS_TO_RELAYS, IVS, self.name, self._relays
-        return Message(*header, users, payload, overhead, users, dtype=self.dtype, first=first)
+        row_format = self.coder.format(self.dtype)
+        return Message(*header, users, payload, overhead, users, dtype=self.dtype, first=first, format=row_format)
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""

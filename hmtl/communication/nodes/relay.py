@@ -32,6 +32,8 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import Event, Phase, following
+from hmtl.communication.wires import REQUEST
+from hmtl.errors import CodingError
 
 
 class Node:
@@ -101,18 +103,19 @@ class Relay(Node):
 
     def report(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Report to the server which users within range take part, given their rows, or announcements of them."""
-        requests = [message for message in messages if message.is_request]
-        rows = [message for message in messages if not message.is_request]
+        requests = [message for message in messages if message.format == REQUEST]
+        rows = [message for message in messages if message.format != REQUEST]
         if not rows:
             return []  # without a message, the length of a row in this round is unknown
         self._on(Event.REPORT)
-        rows = [message for message in rows if len(message)] or rows[:1]  # hosts without rows may not know their length
+        hears = self.topology.G[self.i] == 1
+        # Hosts whose users this relay does not hear may not know the length of a row.
+        rows = [message for message in rows if hears[message.of_users()].any()] or rows[:1]
         self.round, self.dtype, self._arrived = round, rows[0].dtype, rows
         users = np.unique(np.concatenate([message.of_users() for message in rows]))
         self.sizes = rows[0].payload.shape[1], rows[0].overhead.shape[1]
-        requested = any(self.topology.G[self.i][message.of_users()].any() for message in requests)
-        near = users[self.topology.G[self.i][users] == 1]
-        content = Report(near, self.version, *self.sizes, requested).to_bytes(self.topology, self.i)
+        requested, near = any(hears[message.of_users()].any() for message in requests), users[hears[users]]
+        content = Report(near, self.version, *self.sizes, requested, rows[0].format).to_bytes(self.topology, self.i)
         return [self._to_server(REPORT, *overhead_only(content))]
 
     def attend(self, messages: Sequence[Message]) -> None:
@@ -150,7 +153,13 @@ class Relay(Node):
         self.take([message for message in self._arrived if not message.announces])
 
     def take(self, messages: Sequence[Message]) -> None:
-        """Hear rows of users."""
+        """Hear rows of users; raise CodingError if they are not in the format that the server announced."""
+        for message in messages:
+            if message.format != self.attendance.format and self.attendance.heard.G[self.i][message.of_users()].any():
+                raise CodingError(
+                    f"{message.sender} sends rows of format {message.format}, others send rows of format "
+                    f"{self.attendance.format}. Start all nodes with the same communicator.wire."
+                )
         self._heard.take(messages)
 
     def up(self, step: Step[Any]) -> list[Message]:
@@ -179,7 +188,7 @@ class Relay(Node):
             return
         digest = self._digest.value()
         if self._aggregation.open(self.round, self.name, self.attendance.users):
-            self._aggregation.update(digest, self.dtype, self.attendance.requested)
+            self._aggregation.update(digest, self.dtype, self.attendance)
         self._models = self._aggregation.models(digest)
         self._on(Event.AGGREGATE)
 

@@ -26,7 +26,7 @@ from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS, USERS_TO_RELA
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.flows.sums import SumsOfRows, formats_of_terms
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.messages import (
     IN_VAIN,
     KEYS,
@@ -43,11 +43,12 @@ from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import HandedRows, Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
-from hmtl.communication.row_formats import Formats, RowFormat
+from hmtl.communication.row_formats import RowFormat
 from hmtl.communication.secure import protocol
-from hmtl.communication.secure.crypto import DIGEST, digest
+from hmtl.communication.secure.crypto import DIGEST_BYTES, digest
 from hmtl.communication.secure.neighbors import Degree
 from hmtl.communication.secure.protocol import Bytes, Mask, Roster, UnmaskingError
+from hmtl.communication.wires import DIGEST
 from hmtl.topology import Topology
 
 NUMBER = 4  # bytes of a number
@@ -117,7 +118,8 @@ class SecureHost(Host):
     def _encoded(self, users: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Return masked terms."""
         payload, overhead = super()._encoded(users, columns)
-        masked = _Rows(self.formats, payload.shape[1], payload.clone(), overhead.clone())
+        terms, _ = self.formats.up[self.coder.format(self.dtype)]
+        masked = _Rows(terms, payload.clone(), overhead.clone())
         for place, k in enumerate(self._users[users].tolist()):
             masked.add(place, self._secrets[k].mask(_bools(self._told[k], self._neighbors), masked.parts))
         return masked.payload, masked.overhead
@@ -144,9 +146,10 @@ class SecureHost(Host):
         rows, told = dict[int, Bytes](), defaultdict[int, set[bytes]](set)
         for message in messages:
             for k, row in _by_user(message).items():
-                if len(row) != DIGEST:
-                    rows[k] = row
-                told[k].add(row.tobytes() if len(row) == DIGEST else digest(row.tobytes()))
+                content = row.tobytes()
+                if message.format != DIGEST:
+                    rows[k], content = row, digest(content)
+                told[k].add(content)
         return {k: rows[k] for k in self._secrets if k in rows and len(told[k]) == 1}
 
     def _of_users(self, kind: str, rows: Mapping[int, Bytes]) -> list[Message]:
@@ -251,8 +254,9 @@ class SecureRelay(Relay):
         numbers = numbers_to_bytes(roster.neighbors[near].ravel()).reshape(len(near), k, NUMBER)
         entries = np.concatenate([numbers, roster.keys[near]], axis=2).reshape(len(near), k * ENTRY)
         rows, mine = np.concatenate([size, entries], axis=1), serving[near] == self.i
-        digests = np.array([list(digest(row.tobytes())) for row in rows[~mine]], np.uint8).reshape(-1, DIGEST)
-        return [*self._rows(KEYS, self._serves, rows[mine]), *self._rows(KEYS, near[~mine], digests)]
+        digests = np.array([list(digest(row.tobytes())) for row in rows[~mine]], np.uint8).reshape(-1, DIGEST_BYTES)
+        (others,) = self._rows(KEYS, near[~mine], digests)
+        return [*self._rows(KEYS, self._serves, rows[mine]), replace(others, format=DIGEST)]
 
     def collect(self, messages: Sequence[Message]) -> list[Message]:
         """Keep the sealed shares that this relay hands on, and pass on what no relay does."""
@@ -496,7 +500,8 @@ class SecureServer(Server):
     def _keep(self, counted: Users, seeds: Bytes) -> None:
         """Keep the sum of the terms, without masks; if nobody counted, zeros."""
         kept = self._sums.ivs
-        total = _Rows(self.formats, self.sizes[0], kept["payload"], kept["overhead"], True)
+        _, sums = self.formats.up[self.attendance.format]
+        total = _Rows(sums, kept["payload"], kept["overhead"])
         if self._known and len(counted):
             total.add(0, self._known.roster.unmask(counted, seeds, total.parts), -1)
         else:
@@ -530,15 +535,12 @@ class _Rows:
     """Rows of terms or sums, to which masks are added: numbers of w bits, and further numbers of 64 bits.
 
     Args:
-        formats: the formats of rows.
-        nbytes: bytes of the numbers of a user's term.
+        row_format: of the numbers.
         payload, overhead: the rows, uint8 [n, bytes] each.
-        added: whether these are sums of terms.
     """
 
-    def __init__(self, formats: Formats, nbytes: int, payload: Tensor, overhead: Tensor, added: bool = False) -> None:
-        self._format: RowFormat = formats_of_terms(formats, nbytes)[added]
-        self.payload, self.overhead = payload, overhead
+    def __init__(self, row_format: RowFormat, payload: Tensor, overhead: Tensor) -> None:
+        self._format, self.payload, self.overhead = row_format, payload, overhead
         self.parts = [(self._format.L, self._format.bits), (overhead.shape[1] // 8, 64)]
 
     def add(self, place: int, masks: Sequence[Mask], sign: int = 1) -> None:

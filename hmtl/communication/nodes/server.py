@@ -79,6 +79,11 @@ class Server(Node):
         heard = [report for report in self._reports.values() if len(report.heard)]  # others may not know the sizes
         sizes = ((report.payload, report.overhead) for report in heard or self._reports.values())
         self.sizes = max(sizes, default=(0, 0))
+        if heard and not self.recipe.fits(self.attendance.format, self.sizes[0]):
+            raise CodingError(
+                f"Users send rows of {self.sizes[0]} bytes in format {self.attendance.format}, which does not fit this "
+                "communicator. Start all nodes with the same communicator.wire and model."
+            )
         return self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content))
 
     def pass_state(self, messages: Sequence[Message]) -> list[Message]:
@@ -111,7 +116,7 @@ class Server(Node):
         """Compute the models, if the server aggregates."""
         self._heard = None  # may be as large as all models
         if self.aggregation and not self.empty and not self.silent:
-            self.aggregation.update(self._value, self.dtype, self.attendance.requested)
+            self.aggregation.update(self._value, self.dtype, self.attendance)
 
     def compare(self, flow: Flow, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
         """Release the models if all aggregators hold the same ones; send those of users whom no aggregator hears.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 KEY = 32  # bytes of a key of X25519 or ChaCha20
 SEED = 16  # bytes of a seed
 TAG = 16  # bytes that sealing adds
-DIGEST = 40  # bytes of a digest; no row that relays send users in secure sums is as long
+DIGEST_BYTES = 40  # of a digest
 
 
 def new_seed() -> bytes:
@@ -33,7 +33,7 @@ def agree(own: X25519PrivateKey, other: bytes) -> bytes:
 
 def digest(content: bytes) -> bytes:
     """Return what nobody can compute of other content."""
-    return blake2b(content, digest_size=DIGEST).digest()
+    return blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def seal(key: bytes, first: bool, content: bytes) -> bytes:

@@ -68,7 +68,7 @@ class Apart:
         users = list(users)
         width = users[0].ivs[0].shape[1]
 
-        recipe = IVs(scheme, seed=5, max_pieces=3, generation=9, aggregators=aggregators)
+        recipe = IVs(scheme, seed=5, max_pieces=3, generation=9, aggregators=aggregators, wire=quantiser)
         chosen = recipe.nodes(t, network)
         planners = [recipe.planner(t, network, chosen) for _ in range(2)]
         self.t, self.home, self.coded, self.central = t, chosen.relays, bool(chosen.relays), chosen.server
