@@ -230,7 +230,7 @@ def hear_rows(stage: Stage, flow: Flow) -> None:
         stage.relays(lambda relay, got: relay.take(got[IVS]), hears=[IVS], senders=stage.nodes.host_names)
 
 
-def play_step(stage: Stage, step: Step[Any]) -> None:
+def play_step(stage: Stage, step: Step) -> None:
     """Let relays send, the server send, and both learn what they can."""
     up, down = step.kinds
     rises, falls = [up] * bool(step.senders), [down] * bool(step.receivers)

@@ -1,4 +1,4 @@
-"""Rows as bytes: packed and added, and in shares that have the same bits modulo the length of a word."""
+"""Rows as bytes: words as of Python's integers, added, and in shares that have the same bits modulo a word's length."""
 
 import numpy as np
 import torch
@@ -8,6 +8,54 @@ from hypothesis import strategies as st
 from hmtl.coding import sum_code
 from hmtl.communication.row_formats import PlainRows, RowFormat, portions
 from hmtl.topology import any_r
+
+
+def as_bits(numbers: list[int], bits: int) -> bytes:
+    """Return the words of `numbers` as one long integer of Python."""
+    value = sum((number % 2**bits) << (bits * at) for at, number in enumerate(numbers))
+    content: bytes = value.to_bytes(-(-bits * len(numbers) // 8), "little")
+    return content
+
+
+def signed(number: int, bits: int) -> int:
+    half: int = 2 ** (bits - 1)
+    return (number + half) % (2 * half) - half
+
+
+@given(
+    bits=st.integers(1, 64),
+    n=st.integers(0, 3),
+    L=st.integers(0, 70),
+    seed=st.integers(0, 99),
+    reach=st.integers(1, 63),
+)
+def test_words_hold_the_low_bits_of_integers(bits: int, n: int, L: int, seed: int, reach: int) -> None:
+    x = torch.from_numpy(np.random.default_rng(seed).integers(-(2**reach), 2**reach - 1, (n, L), endpoint=True))
+    row_format = RowFormat(L, bits)
+    rows = row_format.pack(x)
+    assert rows.dtype == torch.uint8
+    assert rows.shape == (n, row_format.nbytes)
+    assert [bytes(row.tolist()) for row in rows] == [as_bits(row, bits) for row in x.tolist()]
+    assert row_format.unpack(rows).tolist() == [[signed(number, bits) for number in row] for row in x.tolist()]
+
+
+@given(bits=st.integers(1, 64), value=st.integers(-(2**63), 2**63 - 1))
+def test_rows_that_are_not_contiguous(bits: int, value: int) -> None:
+    x = torch.tensor([[value, 5, -1], [3, value, 0]])
+    row_format, columns = RowFormat(2, bits), x.T
+    expected = row_format.pack(columns.contiguous())
+    assert torch.equal(row_format.pack(columns), expected)
+    wide = torch.cat([expected, expected], dim=1)[:, : expected.shape[1]]
+    assert torch.equal(row_format.unpack(wide), row_format.unpack(expected))
+    one = expected[:1].expand(3, -1)
+    assert torch.equal(row_format.unpack(one), row_format.unpack(expected[:1]).expand(3, -1))
+
+
+def test_words_of_64_bits_are_not_copied() -> None:
+    x = torch.arange(12).view(2, 6)
+    rows = RowFormat(6, 64).pack(x)
+    assert rows.data_ptr() == x.data_ptr()
+    assert RowFormat(6, 64).unpack(rows).data_ptr() == x.data_ptr()
 
 
 @given(bits=st.integers(2, 64), n=st.integers(1, 4), L=st.integers(1, 200), seed=st.integers(0, 999))
@@ -53,7 +101,7 @@ def test_shares_of_a_set_give_the_row(bits: int, L: int, r: int, most_pieces: in
     row = row_format.pack(torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, (1, L))))
     for group, chosen in enumerate(code.sets):
         shares = row_format.split(row, code, chosen)
-        assert shares.shape == (code.pieces, row_format.share_nbytes(code))
+        assert shares.shape == (code.pieces, row_format.share(code).nbytes)
         assert torch.equal(row_format.join(shares, code, group), row)
 
 

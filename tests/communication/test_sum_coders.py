@@ -86,7 +86,7 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
             else apart.hosts[0].coder.formats.sums
         )
         spread = apart.hosts[0].planner.spread_code(tuple(there), L)
-        copies = len(spread.owners) * sent_as.share_nbytes(spread) if medium == "unicast" else sent_as.nbytes
+        copies = len(spread.owners) * sent_as.share(spread).nbytes if medium == "unicast" else sent_as.nbytes
         assert payload == (8 * copies if spread.relays else 0)
         if there and (requested or not known):
             assert set(got) == near

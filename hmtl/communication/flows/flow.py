@@ -9,14 +9,12 @@ know nothing more of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import Aggregators, AggregatorSet, Loads
@@ -32,9 +30,12 @@ from hmtl.topology import Moving, Topology
 
 if TYPE_CHECKING:
     from hmtl.communication.flows.planner import Planner
+    from hmtl.communication.nodes.aggregation import Aggregation
     from hmtl.communication.nodes.host import UserSide
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
+Keeper: TypeAlias = "Aggregation | None"
+"""Where a node keeps the rows that it learns; None: another node of its process does."""
 
 
 class Content(NamedTuple):
@@ -54,31 +55,8 @@ class Copy(NamedTuple):
     content: Content
 
 
-class Heard(Protocol):
-    """What a node keeps of the rows that it heard: the rows, or what it sends of their sums."""
-
-    def take(self, messages: Sequence[Message]) -> None:
-        """Hear these messages."""
-
-
-H = TypeVar("H", contravariant=True)
-
-
-class Keeper(Protocol):
-    """Where a node keeps the rows that it learns, see `hmtl.communication.nodes.aggregation.Aggregation`."""
-
-    users: Users
-    ivs: dict[str, Tensor]
-
-    def room(self, sizes: tuple[int, int]) -> dict[str, Tensor]: ...
-
-    def places(self, users: NDArray[np.int64]) -> Tensor: ...
-
-    def keep(self, users: Users, ivs: dict[str, Tensor]) -> None: ...
-
-
-class Step(Protocol[H]):
-    """A step of a round, for nodes that keep rows in this way.
+class Step(Protocol):
+    """A step of a round. What a node `heard` is what it keeps of the rows that it heard, see `Flow.hearing`.
 
     Attributes:
         kinds: the kinds of the messages from relays, and of those from the server.
@@ -98,13 +76,13 @@ class Step(Protocol[H]):
     @property
     def learners(self) -> Sequence[int]: ...
 
-    def up(self, i: int, heard: H) -> Content:
+    def up(self, i: int, heard: Any) -> Content:
         """Return what relay i sends the server."""
 
-    def down(self, heard: H, received: Sequence[Message]) -> Iterator[Copy]:
+    def down(self, heard: Any, received: Sequence[Message]) -> Iterator[Copy]:
         """Yield what the server sends, from the rows that it heard, or from what relays sent."""
 
-    def learn(self, node: int, heard: H, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> Any:
+    def learn(self, node: int, heard: Any, received: Sequence[Message], digest: Digest, keeper: Keeper) -> Any:
         """Let a node learn rows: it adds them to its digest and, if it keeps the rows of its process, to the keeper.
 
         Return what counts as heard by this node from now on, if that changes.
@@ -129,26 +107,19 @@ class Delivery(Protocol):
         """
 
 
-class Hearing(Protocol):
-    """How relays hear rows."""
-
-    def begin(self, i: int) -> Heard:
-        """Return what relay i keeps before it has heard anything."""
-
-
 @dataclass(frozen=True)
 class Flow:
     """What travels in an attempt.
 
     Attributes:
-        hearing: returns what a relay keeps of the rows that it hears, which is nothing yet.
+        hearing: returns what a relay keeps of the rows that it hears, which is nothing yet; `take` adds messages to it.
         collect: the steps after which the aggregators hold what they compute the models from.
         delivery: how the models reach the users.
         digest: of the plan that the steps follow; nodes with another version of a solver may come to another plan.
     """
 
-    hearing: "Hearing"
-    collect: tuple[Step[Any], ...]
+    hearing: Callable[[int], Any]
+    collect: tuple[Step, ...]
     delivery: Delivery
     digest: bytes = b""
 

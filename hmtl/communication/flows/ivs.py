@@ -96,14 +96,15 @@ class IVs(Recipe):
         return FLOATS.get(self.wire) if isinstance(self.wire, str) else None
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
-        steps: list[Step[Kept]] = []
+        steps: list[Step] = []
         digest = b""
         if planner.server:
             steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard)))
         if attendance.aggregators:
             steps += coded_steps(planner, attendance, sizes)
             digest = planner.code(attendance).plan.digest
-        return Flow(KeptRows(planner.topology), tuple(steps), OwnModels(planner, attendance), digest)
+        delivery = OwnModels(planner, attendance)
+        return Flow(lambda i: Kept(planner.topology.G[i] == 1), tuple(steps), delivery, digest)
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
@@ -127,16 +128,6 @@ class IVs(Recipe):
 
 
 UNCODED = IVs("uncoded")
-
-
-@dataclass(frozen=True)
-class KeptRows:
-    """Relays keep the rows of users within range."""
-
-    topology: Topology
-
-    def begin(self, i: int) -> "Kept":
-        return Kept(self.topology.G[i] == 1)
 
 
 @dataclass(eq=False)
@@ -193,7 +184,7 @@ class Forwarded:
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
 
-    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> Kept:
+    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper) -> Kept:
         assert keeper, "the server keeps what it learns"
         rows = Kept(np.ones(len(self.forwarders), dtype=bool))
         rows.take(received)
@@ -241,7 +232,7 @@ class Coded:
         for relays, link, rows in self.copies:
             yield Copy(relays, link, self._content(combined[:rows]))
 
-    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> None:
+    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper) -> None:
         segment, pieces = self.segment, self._pieces(node, heard)
         if node == OF_SERVER:
             digest.add(segment.check(pieces))
@@ -290,7 +281,7 @@ class Completed:
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
 
-    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> None:
+    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper) -> None:
         at = heard.at(self.heard_by_all)
         for rows in heard.parts.values():
             digest.add_rows(take(rows, at))
@@ -302,7 +293,7 @@ class Completed:
                 put(kept[part], to, rows, rows_of_users[to])
 
 
-def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Iterator[Step[Kept]]:
+def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Iterator[Step]:
     """Yield the steps by which the aggregators learn the rows that they did not hear.
 
     `sizes` are the bytes of payload and overhead of a row.

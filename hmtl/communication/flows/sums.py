@@ -9,6 +9,7 @@ a whole row:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe
 from hmtl.communication.flows.planner import SUMS, Planner, who_may_aggregate
 from hmtl.communication.messages import BROADCAST, IVS, Message, Users, relay_number
-from hmtl.communication.row_formats import Formats, PlainRows, RowFormat
+from hmtl.communication.row_formats import PlainRows, RowFormat
 from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder
 from hmtl.communication.wires import name_of
 from hmtl.errors import CodingError, ConfigError
@@ -41,6 +42,7 @@ from hmtl.topology import Moving, Topology
 if TYPE_CHECKING:
     from hmtl.communication.nodes.host import UserSide
 
+Formats = PlainRows | FewBits
 RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
 
 
@@ -150,7 +152,7 @@ class SumsOfRows(Recipe):
         delivery = CommonRow(planner, attendance, self.formats)
         for planned in (code, delivery.code):
             _ = planned.inverses  # otherwise the first node that needs them makes them during its turn
-        return Flow(added, (added,) if learners else (), delivery, code.digest)
+        return Flow(partial(Sum, added), (added,) if learners else (), delivery, code.digest)
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
@@ -285,12 +287,8 @@ class Added:
     def receivers(self) -> tuple[int, ...]:
         return self.learners if self.copies and self.code.relays else ()
 
-    def begin(self, i: int) -> "Sum":
-        """Return what relay i keeps of the terms that it hears."""
-        return Sum(self, i)
-
     def up(self, i: int, heard: "Sum") -> Content:
-        shares = self.sums.words.pack(heard.shares.view(len(self.code.shares_of(i)), -1))
+        shares = self.sums.share(self.code).pack(heard.shares.view(len(self.code.shares_of(i)), -1))
         return Content(shares.reshape(1, -1), to_bytes(heard.further))
 
     def down(self, heard: "Sum", received: Sequence[Message]) -> Iterator[Copy]:
@@ -299,9 +297,7 @@ class Added:
             for relays, link in self.copies:
                 yield Copy(relays, link, content)
 
-    def learn(
-        self, node: int, heard: "Sum", received: Sequence[Message], digest: Digest, keeper: Keeper | None
-    ) -> None:
+    def learn(self, node: int, heard: "Sum", received: Sequence[Message], digest: Digest, keeper: Keeper) -> None:
         if node == OF_SERVER:  # it learns the sum alone, so nobody compares digests
             payload, overhead = self._joined(received)
         else:
@@ -317,13 +313,13 @@ class Added:
 
     def _joined(self, received: Sequence[Message]) -> tuple[Tensor, Tensor]:
         """Return the sum of the terms of which relays sent shares, and of their further numbers, uint8 [1, bytes]."""
-        code, words, stretch = self.code, self.sums.words, self.code.stretches(self.terms.L)
+        code, share, stretch = self.code, self.sums.share(self.code), self.code.stretches(self.terms.L)
         row = torch.zeros(code.pieces * code.bits, stretch, dtype=torch.int64)
         further = [torch.zeros(1, self.overhead, dtype=torch.uint8)]
         for message in received:
             i = relay_number(message.sender)
             packed = message.payload.reshape(len(code.shares_of(i)), -1)
-            code.add(i, words.unpack(packed, code.bits * stretch).reshape(-1, stretch), row)
+            code.add(i, share.unpack(packed).reshape(-1, stretch), row)
             if i in code.leaders:
                 further.append(message.overhead)
         return self.sums.pack(row.view(1, -1)[:, : self.terms.L]), _added(torch.cat(further))

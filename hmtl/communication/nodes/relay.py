@@ -149,7 +149,7 @@ class Relay(Node):
 
     def begin(self, flow: Flow) -> None:
         """Keep what the flow needs of the rows that were heard so far."""
-        self._heard = flow.hearing.begin(self.i)
+        self._heard = flow.hearing(self.i)
         self.take([message for message in self._arrived if not message.announces])
 
     def take(self, messages: Sequence[Message]) -> None:
@@ -162,13 +162,13 @@ class Relay(Node):
                 )
         self._heard.take(messages)
 
-    def up(self, step: Step[Any]) -> list[Message]:
+    def up(self, step: Step) -> list[Message]:
         """Send the server what a step asks of this relay."""
         if self.phase is not Phase.ATTENDING or self.i not in step.senders:
             return []
         return [self._to_server(step.kinds[0], *step.up(self.i, self._heard))]
 
-    def learn(self, step: Step[Any], messages: Sequence[Message]) -> None:
+    def learn(self, step: Step, messages: Sequence[Message]) -> None:
         """Learn what a step brings, if this relay aggregates."""
         if not self.aggregating or self.i not in step.learners:
             return

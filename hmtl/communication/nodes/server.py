@@ -4,7 +4,6 @@ If it aggregates, it computes the models of what it learned; relays that aggrega
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +96,7 @@ class Server(Node):
         self.handover_bits += 8 * sum(message.overhead.numel() for message in (*messages, *copies))
         return copies
 
-    def down(self, step: Step[Any], messages: Sequence[Message]) -> list[Message]:
+    def down(self, step: Step, messages: Sequence[Message]) -> list[Message]:
         """Take what relays sent in a step, learn what it brings, and send relays what they need.
 
         If a message is missing, the attempt is in vain.
