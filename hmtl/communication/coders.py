@@ -15,7 +15,7 @@ K users, m numbers per IV or model, e further numbers.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,28 +26,25 @@ from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.encoding import joined, pack, replaced, take, unpack
 from hmtl.communication.wires import NUMBERS, Quantiser, format_of
 
+if TYPE_CHECKING:
+    from hmtl.communication.nodes.host import UserSide
+
 Ids = NDArray[np.int64]
 State = dict[str, Tensor]
 
 
-class Sender(Protocol):
-    """What a coder reads of the user side. `hmtl.mtl.Users` documents its members."""
+class Remembering:
+    """What remembers some of its attributes, tensors named in STATE, from round to round."""
 
-    @property
-    def numbers(self) -> int: ...
+    STATE: tuple[str, ...] = ()
 
-    @property
-    def deltas(self) -> bool: ...
+    def state_dict(self) -> State:
+        return {name: getattr(self, name) for name in self.STATE}
 
-    @property
-    def averages(self) -> torch.dtype | None: ...
-
-    @property
-    def origin(self) -> Tensor: ...
-
-    def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor: ...
-
-    def take_leftover(self, users: Ids, leftover: Tensor) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict`."""
+        for name in self.STATE:
+            setattr(self, name, state[name])
 
 
 class Read(NamedTuple):
@@ -64,7 +61,7 @@ class Read(NamedTuple):
     extras: Tensor
 
 
-class UserCoder:
+class UserCoder(Remembering):
     """A host's coder for floats.
 
     Args:
@@ -77,7 +74,7 @@ class UserCoder:
 
     whole = False
 
-    def __init__(self, users: Sender, wire: torch.dtype | None) -> None:
+    def __init__(self, users: "UserSide", wire: torch.dtype | None) -> None:
         self.users = users
         self.wire = wire
 
@@ -107,14 +104,8 @@ class UserCoder:
         """Return the models [n, m + e′] of these users, as `dtype`."""
         return unpack(payload, extras, self.wire or dtype, dtype)
 
-    def state_dict(self) -> State:
-        return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`."""
-
-
-class AggregatorCoder:
+class AggregatorCoder(Remembering):
     """An aggregator's coder for floats.
 
     Args:
@@ -158,12 +149,6 @@ class AggregatorCoder:
         """
         return pack(models, self.numbers, self.wire or dtype)
 
-    def state_dict(self) -> State:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state_dict`."""
-
 
 class QuantisedUserCoder(UserCoder):
     """A host's coder for numbers of few bits.
@@ -183,7 +168,7 @@ class QuantisedUserCoder(UserCoder):
     STATE = ("held", "pending", "base", "newest")
     whole = True
 
-    def __init__(self, users: Sender, quantiser: Quantiser, members: Ids) -> None:
+    def __init__(self, users: "UserSide", quantiser: Quantiser, members: Ids) -> None:
         super().__init__(users, None)
         self.quantiser = quantiser
         self.members = members
@@ -222,13 +207,6 @@ class QuantisedUserCoder(UserCoder):
         self.newest = replaced(self.newest, at, models)
         return joined(models, extras)
 
-    def state_dict(self) -> State:
-        return {name: getattr(self, name) for name in self.STATE}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name in self.STATE:
-            setattr(self, name, state[name])
-
     def _rows(self, users: Ids) -> Tensor:
         return torch.from_numpy(np.searchsorted(self.members, users))
 
@@ -249,7 +227,7 @@ class QuantisedAggregatorCoder(AggregatorCoder):
 
     STATE = ("held", "base", "sent")
 
-    def __init__(self, users: Sender, quantiser: Quantiser, K: int) -> None:
+    def __init__(self, users: "UserSide", quantiser: Quantiser, K: int) -> None:
         super().__init__(users.numbers, None)
         self.deltas = users.deltas
         self.quantiser = quantiser
@@ -279,10 +257,3 @@ class QuantisedAggregatorCoder(AggregatorCoder):
         self.base = replaced(self.base, known, take(self.newest, known))
         self.sent = self.quantiser.encode(models[:, : self.numbers].to(self.base) - self.base)
         return self.sent, pack(models[:, self.numbers :], 0, dtype)[1]
-
-    def state_dict(self) -> State:
-        return {name: getattr(self, name) for name in self.STATE}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name in self.STATE:
-            setattr(self, name, state[name])

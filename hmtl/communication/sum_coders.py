@@ -10,18 +10,22 @@ next terms, so that terms sent plus what is owed always equal the terms that cou
 
 import zlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.coders import AggregatorCoder, Ids, Read, Sender, State, UserCoder
+from hmtl.communication.coders import AggregatorCoder, Ids, Read, State, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
 from hmtl.communication.few_bits import STAMP, FewBits, longest_absence
 from hmtl.communication.row_formats import portions
 from hmtl.communication.wires import INT64
 from hmtl.errors import CodingError
+
+if TYPE_CHECKING:
+    from hmtl.communication.nodes.host import UserSide
 
 
 class TermCoder(UserCoder):
@@ -31,7 +35,7 @@ class TermCoder(UserCoder):
         users: the user side.
     """
 
-    def __init__(self, users: Sender) -> None:
+    def __init__(self, users: "UserSide") -> None:
         super().__init__(users, torch.int64)
         self._received = users.averages or torch.int64
 
@@ -94,7 +98,7 @@ class FewBitTermCoder(TermCoder):
     STATE = ("owed", "owed_if_counted", "row", "scales", "held")
     whole = True
 
-    def __init__(self, users: Sender, formats: FewBits, members: Ids) -> None:
+    def __init__(self, users: "UserSide", formats: FewBits, members: Ids) -> None:
         super().__init__(users)
         self._received = torch.int64
         self.formats, self.members = formats, members
@@ -149,11 +153,10 @@ class FewBitTermCoder(TermCoder):
         return super().decode(users, to_bytes(self.row), extras, dtype)
 
     def state_dict(self) -> State:
-        return {name: getattr(self, name).clone() for name in self.STATE}
+        return {name: each.clone() for name, each in super().state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name in self.STATE:
-            setattr(self, name, state[name].clone())
+        super().load_state_dict({name: state[name].clone() for name in self.STATE})
         self._tell(self.members)
 
     def _tell(self, users: Ids) -> None:
@@ -217,10 +220,3 @@ class FewBitSumCoder(SumCoder):
         else:
             packed = self.formats.whole.pack(torch.cat([row, self.scales.view(1, -1)], dim=1))
         return packed, torch.cat([stamp, extras], dim=1)
-
-    def state_dict(self) -> State:
-        return {name: getattr(self, name) for name in self.STATE}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name in self.STATE:
-            setattr(self, name, state[name])
