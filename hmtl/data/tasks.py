@@ -91,11 +91,14 @@ class Task:
                 object.__setattr__(self, "has_integers", not values.is_floating_point())
             narrow = name.startswith("x") and values.dtype == torch.float32
             object.__setattr__(self, name, values if narrow else values.to(torch.float64))
-        if self.is_local and (fault := next(self._faults(), None)):
-            raise DataError(f"Task {self.name!r}: {fault}")
+        self._check()
         if self.classes is not None:
             for name in ("y_train", "y_test", "y_validation"):
                 object.__setattr__(self, name, getattr(self, name).long())
+
+    def _check(self) -> None:
+        if self.is_local and (fault := next(self._faults(), None)):
+            raise DataError(f"Task {self.name!r}: {fault}")
 
     @property
     def is_local(self) -> bool:
@@ -109,8 +112,13 @@ class Task:
 
     def renamed(self, name: str) -> "Task":
         """Return this task with another name."""
-        task = copy.copy(self)  # whose rows need no checks
-        object.__setattr__(task, "name", name)
+        return self._with(name=name)
+
+    def _with(self, **values: Any) -> "Task":
+        """Return this task with other values, which need no checks."""
+        task = copy.copy(self)
+        for name, value in values.items():
+            object.__setattr__(task, name, value)
         return task
 
     def without_rows(self, targets: bool = True) -> "Task":
@@ -129,7 +137,7 @@ class Task:
             mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
             scaling = Scaling(mean, scale, self.scaling.intercept)
             prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
-        return replace(self, **empty, prepared=prepared, sample_weight=None, dataset=None, table=table)
+        return self._with(**empty, prepared=prepared, sample_weight=None, dataset=None, table=table)
 
     def held_out(self, rows: NDArray[np.int64], split: Literal["test", "validation"]) -> "Task":
         """Return this raw task with the training rows of these numbers as those of a split; rows keep their order."""
@@ -182,27 +190,29 @@ class Task:
         """The same data with rows as vectors, x [n, d], as views."""
         if self.x_train.ndim == 2:
             return self
-        flat = copy.copy(self)
-        for name in ("x_train", "x_test", "x_validation"):
-            object.__setattr__(flat, name, getattr(self, name).flatten(1))
-        return flat
+        return self._with(**{f"x_{split}": getattr(self, f"x_{split}").flatten(1) for split in SPLITS})
 
     def _faults(self) -> Iterator[str]:
         """Yield what is wrong and how to fix it; each check relies on the ones before it."""
         for part in SPLITS:
             x, y = (getattr(self, f"{name}_{part}") for name in "xy")
-            shapes = f"x_{part} has shape {list(x.shape)}, y_{part} {list(y.shape)}"
+            fault = ""
             if x.ndim < 2 or y.ndim != 1 or x.shape[0] != len(y):
-                yield f"{shapes}. Give x as [rows, columns], or [rows, ...] for images, and one y per row."
-            if not (math.prod(x.shape) if part == "train" else x.shape[1]):
-                yield f"{shapes}, which is empty. Give at least one row and one column."
-            for name, bad in ((f"x_{part}", ~finite(x)), (f"y_{part}", ~y.isfinite())):
-                if bad.any():
+                fault = ". Give x as [rows, columns], or [rows, ...] for images, and one y per row."
+            elif not (math.prod(x.shape) if part == "train" else x.shape[1]):
+                fault = ", which is empty. Give at least one row and one column."
+            if fault:
+                yield f"x_{part} has shape {list(x.shape)}, y_{part} {list(y.shape)}{fault}"
+            if not len(y):
+                continue
+            for name, rows in ((f"x_{part}", x), (f"y_{part}", y[:, None])):
+                values = stored(rows)
+                largest = float(torch.maximum(-values.amin(), values.amax())) if values.numel() else 0.0
+                if not largest < math.inf:  # or NaN, which both ends then are
+                    bad = ~finite(rows)
                     first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
                     yield f"{name} is NaN or infinite in row {first} (from 0; {more} more). Fix or drop such rows."
-            for name, values in ((f"x_{part}", stored(x)), (f"y_{part}", y)):
-                ends = [end for part in torch.split(values, 1000) if part.numel() for end in torch.aminmax(part)]
-                if (largest := max([abs(float(end)) for end in ends], default=0)) > LARGEST:
+                if largest > LARGEST:
                     yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
         n = len(self.y_train)
         if self.dataset is not None and len(self.dataset) != n:  # type: ignore[arg-type]  # not all Datasets have one
@@ -211,9 +221,9 @@ class Task:
             len(weights) != len(self.y_train) or not (weights > 0).all()
         ):
             yield "sample_weight has to be a number above 0 for each training row. Leave out rows of weight 0."
-        d, *others = (" × ".join(map(str, getattr(self, f"x_{part}").shape[1:])) for part in SPLITS)
-        for part, other in zip(SPLITS[1:], others, strict=True):
-            if d != other:
+        for part in SPLITS[1:]:
+            if (shape := getattr(self, f"x_{part}").shape[1:]) != self.x_train.shape[1:]:
+                d, other = (" × ".join(map(str, each)) for each in (self.x_train.shape[1:], shape))
                 yield f"x_train has {d} columns, x_{part} {other}. Give both the same columns."
         for part in SPLITS:
             y = getattr(self, f"y_{part}")
@@ -280,9 +290,8 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing, in_place: bool 
     if preprocessing.center != "none" and raws[0].classes is not None:
         raise ConfigError(f"center={preprocessing.center}, but y holds class numbers. Set center=none.")
     scalings = preprocessing.fit([raw.x_train for raw in raws], [raw.y_train for raw in raws])
-    return tuple(
-        replace(
-            raw,
+    prepared = tuple(
+        raw._with(
             x_train=scaling.features(raw.x_train, in_place),
             y_train=raw.y_train - scaling.target_mean,
             x_test=scaling.features(raw.x_test),
@@ -294,3 +303,6 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing, in_place: bool 
         )
         for raw, scaling in zip(raws, scalings, strict=True)
     )
+    for task in prepared:
+        task._check()  # rows that are far from the training rows may now be too large
+    return prepared

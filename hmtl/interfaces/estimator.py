@@ -504,14 +504,18 @@ def _scales(targets: Sequence[NDArray[np.float64]], scaled: bool) -> tuple[NDArr
     log s² is normal with the variance ψ′(f/2) for f + 1 rows of normal numbers; the variance between the tasks is that
     of DerSimonian and Laird 1986.
     """
-    logs, errors = np.zeros(len(targets)), np.full(len(targets), np.inf)
-    for k, own in enumerate(targets):
-        if scaled and (half := (len(own) - 1) / 2) and (variance := own.var(ddof=1)) > 1e-24 * np.square(own).mean():
-            logs[k], errors[k] = np.log(variance) - digamma(half) + np.log(half), polygamma(1, half)
-    if not (weights := 1 / errors).any():
-        return np.ones(len(targets)), 0.0
+    n, y = np.array([*map(len, targets)]), np.concatenate(targets, dtype=np.float64)
+    first = n.cumsum() - n
+    deviations = y - np.repeat(np.add.reduceat(y, first) / n, n)
+    squares, total = (np.add.reduceat(np.square(each), first) for each in (deviations, y))
+    known = scaled & (squares > 1e-24 * (n - 1) * total / n)
+    if not known.any():
+        return np.ones(len(n)), 0.0
+    logs, weights = np.zeros((2, len(n)))
+    half = (n[known] - 1) / 2
+    logs[known], weights[known] = np.log(squares[known] / 2) - digamma(half), 1 / polygamma(1, half)
     mean = weights @ logs / weights.sum()
     excess = weights @ np.square(logs - mean) - (weights > 0).sum() + 1
     between = max(0.0, excess / max(weights.sum() - weights @ weights / weights.sum(), 1e-300))
-    kept = np.where(weights > 0, between / (between + errors), 0)
+    kept = between * weights / (between * weights + 1)
     return np.exp((mean + kept * (logs - mean)) / 2), float(kept.sum())

@@ -419,7 +419,7 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
     """Raise DataError if a task does not fit the first one, or if the loss cannot take its labels."""
     name, margin_losses = type(loss).__name__, "hinge, smooth_hinge or logistic"
     ys = (task.y_train, task.y_test, task.y_validation) if task.is_local else ()
-    labels = {value for y in ys for value in y.tolist()}
+    wrong = {float(y[bad][0]) for y in ys if loss.labels and (bad := ~torch.isin(y, y.new_tensor(loss.labels))).any()}
     if task.x_train.shape[1:] != first.x_train.shape[1:]:
         own, other = (" × ".join(map(str, each.x_train.shape[1:])) for each in (task, first))
         fault = (
@@ -441,9 +441,9 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
             fault = f"two classes as y = ±1, but {name} needs them numbered 0..C−1: choose loss={margin_losses}."
         else:
             fault = f"numbers to predict, but {name} needs classes: choose loss=squared, or give integers as classes."
-    elif loss.labels is not None and not labels <= set(loss.labels):
+    elif wrong:
         fault = (
-            f"the label {min(labels - set(loss.labels)):g}, but {name} takes only {loss.labels}: choose loss=squared "
+            f"the label {min(wrong):g}, but {name} takes only {loss.labels}: choose loss=squared "
             "for numbers to predict; for classes, give integers or, in tables, set dataset.kind=classification."
         )
     elif task.class_weight and loss.measure == "mean squared error":

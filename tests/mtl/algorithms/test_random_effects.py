@@ -135,7 +135,7 @@ def test_evidence(deviation: float):
     assert fit.settled
     assert (fit.D[0, 0] == 0) == (deviation == 0)
     same = np.equal.outer(*[np.repeat(np.arange(8), [*map(len, X)])] * 2)
-    D, spread, noise, target = fit.D.numpy(), float(fit.spread), float(fit.noise), np.concatenate(y)
+    D, spread, noise, target = fit.D, fit.spread[0], fit.noise, np.concatenate(y)
     flat = 1e4  # a prior of the intercept that is hardly one
 
     def covariance(D, spread, noise):
@@ -168,10 +168,10 @@ def test_the_evidence_with_means_of_tasks():
     learner, rows = mixed(X, y)
     (fit,), task = learner.fits, np.repeat(np.arange(12), 5)
     means = np.array([rows[task == k, :2].mean(0) for k in range(12)])
-    columns, D, noise = np.column_stack([rows, means[task]]), fit.D.numpy(), float(fit.noise)
+    columns, D, noise = np.column_stack([rows, means[task]]), fit.D, fit.noise
     flat = 100 * np.square(np.concatenate(y)).mean()  # the prior of the intercept, which is hardly one
-    prior = np.diag([float(fit.spread[0])] * 2 + [flat] + [float(fit.spread[1])] * 2)
-    own = np.equal.outer(task, task) * (columns @ D @ columns.T)
+    prior = np.diag([fit.spread[0]] * 2 + [flat] + [fit.spread[1]] * 2)
+    own = np.equal.outer(task, task) * (rows @ D @ rows.T)
     V, target = columns @ prior @ columns.T + own + noise * np.eye(60), np.concatenate(y)
     best = multivariate_normal(np.zeros(60), V).logpdf(target) + 0.5 * np.log(flat)
     assert fit.evidence == pytest.approx(best, abs=0.05)
@@ -187,11 +187,11 @@ def test_the_gap_of_labels():
     (fit,) = learner.fits
     label = np.concatenate([np.sign(t - np.median(t)) + (t == np.median(t)) for t in y])
     task = np.repeat(np.arange(8), [*map(len, y)])
-    root = np.linalg.cholesky(fit.D.numpy() + 1e-12 * np.eye(3))
+    root = np.linalg.cholesky(fit.D + 1e-12 * np.eye(3))
 
     def objective(z: np.ndarray) -> float:
         v = z.reshape(9, 3)
-        w0 = v[8] * [float(fit.spread) ** 0.5, float(fit.spread) ** 0.5, 10.0]
+        w0 = v[8] * [fit.spread[0] ** 0.5, fit.spread[0] ** 0.5, 10.0]
         p = (x * (w0 + (v[:8] @ root.T)[task])).sum(1)
         return float(np.logaddexp(0, -label * p).sum() + 0.5 * np.square(v).sum())
 
