@@ -339,7 +339,7 @@ class MixedEffects:
         slopes[d - intercept :] = 0
         groups = np.stack([slopes, 1 - slopes])[: 1 + intercept]
         choices = [groups[1:]] * (common or K == 1) + [groups] * (K > 1)
-        every = _Rows(problem, slopes)
+        every = _ScoreRows(problem, slopes)
         self.fits: list[Mixed] = []
         models = []
         for score in range(problem.outputs):
@@ -376,7 +376,7 @@ class MixedEffects:
         return suitable and problem.d <= MOST_FEATURES and problem.K * problem.d**2 <= MOST_NUMBERS
 
 
-class _Rows:
+class _ScoreRows:
     """Rows of the users with targets of one score, as arrays: NumPy multiplies many small matrices faster than torch.
 
     Attributes:
@@ -403,13 +403,13 @@ class _Rows:
         self.runs = [(users, at, self.X[at].reshape(-1, n, problem.d)) for users, at, n in runs(problem.here)]
         self.squares = self._curvatures(self.weights)
 
-    def with_targets(self, targets: Array, units: Array) -> "_Rows":
+    def with_targets(self, targets: Array, units: Array) -> "_ScoreRows":
         """Return these rows with targets [N] in units [K]."""
         new = copy.copy(self)
         new.units, new.y = units, targets / units[self.user]
         return new
 
-    def with_means(self) -> "_Rows":
+    def with_means(self) -> "_ScoreRows":
         """Return these rows with the means over their task of all features that vary within tasks as more features."""
         new, d = copy.copy(self), self.X.shape[1]
         means = self._combined(self.weights)[0] / np.bincount(self.user, self.weights)[:, None]
@@ -456,7 +456,9 @@ def _times(F: Array, A: Array) -> Array:
     return product
 
 
-def _fit(rows: _Rows, groups: Array, start: Mixed | None, is_full: bool, iterations: int, tolerance: float) -> Mixed:
+def _fit(
+    rows: _ScoreRows, groups: Array, start: Mixed | None, is_full: bool, iterations: int, tolerance: float
+) -> Mixed:
     """Fit models and variances by turns: a step of Newton's method for the models, an update of the variances.
 
     A user's model is w_k = T_k w0 + u_k, where T_k adds the weights of its task's means to the intercept. With the
