@@ -168,6 +168,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             ConfigError: if a parameter is out of its range.
             DataError: if X, y or a task is invalid.
         """
+        import torch
+
         from hmtl.data import Preprocessing, arrays, by_task, prepare
         from hmtl.inference.models import models_of
         from hmtl.mtl import Common, Logistic, MixedEffects, Problem, Regularizer, Squared
@@ -191,28 +193,29 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         for name in ("classes_", "feature_names_in_", "_relation", "_new"):  # from an earlier fit
             self.__dict__.pop(name, None)
         scales, learned = _scales([task.y_train.numpy() for task in tasks], center != "none")
-        problem = Problem(tasks, loss, prior)
-        units = problem.s.new_tensor(scales)
+        units = torch.from_numpy(scales)
         is_random = isinstance(self.regularizer, str)
         algorithm: MOCHA | MixedEffects
         new: Tensor | None
-        is_quick = MixedEffects.supports(problem) and problem.K * problem.d**3 <= QUICK
+        supported = MixedEffects.supports(tasks, loss)
+        is_quick = supported and len(tasks) * tasks[0].x_train.shape[1] ** 3 <= QUICK
         if is_random or (self.regularizer is None and self.lam is None and is_quick):
             choices = [(units, learned)] if (scales == scales[0]).all() else [(units, learned), (units**0, 0.0)]
-            if not MixedEffects.supports(problem):
+            if not supported:
                 raise ConfigError(
                     'regularizer="random_effects" needs dense rows, the squared or logistic loss, at most 300 features '
                     "and K·d² of at most 2e7. Leave it out, or choose another regularizer."
                 )
             options = (self.intercept, not is_random, self.rounds, self.tolerance, self.seed)
-            algorithm = MixedEffects(problem, choices, *options)
+            algorithm = MixedEffects(Problem(tasks, loss, prior), choices, *options)
             self.primal_, self.gap_, self.rounds_ = algorithm.primal, algorithm.gap, algorithm.iterations
             W, new, converged = algorithm.W, algorithm.w0, algorithm.settled
             relation = prior.update_omega(W / units, prior.start(*reversed(W.shape)))
         else:
             if labels is None:
-                divided = [replace(task, y_train=task.y_train / s) for task, s in zip(tasks, scales, strict=True)]
-                problem = Problem(divided, loss, prior)
+                tasks = tuple(replace(task, y_train=task.y_train / s) for task, s in zip(tasks, scales, strict=True))
+            problem = Problem(tasks, loss, prior)
+            problem.splits = ()  # nobody reads the measures of a fit
             algorithm, W, metrics, converged = self._train(problem)
             self.primal_, self.gap_ = metrics["primal"], metrics["gap"]
             relation = algorithm.relation

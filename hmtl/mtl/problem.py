@@ -166,7 +166,9 @@ class Problem:
         self.counts = tuple(len(task.y_train) for task in tasks)
         self.here = tuple(self.counts[k] for k in self.users)
         self.K = len(tasks)
-        self.splits = ("train", "test") + ("validation",) * any(len(task.y_validation) for task in tasks)
+        self.splits: tuple[str, ...] = ("train", "test") + ("validation",) * any(
+            len(task.y_validation) for task in tasks
+        )
         self.d = self.everybody[0].x_train.shape[1]
         self.outputs = tasks[0].classes or 1
         self.size = self.outputs * self.d
@@ -329,7 +331,7 @@ class Problem:
     def _targets(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The users' targets y [N], and numbers of rows [K], by split."""
         targets = {}
-        for split in self.splits:
+        for split in SPLITS:
             own = [getattr(task, f"y_{split}") for task in self.tasks]
             counts = torch.tensor([len(y) for y in own], dtype=torch.int64)
             y = torch.cat([torch.empty(0, dtype=torch.float64), *own])

@@ -198,8 +198,8 @@ class DualUsers(Users):
         """
         shared = isinstance(self.problem.regularizer, SharedModel)
         W = self.W[self.received.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
-        predictions = {split: self.problem.predictions(W, split) for split in self.problem.splits}
-        measures = [self.problem.measure(split, each) for split, each in predictions.items()]
+        predictions = {split: self.problem.predictions(W, split) for split in {"train", *self.problem.splits}}
+        measures = [self.problem.measure(split, predictions[split]) for split in self.problem.splits]
         rounded = {"rounding_error": self.error} if self._rounded else {}
         return rounded | {
             "losses": self.problem.losses(predictions["train"]),

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 from torch import Tensor
 
+from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import NOBODY, Aggregator, Algorithm, Ids, MessageKind, Users, with_rows
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
-from hmtl.mtl.losses import Logistic, Squared
+from hmtl.mtl.losses import Logistic, Loss, Squared
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, runs
 from hmtl.mtl.solvers.base import LocalSolver
@@ -370,10 +371,11 @@ class MixedEffects:
         self.settled = all(fit.settled for fit in self.fits)
 
     @staticmethod
-    def supports(problem: Problem) -> bool:
-        """Return whether loss, kind and size of a problem suit random effects."""
-        suitable = type(problem.binary) in (Squared, Logistic) and not problem.is_sparse
-        return suitable and problem.d <= MOST_FEATURES and problem.K * problem.d**2 <= MOST_NUMBERS
+    def supports(tasks: Sequence[Task], loss: Loss) -> bool:
+        """Return whether tasks and the loss of one score suit random effects."""
+        K, d = len(tasks), tasks[0].x_train.shape[1]
+        suitable = type(loss) in (Squared, Logistic) and not tasks[0].is_sparse
+        return suitable and d <= MOST_FEATURES and K * d**2 <= MOST_NUMBERS
 
 
 class _ScoreRows:
