@@ -89,9 +89,10 @@ def code_of(
     def block(members: tuple[int, ...], hears: NDArray[np.uint8], number: int) -> Block:
         rates, heard = rates_of(hears), _heard(hears)
         shapes = [(n, rates.pieces * len(k)) for n, k in zip(rates.counts, heard, strict=True)]
-        draw = partial(_random_uplink, shapes)
         code = members, rates.pieces, heard, tuple(places)
-        return draw_block(*code, draw, settings.seed, "generation", number)
+        return draw_block(
+            *code, lambda rng: [random_matrix(rng, shape) for shape in shapes], settings.seed, "generation", number
+        )
 
     yield from _blocks(users, G, groups, lambda hears: partial(no_costlier, rates_of(hears)), block)
 
@@ -160,10 +161,6 @@ def _blocks(
 def _heard(hears: NDArray[np.uint8]) -> tuple[tuple[int, ...], ...]:
     """Return the columns that each relay hears."""
     return tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
-
-
-def _random_uplink(shapes: Sequence[tuple[int, int]], rng: np.random.Generator) -> list[Tensor]:
-    return [random_matrix(rng, shape) for shape in shapes]
 
 
 def allocated_codes(split: Split, t: Topology, A: Sequence[int], settings: CodeSettings) -> Iterator[Block]:

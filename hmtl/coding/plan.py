@@ -193,16 +193,16 @@ def block_of(
     senders = [f"the uplink of relay {t.names.relay(i)}" for i in t.active]
     matrices = [_matrix(*each) for each in zip(senders, uplink, widths, strict=True)]
     down = _matrix("the downlink", downlink, sum(map(len, matrices)))
+    decoders: list[Tensor] = []
     for i, n in zip(aggregators, places, strict=True):
-        need = pieces * (len(users) - len(heard[n]))
-        if _decoders(pieces, heard, [n], matrices, down, len(users)) is None:
+        need, decoder = pieces * (len(users) - len(heard[n])), _decoders(pieces, heard, [n], matrices, down, len(users))
+        if decoder is None:
             raise CodingError(
                 f"relay {t.names.relay(i)} cannot decode: the first {need} of the server's {len(down)} messages do not "
                 f"determine the {need} pieces that it misses. Add combinations, or change their coefficients."
             )
-    decoders = _decoders(pieces, heard, places, matrices, down, len(users))
-    assert decoders is not None
-    return Block(tuple(users), pieces, heard, tuple(matrices), down, tuple(places), decoders)
+        decoders += decoder
+    return Block(tuple(users), pieces, heard, tuple(matrices), down, tuple(places), tuple(decoders))
 
 
 def _matrix(name: str, rows: Any, width: int) -> Tensor:

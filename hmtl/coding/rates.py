@@ -95,12 +95,13 @@ class Demand:
         counts: users of each type [T].
         hears: which relays hear each type [T, H].
         H: number of relays.
+        rates: see `_rates`, whose results are kept.
     """
 
     def __init__(self, G: NDArray[np.uint8]) -> None:
         types, self.counts = np.unique(G.T, axis=0, return_counts=True)
         self.hears = types.astype(bool)  # [T, H]
-        self._rates: dict[tuple[int, Uplinks | None, float], Rates] = {}
+        self.rates = lru_cache(None)(self._rates)
         T, self.H = types.shape
         kind, relay = np.nonzero(types)
         self._source, self._sink = T + self.H, T + self.H + 1
@@ -121,13 +122,9 @@ class Demand:
             halves[:, 1] += halves[:, 0]
         return within
 
-    def optimum(self) -> tuple[Fraction, Partition]:
-        """Return the smallest Σ_i R_i with which all relays learn all IVs, and a partition that proves it."""
-        return self._optimum
-
     @cached_property
-    def _optimum(self) -> tuple[Fraction, Partition]:
-        """The optimum.
+    def optimum(self) -> tuple[Fraction, Partition]:
+        """The smallest Σ_i R_i with which all relays learn all IVs, and a partition that proves it.
 
         Newton's method: each partition gives a lower bound of the total. Either rates with this total exist, or the
         search for them returns a partition with a larger bound and fewer parts.
@@ -141,7 +138,7 @@ class Demand:
             parts = violated
         return Fraction(), parts
 
-    def rates(self, max_pieces: int, uplinks: Uplinks | None = None, slack: float = 1e-9) -> Rates:
+    def _rates(self, max_pieces: int, uplinks: Uplinks | None = None, slack: float = 1e-9) -> Rates:
         """Return the best rates with at most `max_pieces` pieces.
 
         Args:
@@ -150,13 +147,7 @@ class Demand:
                 the rates are as even as possible.
             slack: relative excess over the best cost that is accepted for a smaller c.
         """
-        key = max_pieces, uplinks, slack
-        if key not in self._rates:
-            self._rates[key] = self._best_rates(*key)
-        return self._rates[key]
-
-    def _best_rates(self, max_pieces: int, uplinks: Uplinks | None, slack: float) -> Rates:
-        least, _ = self.optimum()
+        least, _ = self.optimum
         totals = {c: ceil(c * least) for c in range(1, max_pieces + 1)}  # these suffice, because bases are integral
         if uplinks is None:
             c = _first({c: total / c for c, total in totals.items()}, slack)
@@ -322,7 +313,7 @@ class Programme:
     def bound(self, A: Sequence[int], models: float = 0) -> float:
         """Return the uplink's least time, or a slightly lower bound after too many steps."""
         if len(A) == self.H and self.uplinks is None:
-            return float(self.demand.optimum()[0])
+            return float(self.demand.optimum[0])
         self.least(A, models)
         apart, models = self._apart(A, models)
         return self._seconds(self._solve(A, models)) + apart

@@ -190,7 +190,7 @@ def compare(
     uplinks = clock.uplinks
     learning = best_sum_aggregators(topology, network.hops(topology))
     by_scheme = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
-    least, partition = demand_of(topology).optimum()
+    least, partition = demand_of(topology).optimum
     fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
     obstacles = {scheme: obstacle(topology, scheme) for scheme in CODED_SCHEMES}
     best = {medium: _best(clock, medium) for medium in MEDIA}

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS, TIERS, LinkLedger
+from hmtl.communication.accounting.ledger import TIERS, LinkLedger
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess
@@ -63,23 +63,13 @@ def secure_costs(t: Topology, secure: Secure, medium: str = "broadcast") -> Secu
     return SecureCosts(chosen.neighbors, chosen.threshold, colluders, fewest, bits)
 
 
-def added_bits(t: Topology, secure: Secure, medium: str = "broadcast") -> AddedBits:
-    """Return the bits that secure sums add to a round over a medium from the server to relays."""
-    bits = _broadcast(t, secure)
-    if medium == "unicast":  # each relay gets a copy of what the server broadcasts
-        copies = {kind: by_tier[SERVER_TO_RELAYS] for kind, by_tier in bits.items()}
-        bits = {
-            kind: bits[kind] | {SERVER_TO_RELAYS: np.append(sent[:-1] + sent[-1], 0)} for kind, sent in copies.items()
-        }
-    return bits
-
-
 @lru_cache(8)
-def _broadcast(t: Topology, secure: Secure) -> AddedBits:
-    """Return the bits that secure sums add to a round whose server broadcasts, as a dry round counts them."""
+def added_bits(t: Topology, secure: Secure, medium: str = "broadcast") -> AddedBits:
+    """Return the bits that secure sums add to a round over a medium from the server to relays, in a dry round."""
     none = LinkLedger(t.K, t.H)
     bits = {kind: {tier: none.per_link(tier)[:, 0] for tier in TIERS} for kind in (KEYS, SHARED, SHARES, UNMASK)}
-    dry_round(SumsOfRows(sums="whole", secure=secure), t, Network(), 1, partial(_Counting, bits=bits))
+    recipe = SumsOfRows(sums="whole", secure=secure)
+    dry_round(recipe, t, Network(medium=medium), 1, partial(_Counting, bits=bits))
     return bits
 
 

@@ -52,7 +52,7 @@ def active(t):
 @given(t=topologies(max_H=6) | restricted(topologies(max_H=6)).filter(lambda t: t.active))
 def test_optimum_is_the_best_of_all_partitions(t):
     G = active(t)
-    least, partition = Demand(G).optimum()
+    least, partition = Demand(G).optimum
     assert least == best_worth(G)
     assert sorted(i for part in partition for i in part) == list(range(len(G)))
     if len(G) > 1:
@@ -85,7 +85,7 @@ def test_multicast_linear_programme(t):
     missed = (1 - G).ravel()
     cost = np.r_[np.ones(H), np.zeros(len(flows))]
     expected = linprog(cost, within, np.zeros(H * H), covers[missed == 1], missed[missed == 1]).fun
-    assert float(Demand(G.astype(np.uint8)).optimum()[0]) == pytest.approx(expected, abs=1e-7)
+    assert float(Demand(G.astype(np.uint8)).optimum[0]) == pytest.approx(expected, abs=1e-7)
 
 
 @given(t=topologies(max_H=6, max_K=20), max_pieces=st.integers(1, 6))
@@ -146,7 +146,7 @@ def test_unequal_links_take_the_least_time(t, bandwidths, parallel, max_pieces):
 
 def test_slack_takes_fewer_pieces():
     G = any_r(K=1000, H=20, r=6).G
-    assert Demand(G).optimum()[0] == Fraction(14000, 19)
+    assert Demand(G).optimum[0] == Fraction(14000, 19)
     assert Demand(G).rates(19).pieces == 19
     assert Demand(G).rates(8).pieces == 7
     assert Demand(G).rates(8, slack=0.005).pieces == 1
