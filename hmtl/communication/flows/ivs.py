@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,7 +102,7 @@ class IVs(Recipe):
             steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard)))
         if attendance.aggregators:
             steps += coded_steps(planner, attendance, sizes)
-            digest = planner.code(attendance).plan.digest
+            digest = planner.plan_of(attendance).digest
         delivery = OwnModels(planner, attendance)
         return Flow(lambda i: Kept(planner.topology.G[i] == 1), tuple(steps), delivery, digest)
 
@@ -298,16 +298,19 @@ def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]
 
     `sizes` are the bytes of payload and overhead of a row.
     """
-    code, H = planner.code(attendance), planner.topology.H
+    plan, H, active = planner.plan_of(attendance), planner.topology.H, attendance.heard.active
+    view = cache(lambda number, n: View(plan.blocks[number], n))
     central = (OF_SERVER,) if planner.server else ()
-    senders = () if planner.server else attendance.heard.active
-    for segment in segments(code.plan, *sizes):
-        views = {i: code.view(segment.number, i) for i in attendance.heard.active}
-        decoding, rows = code.receivers(segment.number), len(segment.block.downlink)
+    senders = () if planner.server else active
+    for segment in segments(plan, *sizes):
+        views = {i: view(segment.number, n) for n, i in enumerate(active)}
+        decoding, rows = tuple(active[n] for n in segment.block.aggregators), len(segment.block.downlink)
         needing = decoding if any(views[i].need for i in decoding) else ()
         copies = ((to, link, views[link].need if link < H else rows) for to, link in planner.copies(needing))
         yield Coded(segment, sizes, views, senders, tuple(copies), central + decoding)
-    yield Completed(central + attendance.aggregators, sizes, code.not_coded)
+    coded = {k for block in plan.blocks for k in block.users}
+    heard_by_all = np.array([k for k in attendance.heard.present if k not in coded], np.int64)
+    yield Completed(central + attendance.aggregators, sizes, heard_by_all)
 
 
 class OwnModels:
@@ -319,7 +322,8 @@ class OwnModels:
         self.carriers = np.full(planner.topology.K, OF_SERVER)
         if not planner.server and attendance.aggregators:
             users = np.flatnonzero(self.via_server)
-            self.carriers[users] = planner.code(attendance).carriers(len(users))
+            plan = planner.plan_of(attendance)  # without aggregators if nobody was heard
+            self.carriers[users] = plan.carriers(len(users)) if plan.aggregators else attendance.aggregators[0]
 
     def up(self, i: int, models: Content) -> Content | None:
         users = np.flatnonzero(self.carriers == i)

@@ -5,49 +5,17 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hmtl.coding import MOST_PIECES, AggregatorSet, Plan, SumCode, Uplinks, forwarders, make_plan, sum_code
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance, Report, decide
 from hmtl.communication.flows.flow import Flow, Recipe
-from hmtl.communication.flows.pieces import View
 from hmtl.topology import Moving, Topology
 
 SUMS = ("auto", "coded", "whole")
 """How rows of sums travel: in shares if this takes less time, also with padding; always in shares; or always whole."""
 MakePlan = Callable[..., Plan]
 """Returns the plan for the links over which IVs arrived; takes `uplinks` and `aggregators`, as `make_plan` does."""
-
-
-class Code:
-    """The plan of a round in which relays aggregate.
-
-    Attributes:
-        view: function from a block and a relay to what the relay knows of the block.
-    """
-
-    def __init__(self, plan: Plan, aggregators: tuple[int, ...]) -> None:
-        self.plan, self.aggregators = plan, aggregators
-        places = {i: n for n, i in enumerate(plan.topology.active)}
-        self.view = lru_cache(None)(lambda block, i: View(plan.blocks[block], places[i]))
-
-    @cached_property
-    def not_coded(self) -> NDArray[np.int64]:
-        """The users of the round whom all aggregators hear."""
-        coded = np.concatenate([np.empty(0, np.int64), *(np.array(block.users) for block in self.plan.blocks)])
-        return np.setdiff1d(np.array(self.plan.topology.present, dtype=np.int64), coded)
-
-    def receivers(self, block: int) -> tuple[int, ...]:
-        """Return the relays that decode a block."""
-        active = self.plan.topology.active
-        return tuple(active[n] for n in self.plan.blocks[block].aggregators)
-
-    def carriers(self, models: int) -> NDArray[np.int64]:
-        """Return the aggregator that sends each model to the server, for users whom none hears."""
-        if not self.plan.aggregators:  # nobody was heard
-            return np.full(models, self.aggregators[0])
-        return self.plan.carriers(models)
 
 
 class Planner:
@@ -86,7 +54,7 @@ class Planner:
     ) -> None:
         self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
         self.server = server or not preferred
-        self._codes = lru_cache(8)(self._code)  # codes are large
+        self._plans = lru_cache(8)(self._plan)  # they are large
         self.attendance = lru_cache(64)(lambda content: Attendance.from_bytes(content, topology))
         self.forwarders = lru_cache(64)(lambda heard: forwarders(heard, network.uplinks(heard)))
         self.sum_code = lru_cache(8)(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
@@ -109,16 +77,16 @@ class Planner:
     @property
     def plans_made(self) -> int:
         """The number of plans made so far."""
-        return sum(cache.cache_info().misses for cache in (self._codes, self.sum_code, self.spread_code))
+        return sum(cache.cache_info().misses for cache in (self._plans, self.sum_code, self.spread_code))
 
     @property
     def plan(self) -> Plan:
         """The plan for when everybody is present."""
-        return self._codes(self.topology, self.usual.relays).plan
+        return self._plans(self.topology, self.usual.relays)
 
-    def code(self, attendance: Attendance) -> Code:
-        """Return the code of a round in which relays aggregate."""
-        return self._codes(attendance.heard, attendance.aggregators)
+    def plan_of(self, attendance: Attendance) -> Plan:
+        """Return the plan of a round in which relays aggregate."""
+        return self._plans(attendance.heard, attendance.aggregators)
 
     def copies(self, relays: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], int], ...]:
         """Return which relays get the same message of the server, and on which link: all on one, or each its own."""
@@ -155,9 +123,9 @@ class Planner:
     def _sum_code(self, t: Topology, uplinks: Uplinks | None, L: int) -> SumCode:
         return sum_code(t, uplinks, 1 if self.sums == "whole" else MOST_PIECES, L if self.sums == "auto" else 0)
 
-    def _code(self, heard: Topology, aggregators: tuple[int, ...]) -> Code:
+    def _plan(self, heard: Topology, aggregators: tuple[int, ...]) -> Plan:
         uplinks, nodes = self.network.uplinks(heard), AggregatorSet(aggregators, self.server)
-        return Code(self._make(heard, uplinks=uplinks, aggregators=nodes.setting), aggregators)
+        return self._make(heard, uplinks=uplinks, aggregators=nodes.setting)
 
 
 def who_may_aggregate(contacts: Topology | Moving) -> Topology:

@@ -60,19 +60,13 @@ def _at_least(n: int, T: int, k: int) -> NDArray[np.float64]:
     return np.array([*[more / comb(n, k) for more in accumulate(reversed(ways))][::-1], 0.0])
 
 
-@dataclass(frozen=True)
-class Circle:
-    """n places on a circle, and the k neighbours of each; if k = n − 1, these are all others."""
+def circle(n: int, k: int) -> NDArray[np.int64]:
+    """Return the k neighbours of each of n places on a circle [n, k]; if k = n − 1, these are all others.
 
-    n: int
-    k: int
-
-    @property
-    def around(self) -> NDArray[np.int64]:
-        """The neighbours of each place [n, k]. If j is number q in row i, then i is number k − 1 − q in row j."""
-        n, k = self.n, self.k
-        offsets = np.arange(1, n) if k == n - 1 else np.r_[-(k // 2) : 0, 1 : k // 2 + 1]
-        return np.asarray((np.arange(n)[:, None] + offsets) % n)
+    If j is number q in row i, then i is number k − 1 − q in row j.
+    """
+    offsets = np.arange(1, n) if k == n - 1 else np.r_[-(k // 2) : 0, 1 : k // 2 + 1]
+    return np.asarray((np.arange(n)[:, None] + offsets) % n)
 
 
 @dataclass(frozen=True)

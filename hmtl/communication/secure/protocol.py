@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from hmtl.coding import shamir
 from hmtl.communication.messages import Users
 from hmtl.communication.secure.crypto import KEY, SEED, TAG, agree, expand, key_from, new_seed, seal, unseal
-from hmtl.communication.secure.neighbors import Circle, Degree
+from hmtl.communication.secure.neighbors import Degree, circle
 from hmtl.errors import HmtlError
 
 Bytes = NDArray[np.uint8]
@@ -147,7 +147,7 @@ class Roster:
     def __post_init__(self) -> None:
         n = len(self.users)
         self.shared: NDArray[np.bool_] = np.zeros(n, bool)
-        self.around = self.order[Circle(n, self.degree.neighbors).around[np.argsort(self.order)]]
+        self.around = self.order[circle(n, self.degree.neighbors)[np.argsort(self.order)]]
 
     @property
     def neighbors(self) -> Users:

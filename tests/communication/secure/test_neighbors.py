@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, hypergeom
 
-from hmtl.communication.secure.neighbors import Circle, Secure, degree
+from hmtl.communication.secure.neighbors import Secure, circle, degree
 from hmtl.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ def test_probabilities(n: int, share: float) -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(8, 2), (9, 4), (10, 6), (6, 5)])
 def test_only_two_runs_of_missing_users_cut_the_circle(n: int, k: int) -> None:
-    around = Circle(n, k).around
+    around = circle(n, k)
     assert all(len({*row, place}) == k + 1 for place, row in enumerate(around.tolist()))
     for place, row in enumerate(around.tolist()):
         assert [around[j, k - 1 - q] for q, j in enumerate(row)] == [place] * k
