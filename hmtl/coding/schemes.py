@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from hmtl.coding.allocation import Split, allocate, cheapest, even
 from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code, server_code
 from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, server_loads
 from hmtl.coding.plan import Block, Plan
-from hmtl.coding.rates import Programme, Uplinks, demand_of
+from hmtl.coding.rates import Demand, Programme, Uplinks, demand_of
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
@@ -244,29 +244,12 @@ def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Ag
         A time in IVs at the speed of the fastest relay.
     """
     A = resolve(t, aggregators, uplinks=uplinks)
-    if A.server:
-        return _seconds_to_server(t, uplinks)
-    return Programme(demand_of(t), uplinks).bound([t.active.index(i) for i in A.relays])
-
-
-def _seconds_to_server(t: Topology, uplinks: Uplinks | None) -> float:
-    """Return the least time until the server has all IVs, of which relays may send parts of any size."""
-    if uplinks is None or not uplinks.parallel or not t.active:
-        return _seconds(t, server_loads(t, (), uplinks), uplinks)
-    from scipy.optimize import linprog  # here, because most networks do not need it
-
-    demand, W = demand_of(t), np.asarray(uplinks.bandwidths) / max(uplinks.bandwidths)
-    kinds, relays = np.nonzero(demand.hears)  # one variable for each: the IVs of a type that a relay sends
-    types, senders = np.arange(len(demand.counts))[:, None] == kinds, np.arange(demand.H)[:, None] == relays
-    return float(
-        linprog(
-            np.r_[np.zeros(len(kinds)), 1.0],  # the time is the last variable
-            A_ub=np.c_[senders, -W],
-            b_ub=np.zeros(demand.H),
-            A_eq=np.c_[types, np.zeros(len(types))],
-            b_eq=demand.counts,
-        ).fun
-    )
+    if not A.server:
+        return Programme(demand_of(t), uplinks).bound([t.active.index(i) for i in A.relays])
+    if uplinks is not None:
+        uplinks = replace(uplinks, bandwidths=(*uplinks.bandwidths, max(uplinks.bandwidths, default=1.0)))
+    demand = Demand(np.vstack([t.core, np.zeros_like(t.G[:1, list(t.present)])]))  # the server as a relay without users
+    return Programme(demand, uplinks).bound([len(t.active)])
 
 
 def make_plan(
