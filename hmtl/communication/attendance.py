@@ -85,7 +85,7 @@ class Attendance:
         source: the relay that sends this state; -1 if no relay needs it, or if the server sends it.
         missed: how many rounds the relay that is furthest behind has missed.
         requested: whether some relay reported a request.
-        format: of the users' rows.
+        format: of the users' rows, as the first relay reported it; relays refuse rows of another format.
     """
 
     topology: Topology
@@ -183,9 +183,6 @@ def decide(
         version: number of rounds that were aggregated so far.
         preferred: the relays that aggregate if they can; empty: the server aggregates alone.
         server: whether the server aggregates.
-
-    Raises:
-        CodingError: users' rows are of different formats.
     """
     links = np.zeros_like(t.G)
     reporting, current = np.zeros((2, t.H), dtype=bool)
@@ -200,14 +197,9 @@ def decide(
     source = int(np.flatnonzero(current)[0]) if behind.any() and not server else -1
     missed = max((version - reports[i].version for i in np.flatnonzero(behind).tolist()), default=0)
     requested = any(report.requested for report in reports.values())
-    formats = {report.format for report in reports.values() if len(report.heard)} or {INT64}
-    if len(formats) > 1:
-        raise CodingError(
-            f"Users send rows of different formats, {', '.join(sorted(formats))}. Start all nodes with the same "
-            "communicator.wire."
-        )
+    row_format = next((report.format for report in reports.values() if len(report.heard)), INT64)
     heard_by = t.restricted(links=links)
-    return Attendance(t, heard_by, reporting, aggregating, behind, source, missed, requested, formats.pop())
+    return Attendance(t, heard_by, reporting, aggregating, behind, source, missed, requested, row_format)
 
 
 def tagged(number: int, row_format: str, requested: bool) -> int:
