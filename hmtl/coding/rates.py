@@ -40,6 +40,7 @@ MOST_FLOWS = 500  # that search for violated sets from one call on, before the p
 MOST_STEPS = 60  # rounds of adding violated sets, if there is no table
 NODES = 1000  # nodes of an integer programme's tree, after which its best solution is used
 TOLERANCE = 1e-9
+SLOWEST = 1e-6  # share of the largest bandwidth below which the solver ignores a link
 EVEN = 1e-4  # weight of the largest rate: breaks ties in favour of even rates, which violate fewer sets
 
 Partition = tuple[tuple[int, ...], ...]
@@ -138,68 +139,26 @@ class Demand:
             parts = violated
         return Fraction(), parts
 
-    def _rates(self, max_pieces: int, uplinks: Uplinks | None = None, slack: float = 1e-9) -> Rates:
-        """Return the best rates with at most `max_pieces` pieces.
+    def _rates(self, max_pieces: int, slack: float = 1e-9) -> Rates:
+        """Return the best rates with at most `max_pieces` pieces: the least sum, as evenly as possible.
 
         Args:
-            max_pieces: the largest c. With equal links, some c ≤ H − 1 reaches the optimum.
-            uplinks: the links, whose time is minimized; None: equal and shared links. Then the sum is minimized, and
-                the rates are as even as possible.
-            slack: relative excess over the best cost that is accepted for a smaller c.
+            max_pieces: the largest c; some c ≤ H − 1 reaches the optimum.
+            slack: relative excess over the least sum that is accepted for a smaller c.
         """
         least, _ = self.optimum
         totals = {c: ceil(c * least) for c in range(1, max_pieces + 1)}  # these suffice, because bases are integral
-        if uplinks is None:
-            c = _first({c: total / c for c, total in totals.items()}, slack)
-            total = totals[c]
-            level = -(-total // self.H)  # no lower level reaches the total, and usually this one does
-            if not self._reaches(total, c, level):
-                level += bisect_left(range(level, total), True, key=lambda level: self._reaches(total, c, level))
-            return Rates(c, tuple(self._largest(total, c, level)[0].tolist()))
-        fastest = self._parallel if uplinks.parallel else self._shared
-        by_pieces = {c: fastest(c, total, uplinks) for c, total in totals.items()}
-        c = _first({c: uplinks.seconds(x) / c for c, x in by_pieces.items()}, slack)
-        return Rates(c, tuple(by_pieces[c].tolist()))
+        c = _first({c: total / c for c, total in totals.items()}, slack)
+        total = totals[c]
+        level = -(-total // self.H)  # no lower level reaches the total, and usually this one does
+        if not self._reaches(total, c, level):
+            level += bisect_left(range(level, total), True, key=lambda level: self._reaches(total, c, level))
+        return Rates(c, tuple(self._largest(total, c, level)[0].tolist()))
 
-    def _shared(self, c: int, least: int, uplinks: Uplinks) -> NDArray[np.int64]:
-        """Return the rates x with the smallest Σ_i x_i / W_i, which is convex in the total."""
-        cheapest_first = np.argsort(uplinks.bandwidths, kind="stable")[::-1]
-
-        def at(total: int) -> NDArray[np.int64]:
-            return self._largest(total, c, order=cheapest_first)[0]
-
-        totals = range(least, c * int(self.counts.sum()))
-        rises = bisect_left(totals, True, key=lambda n: uplinks.seconds(at(n + 1)) >= uplinks.seconds(at(n)))
-        return at(least + rises)
-
-    def _parallel(self, c: int, least: int, uplinks: Uplinks) -> NDArray[np.int64]:
-        """Return rates x with the smallest max_i x_i / W_i, and of these the smallest total.
-
-        Larger rates always suffice, so each relay sends as much as it can until a deadline, which is extended as long
-        as a set violates its constraint.
-        """
-        W = np.asarray(uplinks.bandwidths)
-        most = np.zeros(self.H, dtype=np.int64)
-        while lacking := next(filter(None, (self.lacking(most, c, i) for i in range(self.H))), []):
-            needed = c * self.avoiding(np.setdiff1d(np.arange(self.H), lacking))
-            sent = np.floor(needed * W[lacking] / W[lacking].sum()).astype(np.int64)
-            while sent.sum() < needed:
-                sent[np.argmin((sent + 1) / W[lacking])] += 1
-            most = np.floor((sent / W[lacking]).max() * W * (1 + 1e-12)).astype(np.int64)
-        totals = range(least, int(most.sum()))
-        total = least + bisect_left(totals, True, key=lambda total: self._reaches(total, c, most))
-        return self._largest(total, c, most)[0]
-
-    def _reaches(self, total: int, c: int, most: int | NDArray[np.int64]) -> bool:
+    def _reaches(self, total: int, c: int, most: int) -> bool:
         return bool(self._largest(total, c, most)[0].sum() == total)
 
-    def _largest(
-        self,
-        total: int,
-        c: int,
-        most: int | NDArray[np.int64] | None = None,
-        order: Iterable[int] | None = None,
-    ) -> tuple[NDArray[np.int64], Partition]:
+    def _largest(self, total: int, c: int, most: int | None = None) -> tuple[NDArray[np.int64], Partition]:
         """Return the largest rates x ≤ most that obey the upper bounds, in order of relays.
 
         The bounds are x(C) ≤ total − c·|{k : N(k) ∩ C = ∅}| for all C. They suffice if they sum to `total`. If they do
@@ -207,16 +166,16 @@ class Demand:
         """
         x = np.zeros(self.H, dtype=np.int64)
         parts: list[frozenset[int]] = []
-        for i in range(self.H) if order is None else order:
+        for i in range(self.H):
             # The minimum over C ∋ i of C's bound minus x(C∖i) is a minimum cut: C∖i pays off where it sends more than
             # the users that it hears and i does not.
             demand, supply = c * self.counts * ~self.hears[:, i], x.clip(0)
             flow, graph = self._flow(supply, demand)
             x[i] = total - demand.sum() - supply.sum() + flow.flow_value
             if most is not None:
-                x[i] = min(x[i], np.broadcast_to(most, self.H)[i])
+                x[i] = min(x[i], most)
                 continue
-            tight = frozenset([int(i), *self._cut(graph, flow)])
+            tight = frozenset([i, *self._cut(graph, flow)])
             tight = tight.union(*(part for part in parts if part & tight))
             parts = [part for part in parts if not part & tight] + [tight]
         return x, tuple(sorted(tuple(sorted(part)) for part in parts))
@@ -270,7 +229,9 @@ class Programme:
 
     def __init__(self, demand: Demand, uplinks: Uplinks | None = None, sets: NDArray[np.bool_] | None = None) -> None:
         self.demand, self.H, self.uplinks = demand, demand.H, uplinks
-        self.W = np.ones(self.H) if uplinks is None else np.asarray(uplinks.bandwidths) / max(uplinks.bandwidths)
+        self.W = np.ones(self.H)
+        if uplinks is not None:
+            self.W = (uplinks.bandwidths / np.max(uplinks.bandwidths)).clip(min=SLOWEST)
         self.parallel = uplinks is not None and uplinks.parallel
         self.tabulated, self.flows = self.H <= MOST_TABULATED, 0
         self.steps = 1 << self.H if self.tabulated else MOST_STEPS
@@ -296,8 +257,7 @@ class Programme:
                 break
         else:
             self.steps = max(1, self.steps // 4)  # the next call would probably not converge either
-            links = None if self.parallel and self.H > MOST_SOLVED else self.uplinks
-            x = np.array(self.demand.rates(1, links).counts, dtype=np.float64)
+            x = np.array(self.demand.rates(1).counts, dtype=np.float64)
             enough = self._time(x) + apart + models
         for _ in self._steps():
             y = self._solve(A, models)
@@ -329,14 +289,13 @@ class Programme:
 
     def rates(self, A: Sequence[int], max_pieces: int, models: float = 0, slack: float = TOLERANCE) -> Rates:
         """Return the best rates in whole pieces; see `least` and `Demand.rates`."""
-        large = self.H > MOST_SOLVED
-        if len(A) == self.H and not (self.parallel and large):
-            return self.demand.rates(1 if self.uplinks and large else max_pieces, self.uplinks, slack)
+        if len(A) == self.H and self.uplinks is None:
+            return self.demand.rates(max_pieces, slack)
         models = models if self.parallel else 0
         solution = self.least(A, models)
         assert solution is not None
         least, real = solution
-        if large:  # larger rates than those of the linear programme suffice
+        if self.H > MOST_SOLVED:  # larger rates than those of the linear programme suffice
             rounded = {c: np.ceil(c * real - 1e-6) for c in range(1, max_pieces + 1)}
             c = _first({c: self._time(x) / c for c, x in rounded.items()}, slack)
             return Rates(c, tuple(rounded[c].astype(int).tolist()))
@@ -356,7 +315,7 @@ class Programme:
                 shortest, best = time, Rates(c, tuple(x[: self.H].astype(int).tolist()))
             if shortest <= least * (1 + slack):
                 break
-        return best or self.demand.rates(max_pieces, self.uplinks)
+        return best or self.demand.rates(max_pieces)
 
     def _whole(self, A: Sequence[int], models: float, c: int, within: float = 0.0) -> NDArray[np.float64] | None:
         """Return whole rates, see `_solve`; None after too many steps."""

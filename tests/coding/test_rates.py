@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from hmtl.coding import Demand, Uplinks, bounds, loads
-from hmtl.coding.rates import Rates
+from hmtl.coding.rates import Programme, Rates
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import any_r
 
@@ -121,7 +121,7 @@ def test_unequal_links_take_the_least_time(t, bandwidths, parallel, max_pieces):
     H, W = len(G), np.array(bandwidths[: len(G)])
     members, needed = subsets(G)
     uplinks = Uplinks(tuple(W), parallel)
-    rates = Demand(G).rates(max_pieces, uplinks)
+    rates = Programme(Demand(G), uplinks).rates(range(H), max_pieces)
     x = np.array(rates.counts)
     assert (members @ x >= rates.pieces * needed).all()
     if H == 1:
