@@ -9,7 +9,7 @@ update that a client sends. A *load* is what a tier carries in a round, in IVs.
 """
 
 from hmtl.coding.aggregators import MEDIA, AggregatorChoice, AggregatorSet, Choice
-from hmtl.coding.covers import Cover, cover
+from hmtl.coding.covers import cover
 from hmtl.coding.formulas import Loads, forwarders
 from hmtl.coding.plan import Block, Plan, block_of
 from hmtl.coding.rates import Demand, Uplinks, demand_of
@@ -40,7 +40,6 @@ __all__ = [
     "Aggregators",
     "Block",
     "Choice",
-    "Cover",
     "Demand",
     "Hops",
     "Loads",

@@ -16,8 +16,6 @@ import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import inf
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl import gf256
-from hmtl.coding.covers import MOST_SEARCHED, NODES, cover, enough
+from hmtl.coding.covers import ShareProgramme, cover
 from hmtl.coding.formulas import Loads
 from hmtl.coding.plan import DIGEST_BYTES
 from hmtl.coding.rates import Uplinks, demand_of
@@ -215,8 +213,8 @@ def _shares_sent(
     counts = np.isin(np.arange(t.H), whole.relays).astype(np.int64)
     if not t.active:
         return 1, counts, 0.0, 0.0
-    programme = _Programme(demand_of(t).hears, uplinks)
-    fractions = programme.solve(1, whole=False)
+    programme = ShareProgramme(demand_of(t).hears, uplinks)
+    fractions, _ = programme.solve(1, whole=False)
     bound = programme.time(fractions)
     best, least = (1, counts, bound, whole.cost), whole.cost
     choices = range(2, most_pieces + 1)
@@ -224,7 +222,7 @@ def _shares_sent(
     for c in dict.fromkeys([*meet_bound[:1], *choices]):
         if least <= bound * (NEAR if L else 1 + TOLERANCE):
             break
-        x = np.rint(c * fractions if c in meet_bound else programme.solve(c)).astype(np.int64)
+        x = np.rint(c * fractions if c in meet_bound else programme.solve(c)[0]).astype(np.int64)
         cost = programme.time(x) / c
         if _bits(c, int(x.sum())) > len(POLYNOMIALS) or cost >= least * (1 - TOLERANCE):
             continue
@@ -293,47 +291,8 @@ def _least_rows(t: Topology) -> float:
     """Return the least number of rows, in shares of any size, of which the relays of each user send one."""
     if not t.present:
         return 0.0
-    programme = _Programme(demand_of(t).hears, None)
-    return round(programme.time(programme.solve(1, whole=False)), 9)
-
-
-class _Programme:
-    """The integer programme for the number of shares of each active relay.
-
-    Args:
-        hears: which active relays hear each type [T, H].
-        uplinks: of the active relays; None: equal and shared.
-    """
-
-    def __init__(self, hears: NDArray[np.bool_], uplinks: Uplinks | None) -> None:
-        H = hears.shape[1]
-        W = np.ones(H) if uplinks is None else np.asarray(uplinks.bandwidths)
-        self.hears, self.seconds = hears, W.min() / W
-        self.parallel = uplinks is not None and uplinks.parallel
-
-    def time(self, x: NDArray[Any]) -> float:
-        """Return the time in which relays send x shares [H]; a share of the slowest relay takes 1."""
-        return float((self.seconds * x).max() if self.parallel else (self.seconds * x).sum())
-
-    def solve(self, c: int, whole: bool = True) -> NDArray[np.float64]:
-        """Return whole numbers, or fractions, of shares [H] that take the least time."""
-        from scipy.optimize import Bounds, LinearConstraint, milp  # here, because most learners need no sums
-
-        T, H = self.hears.shape
-        if whole and T * H > MOST_SEARCHED:
-            return enough(self.hears, self.seconds, c, self.parallel).astype(np.float64)
-        each = LinearConstraint(np.c_[self.hears, np.zeros(T)].astype(float), c, inf)
-        slowest = LinearConstraint(np.c_[np.diag(self.seconds), -np.ones(H)], -inf, 0)  # at most the last variable
-        tie = 1e-6 * whole * self.seconds.min() / H  # in favour of the fewest shares
-        cost = np.r_[np.full(H, tie), 1.0] if self.parallel else np.r_[self.seconds + tie, 0.0]
-        solution: Any = milp(
-            cost,
-            constraints=[each, slowest] if self.parallel else each,
-            bounds=Bounds(0, np.r_[np.full(H, c), inf]),
-            integrality=np.r_[np.full(H, whole), False],
-            options={"node_limit": NODES} if whole else None,
-        )
-        return np.full(H, float(c)) if solution.x is None else np.asarray(solution.x[:H])  # whole rows always suffice
+    programme = ShareProgramme(demand_of(t).hears, None)
+    return round(programme.time(programme.solve(1, whole=False)[0]), 9)
 
 
 def _bits(c: int, n: int) -> int:

@@ -150,10 +150,11 @@ def test_whole_rows_are_the_cover() -> None:
     code, whole = sum_code(t, None, 1), cover(t)
     assert code.relays == whole.relays
     assert (code.combine == 1).all()
-    assert code.owners[code.sets[code.of_user, 0]].tolist() == whole.adds.tolist()
+    adds = np.array(whole.relays)[t.G[list(whole.relays)].argmax(axis=0)]
+    assert code.owners[code.sets[code.of_user, 0]].tolist() == adds.tolist()
     for i in code.relays:
         assert [(users.tolist(), matrix.tolist()) for users, matrix in code.terms(i)] == [
-            (np.flatnonzero(whole.adds == i).tolist(), [[1]])
+            (np.flatnonzero(adds == i).tolist(), [[1]])
         ]
 
 

@@ -101,7 +101,7 @@ def test_a_greedy_choice_bounds_what_it_missed(t: Topology, parallel: bool, last
     """As in a network that is too large for integer programmes."""
     hops = Hops(Uplinks((1.0,) * len(t.active), parallel), 2.0, last)
     with pytest.MonkeyPatch.context() as patch:
-        for limit in ("covers.MOST_ENUMERATED", "covers.MOST_SEARCHED", "sum_codes.MOST_SEARCHED", "summing.MOST_ROWS"):
+        for limit in ("covers.MOST_ENUMERATED", "covers.MOST_SEARCHED", "summing.MOST_ROWS"):
             module, name = limit.split(".")
             patch.setattr(sys.modules[f"hmtl.coding.{module}"], name, 0)
         forget()
