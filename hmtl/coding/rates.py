@@ -309,9 +309,9 @@ class Programme:
                 continue
             time = self._seconds(x) / c
             if time < shortest * (1 - TOLERANCE):
-                if self.parallel:  # the smallest rates that take this time
-                    x = self._whole(A, models, c, within=c * time * (1 + TOLERANCE))
-                    assert x is not None
+                if self.parallel:  # the smallest rates that take this time, if they are found
+                    least_x = self._whole(A, models, c, within=c * time * (1 + TOLERANCE))
+                    x = x if least_x is None else least_x
                 shortest, best = time, Rates(c, tuple(x[: self.H].astype(int).tolist()))
             if shortest <= least * (1 + slack):
                 break

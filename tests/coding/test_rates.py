@@ -144,6 +144,16 @@ def test_unequal_links_take_the_least_time(t, bandwidths, parallel, max_pieces):
         assert x.sum() == round(totals[rates.pieces])
 
 
+def test_rates_that_may_not_be_the_smallest_suffice(monkeypatch):
+    """If the search for the smallest rates that take the least time ends early, they are larger and take as long."""
+    G, links = active(any_r(K=30, H=6, r=2)), Uplinks((1.0, 2.0, 3.0) * 2, parallel=True)
+    smallest, whole = Programme(Demand(G), links).rates([0, 1], 1), Programme._whole
+    monkeypatch.setattr(Programme, "_whole", lambda *args, within=0.0: None if within else whole(*args))
+    rates = Programme(Demand(G), links).rates([0, 1], 1)
+    assert links.seconds(np.array(rates.counts)) <= links.seconds(np.array(smallest.counts)) + 1e-9
+    assert all(Demand(G).lacking(np.array(rates.counts), 1, j) == [] for j in (0, 1))
+
+
 def test_slack_takes_fewer_pieces():
     G = any_r(K=1000, H=20, r=6).G
     assert Demand(G).optimum[0] == Fraction(14000, 19)
