@@ -40,7 +40,7 @@ from hmtl.communication.messages import (
     relay_name,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
-from hmtl.communication.nodes.host import HandedRows, Host
+from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
 from hmtl.communication.row_formats import RowFormat
@@ -68,6 +68,7 @@ class SecureHost(Host):
         self._fewest = 0  # users behind a sum
         self._neighbors = 0  # of each user
         self._told: dict[int, Bytes] = {}  # which of a user's neighbours shared seeds, as bits
+        self._places = NOBODY  # of the users who were told, among the rows of all
 
     def advertise(self) -> list[Message]:
         """Advertise keys of the users who take part."""
@@ -109,7 +110,8 @@ class SecureHost(Host):
         told = self._received(messages)
         self._told = {k: row for k, row in told.items() if len(self._secrets[k].neighbors)}
         users = np.array(list(self._told), np.int64)
-        self._hold(users, _Chosen(self._ivs, np.searchsorted(self._users, users)))
+        self._places = np.searchsorted(self._users, users)
+        self._hold(users, self._ivs)
 
     @property
     def _whole(self) -> bool:
@@ -117,7 +119,10 @@ class SecureHost(Host):
 
     def _encoded(self, users: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Return masked terms."""
-        payload, overhead = super()._encoded(users, columns)
+        places = self._places[users]
+        first, end = (places[0], places[-1] + 1) if len(places) else (0, 0)
+        rows = self._ivs[slice(first, end), columns][torch.from_numpy(places - first)]
+        payload, overhead = self.coder.encode(self._users[users], rows)
         terms, _ = self.formats.up[self.coder.format(self.dtype)]
         masked = _Rows(terms, payload.clone(), overhead.clone())
         for place, k in enumerate(self._users[users].tolist()):
@@ -507,28 +512,6 @@ class SecureServer(Server):
         else:
             total.payload, total.overhead = torch.zeros_like(total.payload), torch.zeros_like(total.overhead)
         self._sums.keep(counted, {"payload": total.payload, "overhead": total.overhead})
-
-
-class _Chosen:
-    """Some of the rows that a learner hands over, see `hmtl.communication.nodes.host.HandedRows`.
-
-    Args:
-        rows: all rows.
-        at: the numbers of those that are chosen, ascending.
-    """
-
-    def __init__(self, rows: HandedRows, at: NDArray[np.int64]) -> None:
-        self.shape, self.dtype, self.device = (len(at), rows.shape[1]), rows.dtype, rows.device
-        self._rows, self._at = rows, at
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, block: tuple[slice, slice]) -> Tensor:
-        users, columns = block
-        if not len(at := self._at[users]):
-            return self._rows[:0, columns]
-        return self._rows[slice(at[0], at[-1] + 1), columns][torch.from_numpy(at - at[0])]
 
 
 class _Rows:
