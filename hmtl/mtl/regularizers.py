@@ -22,14 +22,22 @@ from hmtl.mtl.sums import Form
 
 Relation = Tensor | Spectrum
 """Ω [K, K]."""
-LEARNING = ("weights", "eigenvalues", "update_omega")
-"""What the Ω that `LearnedCoupling` learns follows from, beside A."""
+FORMULAS = {
+    "sums": (),
+    "form": ("sums",),
+    "inverse_coupling": (),
+    "common": (),
+    "start": ("sums", "start_omega", "update_omega"),
+    "joint": ("weights", "eigenvalues", "update_omega"),
+}
+"""What follows from `coupling` and the methods named: a subclass that redefines one of these starts without it."""
 
 
 class Regularizer(nn.Module, ABC):
     """The coupling of the users' models. A new regularizer only has to define `coupling`.
 
-    It has `sums`, `common` or `joint` if it says so: a subclass with a `coupling` of its own inherits none of them.
+    It has `sums`, `common` or `joint` if it says so: a subclass with a `coupling` of its own inherits none of them, see
+    `FORMULAS`.
 
     Args:
         lam: strength λ > 0.
@@ -41,6 +49,13 @@ class Regularizer(nn.Module, ABC):
     def __init__(self, lam: float) -> None:
         super().__init__()
         self.lam = _positive("lam", lam)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for formula, sources in FORMULAS.items():
+            named = {formula, "coupling", *sources}
+            if formula not in vars(next(kind for kind in cls.__mro__ if named & vars(kind).keys())):
+                setattr(cls, formula, vars(Regularizer)[formula])
 
     def for_networks(self) -> Self:
         """Return the regularizer with the default settings for networks."""
@@ -103,18 +118,6 @@ class Regularizer(nn.Module, ABC):
         inverse = self.sums(Omega)
         return None if inverse is None or not (inverse.delta > 0).all() else inverse.coupling()
 
-    def has(self, formula: str, *sources: str) -> bool:
-        """Return whether the formula with this name holds for A, which follows from `coupling` and the other `sources`.
-
-        It does not if a subclass redefines one of them without the formula.
-        """
-        for kind in type(self).__mro__:
-            if formula in vars(kind):
-                return True
-            if not vars(kind).keys().isdisjoint(("coupling", *sources)):
-                return False
-        return False
-
     @torch.no_grad()
     def conjugate(self, V: Tensor, Omega: Relation) -> Tensor:
         """Return R*(V) = ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
@@ -174,9 +177,8 @@ def conjugate(B: Tensor | Form, V: Tensor) -> Tensor:
 
 
 def _multiple(self: Regularizer, K: int, size: int) -> Relation:
-    """Return K·I without memory for K² numbers, if A has a form: then Ω is not used."""
-    has_form = self.has("start", "sums", "start_omega", "update_omega")
-    return Spectrum.multiple(K, K, 0) if has_form else self.start_omega(K)
+    """Return K·I without memory for K² numbers: A has a form, so that Ω is not used."""
+    return Spectrum.multiple(K, K, 0)
 
 
 def _uniform(Omega: Relation, delta: float, C: float | None = None) -> Form:
@@ -195,7 +197,7 @@ class Ridge(Regularizer):
 
     def sums(self, Omega: Relation) -> Form | None:
         """Return B = I/λ, without any sums."""
-        return _uniform(Omega, 1 / self.lam) if self.has("sums") else None
+        return _uniform(Omega, 1 / self.lam)
 
 
 class Shrinking(Regularizer):
@@ -236,7 +238,7 @@ class Mean(Shrinking):
     def sums(self, Omega: Relation) -> Form | None:
         """Return B = (I + (λ1/(λ2·K))·11ᵀ) / (2(λ1 + λ2))."""
         delta = 1 / (2 * (self.lam + self.lam2))
-        return _uniform(Omega, delta, delta * self.lam / (self.lam2 * len(Omega))) if self.has("sums") else None
+        return _uniform(Omega, delta, delta * self.lam / (self.lam2 * len(Omega)))
 
 
 class SharedModel(Regularizer):
@@ -253,15 +255,13 @@ class SharedModel(Regularizer):
         return torch.full_like(Omega, self.lam / len(Omega) ** 2)
 
     def inverse_coupling(self, Omega: Tensor) -> Tensor:
-        if not self.has("inverse_coupling"):
-            return super().inverse_coupling(Omega)
         return torch.full_like(Omega, 1 / self.lam)
 
     def sums(self, Omega: Relation) -> Form | None:
-        return _uniform(Omega, 0.0, 1 / self.lam) if self.has("sums") else None
+        return _uniform(Omega, 0.0, 1 / self.lam)
 
     def form(self, Omega: Relation) -> Form | None:
-        return _uniform(Omega, 0.0, self.lam / len(Omega) ** 2) if self.has("form", "sums") else super().form(Omega)
+        return _uniform(Omega, 0.0, self.lam / len(Omega) ** 2)
 
 
 class Graph(Shrinking):
@@ -347,8 +347,7 @@ class LearnedCoupling(Regularizer):
         return self.scale(K) * torch.eye(K, dtype=torch.float64)
 
     def start(self, K: int, size: int) -> Relation:
-        is_thin = size < K and self.has("start", "start_omega", "update_omega")
-        return Spectrum.multiple(self.scale(K), K, size) if is_thin else self.start_omega(K)
+        return Spectrum.multiple(self.scale(K), K, size) if size < K else self.start_omega(K)
 
     def update_omega(self, W: Tensor, Omega: Any) -> Any:
         """Return the best Ω for W, of the type of Ω, or Ω itself if W = 0."""
@@ -406,7 +405,7 @@ class TaskRelationship(LearnedCoupling):
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (λ/2)‖W‖_*² and ‖V‖²/(2λ), nuclear and spectral norm: min over Σ, tr Σ = 1, of ½λ tr(WΣ⁻¹Wᵀ)."""
-        if self.lam2 is not None or not self.has("joint", *LEARNING):
+        if self.lam2 is not None:
             return None
         nuclear, spectral = singular_values(W).sum(), singular_values(V)[0]
         return self.lam / 2 * nuclear.square(), spectral.square() / (2 * self.lam)
@@ -432,7 +431,7 @@ class Common(TaskRelationship):
 
     @property
     def common(self) -> float | None:
-        return self.lam0 if self.has("common") else None
+        return self.lam0
 
     def coupling(self, Omega: Tensor) -> Tensor:
         A = super().coupling(Omega)
@@ -448,8 +447,6 @@ class Common(TaskRelationship):
         return torch.cholesky_inverse(torch.linalg.cholesky(super().coupling(dense(Omega))))
 
     def inverse_coupling(self, Omega: Tensor) -> Tensor:
-        if not self.has("inverse_coupling"):
-            return super().inverse_coupling(Omega)
         B: Tensor = plus_constant(self.rest(Omega), 1 / self.lam0)
         return B
 
@@ -477,8 +474,6 @@ class Common(TaskRelationship):
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return bounds as in `TaskRelationship.joint`, for the better of two w0: the mean of W, and that of V."""
-        if not self.has("joint", *LEARNING):
-            return None
         total = V.sum(1, keepdim=True)
         values = []
         for w0 in (W.mean(1, keepdim=True), total / self.lam0):

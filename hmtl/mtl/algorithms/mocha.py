@@ -147,7 +147,7 @@ class MOCHA(Algorithm):
         """Dual variables [N, C] of all rows, one user after the other; they never leave the users."""
         return self.users.a
 
-    def _conjugate_bound(self, W: Tensor, V: Tensor, error: Tensor) -> float:
+    def _conjugate_bound(self, W: Tensor, V: Tensor, error: Tensor) -> Tensor:
         """Return a bound of R*(V) from V̂ = V - e, which aggregators hold, and two numbers of each user.
 
         R*(V) = R*(V̂) + Σ_k w̄_k·e_k + ½ tr(e B eᵀ) with w̄_k = (V̂ B)_k, and B ⪯ diag(c). User k knows ‖e_k‖ and w_k·e_k
@@ -160,8 +160,8 @@ class MOCHA(Algorithm):
         norms, products = error.norm(dim=0), (W * error).sum(dim=0)
         middle = products + ((coupling.B @ held.T).T - W).norm(dim=0) * norms
         c = dominating(coupling.B)
-        bound = conjugate(coupling.B, held) + middle.sum() + 0.5 * (c * norms.square()).sum()
-        return float(bound)
+        bound: Tensor = conjugate(coupling.B, held) + middle.sum() + 0.5 * (c * norms.square()).sum()
+        return bound
 
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         # V is computed from the duals, since the wire may have rounded the IVs that the aggregator's V sums up
@@ -173,17 +173,15 @@ class MOCHA(Algorithm):
             primal = float(losses + R(W, Omega))
         if isinstance(R, SharedModel) and not torch.equal(W, W[:, :1].expand_as(W)):
             primal = math.nan  # R is infinite: users of a process that is silent hold an older model
-        dual = -float(conjugates + conjugate(coupling.B, V))
-        figures = {"primal": primal, "dual": dual, "gap": primal - dual}
+        certified = None
         if "rounding_error" in measured:
-            bound = self._conjugate_bound(W, V, measured["rounding_error"].T)
-            figures["gap_certified"] = primal + float(conjugates) + bound
+            certified = self._conjugate_bound(W, V, measured["rounding_error"].T)
         if "leftover" in measured:
             form, left = coupling.form, measured["leftover"]
             assert form is not None  # users send terms
             sums, missing = (form.by_sum(rows.sum(0)) for rows in (form.terms(V.T), left))
-            most = form.bound(form.squares(V.T).sum(), sums, missing, left.norm(dim=1).sum())
-            figures["gap_certified"] = primal + float(conjugates + most)
+            certified = form.bound(form.squares(V.T).sum(), sums, missing, left.norm(dim=1).sum())
+        figures = _figures(primal, conjugates, conjugate(coupling.B, V), certified)
         joint = R.joint(W, V)
         if joint is None:
             return figures
@@ -225,12 +223,17 @@ class MOCHA(Algorithm):
         one_model = isinstance(self.aggregator.coupling.regularizer, SharedModel)
         if one_model and self.problem.K * sums["held squares"] != sums["held"] ** 2:
             primal = math.nan  # as in `_objective`
-        dual = -float(conjugates + form.value(V_squares, V))
-        figures = {"primal": primal, "dual": dual, "gap": primal - dual}
+        certified = None
         if "leftover" in sums:
-            bound = form.bound(V_squares, V, form.by_sum(sums["leftover"]), sums["leftover norms"])
-            figures["gap_certified"] = primal + float(conjugates + bound)
-        return figures
+            certified = form.bound(V_squares, V, form.by_sum(sums["leftover"]), sums["leftover norms"])
+        return _figures(primal, conjugates, form.value(V_squares, V), certified)
+
+
+def _figures(primal: float, conjugates: Tensor, R: Tensor, certified: Tensor | None) -> dict[str, float]:
+    """Return primal, dual and gap from Σ s ℓ* and R*(V); and the gap by a bound of R*(V), if there is one."""
+    dual = -float(conjugates + R)
+    bound = {} if certified is None else {"gap_certified": primal + float(conjugates + certified)}
+    return {"primal": primal, "dual": dual, "gap": primal - dual} | bound
 
 
 class CoCoA(MOCHA):
