@@ -31,10 +31,17 @@ def usual(kind):
     return NAMES[:4] if kind == "lg_fedavg" else NAMES[4:]
 
 
-def descend(module, task, names, steps, rate):
+def batches(solver, seed, round, user):
+    """The rows of each minibatch of a user in a round."""
+    order = solver.draw(seed, round, range(K), COUNTS).split(solver.steps(COUNTS).tolist())
+    return [batch[batch >= 0] for batch in order[user]]
+
+
+def descend(module, task, names, steps, rate, rows=slice(None)):
+    """Take some steps on these rows, which change the parameters with these names."""
     for _ in range(steps):
         module.zero_grad()
-        nn.functional.cross_entropy(module(task.x_train), task.y_train.long()).backward()
+        nn.functional.cross_entropy(module(task.x_train[rows]), task.y_train[rows].long()).backward()
         with torch.no_grad():
             for name, w in module.named_parameters():
                 if name in names:

@@ -189,8 +189,9 @@ ANY = {
     "dealt": (partial(nn.LazyLinear, C), deal(rows(torch.arange(90) % C), Dirichlet(5.0), K), {}, "cross_entropy"),
     "tasks": (partial(nn.Linear, D, 1), [task(torch.tensor([3, 7, 7] * 3))] * K, {}, "logistic"),
     "tasks of classes": (partial(nn.Linear, D, C), [task(torch.arange(9) % C)] * K, {}, "cross_entropy"),
-    "personal norms": (network, users(), {"algorithm": partial(FedPer, personal=["1", "3"])}, "cross_entropy"),
-    "coupled": (partial(mlp, D, C), users(), {"algorithm": FedU, "regularizer": Graph(0.1)}, "cross_entropy"),
+    "personal norms": (network, users(), {"algorithm": FedPer(["1", "3"])}, "cross_entropy"),
+    "coupled": (partial(mlp, D, C), users(), {"algorithm": FedU(), "regularizer": Graph(0.1)}, "cross_entropy"),
+    "coupled layers": (partial(mlp, D, C), users(), {"algorithm": FedPer(coupled=True)}, "cross_entropy"),
     "matrices": (
         partial(nn.Linear, D, C, bias=False),
         users(),
@@ -251,7 +252,6 @@ WRONG = (-1, 0, 1.5, "3", None)
         (lambda: hmtl.Federation(network, []), DataError),
         (lambda: hmtl.Federation(network, users(), Topology([[1, 1]])), ConfigError),
         (lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),
-        (lambda: hmtl.Federation(mlp(D, C), users(), algorithm=partial(FedPer, coupled=True)), ConfigError),
         (lambda: hmtl.Federation(network, users()).summary, ConfigError),
     ],
 )

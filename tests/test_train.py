@@ -33,7 +33,8 @@ SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every
 
 
 def models(folder: Path) -> torch.Tensor:
-    W = load_checkpoint(folder)["algorithm"]["users"]["W"]
+    users = load_checkpoint(folder)["algorithm"]["users"]
+    W = next(users[name] for name in ("W", "averaged", "coupled") if name in users)
     assert isinstance(W, torch.Tensor)
     return W
 

@@ -197,7 +197,8 @@ def decide(
     source = int(np.flatnonzero(current)[0]) if behind.any() and not server else -1
     missed = max((version - reports[i].version for i in np.flatnonzero(behind).tolist()), default=0)
     requested = any(report.requested for report in reports.values())
-    row_format = next((report.format for report in reports.values() if len(report.heard)), INT64)
+    by_heard = sorted(reports.values(), key=lambda report: not len(report.heard))  # formats differ if nobody is heard
+    row_format = by_heard[0].format if by_heard else INT64
     heard_by = t.restricted(links=links)
     return Attendance(t, heard_by, reporting, aggregating, behind, source, missed, requested, row_format)
 

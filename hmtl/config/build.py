@@ -233,7 +233,8 @@ def check(cfg: DictConfig) -> None:
         targets.check(name, plain, _kinds(name))
     learner: Any = None
     if "algorithm" in cfg:
-        algorithm, regularizer = (cfg[group].get("_target_") for group in ("algorithm", "regularizer"))
+        algorithm, regularizer = _plain("algorithm", cfg.algorithm), cfg.regularizer.get("_target_")
+        algorithm = algorithm.get("learner", algorithm)["_target_"]
         learner = targets.locate("algorithm._target_", algorithm)
         uses = getattr(learner, "regularized", True) or cfg.algorithm.get("coupled", False)
         if regularizer not in (None, USUAL_REGULARIZER) and not uses:
@@ -351,27 +352,7 @@ def build_matching(
     """Return the algorithm and the communicator of a run; both use sums if this is configured or takes less time."""
     from hmtl.training.pairing import matched
 
-    if cfg.algorithm.get("coupled"):
-        return build_sections(cfg, problem, communicator, **options)
     return matched(partial(build_algorithm, cfg, problem, **options), problem, communicator)
-
-
-def build_sections(
-    cfg: DictConfig, problem: Problem, communicator: Communicator, **options: Any
-) -> tuple[Algorithm, Communicator]:
-    """Return an algorithm whose coupled personal layers travel by `communicator`, and the shared ones by sums."""
-    from hmtl.communication import BySection, Communicator, Uncoded
-    from hmtl.communication.few_bits import FEW_BITS
-    from hmtl.communication.flows.sums import SumsOfRows
-
-    recipe = communicator.recipe
-    if not isinstance(communicator, Uncoded):
-        wire = cfg.communicator.get("wire")
-        recipe = SumsOfRows(wire=wire if wire in FEW_BITS else None, secure=recipe.secure)
-    shared = Communicator(communicator.contacts, communicator.network, recipe, communicator.make_links)
-    kinds = {"messages": recipe.messages, "personal_messages": communicator.recipe.messages}
-    algorithm = build_algorithm(cfg, problem, **kinds, **options)
-    return algorithm, BySection(shared, communicator)
 
 
 def make_part(cfg: DictConfig, name: str, **objects: Any) -> Any:
@@ -385,7 +366,20 @@ def _plain(name: str, node: Any) -> dict[str, Any]:
         raise ConfigError(f"{name} has no _target_. Set {name}._target_, or choose one of its group, see --help.")
     if missing := OmegaConf.missing_keys(node):
         raise ConfigError(f"{min(missing)} is not set, and has no default. Set it on the command line.")
-    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    settings = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+    return _of_learner(settings) if name == "algorithm" else settings
+
+
+def _of_learner(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of an algorithm, for those of a learner of networks and of its network."""
+    from hmtl.mtl import Learner
+
+    target = targets.locate("algorithm._target_", settings["_target_"])
+    if not (isinstance(target, type) and issubclass(target, Learner)):
+        return settings
+    of_network: dict[str, Any] = {key: settings[key] for key in ("model", "seed") if key in settings}
+    learner = {key: value for key, value in settings.items() if key not in of_network}
+    return {"_target_": "hmtl.mtl.NetworkAlgorithm", "learner": learner, **of_network}
 
 
 def _kinds(name: str) -> tuple[type, ...]:

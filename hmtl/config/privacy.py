@@ -47,9 +47,12 @@ def check_privacy(cfg: DictConfig) -> None:
             f"wire={cfg.communicator.wire} with privacy: users would add what rounding left over to their next terms, "
             "which clipping does not bound. Set wire=null."
         )
-    if not targets.takes(cfg.algorithm["_target_"], "privacy"):
-        from hmtl.mtl.algorithms.base import not_bounded
+    from hmtl.mtl import Learner
+    from hmtl.mtl.algorithms.base import not_bounded
 
+    learner = targets.locate("algorithm._target_", cfg.algorithm["_target_"])
+    is_learner = isinstance(learner, type) and issubclass(learner, Learner)
+    if not is_learner and not targets.takes(cfg.algorithm["_target_"], "privacy"):
         raise not_bounded(cfg.algorithm["_target_"].rpartition(".")[2])
 
 
@@ -65,6 +68,11 @@ def build_accountant(cfg: DictConfig, participation: Participation) -> Accountan
         raise ConfigError(
             f"privacy.delta={cfg.privacy.delta} is not below 1/K for K={cfg.K} users: to publish the rows of one of "
             f"them would also count as private. Set it far below, such as to {0.01 / cfg.K:.0e}."
+        )
+    if participation.sampler != "uniform":
+        raise ConfigError(
+            f"privacy: participation.sampler={participation.sampler} samples some users more often, which ε does not "
+            "count. Leave participation.sampler out."
         )
     from hmtl.mtl.privacy import Privacy
     from hmtl.training.accountant import Accountant, least_noise

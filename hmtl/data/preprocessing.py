@@ -36,6 +36,10 @@ class Scaling:
     intercept: bool = False
     target_mean: float = 0.0
 
+    def targets(self, y: Tensor) -> Tensor:
+        """Return raw targets as the problem has them; class numbers are never shifted."""
+        return y - self.target_mean if self.target_mean else y
+
     def features(self, x: Features, in_place: bool = False) -> Features:
         """Return the model's input [n, D] for raw rows [n, d], in the same dtype; sparse rows are not scaled.
 

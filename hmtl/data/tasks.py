@@ -293,11 +293,11 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing, in_place: bool 
     prepared = tuple(
         raw._with(
             x_train=scaling.features(raw.x_train, in_place),
-            y_train=raw.y_train - scaling.target_mean,
+            y_train=scaling.targets(raw.y_train),
             x_test=scaling.features(raw.x_test),
-            y_test=raw.y_test - scaling.target_mean,
+            y_test=scaling.targets(raw.y_test),
             x_validation=scaling.features(raw.x_validation),
-            y_validation=raw.y_validation - scaling.target_mean,
+            y_validation=scaling.targets(raw.y_validation),
             prepared=Prepared(raw.without_rows(targets=False) if in_place else raw, preprocessing, scaling),
             dataset=None,  # it has the raw rows
         )

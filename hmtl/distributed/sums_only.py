@@ -192,7 +192,9 @@ class SumsOnlyExchange(ProcessExchange):
         if state is not None:
             state["shapes"] = self._shapes
         if state is not None and self.resumable(algorithm):
-            state["common"] = {"W": algorithm.common} | ({} if self._kept is None else {"kept": self._kept})
+            state["common"] = {name: rows[0] for name, rows in algorithm.aggregator.agree({}).items()} | (
+                {} if self._kept is None else {"kept": self._kept}
+            )
         return state
 
     def scatter_state(
@@ -203,7 +205,7 @@ class SumsOnlyExchange(ProcessExchange):
         users, nodes = algorithm.users.state_dict(), part["communicator"][NODE_STATE]
         if self._begins and "common" in part:
             common = part["common"]
-            users |= {name: common.get(name, common["W"]).expand_as(rows) for name, rows in users.items()}
+            users |= {name: common.get(name, common["averaged"]).expand_as(rows) for name, rows in users.items()}
             self._kept, nodes = common.get("kept"), {}
         elif len(self._placement.users) and "outdated" not in part:
             nodes = communicator.state_dict()[NODE_STATE]

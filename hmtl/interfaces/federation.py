@@ -16,8 +16,20 @@ from hmtl.data import from_datasets
 from hmtl.data.datasets import UserData
 from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError
-from hmtl.mtl import CrossEntropy, FedAvg, Logistic, Loss, Mean, Problem, Regularizer, Squared, TorchTrainer
-from hmtl.mtl.algorithms.networks import NetworkAlgorithm
+from hmtl.mtl import (
+    CrossEntropy,
+    FedAvg,
+    Learner,
+    Logistic,
+    Loss,
+    Mean,
+    NetworkAlgorithm,
+    Participation,
+    Problem,
+    Regularizer,
+    Squared,
+    TorchTrainer,
+)
 from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.reporting.console_logger import ConsoleLogger
 from hmtl.topology import Moving, Topology, any_r
@@ -39,7 +51,8 @@ class Federation:
             divides one Dataset. The order and size of minibatches are those of the trainer. Tasks may have validation
             rows (`hmtl.data.with_validation`).
         topology: who hears whom; None: each user is heard by 3 of 5 relays.
-        algorithm: class of the algorithm; `functools.partial` sets its options.
+        algorithm: a learner of networks, or its class.
+        participation: who takes part in a round; `Participation(fraction=0.1)` samples a tenth of the users.
         regularizer: couples models with algorithms such as FedU; None: `Mean(0.1)`.
         trainer: how users train, such as a `LocalTrainer` of your own; None: `TorchTrainer` with SGD(lr=0.03).
         communicator: class of the communicator; `functools.partial` sets its options. Sums replace coded IVs if they
@@ -59,7 +72,8 @@ class Federation:
         model: nn.Module | Callable[[], nn.Module],
         datasets: Sequence[UserData],
         topology: Topology | Moving | None = None,
-        algorithm: Callable[..., NetworkAlgorithm] = FedAvg,
+        algorithm: Learner | type[Learner] = FedAvg,
+        participation: Participation = Participation(),  # noqa: B008, it is frozen
         regularizer: Regularizer | None = None,
         trainer: NetworkSolver | None = None,
         communicator: Callable[..., Communicator] = CodedHierarchical,
@@ -68,10 +82,14 @@ class Federation:
         def make(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
             return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
 
+        try:
+            learner = algorithm() if isinstance(algorithm, type) else algorithm
+        except TypeError as error:
+            raise ConfigError(f"algorithm={algorithm}: {error}. Give a learner, such as Ditto(lam=0.1).") from error
         for name, part, is_right, wanted in (
             ("model", model, callable(model), "a module, or a function that makes one"),
             ("topology", topology, isinstance(topology, Topology | Moving | None), "a Topology: from_file reads one"),
-            ("algorithm", algorithm, callable(algorithm), "a class such as hmtl.mtl.FedAvg"),
+            ("algorithm", learner, isinstance(learner, Learner), "a learner such as hmtl.mtl.FedAvg()"),
             ("regularizer", regularizer, isinstance(regularizer, Regularizer | None), "one such as Mean(0.1)"),
             ("trainer", trainer, isinstance(trainer, NetworkSolver | None), "a TorchTrainer, LocalSGD or LocalTrainer"),
             ("communicator", communicator, callable(communicator), "a class such as hmtl.communication.Uncoded"),
@@ -93,12 +111,11 @@ class Federation:
             raise ConfigError(f"The topology is for {topology.K} users, but {len(tasks)} have data. Give another one.")
         self.seed = seed
         solver = trainer or TorchTrainer(partial(torch.optim.SGD, lr=0.03))
-        make_algorithm = partial(algorithm, problem, solver, make, seed=seed)
+        make_algorithm = partial(
+            NetworkAlgorithm, learner, problem, solver, make, seed=seed, participation=participation
+        )
         made, self.communicator = matched(make_algorithm, problem, communicator(topology))
-        if not isinstance(made, NetworkAlgorithm) or len(made.users.sections) > 1:
-            raise ConfigError(
-                "This algorithm does not train networks that travel as one. Choose FedAvg, or use hmtl.train."
-            )
+        assert isinstance(made, NetworkAlgorithm)
         self.algorithm = made
         self.history: list[Measurements] = []
         self._trainer: Trainer | None = None

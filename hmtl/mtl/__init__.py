@@ -6,15 +6,21 @@ An algorithm has a user side and an aggregator side. They exchange nothing but m
 """
 
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
-from hmtl.mtl.algorithms.fedavg import FedAvg
-from hmtl.mtl.algorithms.fedper import FedPer, FedRep, LGFedAvg
-from hmtl.mtl.algorithms.fedu import FedU
-from hmtl.mtl.algorithms.local_networks import LocalNetworks
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
-from hmtl.mtl.algorithms.proximal import Ditto, FedProx, PFedMe
+from hmtl.mtl.algorithms.networks import NetworkAlgorithm
 from hmtl.mtl.algorithms.random_effects import MixedEffects, RandomEffects
-from hmtl.mtl.algorithms.scaffold import Scaffold
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setups
+from hmtl.mtl.learners.apfl import APFL
+from hmtl.mtl.learners.base import Learner, Numbers, Section, Train
+from hmtl.mtl.learners.fedavg import FedAvg, FedProx
+from hmtl.mtl.learners.fednova import FedNova
+from hmtl.mtl.learners.fedu import FedU
+from hmtl.mtl.learners.local import LocalNetworks
+from hmtl.mtl.learners.personal_layers import FedPer, FedRep, LGFedAvg
+from hmtl.mtl.learners.personal_models import Ditto
+from hmtl.mtl.learners.pfedme import PFedMe
+from hmtl.mtl.learners.scaffold import Scaffold
+from hmtl.mtl.learners.server_optimizers import FedAdam, FedAvgM, FedYogi
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
 from hmtl.mtl.networks.architectures import cnn, mlp
 from hmtl.mtl.participation import Participation
@@ -26,6 +32,7 @@ from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.solvers.trainers import LocalTrainer, TorchTrainer
 
 __all__ = [
+    "APFL",
     "MOCHA",
     "SDCA",
     "Aggregator",
@@ -35,14 +42,19 @@ __all__ = [
     "Common",
     "CrossEntropy",
     "Ditto",
+    "FedAdam",
     "FedAvg",
+    "FedAvgM",
+    "FedNova",
     "FedPer",
     "FedProx",
     "FedRep",
     "FedU",
+    "FedYogi",
     "Graph",
     "Hinge",
     "LGFedAvg",
+    "Learner",
     "Local",
     "LocalNetworks",
     "LocalSGD",
@@ -52,6 +64,8 @@ __all__ = [
     "Loss",
     "Mean",
     "MixedEffects",
+    "NetworkAlgorithm",
+    "Numbers",
     "OneVsRest",
     "PFedMe",
     "Participation",
@@ -61,11 +75,13 @@ __all__ = [
     "Ridge",
     "Rows",
     "Scaffold",
+    "Section",
     "SharedModel",
     "SmoothHinge",
     "Squared",
     "TaskRelationship",
     "TorchTrainer",
+    "Train",
     "Users",
     "cnn",
     "mlp",

@@ -3,10 +3,12 @@
 K users and H relays, numbered from 0; rounds are numbered from 0, too.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import SystemRandom
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +19,11 @@ from hmtl.errors import ConfigError
 from hmtl.io.npz import open_file
 from hmtl.rng import generator
 
+Sampler = Literal["uniform", "rows"] | Callable[[np.random.Generator, NDArray[np.int64], int], NDArray[np.int64]]
+"""How users are sampled: alike, more often the more rows they have, or by a function.
+
+The function gets a generator, the numbers of rows of all users, and how many users to draw without replacement.
+"""
 Pairs = Sequence[Sequence[int]] | str | Path
 """Pairs of a round and the node that is absent in it, or the path of a CSV file with one pair per line."""
 
@@ -33,7 +40,8 @@ class Participation:
         low, high: bounds of the share, 0 < low ≤ high ≤ 1.
         speeds: one number in (0, 1] per user; None: all users have full speed.
         fraction: share of the users that is sampled for each round, in (0, 1]: round(fraction·K) of them, at least one,
-            uniformly without replacement.
+            without replacement.
+        sampler: how they are drawn.
         dropout: probability in [0, 1) that a user drops out of a round.
         schedule: further pairs (round, user): the user drops out of the round.
         relays: probability in [0, 1) that a relay drops out of a round, or pairs (round, relay) as in `schedule`.
@@ -51,8 +59,10 @@ class Participation:
     schedule: Pairs = ()
     relays: float | Pairs = 0.0
     fraction: float = 1.0
+    sampler: Sampler = "uniform"
     _users: frozenset[tuple[int, int]] = field(init=False, repr=False)
     _relays: frozenset[tuple[int, int]] | float = field(init=False, repr=False)
+    _counts: tuple[int, ...] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high <= 1:
@@ -69,6 +79,13 @@ class Participation:
         relays = self.relays if isinstance(self.relays, int | float) else _read("relays", "relay", self.relays)
         object.__setattr__(self, "_users", users)
         object.__setattr__(self, "_relays", relays)
+
+    def among(self, counts: Sequence[int]) -> "Participation":
+        """Return the participation of users with these numbers of rows, or raise ConfigError as `check` does."""
+        self.check(len(counts))
+        new = copy.copy(self)
+        object.__setattr__(new, "_counts", tuple(counts))
+        return new
 
     def check(self, K: int) -> None:
         """Raise ConfigError if `speeds` or `schedule` do not fit K users."""
@@ -87,7 +104,17 @@ class Participation:
 
     def sample(self, seed: int, round: int, K: int) -> NDArray[np.int64]:
         """Return the users who are sampled for a round, some of whom may drop out."""
-        return generator(seed, "sampled users", round).permutation(K)[: self.sampled(K)]
+        rng, n = generator(seed, "sampled users", round), self.sampled(K)
+        if self.sampler == "uniform":
+            return rng.permutation(K)[:n]
+        if self._counts is None:
+            raise ConfigError(
+                f"participation.sampler={self.sampler}, but this algorithm draws users alike. Leave it out."
+            )
+        counts = np.array(self._counts)
+        if callable(self.sampler):
+            return np.unique(self.sampler(rng, counts, n))
+        return rng.choice(K, n, replace=False, p=counts / counts.sum())
 
     def secret_sample(self, K: int) -> NDArray[np.int64]:
         """Return as many users, drawn from the operating system's entropy, so that nobody can compute them."""

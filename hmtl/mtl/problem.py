@@ -66,6 +66,7 @@ class Rows:
         square_norms: ‖x_kj‖² [N].
         counts: n_k of each user.
         s: weights of the rows in the objective [N].
+        places: number of the first row of each user, if there are rows of further users [K].
     """
 
     X: Features
@@ -73,6 +74,7 @@ class Rows:
     square_norms: Tensor
     counts: tuple[int, ...]
     s: Tensor
+    places: Tensor | None = None
 
     @cached_property
     def n(self) -> Tensor:
@@ -82,7 +84,12 @@ class Rows:
     @cached_property
     def starts(self) -> Tensor:
         """Number of the first row of each user [K]."""
-        return self.n.cumsum(0) - self.n
+        return self.n.cumsum(0) - self.n if self.places is None else self.places
+
+    def of_users(self, users: NDArray[np.int64]) -> "Rows":
+        """Return the rows of some users, without copying any: those of all others stay between them."""
+        counts = tuple(self.counts[k] for k in users.tolist())
+        return replace(self, counts=counts, places=self.starts[torch.from_numpy(users).to(self.y.device)])
 
     def of(self, user: int) -> "Rows":
         """Return the rows of one user (K = 1), as views unless they are sparse."""
@@ -339,11 +346,15 @@ class Problem:
         return targets
 
     @torch.no_grad()
-    def measure(self, split: str, predictions: Tensor) -> dict[str, Tensor]:
-        """Return the measures of predictions on the users' rows of a split [N] or [N, C]: [K] each."""
+    def measure(self, split: str, predictions: Tensor, users: NDArray[np.int64] | None = None) -> dict[str, Tensor]:
+        """Return the measures of predictions on the rows of a split, [N] or [N, C], of all users or some: [K] each."""
         y, counts = self._targets[split]
+        tasks = self.tasks
+        if users is not None:
+            at = torch.from_numpy(rows_of(counts.tolist(), users)).to(y.device)
+            y, counts, tasks = y[at], counts[torch.from_numpy(users).to(y.device)], [tasks[k] for k in users]
         if self.loss.measure == "mean squared error":  # own measures get targets as they were before any centring
-            shift = torch.tensor([task.scaling.target_mean for task in self.tasks]).to(y).repeat_interleave(counts)
+            shift = torch.tensor([task.scaling.target_mean for task in tasks]).to(y).repeat_interleave(counts)
             predictions, y = predictions + shift, y + shift
         return {f"{split}_{name}": measure(predictions, y, counts) for name, measure in self.measures.items()}
 

@@ -9,17 +9,19 @@
             return Ring(lam=0.1)
 
 `pytest test_mine.py` then runs all tests of the contract. There is a contract for each kind of part: `LossContract`
-(`DualLossContract` for losses that dual solvers accept), `RegularizerContract`, `CommunicatorContract`,
-`LinksContract` and `QuantiserContract`.
+(`DualLossContract` for losses that dual solvers accept), `RegularizerContract`, `LearnerContract`,
+`CommunicatorContract`, `LinksContract` and `QuantiserContract`.
 """
 
 from hmtl.testing.communication import CommunicatorContract, LinksContract, QuantiserContract
+from hmtl.testing.learners import LearnerContract
 from hmtl.testing.learning import DualLossContract, LossContract, RegularizerContract
 from hmtl.testing.topologies import restricted, topologies
 
 __all__ = [
     "CommunicatorContract",
     "DualLossContract",
+    "LearnerContract",
     "LinksContract",
     "LossContract",
     "QuantiserContract",

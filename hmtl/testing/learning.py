@@ -22,10 +22,10 @@ from hmtl.data import Task
 from hmtl.mtl import Loss, Regularizer, sigma_prime
 
 
-def cases(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test of a contract on many seeds."""
+def cases(test: Callable[..., None], n: int = 20) -> Callable[..., None]:
+    """Run a test of a contract on n seeds."""
     quiet = [HealthCheck.differing_executors, HealthCheck.too_slow]
-    return settings(max_examples=20, deadline=None, suppress_health_check=quiet)(
+    return settings(max_examples=n, deadline=None, suppress_health_check=quiet)(
         given(seed=st.integers(0, 2**32 - 1))(test)
     )
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from hmtl.communication import Communicator, sums_if_faster
+from hmtl.communication import BySection, Communicator, Uncoded, sums_if_faster
+from hmtl.communication.few_bits import FEW_BITS
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.wires import row_bits
 from hmtl.mtl import Algorithm, Problem
 
@@ -12,15 +14,24 @@ def matched(
 ) -> tuple[Algorithm, Communicator]:
     """Return an algorithm and its communicator; both use sums if `communicator` does, or if that takes less time.
 
+    If a section of numbers travels after the averages, `communicator` carries it, and sums carry the averages.
+
     Args:
         make: makes the algorithm; see `Algorithm` for its keyword `messages`.
         problem: the algorithm's.
         communicator: how IVs would travel.
     """
-    if communicator.recipe.messages == "sums":
-        algorithm = make(messages="sums")
+    messages = communicator.recipe.messages
+    algorithm = make(messages=messages)
+    if len(algorithm.users.sections) > 1:
+        recipe = communicator.recipe
+        if not isinstance(communicator, Uncoded):
+            wire = recipe.wire if recipe.wire in FEW_BITS else None
+            recipe = SumsOfRows(wire=wire, secure=recipe.secure)
+        shared = Communicator(communicator.contacts, communicator.network, recipe, communicator.make_links)
+        return make(messages=recipe.messages, coupled_messages=messages), BySection(shared, communicator)
+    if messages == "sums":
         return algorithm, communicator.for_rows(64 * algorithm.users.numbers)
-    algorithm = make()
     m, dtype = algorithm.users.numbers, algorithm.W.dtype
     communicator = communicator.for_rows(row_bits(communicator.recipe.wire, m, dtype))
     q = algorithm.sums_needed(problem)

@@ -278,9 +278,10 @@ class Trainer:
         absent = algorithm.participation.absent_relays(algorithm.seed, number, communicator.topology.H)
         if self.accountant:
             algorithm.users.sample = self.exchange.share_out(partial(self.accountant.sample, number))
-        outcome = communicator.round(number, self.users, algorithm.aggregator, absent)
         is_last = number == self.settings.rounds - 1 or self._ends
         evaluate = number % self.settings.evaluate_every == 0 or is_last
+        algorithm.users.evaluates = evaluate
+        outcome = communicator.round(number, self.users, algorithm.aggregator, absent)
         result = self.exchange.gather_round(algorithm, communicator, outcome, user_seconds, evaluate)
         if result is None:
             return {}

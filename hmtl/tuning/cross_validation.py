@@ -88,7 +88,7 @@ def _check_effect(cfg: DictConfig, grid: Grid, algorithm: Algorithm) -> None:
     reads_lam = "${lam}" in str(OmegaConf.to_container(cfg.algorithm, resolve=False))
     for name in grid:
         of_regularizer = name.startswith("regularizer.") or (name == "lam" and not reads_lam)
-        if of_regularizer and not (algorithm.regularized or cfg.algorithm.get("coupled")):
+        if of_regularizer and not algorithm.regularized:
             raise ConfigError(
                 f"tune.grid: {name} has no effect, since {type(algorithm).__name__} does not use the regularizer. Tune "
                 "other settings, for example by tune.grid='{solver.step: [0.01, 0.1]}'."

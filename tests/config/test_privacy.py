@@ -127,7 +127,7 @@ def test_a_private_run_reports_epsilon_and_resumes(configure: Configure, tmp_pat
     run.trainer.fit()
     cfgs[2].resume = str(stopped)
     train(cfgs[2])
-    W = [load_checkpoint(folder)["algorithm"]["users"]["W"] for folder in (whole, resumed)]
+    W = [load_checkpoint(folder)["algorithm"]["users"]["averaged"] for folder in (whole, resumed)]
     assert torch.equal(*W)
     assert W[0].any()
     both = ("epsilon", "epsilon_sample_known")

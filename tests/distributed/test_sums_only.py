@@ -147,15 +147,18 @@ def test_hosts_save_models_that_the_server_does_not_know(configure: Callable[...
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("wire", "rtol"), [("null", 0), ("int4", 0.02)])
+@pytest.mark.parametrize(
+    ("learner", "wire", "rtol"),
+    [("fedavg", "null", 0), ("fedavg", "int4", 0.02), ("fedadam", "null", 0), ("fednova", "null", 0)],
+)
 def test_who_ends_comes_back_with_the_common_model(
-    configure: Callable[..., DictConfig], tmp_path: Path, wire: str, rtol: float
+    configure: Callable[..., DictConfig], tmp_path: Path, learner: str, wire: str, rtol: float
 ) -> None:
     """The checkpoint has no state of users, and a run that resumes from it ends as one without a stop.
 
     With few bits, what rounding left over in the first rounds is lost.
     """
-    words = (*SMALL, *ONLY_SUMS, "algorithm=fedavg", f"wire={wire}")
+    words = (*SMALL, *ONLY_SUMS, f"algorithm={learner}", f"wire={wire}")
     killed = {"relay 0": 2, "host 1": 4}
 
     def prepare(peers: Peers, rank: int) -> None:

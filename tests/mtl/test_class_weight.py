@@ -21,6 +21,7 @@ from hmtl.mtl import (
     LocalSGD,
     Logistic,
     Mean,
+    NetworkAlgorithm,
     Problem,
     Ridge,
     SmoothHinge,
@@ -137,7 +138,7 @@ def test_the_gap_certifies_coupled_models(loss, value, seed):
 def test_a_step_on_all_rows_follows_the_gradient(seed):
     tasks = unequal_tasks(seed, classes=3)
     problem = Problem(tasks, CrossEntropy(), Ridge(1e-9))
-    fedu = FedU(problem, LocalSGD(0.1, 1, 1000), nn.Linear, seed=1)
+    fedu = NetworkAlgorithm(FedU(), problem, LocalSGD(0.1, 1, 1000), nn.Linear, seed=1)
     start = fedu.W.clone()
     _, after = fedu.users.local_update(0)
     loss = 0.0

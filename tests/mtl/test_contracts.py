@@ -1,12 +1,12 @@
-"""The contracts catch typical mistakes in losses and regularizers of a user's own."""
+"""The contracts catch typical mistakes in losses, regularizers and learners of a user's own."""
 
 from functools import partial
 
 import pytest
 import torch
 
-from hmtl.mtl import Hinge, Loss, Regularizer, Ridge
-from hmtl.testing import DualLossContract, LossContract, RegularizerContract
+from hmtl.mtl import FedAvg, Hinge, Loss, Regularizer, Ridge
+from hmtl.testing import DualLossContract, LearnerContract, LossContract, RegularizerContract
 
 
 class Detached(Ridge):
@@ -77,6 +77,31 @@ class Pooled(Loss):
         return (prediction - y).square().mean().expand(y.shape)
 
 
+class InPlace(FedAvg):
+    """Writes into the rows that users hold."""
+
+    def local(self, shared, own, train):
+        shared.w[0].mul_(0.5)
+        return {"w": train(shared.w)}
+
+
+class Mixing(FedAvg):
+    """Users who train together learn from each other."""
+
+    def local(self, shared, own, train):
+        return {"w": train(shared.w).mean(0).expand_as(shared.w)}
+
+
+class Forgetful(FedAvg):
+    """Its server keeps something in the learner, which is no part of a checkpoint."""
+
+    rounds = 0
+
+    def server(self, state, mean):
+        self.rounds += 1
+        return {"w": mean.w / self.rounds}
+
+
 def contract(kind, part):
     class Contract(kind):
         def make(self):
@@ -103,6 +128,9 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         (DualLossContract, HalfStep, "test_coordinate_step"),
         slow(LossContract, Concave, "test_slope"),
         (LossContract, Pooled, "test_elementwise"),
+        (LearnerContract, InPlace, "test_local_leaves_its_arguments_unchanged"),
+        (LearnerContract, Mixing, "test_users_train_in_blocks_of_any_size"),
+        (LearnerContract, Forgetful, "test_a_resumed_run_goes_on_with_the_same_bits"),
     ],
 )
 def test_caught(kind, part, test):

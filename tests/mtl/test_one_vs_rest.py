@@ -16,6 +16,7 @@ from hmtl.mtl import (
     LocalSGD,
     Logistic,
     Mean,
+    NetworkAlgorithm,
     Problem,
     SmoothHinge,
     TaskRelationship,
@@ -142,7 +143,7 @@ def test_all_classes_share_a_learned_omega():
 
 
 def test_networks():
-    fedu = FedU(Problem(tasks(4), Hinge(), Mean(1e-3, 1e-3)), LocalSGD(step=0.1), mlp)
+    fedu = NetworkAlgorithm(FedU(), Problem(tasks(4), Hinge(), Mean(1e-3, 1e-3)), LocalSGD(step=0.1), mlp)
     before = fedu.metrics()
     for round in range(15):
         fedu.step(round)
@@ -151,7 +152,7 @@ def test_networks():
     assert now["primal"] < 0.9 * before["primal"]
     scores = [
         fedu.model(fedu.model.split(w), x.float())
-        for w, (x, _) in zip(fedu.users.W, [(torch.from_numpy(x), y) for x, y in rows(4)], strict=True)
+        for w, (x, _) in zip(fedu.W.T, [(torch.from_numpy(x), y) for x, y in rows(4)], strict=True)
     ]
     wrong = [(s.argmax(1).numpy() != y).mean() for s, (_, y) in zip(scores, rows(4), strict=True)]
     assert now["train_error"] == pytest.approx(np.mean(wrong))

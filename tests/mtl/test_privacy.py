@@ -13,17 +13,23 @@ from scipy import stats
 
 from hmtl.errors import ConfigError
 from hmtl.mtl import (
+    APFL,
     Ditto,
+    FedAdam,
     FedAvg,
+    FedNova,
     FedPer,
     FedProx,
     FedRep,
     FedU,
+    FedYogi,
+    Learner,
     LGFedAvg,
     LocalNetworks,
     LocalSGD,
     Logistic,
     Mean,
+    NetworkAlgorithm,
     PFedMe,
     Scaffold,
     TorchTrainer,
@@ -52,23 +58,22 @@ def test_no_term_is_longer_than_the_bound(rows: list[list[int]], bound: int) -> 
             assert np.allclose(short, np.array(row, float) * factor, rtol=1e-5, atol=1.001)
 
 
-def fedavg(
-    privacy: Privacy | None, algorithm: type[FedAvg] = FedAvg, seed: int = 0, solver: Any = None, **options
-) -> FedAvg:
+def private(
+    privacy: Privacy | None, learner: Learner | None = None, seed: int = 0, solver: Any = None
+) -> NetworkAlgorithm:
     problem = make(seed, K=6, d=40, loss=Logistic(), regularizer=Mean(0.1)).problem
-    return algorithm(
-        problem, solver or LocalSGD(0.5), partial(mlp, hidden=8), messages="sums", privacy=privacy, **options
-    )
+    network, solver = partial(mlp, hidden=8), solver or LocalSGD(0.5)
+    return NetworkAlgorithm(learner or FedAvg(), problem, solver, network, messages="sums", privacy=privacy)
 
 
 @settings(max_examples=5)
 @given(seed=st.integers(0, 10**6))
 def test_terms_are_those_of_equal_weights_with_noise(seed: int) -> None:
-    (users, exact), (_, quiet) = (fedavg(each, seed=seed).users.local_update(0) for each in (None, QUIET))
+    (users, exact), (_, quiet) = (private(each, seed=seed).users.local_update(0) for each in (None, QUIET))
     counts = make(seed, K=6, d=40).problem.counts
     scale = 2.0 ** (40 - np.ceil(np.log2(sum(counts)))) * torch.tensor(counts)[users, None]
     assert (exact[:] / scale - quiet / UNIT).abs().max() < 1e-7
-    learner = fedavg(LOUD, seed=seed)
+    learner = private(LOUD, seed=seed)
     loud = learner.users.local_update(0)[1]
     noise = (loud - clipped(quiet, LOUD.clip * UNIT)).double() / (UNIT * LOUD.clip)
     assert stats.kstest(noise.flatten() / (1.5 / 2), stats.norm.cdf).pvalue > 1e-5  # σ/√least of each user
@@ -76,23 +81,22 @@ def test_terms_are_those_of_equal_weights_with_noise(seed: int) -> None:
     assert not torch.equal(learner.users.local_update(1)[1], loud)
     assert len({*map(tuple, noise[:, :3].tolist())}) == len(users)
     mean = loud.sum(0) / (len(users) * UNIT)
-    before = learner.aggregator.average.start
-    after = learner.aggregator.average.model(learner.aggregator.update(users, loud.sum(0, keepdim=True)), 6.0)[0]
+    before = learner.averages.average.start
+    after = learner.averages.averaged(learner.aggregator.update(users, loud.sum(0, keepdim=True)))[0]
     torch.testing.assert_close(after - before, mean.to(before), atol=1e-6, rtol=0)
     assert learner.setup() is None, "users would tell how many rows they have"
 
 
 def test_noise_of_the_system_differs_from_run_to_run() -> None:
     secret = Privacy(clip=0.01, noise=1.5, least=4)
-    terms = [fedavg(secret).users.local_update(0)[1] for _ in range(2)]
+    terms = [private(secret).users.local_update(0)[1] for _ in range(2)]
     assert (terms[0] != terms[1]).all()
 
 
-@pytest.mark.parametrize("algorithm", [FedProx, Ditto, PFedMe, FedPer])
-def test_relatives_send_one_clipped_term(algorithm: type[FedAvg]) -> None:
-    options = {FedProx: {"mu": 0.1}, Ditto: {"lam": 0.1}, PFedMe: {"lam": 0.5}}.get(algorithm, {})
+@pytest.mark.parametrize("learner", [FedProx(0.1), Ditto(0.1), PFedMe(0.5), APFL(), FedPer(), FedAdam(), FedNova()])
+def test_relatives_send_one_clipped_term(learner: Learner) -> None:
     silent = Privacy(clip=0.01, noise=1e-7, least=1, seed=3, randomness="seed")
-    users, terms = fedavg(silent, algorithm, **options).users.local_update(0)
+    users, terms = private(silent, learner).users.local_update(0)
     assert len(users) == 6
     lengths = terms.double().norm(dim=1) / UNIT
     assert (lengths < 0.01 * (1 + 1e-5)).all()
@@ -100,37 +104,30 @@ def test_relatives_send_one_clipped_term(algorithm: type[FedAvg]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "options", "remembers"),
+    ("learner", "remembers"),
     [
-        (FedAvg, {}, False),
-        (FedProx, {"mu": 0.1}, False),
-        (Ditto, {"lam": 0.1}, False),
-        (PFedMe, {"lam": 0.5}, False),
-        (FedPer, {}, True),
-        (FedRep, {}, True),
-        (LGFedAvg, {}, True),
-        (FedAvg, {"solver": TorchTrainer(partial(torch.optim.SGD, lr=0.1, momentum=0.9))}, False),
+        *((each, False) for each in (FedAvg(), FedProx(0.1), Ditto(0.1), PFedMe(0.5), APFL(), FedYogi(), FedNova())),
+        *((each, True) for each in (FedPer(), FedRep(), LGFedAvg())),
     ],
 )
+@pytest.mark.parametrize("solver", [LocalSGD(0.5), TorchTrainer(partial(torch.optim.SGD, lr=0.1, momentum=0.9))])
 def test_who_took_part_before_changes_terms_only_if_users_remember(
-    algorithm: type[FedAvg], options: dict[str, Any], remembers: bool
+    learner: Learner, remembers: bool, solver: Any
 ) -> None:
     """Two users with the same model, one of whom trained in a round before, which counted."""
     silent = Privacy(clip=1.0, noise=1e-7, least=1, seed=3, randomness="seed")
-    fresh, veteran = (fedavg(silent, algorithm, **options) for _ in range(2))
+    fresh, veteran = (private(silent, learner, solver=solver) for _ in range(2))
     taking_part, _ = veteran.users.local_update(0)
     veteran.users.commit(taking_part)
-    terms = [learner.users.local_update(1)[1] for learner in (fresh, veteran)]
+    terms = [each.users.local_update(1)[1] for each in (fresh, veteran)]
     assert torch.equal(*terms) != remembers
     assert fresh.remembers == remembers
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "options"), [(FedU, {}), (Scaffold, {}), (LocalNetworks, {}), (FedPer, {"coupled": True})]
-)
-def test_others_are_refused(algorithm: type[FedAvg], options: dict[str, bool]) -> None:
+@pytest.mark.parametrize("learner", [FedU(), Scaffold(), LocalNetworks(), FedPer(coupled=True)])
+def test_others_are_refused(learner: Learner) -> None:
     with pytest.raises(ConfigError, match="privacy"):
-        fedavg(LOUD, algorithm, **options)
+        private(LOUD, learner)
 
 
 def test_a_grid_too_coarse_and_sums_too_large() -> None:

@@ -25,6 +25,7 @@ from hmtl.mtl import (
     Logistic,
     Loss,
     Mean,
+    NetworkAlgorithm,
     Problem,
     Ridge,
     Squared,
@@ -100,7 +101,7 @@ def uneven(counts, dtype=torch.float64, d=50):
 
 def learner(kind, tasks):
     if kind == "networks":
-        return FedAvg(Problem(tasks, Logistic(), Ridge(0.1)), LocalSGD(1e-5, epochs=1), nn.Linear)
+        return NetworkAlgorithm(FedAvg(), Problem(tasks, Logistic(), Ridge(0.1)), LocalSGD(1e-5, epochs=1), nn.Linear)
     return MOCHA(Problem(tasks, Hinge(), Mean(0.1)), SDCA(2))
 
 

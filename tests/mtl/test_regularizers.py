@@ -21,6 +21,7 @@ from hmtl.mtl import (
     LocalSGD,
     Logistic,
     Mean,
+    NetworkAlgorithm,
     Regularizer,
     Ridge,
     SharedModel,
@@ -297,7 +298,7 @@ def test_networks_are_hardly_shrunk_by_default(kind, random_problem):
     torch.testing.assert_close(duals - networks, scale * (0.1 - 1e-6) * torch.eye(4).double(), rtol=0, atol=1e-12)
     given = problem.regularized(kind(0.1, 0.1))
     assert torch.equal(given.for_networks().regularizer.coupling(torch.eye(4).double()), duals)
-    assert FedU(problem, LocalSGD(), torch.nn.Linear).problem.regularizer.lam2 == 1e-6
+    assert NetworkAlgorithm(FedU(), problem, LocalSGD(), torch.nn.Linear).problem.regularizer.lam2 == 1e-6
 
 
 @pytest.mark.parametrize("kind", [Ridge, Mean, SharedModel, TaskRelationship, Common, Clustered])

@@ -22,6 +22,7 @@ from hmtl.mtl import (
     LocalSGD,
     Logistic,
     Mean,
+    NetworkAlgorithm,
     Problem,
     RandomEffects,
     SmoothHinge,
@@ -201,7 +202,7 @@ def test_bad_sparse_rows():
     with pytest.raises(DataError, match="single csr_array"):
         MultiTask().fit([x, x], x)
     with pytest.raises(ConfigError, match="FedAvg needs dense rows"):
-        FedAvg(Problem(tasks, Hinge(), Mean(0.1)), LocalSGD(), mlp)
+        NetworkAlgorithm(FedAvg(), Problem(tasks, Hinge(), Mean(0.1)), LocalSGD(), mlp)
     with pytest.raises(ConfigError, match="random_effects needs dense rows"):
         RandomEffects(Problem(tasks, Squared(), Mean(0.1)))
 

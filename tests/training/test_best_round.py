@@ -117,5 +117,5 @@ def test_the_models_with_the_least_validation_error(tmp_path: Path, learner: str
         (tmp_path / "until").mkdir()
         train(compose(*words, f"rounds={best + 1}", f"output_dir={tmp_path / 'until'}"))
         users = load_checkpoint(tmp_path / "until")["algorithm"]["users"]  # after the last round, whatever was kept
-        assert np.array_equal(W, users["V" if learner == "ditto" else "W"].numpy())
+        assert np.array_equal(W, users["v" if learner == "ditto" else "averaged"].numpy())
         assert np.array_equal(W, load_arrays(tmp_path / "resumed" / "models.npz")["W"])

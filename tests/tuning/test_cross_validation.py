@@ -23,7 +23,7 @@ from hmtl.config.schema import flat
 from hmtl.data import Preprocessing, Task, prepare
 from hmtl.data.preprocessing import Scope
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError
-from hmtl.mtl import FedU, LocalSGD
+from hmtl.mtl import FedU, LocalSGD, NetworkAlgorithm
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
 from hmtl.tune import tune
@@ -334,7 +334,7 @@ def test_models_side_by_side_draw_as_if_alone(configure: Configure) -> None:
     cfg = configure(*SMALL, "algorithm=fedu", "rounds=3")
     problem, W = build_problem(cfg, build_tasks(cfg)[0]), []
     for workers in (1, 4):
-        members = [FedU(problem, LocalSGD(epochs=1), with_dropout, seed=seed) for seed in range(4)]
+        members = [NetworkAlgorithm(FedU(), problem, LocalSGD(epochs=1), with_dropout, seed=seed) for seed in range(4)]
         finished: dict[Any, Any] = {}
         keyed = (((0, n), member) for n, member in enumerate(members))
         assert _train_all(keyed, cfg.rounds, workers, finished, len(members), lambda: None) == []

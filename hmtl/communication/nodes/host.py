@@ -163,11 +163,14 @@ class Host:
         """Hold the rows of these users until they are sent: some columns of all users, or some users' whole rows."""
         self._users, self._ivs = users, ivs
         n, m, room = len(users), self.users.numbers, BLOCK // ivs.dtype.itemsize
+        at_once = getattr(ivs, "at_once", n)  # users who train while their rows are sent
         if self._whole:
-            blocks = [(users, ALL) for users in _cut(n, room // max(1, m))]
-        else:
-            *blocks, last = [(ALL, columns) for columns in _cut(m, max(LEAST, room // max(1, n)))]
-            blocks.append((ALL, slice(last[1].start, None)))  # with the further numbers
+            at_once = room // max(1, m)
+        blocks = list[tuple[slice, slice]]()
+        for part in _cut(n, at_once):
+            columns = [ALL] if self._whole else list(_cut(m, max(LEAST, room // max(1, part.stop - part.start))))
+            blocks += [(part, each) for each in columns[:-1]]
+            blocks.append((part, slice(columns[-1].start, None)))  # with the further numbers
         self._unsent = deque(blocks if n else ())
 
     def _encoded(self, users: slice, columns: slice) -> tuple[Tensor, Tensor]:

@@ -71,6 +71,9 @@ class Users(Side):
     sample: Ids | None = None
     """The users who are sampled for the next round, if the server drew them; None: those that the seed gives."""
 
+    evaluates: bool = True
+    """Whether this round will be measured; then users measure what they hold only during the round."""
+
     deltas: bool = False
     """Whether IVs are changes, which aggregators add up; then users add what was rounded off an IV to the next one."""
 
@@ -226,18 +229,17 @@ class Algorithm(ABC):
         aggregator: the aggregator side.
     """
 
-    regularized: ClassVar[bool] = True
-    averaged: ClassVar[bool] = False
+    regularized: bool = True
+    averaged: bool = False
     improves: ClassVar[Kind | None] = None
-    vectors: ClassVar[tuple[str, ...]] = ()
+    vectors: tuple[str, ...] = ()
     problem: Problem
     seed: int
     participation: Participation
     users: Users
     aggregator: Aggregator
 
-    @classmethod
-    def sums_needed(cls, problem: Problem) -> int:
+    def sums_needed(self, problem: Problem) -> int:
         """Return q, how many sums over users suffice for each coordinate; 0: no sums, or users need all IVs."""
         return 0
 

@@ -1,17 +1,18 @@
-"""Networks that users train: what FedAvg, its relatives and FedU share.
+"""The two sides of a learner of networks: who takes part, what travels, and which updates count.
 
-K users, m numbers of a network (parameters, and buffers that training changes); one user per row. An IV is the user's
-new model, [m].
+K users, m numbers of a network (parameters, and buffers that training changes), b users of a block. The averaged
+sections of a learner are one row of numbers; a coupled section is a row of its own, which travels after it.
 """
 
-from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hmtl.mtl.algorithms.averages import Average, AverageAggregator
 from hmtl.mtl.algorithms.base import (
     NOBODY,
     Aggregator,
@@ -20,278 +21,483 @@ from hmtl.mtl.algorithms.base import (
     MessageKind,
     Users,
     not_bounded,
-    of_rows,
-    with_rows,
 )
-from hmtl.mtl.networks.copies import copies
+from hmtl.mtl.algorithms.coupling import (
+    CoupleTerms,
+    CouplingAggregator,
+    LearnedPenalty,
+    PenaltyCoupling,
+    SendModels,
+    form_of,
+)
+from hmtl.mtl.algorithms.local_training import BlockTraining, Setting, TermsOfTrained
+from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
+from hmtl.mtl.algorithms.user_rows import UserRows
+from hmtl.mtl.learners.base import Learner, Numbers
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
-from hmtl.mtl.problem import AT_ONCE, Problem, Rows
-from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem, Proximal
+from hmtl.mtl.problem import Problem
+from hmtl.mtl.regularizers import Relation
+from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.mtl.sums import Terms
 
-
-class Sending(nn.Module):
-    """How users encode what they send and decode what they receive; by default, both are models.
-
-    Args:
-        numbers, row_bits: as in `Users`.
-    """
-
-    averages: torch.dtype | None = None
-    """See `Users`."""
-
-    def __init__(self, numbers: int, row_bits: tuple[int, int, int] = (0, 0, 0)) -> None:
-        super().__init__()
-        self.numbers = numbers
-        self.row_bits = row_bits
-
-    def encode(self, users: Ids, ivs: Tensor, last: Tensor) -> Tensor | Terms:
-        """Return the rows to send for IVs [n, m + e], given the last models [n, m] that these users received."""
-        return ivs
-
-    def commit(self, users: Ids) -> None:
-        """Record that what these users encoded last reached an aggregator."""
-
-    def take(self, users: Ids, numbers: Tensor) -> None:
-        """Take the answer [n, e] to the set-up."""
-
-    def decode(self, users: Ids, rows: Tensor) -> Tensor:
-        """Return the models [n, m] of these users from the rows that they received."""
-        return rows
-
-
-@dataclass(frozen=True)
-class LocalTraining:
-    """What the users' local training needs; see `NetworkAlgorithm`."""
-
-    problem: Problem
-    solver: NetworkSolver
-    model: FlatModel
-    seed: int
-    participation: Participation
-    privacy: Privacy | None = None
+BLOCK = 2**26  # bytes of models that are held at once; more are trained as they are sent
+RECEIVED = "averaged", "coupled"  # rows that change when they are received, unlike own state
+COLUMNS = 2**22  # numbers in a block of columns of all models
 
 
 class NetworkUsers(Users):
-    """User side: one network per user. A local update leaves the models `W` [K, m] unchanged.
+    """User side of a learner.
 
     Args:
-        local: how users train.
-        sending: what they send and receive.
-        pull: weight of the proximal term (pull/2)‖w − w_start‖² in a user's objective, w_start being the model with
-            which the round began.
-        start: what users hold before the first round instead of the network's first parameters.
+        setting: how users train.
+        average: the averaged sections; None: there are none.
+        weights: the weights in averages of the users of this process [n, 1].
+        total: the sum of all users' weights.
+        coupling: what users send and receive of the coupled section; None: there is none.
+        messages: what users send of averages.
     """
 
-    W: Tensor
+    second: "CoupledSection | None"
 
-    def __init__(self, local: LocalTraining, sending: Sending, pull: float = 0.0, start: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        average: Average | None,
+        weights: Tensor,
+        total: float,
+        coupling: SendModels | None,
+        messages: MessageKind,
+    ) -> None:
         super().__init__()
-        self.local = local
-        self.problem = local.problem
-        self.model = local.model
-        self.sending = sending
-        self.pull = pull
-        self.numbers, self.row_bits, self.averages = sending.numbers, sending.row_bits, sending.averages
-        self.rows = self.problem.rows_in(self.model.start.dtype)
-        self.usual = local.solver.steps(self.problem.here)  # steps of a user who is not a straggler [K]
-        self.start = self.model.start if start is None else start
-        self.data = self.problem.datasets(self.model.start.dtype, self.model.shape)
-        self.register_buffer("W", self.start.expand(len(self.problem.users), -1))
+        self.setting, self.average, self.coupling = setting, average, coupling
+        self.problem, self.model, self.learner = setting.problem, setting.model, setting.learner
+        self.weights, self.total, self.messages = weights, total, messages
+        self.usual = self.learner.phases * setting.solver.steps(self.problem.here)
+        sections, K = self.learner.sections(), len(self.problem.users)
+        self.coupled = next((name for name, section in sections.items() if section.coupled), "")
+        starts = dict(self.learner.personal())
+        starts |= {name: section.start for name, section in sections.items() if section.over_all}
+        if average:
+            starts["averaged"] = average.start
+            self.numbers = len(average.start)
+            if messages == "sums":
+                self.row_bits, self.averages = (8 * average.start.nbytes, 0, 0), average.start.dtype
+        if coupling:
+            starts["coupled"] = self.start_of_coupled
+            if not average:
+                self.numbers, self.row_bits = coupling.numbers, coupling.row_bits
+        elif not average:
+            self.numbers = 0
+        self.held = {name: UserRows(start, K) for name, start in starts.items()}
+        second = CoupledSection(self) if average and coupling else None
+        object.__setattr__(self, "second", second)  # no part of this module's state
+        self.trained: tuple[Ids, Tensor, Tensor] = NOBODY, torch.empty(0, 0), torch.empty(0)
+        self._tuned: dict[str, Tensor] = {}
+
+    @property
+    def sections(self) -> tuple[Users, ...]:
+        return (self, self.second) if self.second else (self,)
 
     @property
     def origin(self) -> Tensor:
-        return self.start
+        return self.average.start if self.average else self.start_of_coupled
+
+    @property
+    def start_of_coupled(self) -> Tensor:
+        """The coupled section before the first round, empty if there is none."""
+        return self.learner.sections()[self.coupled].start if self.coupled else self.model.start[:0]
+
+    @property
+    def personal(self) -> bool:
+        return self.held.keys() != {"averaged"}
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
-        participation, problem, seed = self.local.participation, self.problem, self.local.seed
-        budgets = participation.budgets(self.usual, seed, round, problem.users, problem.K, self.sample)
+        setting, problem = self.setting, self.problem
+        budgets = setting.participation.budgets(self.usual, setting.seed, round, problem.users, problem.K, self.sample)
         budgets[idle] = 0
-        ivs, *own = self._train(round, slice(None), self.rows, budgets)
         users = budgets.numpy().nonzero()[0]
-        self._hold(users, own)
-        rows = self.sending.encode(users, of_rows(ivs, users), of_rows(self.W, users))
-        if self.local.privacy:
-            rows = self.local.privacy.protected(problem.grid, round, problem.users[users], rows[:])
+        budgets = budgets[users]
+        self._tuned = {}
+        if self.evaluates and not self.personal:
+            unknown = self.problem.s.new_full((len(self.problem.users),), torch.nan)
+            self._tuned = {f"tuned_test_{name}": unknown.clone() for name in self.problem.measures}
+        if self.coupling or not self.average:
+            new = self._trained(users, budgets, round)
+            if self.average:
+                return users, self._encoded(users, new)
+            return users, self.coupling.encode(*self.trained) if self.coupling else new
+        size = max(1, BLOCK // self.average.start.nbytes)
+
+        def make(block: slice) -> Tensor | Terms:
+            return self._encoded(users[block], self._trained(users[block], budgets[block], round))
+
+        rows: Tensor | Terms
+        if len(users) <= size:
+            rows = make(slice(0, len(users)))
+        elif self.messages == "ivs":
+            rows = self.average.start.new_empty(len(users), self.numbers)
+            for i in range(0, len(users), size):
+                rows[i : i + size] = make(slice(i, i + size))[:]
+        else:
+            rows = TermsOfTrained((len(users), self.numbers), self.average.start.device, make, size)
+        if setting.privacy:
+            rows = setting.privacy.protected(problem.grid, round, problem.users[users], rows[:])
         return users, rows
 
+    def _trained(self, users: Ids, budgets: Tensor, round: int) -> Tensor:
+        """Train these users, keep what is their own until it counts, and return what is averaged, [b, a]."""
+        if not len(users):
+            self.trained = users, self.start_of_coupled.expand(0, -1), budgets
+            return self.model.start.new_empty(0, len(self.average.start) if self.average else 0)
+        own_names = self.learner.personal().keys()
+        shared, own = self._numbers(users)
+        before = dict(vars(own))
+        training = BlockTraining(self.setting, round, users, budgets)
+        new = dict(self.learner.local(shared, own, training))
+        for name in own_names:
+            if getattr(own, name) is not before[name]:
+                self.held[name].propose(users, getattr(own, name))
+        if self.coupling:
+            steps = budgets // self.learner.phases  # the first phase trains coupled numbers
+            self.trained = users, new.pop(self.coupled), steps
+        if not self.average:
+            return self.model.start.new_empty(len(users), 0)
+        if self._tuned:  # the last average, tuned to the users' own rows
+            predictions = self.setting.predictions("test", users, training.last)
+            for name, values in self.problem.measure("test", predictions, users).items():
+                self._tuned[f"tuned_{name}"][users] = values.to(self.problem.s)
+        for name, section in self.average.sections.items():
+            if section.over_all:  # the change of what the user sent last is a change of the average
+                self.held[name].propose(users, new[name])
+                new[name] = getattr(shared, name) + (new[name] - getattr(own, name))
+        first, *rest = (new[name] for name in self.average.sections)
+        return torch.cat([first, *rest], dim=1) if rest else first
+
+    def _encoded(self, users: Ids, new: Tensor) -> Tensor | Terms:
+        """Return the rows that users send who came to numbers [b, a]."""
+        if self.messages == "ivs":
+            return new
+        assert self.average
+        return self.average.terms(new, self.held["averaged"].of(users), self.weights[users], self.total)
+
+    def _numbers(self, users: Ids) -> tuple[Numbers, Numbers]:
+        """Return the sections and the own state of these users."""
+        return self._named({name: rows.of(users) for name, rows in self.held.items()})
+
+    def _named(self, rows: dict[str, Tensor]) -> tuple[Numbers, Numbers]:
+        """Return the sections and the own state among rows [b, ...] by name."""
+        own = {name: each for name, each in rows.items() if name not in RECEIVED}
+        shared = self.average.split(rows["averaged"]) if self.average else {}
+        if self.coupling:
+            shared[self.coupled] = rows["coupled"]
+        return Numbers(**shared), Numbers(**own)
+
     def local_work(self, round: int, user: int) -> None:
-        one = slice(user, user + 1)
-        self._train(round, one, self.rows.of(user), self.usual[one])
+        users = np.array([user])
+        shared, own = self._numbers(users)
+        self.learner.local(shared, own, BlockTraining(self.setting, round, users, self.usual[users]))
 
     def commit(self, users: Ids) -> None:
-        self.sending.commit(users)
+        for name, rows in self.held.items():
+            if name not in RECEIVED:
+                rows.commit(users)
+        if self.coupling and not self.second:
+            self.coupling.commit(users)
+
+    def roll_back(self, users: Ids) -> None:
+        for rows in self.held.values():
+            rows.roll_back(users)
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        if not len(users):
+            return
+        if self.average and models.dtype == torch.int64:
+            models = self.average.value(models[:1], self.total).expand(len(users), -1)
+        elif self.average and self.messages == "sums":
+            models = models[:1].expand(len(users), -1)  # all rows are the same
+        elif self.coupling and not self.average:
+            models = self.coupling.decode(users, models)
+        self.held["averaged" if self.average else "coupled"].put(users, models)
+
+    def take(self, users: Ids, answers: Tensor) -> None:
+        """Take the answer [n, e] to the set-up: the sum of all weights, if there is any."""
+        if answers.shape[1]:
+            self.total = float(answers[0, 0])
+
+    def measure(self) -> dict[str, Tensor]:
+        """Return Σ_j s_kj ℓ + penalty, and the measures on the rows of each split, of the models in use [K]."""
+        splits = self.problem.splits
+        predictions: dict[str, list[Tensor]] = {split: [] for split in splits}
+        further: dict[str, list[Tensor]] = {}
+        penalties = []
+        for users in self._blocks():
+            shared, own = self._numbers(users)
+            models = self.learner.predictor(shared, own)
+            for split in splits:
+                predictions[split].append(self.setting.predictions(split, users, models))
+            for name, each in self.learner.measured(shared, own).items():
+                further.setdefault(name, []).append(self.setting.predictions("test", users, each))
+            if (penalty := self.learner.penalty(shared, own)) is not None:
+                penalties.append(penalty)
+        joined = {split: torch.cat(each) for split, each in predictions.items()}
+        measured = {"losses": self.problem.losses(joined["train"])}
+        if penalties:
+            measured["penalties"] = torch.cat(penalties)
+        for split, each in joined.items():
+            measured |= self.problem.measure(split, each)
+        for name, parts in further.items():
+            measures = self.problem.measure("test", torch.cat(parts))
+            measured |= {name + key: values for key, values in measures.items()}
+        return measured | self._tuned
+
+    def _blocks(self) -> Iterator[Ids]:
+        """Yield all users, as many at once as have models that may be held, or all if these are the same."""
+        K = len(self.problem.users)
+        alike = all(rows.alike() for rows in self.held.values())
+        size = max(1, K if alike else BLOCK // self.model.start.nbytes)
+        for first in range(0, max(1, K), size):
+            yield np.arange(first, min(first + size, K))
+
+    def blocks(self) -> Iterator[Tensor]:
+        if self.coupling:
+            rows = self.held["coupled"].all()
+            yield from torch.split(rows, max(1, COLUMNS // self.problem.K), dim=1)
+
+    def predictors(self, state: dict[str, Tensor]) -> Tensor:
+        return self.learner.predictor(*self._named({name: state[name] for name in self.held}))
+
+    def state_dict(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # as torch calls it
+        held: dict[str, Any] = {name: rows.all() for name, rows in self.held.items()}
+        held |= {f"{name}.proposed": rows.proposed() for name, rows in self.held.items() if name not in RECEIVED}
+        return held | dict(super().state_dict(**options))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
+        everybody = np.arange(len(self.problem.users))
+        for name, held in self.held.items():
+            rows = state_dict[name].to(held.all())
+            held.put(everybody, rows[:1].expand_as(rows) if bool((rows == rows[:1]).all()) else rows)
+            if name not in RECEIVED:
+                proposed = state_dict[f"{name}.proposed"].to(rows)
+                users = (proposed != rows).any(1).cpu().numpy().nonzero()[0]
+                held.propose(users, proposed[users])
+        others = {key: each for key, each in state_dict.items() if key.removesuffix(".proposed") not in self.held}
+        return super().load_state_dict(others, strict, assign)
+
+
+class CoupledSection(Users):
+    """User side of a coupled section that travels after the averages; see `NetworkUsers`.
+
+    Each section settles its own updates: a user whose averaged numbers counted, but not its coupled ones, keeps these.
+    """
+
+    users: NetworkUsers
+
+    def __init__(self, users: NetworkUsers) -> None:
+        super().__init__()
+        assert users.coupling
+        object.__setattr__(self, "users", users)  # whose module holds all state
+        self.numbers, self.row_bits = users.coupling.numbers, users.coupling.row_bits
+
+    @property
+    def coupling(self) -> SendModels:
+        """What travels."""
+        assert self.users.coupling
+        return self.users.coupling
+
+    @property
+    def origin(self) -> Tensor:
+        return self.users.start_of_coupled
+
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
+        active, new, steps = self.users.trained
+        users = np.setdiff1d(active, idle)
+        at = np.searchsorted(active, users)
+        return users, self.coupling.encode(users, new[at], steps[at])
+
+    def commit(self, users: Ids) -> None:
+        self.coupling.commit(users)
 
     def receive(self, users: Ids, models: Tensor) -> None:
         if len(users):
-            self.W = with_rows(self.W, users, self.sending.decode(users, models))
-
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
-        """Return the IVs [n, m + e] of these users, and further models [n, m] that do not travel.
-
-        Args:
-            round: number of the round.
-            users: the users who train.
-            rows: their training rows.
-            budgets: number of steps of each [n].
-        """
-        W, order = self.W[users], self._order(round, users, rows)
-        proximal = Proximal(self.pull, W) if self.pull else None
-        return (self._steps(users, rows, W, order, budgets, round, proximal=proximal),)
-
-    def _hold(self, users: Ids, own: list[Tensor]) -> None:
-        """Keep the further models of `_train`, [K, m] each, pending for these users."""
-
-    def _order(self, number: int, users: slice, rows: Rows) -> Tensor:
-        """Return the minibatches of these users; `number` names the random order."""
-        return self.local.solver.draw(self.local.seed, number, self.problem.users[users], rows.counts)
-
-    def _steps(
-        self,
-        users: slice,
-        rows: Rows,
-        W: Tensor,
-        order: Tensor,
-        budgets: Tensor,
-        round: int,
-        time: int = 0,
-        **terms: Any,
-    ) -> Tensor:
-        """Return the models [n, m] after the solver's steps from W [n, m].
-
-        `time` counts the calls in a round, and `terms` are further attributes of the `NetworkSubproblem`.
-        """
-        solver, stream = self.local.solver, (self.local.seed, "dropout", round, time)
-        start = NetworkSubproblem(self.model, W, self.problem.users[users], round, stream, self.data[users], **terms)
-        models: Tensor = solver(self.problem.loss, rows, start, order, budgets)
-        return models
+            self.users.held["coupled"].put(users, self.coupling.decode(users, models))
 
     def measure(self) -> dict[str, Tensor]:
-        """Return Σ_j s_kj ℓ, and the measures on the rows of each split, of the models that users predict with [K]."""
-        models = self.predictors(dict(self.named_buffers()))
-        train = self._predictions("train", models)
-        measured = {"losses": self.problem.losses(train)} | self.problem.measure("train", train)
-        for split in self.problem.splits[1:]:
-            measured |= self.measured_on(split, models)
-        return measured
+        return {}
 
-    def measured_on(self, split: str, models: Tensor, prefix: str = "") -> dict[str, Tensor]:
-        """Return the measures on the rows of a split, [K] each, of models [K, m]; `prefix` begins their names."""
-        measures = self.problem.measure(split, self._predictions(split, models))
-        return {prefix + name: values for name, values in measures.items()}
-
-    @torch.no_grad()
-    def _predictions(self, split: str, models: Tensor) -> Tensor:
-        """Return the predictions [N] or, with several outputs, [N, C]."""
-        self.model.module.eval()
-        x_train = torch.split(self.rows.X, list(self.rows.counts))
-        x = x_train if split == "train" else [getattr(task, f"x_{split}") for task in self.problem.tasks]
-        predictions = [models.new_empty(0, *[self.model.C][: self.model.C > 1])]
-        for w, own in zip(models, x, strict=True):
-            one = copies(self.model, w[None])
-            predictions += [one.predict(part.to(w)[None])[0] for part in torch.split(own, AT_ONCE)]
-        return torch.cat(predictions)
+    def local_work(self, round: int, user: int) -> None:
+        pass
 
 
-class StatefulUsers(NetworkUsers):
-    """User side: `W` [K, a] is what users received, and `V` [K, p] what they keep to themselves.
+class Aggregators(Aggregator):
+    """The aggregators of both sections, which share nothing; the communicator calls each of them."""
 
-    `_train` returns the new `V` besides the IVs; they stay in `pending` [K, p] until they count.
+    def __init__(self, *sections: Aggregator) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList(sections)  # for their state
+        self._sections = sections
 
-    Args: as in `NetworkUsers`, and
-        own: what each user keeps before the first round [p].
-    """
+    @property
+    def sections(self) -> tuple[Aggregator, ...]:
+        return self._sections or (self,)
 
-    V: Tensor
-    pending: Tensor
-
-    def __init__(
-        self, local: LocalTraining, sending: Sending, own: Tensor, pull: float = 0.0, start: Tensor | None = None
-    ) -> None:
-        super().__init__(local, sending, pull, start)
-        self.register_buffer("V", own.expand(len(self.W), -1))
-        self.register_buffer("pending", self.V)
-
-    def _hold(self, users: Ids, own: list[Tensor]) -> None:
-        self.pending = with_rows(self.pending, users, own[0][users])
-
-    def commit(self, users: Ids) -> None:
-        super().commit(users)
-        self.V = with_rows(self.V, users, self.pending[users])
-
-    def roll_back(self, users: Ids) -> None:
-        self.pending = with_rows(self.pending, users, self.V[users])
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        return ivs  # nothing travels if there are no sections
 
 
 class NetworkAlgorithm(Algorithm):
-    """An algorithm whose users train networks; subclasses say how they are combined.
+    """A learner of networks on a problem.
 
     Args:
+        learner: what users and server do; the algorithm keeps a copy.
         problem: data, loss and regularizer; any loss will do.
         solver: how users train.
         model: returns the network when called with the numbers of features and outputs, and with `shape` if it has such
             a parameter. All computations have the type of the network's parameters, float32 by default.
         seed: seed of the first parameters (the same for all users), of the order of rows, and of participation.
         participation: who takes part in a round, and how much each user does.
-        messages: what users send.
-        privacy: how users clip their terms of sums and add noise; None: they do not.
+        messages: what users send of the first section.
+        coupled_messages: what they send of a coupled section that travels after it; None: as `messages`.
+        privacy: how users clip their terms of sums and add noise; None: they do not. All users then weigh the same: a
+            number of rows would tell about a user, and one bound holds for the terms of all.
 
     Raises:
         ConfigError: the rows are sparse, the model does not fit the data, the solver or regularizer does not fit the
-            algorithm, or `privacy` would not bound what others see of a user.
+            learner, or `privacy` would not bound what others see of a user.
     """
 
     improves = "networks"
+    vectors = ("W",)
+    users: NetworkUsers
 
     def __init__(
         self,
+        learner: Learner,
         problem: Problem,
         solver: NetworkSolver,
         model: MakeModel,
         seed: int = 0,
         participation: Participation = Participation(),  # noqa: B008, it is frozen
         messages: MessageKind = "ivs",
+        coupled_messages: MessageKind | None = None,
         privacy: Privacy | None = None,
     ) -> None:
         solver.check(self.improves, problem.loss)
-        problem.check_dense(type(self).__name__)
-        participation.check(problem.K)
+        problem.check_dense(type(learner).__name__)
         self.problem = problem.for_networks()
         self.seed = seed
-        self.participation = participation
+        self.participation = participation = participation.among(problem.counts)
         self.privacy = privacy
-        if privacy:
-            if messages != "sums" or not self.bounded:
-                raise not_bounded(type(self).__name__)
-            privacy.sigma(self.problem.grid)
         self.model = FlatModel(model, problem.s.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
         solver.check_network(self.model, self.problem)
         self.solver = solver
-        self.users, self.aggregator = self._sides(messages)
+        self.learner = copy.copy(learner)
+        self.learner.model, self.learner.solver = self.model, solver
+        self.learner.check()
+        sections = self.learner.sections()
+        averaged = {name: section for name, section in sections.items() if not section.coupled}
+        self.coupled = [section.start for section in sections.values() if section.coupled]
+        if privacy:
+            fits = averaged and not self.coupled and not any(section.over_all for section in averaged.values())
+            if messages != "sums" or not fits:
+                raise not_bounded(type(learner).__name__)
+            privacy.sigma(self.problem.grid)
+        self.averaged = bool(averaged)
+        self.regularized = learner.regularized
+        weights = self._weights()
+        self.averages: AverageAggregator | None = None
+        self.coupler: CouplingAggregator | None = None
+        average = coupling = None
+        if averaged:
+            average = Average(dict(sorted(averaged.items(), key=lambda each: each[1].over_all)), self.problem.grid)
+            self.averages = AverageAggregator(average, self.learner, weights, messages)
+        if self.coupled:
+            kind = (coupled_messages or messages) if averaged else messages
+            coupling, self.coupler = PenaltyCoupling(self.problem, solver).sides(self.coupled[0], kind)
+        setting = Setting(self.problem, self.learner, solver, self.model, seed, participation, privacy)
+        own_weights, total = weights[self.problem.users], float(weights.sum())
+        self.users = NetworkUsers(setting, average, own_weights, total, coupling, messages)
+        sides = [side for side in (self.averages, self.coupler) if side]
+        self.aggregator = sides[0] if len(sides) == 1 else Aggregators(*sides)
+
+    def _weights(self) -> Tensor:
+        """Return the users' weights in averages [K, 1]."""
+        counts = torch.tensor(self.problem.counts).to(self.problem.s)
+        return (torch.ones_like(counts) if self.privacy else self.learner.weights(counts))[:, None]
+
+    def sums_needed(self, problem: Problem) -> int:
+        if self.averaged:
+            return 1
+        form = form_of(problem) if self.coupled else None
+        return form.q if form is not None else 0
 
     @property
-    def bounded(self) -> bool:
-        """Whether others see nothing of a user but one term of a sum per round, so that clipping bounds it."""
-        return False
+    def common(self) -> Tensor | None:
+        if self.averages is None or self.coupled:
+            return None
+        shared = Numbers(**self.averages.average.split(self.averages.value()))
+        own = Numbers(**{name: start[None] for name, start in self.learner.personal().items()})
+        model = self.learner.predictor(shared, own)
+        return model[0] if any(model is each for each in vars(shared).values()) else None
 
-    @abstractmethod
-    def _sides(self, messages: MessageKind) -> tuple[Users, Aggregator]:
-        """Return the user side and the aggregator side."""
+    @property
+    def remembers(self) -> bool:
+        return self.learner.remembers
+
+    @property
+    def relation(self) -> Relation | None:
+        structure = self.coupler and self.coupler.structure
+        return structure.Omega if isinstance(structure, LearnedPenalty) else None
+
+    def setup(self) -> tuple[Users, Aggregator] | None:
+        """Return the exchange of the users' weights, and of what the regularizer has to know about them."""
+        few, many = self.learner.weights(torch.tensor([1.0, 2.0])).tolist()
+        weighs = self.averaged and not self.privacy and few != many
+        weights = self._weights()[self.problem.users] if weighs else self.problem.s[:, None][:, :0]
+        facts = self.problem.facts() if self.coupled else weights[:, :0]
+        if not weighs and not facts.shape[1]:
+            return None
+
+        def answer(facts: Tensor) -> Tensor:
+            if self.coupler:
+                PenaltyCoupling(self.problem, self.solver).take(self.coupler, facts[:, weights.shape[1] :])
+            return self.averages.answer(facts[:, :1]) if weighs and self.averages else facts[:, :0]
+
+        joined = torch.cat([weights.double(), facts.double()], dim=1)
+        return SetupUsers(joined, self.users.take), SetupAggregator(answer, self.problem.K)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
-        if not self.regularized:
+        if not self.coupled:
             del described["regularizer"], described["lam"]
-        return described
+        return described | self.learner.describe()
 
+    @torch.no_grad()
     def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        return {"primal": float(measured["losses"].sum())}
+        primal = measured["losses"].sum() + sum(measured[name].sum() for name in ("penalties",) if name in measured)
+        if self.coupler:
+            primal = primal + sum(self.coupler.structure.penalty(block) for block in blocks)
+        figures = {"primal": float(primal)}
+        further = {name.partition("_test_")[0] for name in measured if "_test_" in name}
+        for prefix in sorted(further):
+            each = self.problem.figures(f"{prefix}_test", measured).items()
+            figures |= {name: value for name, value in each if not name.endswith("_users")}  # who trained is known
+        return figures
 
-    @property
-    def _local(self) -> LocalTraining:
-        return LocalTraining(self.problem, self.solver, self.model, self.seed, self.participation, self.privacy)
+    def _objective_terms(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        terms = super()._objective_terms(own)
+        if isinstance(self.coupler, CoupleTerms):
+            steps, W, users = self.coupler.steps, self.users.held["coupled"].all(), torch.from_numpy(self.problem.users)
+            terms |= {"W squares": steps.form.squares(W, users), "W": steps.terms(W, users).flatten(1)}
+        return terms
+
+    def _objective_of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        figures = super()._objective_of_sums(sums)
+        if isinstance(self.coupler, CoupleTerms):
+            form = self.coupler.steps.form
+            figures["primal"] += float(form.value(sums["W squares"], form.by_sum(sums["W"])))
+        return figures
 
     @property
     def W(self) -> Tensor:

@@ -108,6 +108,8 @@ class FlatModel:
             ConfigError: the module normalises over a batch, changes buffers during training, or does something that
                 `torch.func.vmap` cannot handle.
         """
+        if self.layers:
+            return  # linear maps and activations can
         module, x = copy.deepcopy(self.module).train(), x.to(self.start)
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
 

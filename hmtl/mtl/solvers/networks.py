@@ -22,14 +22,6 @@ from hmtl.rng import generator
 
 
 @dataclass(frozen=True, eq=False)
-class Proximal:
-    """The term (weight/2)‖w − anchor_k‖² in the objective of each user k, with anchors [K, m]."""
-
-    weight: float
-    anchor: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class NetworkSubproblem:
     """Where the users' training starts.
 
@@ -40,7 +32,7 @@ class NetworkSubproblem:
         round: number of the round.
         stream: seed and name of the random numbers that modules draw (dropout).
         data: the training rows of each user as a torch Dataset.
-        proximal: the term that holds the models near an anchor, if any.
+        anchor: λ and v of a term (λ/2)‖w − v‖² in the users' objectives, v [K, m], if any.
         correction: numbers added to the gradient of each step [K, m], if any.
         trained: names of the parameters that steps change; None: all.
     """
@@ -51,7 +43,7 @@ class NetworkSubproblem:
     round: int
     stream: tuple[int, *tuple[str | int, ...]]
     data: Sequence[Dataset[Any]] = ()
-    proximal: Proximal | None = None
+    anchor: tuple[float, Tensor] | None = None
     correction: Tensor | None = None
     trained: frozenset[str] | None = None
 

@@ -26,8 +26,8 @@ LOOKED_UP = 1 << 16  # rows of minibatches that are looked up at once
 class LocalSGD(MinibatchSolver):
     """A solver that takes gradient steps on minibatches, for many users side by side.
 
-    Users k with the same k // G, where G is `group_size`, train side by side and draw random numbers together, from a
-    stream of their own.
+    G users train side by side, see `group_size`. If networks draw random numbers, these are users k with the same
+    k // G, and they draw together, from a stream of their own.
 
     Args:
         step: step size μ > 0.
@@ -65,8 +65,8 @@ class LocalSGD(MinibatchSolver):
             )
 
     def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
-        model, rate, proximal = subproblem.model, self.rate(subproblem.round), subproblem.proximal
-        correction = subproblem.correction
+        model, rate, correction = subproblem.model, self.rate(subproblem.round), subproblem.correction
+        lam, anchor = subproblem.anchor or (0.0, None)
         device = subproblem.W.device
         K, B, d = len(budgets), order.shape[1], rows.X.shape[1]
         W = subproblem.W.clone(memory_format=torch.contiguous_format)
@@ -88,7 +88,8 @@ class LocalSGD(MinibatchSolver):
 
         model.module.train()
         G = group_size(model, B * d, W)
-        groups, firsts = np.unique(subproblem.users // G, return_index=True)
+        numbers = subproblem.users if model.random else np.arange(K)  # only draws depend on who trains side by side
+        groups, firsts = np.unique(numbers // G, return_index=True)
         for group, first, end in zip(groups.tolist(), firsts.tolist(), [*firsts.tolist()[1:], K], strict=True):
             users = slice(first, end)
             networks = copies(model, W[users], subproblem.trained)
@@ -96,10 +97,10 @@ class LocalSGD(MinibatchSolver):
             with seeded(*subproblem.stream, group, device=device) if model.random else nullcontext():
                 for at_t, y_t, weights_t, active_t in steps(users):
                     x = rows.X.index_select(0, at_t.flatten()).view(*at_t.shape, d)
-                    distance = active_t * (W[users] - proximal.anchor[users]) if proximal else None
+                    distance = None if anchor is None else active_t * (W[users] - anchor[users])
                     networks.step(x, y_t, weights_t, loss, rate)
-                    if proximal is not None and distance is not None:
-                        W[users].sub_(distance, alpha=rate * proximal.weight)
+                    if distance is not None:
+                        W[users].sub_(distance, alpha=rate * lam)
                     if correction is not None:
                         W[users].sub_(active_t * correction[users], alpha=rate)
         return W

@@ -177,7 +177,8 @@ class TorchTrainer(MinibatchSolver):
             ) from error
 
     def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
-        model, proximal, correction = subproblem.model, subproblem.proximal, subproblem.correction
+        model, correction = subproblem.model, subproblem.correction
+        lam, anchors = subproblem.anchor or (0.0, None)
         settings = self._settings(subproblem.round)
         usual = self.steps(rows.counts)
         starts, first_rows = (usual.cumsum(0) - usual).tolist(), rows.starts.tolist()
@@ -186,7 +187,7 @@ class TorchTrainer(MinibatchSolver):
             named = {name: w for name, w in module.named_parameters() if w.requires_grad}
             optimizer = self._make(list(named.values()))
             optimizer.param_groups[0].update(settings)
-            anchor = {} if proximal is None else model.split(proximal.anchor[k])
+            anchor = {} if anchors is None else model.split(anchors[k])
             extra = {} if correction is None else model.split(correction[k])
             normalised = any(isinstance(part, BATCH_NORMS) for part in module.modules())
             for numbers in order[starts[k] :][: int(budgets[k])]:
@@ -204,9 +205,9 @@ class TorchTrainer(MinibatchSolver):
                         "The rows have weights (class_weight, or reduction=sum), but solver.loss returns a mean. Set "
                         "+solver.loss.reduction=none."
                     )
-                if proximal is not None:
+                if anchor:
                     distances = [(w - anchor[name]).square().sum() for name, w in named.items()]
-                    losses = losses + proximal.weight / 2 * torch.stack(distances).sum()
+                    losses = losses + lam / 2 * torch.stack(distances).sum()
                 optimizer.zero_grad()
                 losses.backward()
                 for name, w in named.items() if extra else ():

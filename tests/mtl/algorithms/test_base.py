@@ -2,6 +2,8 @@
 
 import copy
 import io
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,19 +15,24 @@ from torch.overrides import TorchFunctionMode
 
 from hmtl.communication import CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.config.build import build_algorithm, build_problem, build_tasks
-from hmtl.errors import ConfigError, ProcessLost, RangeError
+from hmtl.errors import ConfigError, ProcessLost
 from hmtl.mtl import (
+    APFL,
     MOCHA,
     SDCA,
     Algorithm,
     Clustered,
     CoCoA,
     Ditto,
+    FedAdam,
     FedAvg,
+    FedAvgM,
+    FedNova,
     FedPer,
     FedProx,
     FedRep,
     FedU,
+    FedYogi,
     Graph,
     LGFedAvg,
     Local,
@@ -33,6 +40,7 @@ from hmtl.mtl import (
     LocalSGD,
     Logistic,
     Mean,
+    NetworkAlgorithm,
     Participation,
     PFedMe,
     Problem,
@@ -51,29 +59,38 @@ def dropping(d: int, C: int) -> nn.Module:
     return nn.Sequential(nn.Linear(d, 4), nn.Dropout(0.3), nn.Linear(4, C))
 
 
+def trained(learner, make=nn.Linear) -> Callable[..., NetworkAlgorithm]:
+    return lambda problem, **options: NetworkAlgorithm(learner, problem, SGD, make, **options)
+
+
 LEARNERS = {
     "mocha": lambda p, **o: MOCHA(p, SDCA(0.5), **o),
     "mocha, plain": lambda p, **o: MOCHA(p, SDCA(0.5), accelerated=False, gamma=0.4, **o),
     "cocoa+": lambda p, **o: CoCoA(p, SDCA(0.5), 0.1, **o),
     "cocoa": lambda p, **o: CoCoA(p, SDCA(0.5), 0.1, adding=False, **o),
-    "fedavg": lambda p, **o: FedAvg(p, SGD, dropping, **o),
-    "fedprox": lambda p, **o: FedProx(p, SGD, nn.Linear, 0.3, **o),
-    "fedu": lambda p, **o: FedU(p, SGD, dropping, **o),
-    "ditto": lambda p, **o: Ditto(p, SGD, nn.Linear, 0.2, **o),
-    "pfedme": lambda p, **o: PFedMe(p, SGD, nn.Linear, 1.0, eta=0.3, local_rounds=2, beta=0.7, **o),
-    "fedper": lambda p, **o: FedPer(p, SGD, dropping, **o),
-    "fedrep": lambda p, **o: FedRep(p, SGD, dropping, ["2.weight", 0], **o),
-    "scaffold": lambda p, **o: Scaffold(p, SGD, dropping, **o),
-    "lg_fedavg": lambda p, **o: LGFedAvg(p, SGD, dropping, **o),
+    "fedavg": trained(FedAvg(), dropping),
+    "fedprox": trained(FedProx(0.3)),
+    "fedavgm": trained(FedAvgM(), dropping),
+    "fedadam": trained(FedAdam(0.1)),
+    "fedyogi": trained(FedYogi(0.1)),
+    "fednova": trained(FedNova(), dropping),
+    "fedu": trained(FedU(), dropping),
+    "ditto": trained(Ditto(0.2)),
+    "pfedme": trained(PFedMe(1.0, eta=0.3, local_rounds=2, beta=0.7)),
+    "apfl": trained(APFL(), dropping),
+    "fedper": trained(FedPer(), dropping),
+    "fedrep": trained(FedRep(["2.weight", 0]), dropping),
+    "scaffold": trained(Scaffold(), dropping),
+    "lg_fedavg": trained(LGFedAvg(), dropping),
 }
 OTHERS = {  # which need all IVs, or none
     "mocha, omega": lambda p, **o: MOCHA(p.regularized(TaskRelationship(0.1)), SDCA(0.5), omega_every=3, **o),
-    "fedu, graph": lambda p, **o: FedU(p.regularized(Graph(0.1, neighbors=1)), SGD, nn.Linear, **o),
+    "fedu, graph": lambda p, **o: trained(FedU())(p.regularized(Graph(0.1, neighbors=1)), **o),
     "local": lambda p, **o: Local(p, SDCA(0.5), 0.1, **o),
-    "local, networks": lambda p, **o: LocalNetworks(p, SGD, dropping, **o),
+    "local, networks": trained(LocalNetworks(), dropping),
 }
 PERSONAL = ("fedper", "fedrep", "lg_fedavg")
-MORE = ("mocha, plain", "cocoa+", "ditto", "pfedme", "fedrep", "scaffold")
+MORE = ("mocha, plain", "cocoa+", "ditto", "pfedme", "fedrep", "scaffold", "fedavgm", "fedyogi", "fednova", "apfl")
 every_learner = pytest.mark.parametrize(
     ("learner", "messages"),
     [(name, messages) for name in LEARNERS for messages in ("ivs", "sums")] + [(name, "ivs") for name in OTHERS],
@@ -156,7 +173,7 @@ def test_sides_shadow_no_name_of_modules(random_problem, learner: str, messages:
             own = set(vars(part)) - set(vars(nn.Module())) | set(part._buffers)
             methods = {name for kind in type(part).__mro__ if kind.__module__.startswith("hmtl") for name in vars(kind)}
             names = {name for name in own | methods if not name.startswith("_")}
-            assert names & reserved <= {"load_state_dict", "forward"}
+            assert names & reserved <= {"state_dict", "load_state_dict", "forward"}
 
 
 @every_learner
@@ -197,7 +214,8 @@ def test_the_users_with_most_rows_are_timed(random_problem) -> None:
 
 
 @pytest.mark.parametrize(
-    "learner", ["mocha", "fedavg", "fedu", "fedper", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+    "learner",
+    ["mocha", "fedavg", "fedadam", "fedu", "fedper", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)],
 )
 @settings(max_examples=3)
 @given(
@@ -241,6 +259,7 @@ def test_sums_uncoded_and_coded_give_the_same_bits(
     [
         pytest.param(name, *case, marks=pytest.mark.slow if name in MORE or not case[1] else ())
         for name in LEARNERS
+        if name != "fednova"  # its numbers of steps set the scale of a block, and are far larger than changes of models
         for case in (("int8", 0, 0.02), ("int4", 0, 0.1), ("int4", 0.2, 0.15))
     ],
 )
@@ -281,14 +300,14 @@ def test_an_update_is_settled_some_rounds_later(random_problem, learner: str) ->
 @pytest.mark.parametrize("messages", ["ivs", "sums"])
 def test_set_up_of_an_average(random_problem, messages: str) -> None:
     """Users send their numbers of rows; with sums, they need the total."""
-    fedavg, damaged = (make(random_problem, "fedavg", messages=messages) for _ in range(2))
+    fedavg, damaged = (trained(FedAvg())(random_problem(3, loss=Logistic()).problem, messages=messages) for _ in "ab")
     users, aggregator = damaged.setup()
     who, facts = users.local_update(0)
     assert facts.tolist() == [[float(n)] for n in damaged.problem.counts]
     if messages == "sums":
-        damaged.users.sending.total = 1.0
+        damaged.users.total = 1.0
     else:
-        damaged.aggregator.counts = torch.ones(K, 1).double()
+        damaged.averages.weights = torch.ones(K, 1).double()
     users.receive(who, aggregator.update(who, facts))
     assert torch.equal(play(damaged, 0, 2).W, play(fedavg, 0, 2).W)
     with pytest.raises(ProcessLost, match="K=4"):
@@ -296,18 +315,17 @@ def test_set_up_of_an_average(random_problem, messages: str) -> None:
 
 
 def test_algorithms_say_how_many_sums_they_need(random_problem) -> None:
-    problem = random_problem(0, regularizer=Mean(0.1), loss=Logistic()).problem
-    assert {
-        kind.sums_needed(problem) for kind in (MOCHA, CoCoA, FedU, FedAvg, FedProx, Ditto, PFedMe, FedPer, Scaffold)
-    } == {1}
-    assert Local.sums_needed(problem) == 0
+    for name in LEARNERS:
+        algorithm = make(random_problem, name)
+        assert algorithm.sums_needed(algorithm.problem) == 1
+    problem = random_problem(0, loss=Logistic()).problem
+    assert Local(problem, SDCA(), 0.1).sums_needed(problem) == 0
     for regularizer in (TaskRelationship(0.1), Clustered(0.1, 2), Graph(0.1, neighbors=1), Ridge(0.1)):
         coupled = problem.regularized(regularizer)
-        assert MOCHA.sums_needed(coupled) == FedU.sums_needed(coupled) == 0
-        with pytest.raises(ConfigError):
-            MOCHA(coupled, SDCA(), messages="sums")
-        with pytest.raises(ConfigError):
-            FedU(coupled, SGD, nn.Linear, messages="sums")
+        for kind in (partial(MOCHA, solver=SDCA()), trained(FedU())):
+            assert kind(coupled).sums_needed(coupled) == 0
+            with pytest.raises(ConfigError):
+                kind(coupled, messages="sums")
 
 
 def test_a_coupling_that_is_learned_needs_all_ivs(random_problem) -> None:
@@ -316,17 +334,9 @@ def test_a_coupling_that_is_learned_needs_all_ivs(random_problem) -> None:
             return Omega
 
     problem = random_problem(0, regularizer=Learned(0.1)).problem
-    assert MOCHA.sums_needed(problem) == 0
+    assert MOCHA(problem, SDCA()).sums_needed(problem) == 0
     with pytest.raises(ConfigError, match="Learned"):
         MOCHA(problem, SDCA(), messages="sums")
-
-
-@pytest.mark.parametrize("learner", ["fedavg", "fedu", "ditto", "pfedme"])
-def test_divergence_is_an_error(random_problem, learner: str, monkeypatch) -> None:
-    algorithm = make(random_problem, learner)
-    monkeypatch.setattr(algorithm.users, "W", torch.full_like(algorithm.users.W, float("inf")))
-    with pytest.raises(RangeError, match="diverge"):
-        play(algorithm, 0, 1).metrics()
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from hmtl.mtl import (
     SDCA,
     CoCoA,
     Ditto,
+    FedAdam,
     FedAvg,
     FedU,
     Hinge,
     LocalSGD,
     Logistic,
     Mean,
+    NetworkAlgorithm,
     Participation,
     Ridge,
     SmoothHinge,
@@ -164,14 +166,11 @@ def learners(kind: str, K: int, **how):
     problem = make(2, K=K, d=70, loss=Logistic(), regularizer=Mean(0.05)).problem
     if kind == "mocha":
         return MOCHA(problem, SDCA(), omega_every=0, **how)
-    if kind == "fedu":
-        return FedU(problem, LocalSGD(), nn.Linear, **how)
-    if kind == "ditto":
-        return Ditto(problem, LocalSGD(), nn.Linear, 0.1, **how)
-    return FedAvg(problem, LocalSGD(), nn.Linear, **how)
+    learner = {"fedu": FedU(), "ditto": Ditto(0.1), "fedadam": FedAdam(), "fedavg": FedAvg()}[kind]
+    return NetworkAlgorithm(learner, problem, LocalSGD(), nn.Linear, **how)
 
 
-@pytest.mark.parametrize("kind", ["mocha", "fedavg", "fedu", "ditto"])
+@pytest.mark.parametrize("kind", ["mocha", "fedavg", "fedadam", "fedu", "ditto"])
 def test_all_transports_and_a_resumed_run_give_the_same_bits(kind: str) -> None:
     """Users and relays that are absent, and models that are lost."""
     t, how = symmetric(K=10, H=5, r=3), {"participation": Participation(dropout=0.2, relays=0.2)}
@@ -214,6 +213,6 @@ def test_networks_in_few_bits_are_near_those_in_all_bits(kind: str) -> None:
 
 def test_an_update_that_is_not_finite_is_one_error() -> None:
     learner = learners("fedavg", 4)
-    learner.users.W = torch.full_like(learner.users.W, torch.nan)
+    learner.users.receive(np.arange(4), torch.full((4, learner.users.numbers), torch.nan))
     with pytest.raises(RangeError, match="training diverges"):
         CodedHierarchical(symmetric(K=4, H=4, r=2), wire="int4").round(0, learner.users, learner.aggregator)

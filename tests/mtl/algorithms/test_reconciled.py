@@ -19,6 +19,7 @@ from hmtl.mtl import (
     CoCoA,
     Common,
     Ditto,
+    FedAdam,
     FedAvg,
     FedU,
     Graph,
@@ -26,6 +27,7 @@ from hmtl.mtl import (
     LocalSGD,
     Logistic,
     Mean,
+    NetworkAlgorithm,
     PFedMe,
     Scaffold,
     Squared,
@@ -185,13 +187,11 @@ def test_duals(seed, wire, kind, lost, rounds, back, regularizer):
 
 
 LEARNERS = {
-    "fedavg": FedAvg,
-    "ditto": partial(Ditto, lam=0.3),
-    "pfedme": partial(PFedMe, lam=0.5, local_rounds=2),
-    "scaffold": Scaffold,
-    "fedu": FedU,
-    "fedu learned": FedU,
-    "fedu graph": FedU,
+    "fedavg": FedAvg(),
+    "fedadam": FedAdam(),
+    "ditto": Ditto(0.3),
+    "pfedme": PFedMe(0.5, local_rounds=2),
+    "scaffold": Scaffold(),
 }
 
 
@@ -199,6 +199,7 @@ LEARNERS = {
     ("name", "kind"),
     [
         ("fedavg", "sums"),
+        slow("fedadam", "coded"),
         slow("ditto", "coded"),
         slow("pfedme", "uncoded"),
         ("scaffold", "coded"),
@@ -220,23 +221,24 @@ def test_networks(seed, wire, kind, lost, rounds, back, name):
     messages, t = "sums" if kind == "sums" else "ivs", any_r(K=K, H=H, r=2, seed=seed)
 
     def learner():
-        return LEARNERS[name](case.problem, LocalSGD(0.05, 2, 4), network, seed=seed, messages=messages)
+        of = LEARNERS.get(name, FedU())
+        return NetworkAlgorithm(of, case.problem, LocalSGD(0.05, 2, 4), network, seed=seed, messages=messages)
 
     run = came_back(learner, partial(COMMUNICATORS[kind], t, wire), lost, rounds, back, seed)
     algorithm = run.algorithm
     state = algorithm.state_dict()
     users, held = state["users"], state["aggregator"]
+    n = np.array([len(x) for x in case.X])
     if name == "scaffold":
-        n = np.array([len(x) for x in case.X])
-        c = algorithm.aggregator.average.model(held["S"], float(n.sum()))[0, case.d :]
-        np.testing.assert_allclose(c, n @ users["V"].numpy() / n.sum(), rtol=0, atol=1e-9)
+        c = algorithm.averages.average.value(held["S"], float(n.sum()))[0, case.d :]
+        np.testing.assert_allclose(c, n @ users["c"].numpy() / n.sum(), rtol=0, atol=1e-9)
     if name == "fedu" and kind == "sums":
-        assert torch.equal(held["S"], algorithm.aggregator.steps.sums(users["sending.sent"]))
+        assert torch.equal(held["S"], algorithm.aggregator.steps.sums(users["coupling.sent"]))
     if not name.startswith("fedu"):
-        assert len(torch.unique(users["W"], dim=0)) == 1
+        assert len(torch.unique(users["averaged"], dim=0)) == 1
     before = algorithm.metrics()["primal"]
     run.play(30)
     assert algorithm.metrics()["primal"] < before + 0.3 * abs(before)
     if name == "scaffold":
-        c = algorithm.aggregator.average.model(algorithm.aggregator.S, float(n.sum()))[0, case.d :]
-        np.testing.assert_allclose(c, n @ algorithm.users.V.numpy() / n.sum(), rtol=0, atol=0.3 if wire else 1e-8)
+        c, own = algorithm.averages.value()[0, case.d :], algorithm.users.held["c"].all().numpy()
+        np.testing.assert_allclose(c, n @ own / n.sum(), rtol=0, atol=0.3 if wire else 1e-8)

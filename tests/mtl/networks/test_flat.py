@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError
-from hmtl.mtl import CrossEntropy, FedU, LocalSGD, Problem, Ridge
+from hmtl.mtl import CrossEntropy, FedU, LocalSGD, NetworkAlgorithm, Problem, Ridge
 
 K, C, IMAGE, WORDS, VOCABULARY = 3, 3, (3, 6, 6), (5,), 20
 
@@ -105,7 +105,7 @@ TRAIN = {
 def test_trains_as_a_loop_over_users_does(name):
     shape, make = TRAIN[name]
     problem = Problem(tasks(shape), CrossEntropy(), Ridge(1e-12))
-    learner = FedU(problem, LocalSGD(0.02, 2, 4), make, seed=3)
+    learner = NetworkAlgorithm(FedU(), problem, LocalSGD(0.02, 2, 4), make, seed=3)
     order, want = learner.solver.draw(3, 0, range(K), problem.counts), []
     order = order.split(learner.solver.steps(problem.counts).tolist())
     for task, batches in zip(tasks(shape), order, strict=True):
@@ -138,7 +138,7 @@ def stored(module):
 def test_training_leaves_the_module_as_it_was(name):
     """It has the same parameters at the same places, and can still be pickled and copied."""
     shape, make = TRAIN[name]
-    learner = FedU(Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(0.02, 1, 4), make)
+    learner = NetworkAlgorithm(FedU(), Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(0.02, 1, 4), make)
     module = learner.model.module
     before, saved = dict(module.named_parameters(remove_duplicate=False)), stored(module)
     for round in range(2):
@@ -191,6 +191,6 @@ class Branches(nn.Module):
 )
 def test_modules_that_cannot_be_trained(shape, make, named):
     with pytest.raises(ConfigError) as error:
-        FedU(Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(), make)
+        NetworkAlgorithm(FedU(), Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(), make)
     assert named in str(error.value)
     assert "\n" not in str(error.value)

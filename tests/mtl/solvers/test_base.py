@@ -19,6 +19,7 @@ from hmtl.mtl import (
     LocalSolver,
     LocalTrainer,
     Loss,
+    NetworkAlgorithm,
     Regularizer,
     Squared,
     TorchTrainer,
@@ -82,7 +83,9 @@ def test_an_algorithm_calls_its_solver(random_problem, solver):
     models = []
     for each in (solver, copy.deepcopy(solver), pickle.loads(pickle.dumps(solver))):
         each.register_forward_hook(lambda module, given, improved: calls.append(module))
-        learner = MOCHA(problem, each) if solver.improves == "duals" else FedAvg(problem, each, nn.Linear)
+        learner = (
+            MOCHA(problem, each) if solver.improves == "duals" else NetworkAlgorithm(FedAvg(), problem, each, nn.Linear)
+        )
         learner.step(0)
         models.append(learner.W)
         assert calls.pop() is learner.solver is each
@@ -127,4 +130,4 @@ def test_a_trainer_has_no_modes():
 
 def test_a_solver_that_does_not_call_its_base_class(random_problem):
     with pytest.raises(ConfigError, match="Careless"):
-        FedAvg(random_problem(2, K=3).problem, Careless(), nn.Linear)
+        NetworkAlgorithm(FedAvg(), random_problem(2, K=3).problem, Careless(), nn.Linear)

@@ -14,7 +14,7 @@ from hmtl.errors import ConfigError
 from hmtl.mtl import CrossEntropy, LocalSGD, Rows
 from hmtl.mtl.networks import flat
 from hmtl.mtl.networks.flat import FlatModel
-from hmtl.mtl.solvers.networks import NetworkSubproblem, Proximal
+from hmtl.mtl.solvers.networks import NetworkSubproblem
 
 D, C = 16, 3
 COUNTS = (33, 20, 7, 12, 1, 5)
@@ -68,8 +68,8 @@ def test_users_do_not_depend_on_each_other(name):
         own = tuple(COUNTS[k] for k in users)
         x, labels = (torch.cat([each[k, : COUNTS[k]] for k in users]) for each in (X, y))
         rows = Rows(x, labels, x.square().sum(1), own, s[users].repeat_interleave(torch.tensor(own)))
-        proximal = Proximal(0.5, torch.zeros(len(users), 1))
-        start = NetworkSubproblem(model, W[users], np.array(users), 0, (5, "dropout", 0), proximal=proximal)
+        anchor = 0.5, torch.zeros(len(users), 1)
+        start = NetworkSubproblem(model, W[users], np.array(users), 0, (5, "dropout", 0), anchor=anchor)
         return solver(CrossEntropy(), rows, start, solver.draw(0, 0, users, own), budgets[users])
 
     together = trained(list(range(K)))

@@ -18,9 +18,11 @@ from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.inference.models import models_of
 from hmtl.mtl import (
+    APFL,
     CrossEntropy,
     Ditto,
     FedAvg,
+    FedNova,
     FedPer,
     FedProx,
     FedRep,
@@ -30,6 +32,7 @@ from hmtl.mtl import (
     LocalTrainer,
     Logistic,
     Mean,
+    NetworkAlgorithm,
     Participation,
     PFedMe,
     Problem,
@@ -71,15 +74,17 @@ def after(algorithm, rounds=2):
 
 
 LEARNERS = {
-    "fedavg": FedAvg,
-    "fedprox": partial(FedProx, mu=0.7),
-    "ditto": partial(Ditto, lam=0.7),
-    "pfedme": partial(PFedMe, lam=0.7, local_rounds=2),
-    "scaffold": Scaffold,
-    "fedu": FedU,
-    "local": LocalNetworks,
-    "fedper": FedPer,
-    "fedrep": FedRep,
+    "fedavg": FedAvg(),
+    "fedprox": FedProx(0.7),
+    "ditto": Ditto(0.7),
+    "pfedme": PFedMe(0.7, local_rounds=2),
+    "apfl": APFL(),
+    "scaffold": Scaffold(),
+    "fednova": FedNova(),
+    "fedu": FedU(),
+    "local": LocalNetworks(),
+    "fedper": FedPer(),
+    "fedrep": FedRep(),
 }
 
 
@@ -101,7 +106,7 @@ def test_sgd_takes_the_steps_of_local_sgd(learner, network, loss, epochs, batch,
     data = Problem(tasks(LOSSES[loss], seed=seed), LOSSES[loss](), Mean(0.1), reduction)
     options = {"seed": seed, "participation": Participation(low=low)}
     models = [
-        after(LEARNERS[learner](data, solver, NETWORKS[network], **options))
+        after(NetworkAlgorithm(LEARNERS[learner], data, solver, NETWORKS[network], **options))
         for solver in (LocalSGD(lr, epochs, batch), sgd(lr, epochs=epochs, batch=batch))
     ]
     torch.testing.assert_close(*models, rtol=1e-5, atol=1e-6)
@@ -109,7 +114,7 @@ def test_sgd_takes_the_steps_of_local_sgd(learner, network, loss, epochs, batch,
 
 def test_weights_of_classes_count():
     data = problem(class_weight="balanced")
-    models = [after(FedAvg(data, solver, nn.Linear)) for solver in (LocalSGD(0.05), sgd())]
+    models = [after(NetworkAlgorithm(FedAvg(), data, solver, nn.Linear)) for solver in (LocalSGD(0.05), sgd())]
     torch.testing.assert_close(*models, rtol=1e-5, atol=1e-6)
 
 
@@ -132,7 +137,7 @@ def test_adamw_with_schedule_clipping_and_label_smoothing_is_a_plain_loop():
         epochs=2,
         batch=5,
     )
-    learner = FedAvg(Problem([task], CrossEntropy(), Ridge(0.1)), trainer, make, seed=3)
+    learner = NetworkAlgorithm(FedAvg(), Problem([task], CrossEntropy(), Ridge(0.1)), trainer, make, seed=3)
     module, lr = copy.deepcopy(learner.model.module).train(), [0.02 * (1 + np.cos(np.pi * t / 4)) / 2 for t in range(3)]
     after(learner, 3)
     for round in range(3):
@@ -170,12 +175,13 @@ def normed(d, C):
 
 @pytest.mark.parametrize("trainer", [Averages(), sgd(batch=5)], ids=["own", "torch"])
 def test_statistics_are_averaged_and_nothing_else_travels(trainer):
-    learner = FedAvg(problem(), trainer, normed)
+    learner = NetworkAlgorithm(FedAvg(), problem(), trainer, normed)
     names = ["1.weight", "1.bias", "3.weight", "3.bias", "1.running_mean", "1.running_var"]
     assert list(learner.model.shapes) == names
-    learner.users.W = learner.users.W + 0.01 * torch.arange(learner.users.numbers)
+    models = learner.W.T + 0.01 * torch.arange(learner.users.numbers)
+    learner.users.receive(np.arange(4), models)
     _, ivs = learner.users.local_update(0)
-    before = learner.model.split(learner.users.W[0])
+    before = learner.model.split(models[0])
     each = [learner.model.split(iv) for iv in ivs]
     for name in names:
         assert not any(torch.equal(numbers[name], before[name]) for numbers in each)
@@ -183,7 +189,7 @@ def test_statistics_are_averaged_and_nothing_else_travels(trainer):
     modules = [learner.model.holding(iv) for iv in ivs]
     assert all(torch.equal(module[0].weight, learner.model.module[0].weight) for module in modules)
     assert all(module[1].num_batches_tracked == 0 for module in modules)
-    learner = FedAvg(problem(), trainer, normed)
+    learner = NetworkAlgorithm(FedAvg(), problem(), trainer, normed)
     _, ivs = learner.users.local_update(0)
     expected = (ivs.double() * torch.tensor(COUNTS)[:, None] / sum(COUNTS)).sum(0)
     after(learner, 1)
@@ -194,8 +200,8 @@ def test_statistics_are_averaged_and_nothing_else_travels(trainer):
 
 @pytest.mark.parametrize("kind", [Ditto, PFedMe])
 def test_the_primal_of_personal_models_is_of_parameters_alone(kind):
-    learner = kind(problem(), sgd(batch=5), normed, lam=0.5)
-    models, shared = after(learner, 3).T, learner.users.W
+    learner = NetworkAlgorithm(kind(0.5), problem(), sgd(batch=5), normed)
+    models, shared = after(learner, 3).T, learner.users.held["averaged"].all()
     total = 0.0
     for k, task in enumerate(learner.problem.tasks):
         own, common = (learner.model.holding(w).eval() for w in (models[k], shared[k]))
@@ -206,14 +212,17 @@ def test_the_primal_of_personal_models_is_of_parameters_alone(kind):
 
 
 def test_own_code_is_reproducible_and_keeps_what_is_held_fixed():
-    models = [after(FedRep(problem(), Averages(), LAYERED["mlp"], seed=seed)) for seed in (0, 0, 1)]
+    models = [after(NetworkAlgorithm(FedRep(), problem(), Averages(), LAYERED["mlp"], seed=seed)) for seed in (0, 0, 1)]
     assert torch.equal(models[0], models[1])
     assert not torch.equal(models[0], models[2])
-    learner = FedRep(problem(), Halves(), LAYERED["mlp"], participation=Participation(0.5, 0.5))  # the last phase
-    start = learner.users.W
-    _, shared = learner.users.local_update(0)
+    learner = NetworkAlgorithm(
+        FedRep(), problem(), Halves(), LAYERED["mlp"], participation=Participation(0.5, 0.5)
+    )  # the last phase
+    start, heads = (learner.users.held[name].all() for name in ("averaged", "head"))
+    users, shared = learner.users.local_update(0)
     assert not torch.equal(shared, start)
-    assert torch.equal(learner.users.pending, learner.users.V)
+    learner.users.commit(users)
+    assert torch.equal(learner.users.held["head"].all(), heads)
 
 
 def lazy(d, C):
@@ -222,9 +231,9 @@ def lazy(d, C):
 
 @pytest.mark.parametrize("solver", [LocalSGD(), sgd(), Averages()], ids=["sgd", "torch", "own"])
 def test_lazy_layers_are_initialised(solver):
-    learner = FedAvg(problem(), solver, lazy)
+    learner = NetworkAlgorithm(FedAvg(), problem(), solver, lazy)
     assert len(learner.W) == 5 * D + 5 + 5 * C + C
-    assert torch.equal(learner.W, FedAvg(problem(), solver, lazy).W)
+    assert torch.equal(learner.W, NetworkAlgorithm(FedAvg(), problem(), solver, lazy).W)
     assert after(learner).isfinite().all()
 
 
@@ -255,25 +264,44 @@ def adam(**options):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: FedProx(problem(), Averages(), nn.Linear, mu=0.1), "mu"),
-        (lambda: Ditto(problem(), Averages(), nn.Linear, lam=0.1), "lam"),
-        (lambda: Scaffold(problem(), Averages(), nn.Linear), "SCAFFOLD"),
-        (lambda: Scaffold(problem(), adam(), nn.Linear), "SCAFFOLD"),
-        (lambda: Scaffold(problem(), sgd(clip=1.0), nn.Linear), "SCAFFOLD"),
-        (lambda: Scaffold(problem(), sgd(scheduler=partial(CosineAnnealingLR, T_max=4)), nn.Linear), "scheduler"),
-        (lambda: FedPer(problem(), sgd(), normed, coupled=True), "running_mean"),
-        (lambda: FedU(problem(), Averages(), nn.Linear), "rate"),
-        (lambda: FedU(problem(), sgd(scheduler=partial(CosineAnnealingLR, T_max=4)), nn.Linear), "solver.scheduler"),
-        (lambda: FedU(problem(), sgd(), normed), "running_mean"),
-        (lambda: FedAvg(problem(), TorchTrainer(partial(torch.optim.Adam, lr=-1.0)), nn.Linear), "solver.optimizer"),
-        (lambda: FedAvg(problem(), TorchTrainer(partial(torch.optim.LBFGS, lr=1.0)), nn.Linear), "solver.optimizer"),
-        (lambda: FedAvg(problem(), sgd(loss=lambda p, y: p @ y), nn.Linear), "solver"),
-        (lambda: FedAvg(problem(class_weight="balanced"), sgd(loss=nn.CrossEntropyLoss()), nn.Linear), "reduction"),
-        (lambda: FedAvg(problem(), sgd(scheduler=ReduceLROnPlateau), nn.Linear), "scheduler"),
+        (lambda: NetworkAlgorithm(FedProx(0.1), problem(), Averages(), nn.Linear), "mu"),
+        (lambda: NetworkAlgorithm(Ditto(0.1), problem(), Averages(), nn.Linear), "lam"),
+        (lambda: NetworkAlgorithm(Scaffold(), problem(), Averages(), nn.Linear), "SCAFFOLD"),
+        (lambda: NetworkAlgorithm(Scaffold(), problem(), adam(), nn.Linear), "SCAFFOLD"),
+        (lambda: NetworkAlgorithm(Scaffold(), problem(), sgd(clip=1.0), nn.Linear), "SCAFFOLD"),
+        (
+            lambda: NetworkAlgorithm(
+                Scaffold(), problem(), sgd(scheduler=partial(CosineAnnealingLR, T_max=4)), nn.Linear
+            ),
+            "scheduler",
+        ),
+        (lambda: NetworkAlgorithm(FedPer(coupled=True), problem(), sgd(), normed), "running_mean"),
+        (lambda: NetworkAlgorithm(FedU(), problem(), Averages(), nn.Linear), "rate"),
+        (
+            lambda: NetworkAlgorithm(FedU(), problem(), sgd(scheduler=partial(CosineAnnealingLR, T_max=4)), nn.Linear),
+            "solver.scheduler",
+        ),
+        (lambda: NetworkAlgorithm(FedU(), problem(), sgd(), normed), "running_mean"),
+        (
+            lambda: NetworkAlgorithm(FedAvg(), problem(), TorchTrainer(partial(torch.optim.Adam, lr=-1.0)), nn.Linear),
+            "solver.optimizer",
+        ),
+        (
+            lambda: NetworkAlgorithm(FedAvg(), problem(), TorchTrainer(partial(torch.optim.LBFGS, lr=1.0)), nn.Linear),
+            "solver.optimizer",
+        ),
+        (lambda: NetworkAlgorithm(FedAvg(), problem(), sgd(loss=lambda p, y: p @ y), nn.Linear), "solver"),
+        (
+            lambda: NetworkAlgorithm(
+                FedAvg(), problem(class_weight="balanced"), sgd(loss=nn.CrossEntropyLoss()), nn.Linear
+            ),
+            "reduction",
+        ),
+        (lambda: NetworkAlgorithm(FedAvg(), problem(), sgd(scheduler=ReduceLROnPlateau), nn.Linear), "scheduler"),
         (lambda: sgd(clip=0.0), "clip"),
         (lambda: sgd(epochs=0), "epochs"),
-        (lambda: after(FedAvg(problem(), Forgets(), nn.Linear)), "train"),
-        (lambda: after(FedAvg(problem(), Other(), nn.Linear)), "weight"),
+        (lambda: after(NetworkAlgorithm(FedAvg(), problem(), Forgets(), nn.Linear)), "train"),
+        (lambda: after(NetworkAlgorithm(FedAvg(), problem(), Other(), nn.Linear)), "weight"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(make, named):

@@ -1,6 +1,6 @@
-"""Networks some layers of which are averaged, while each user keeps the others to itself.
+"""Which numbers of a network each user has for itself, by the names of layers and parameters.
 
-K users; a shared and p personal numbers of a network with m = a + p parameters.
+b users; a shared and p personal numbers of a network with m = a + p parameters.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError, few
-from hmtl.mtl.algorithms.networks import LocalTraining, Sending, StatefulUsers
 from hmtl.mtl.networks.flat import FlatModel
-from hmtl.mtl.problem import Rows
 
 
 def last_layer(names: Sequence[str]) -> frozenset[str]:
@@ -64,38 +62,10 @@ class Split:
         return torch.cat([w.flatten(W.ndim - 1) for name, w in self.model.split(W).items() if name in names], dim=-1)
 
     def models(self, shared: Tensor, personal: Tensor) -> Tensor:
-        """Return the models [K, m] from their shared numbers [K, a] and personal numbers [K, p]."""
+        """Return the models [b, m] from their shared numbers [b, a] and personal numbers [b, p]."""
         parts = {True: iter(self._cut(personal, self.personal)), False: iter(self._cut(shared, self.shared))}
         return torch.cat([next(parts[name in self.personal]) for name in self.model.shapes], dim=1)
 
     def _cut(self, numbers: Tensor, names: frozenset[str]) -> tuple[Tensor, ...]:
         sizes = [shape.numel() for name, shape in self.model.shapes.items() if name in names]
         return torch.split(numbers, sizes, dim=1)
-
-
-class LayerUsers(StatefulUsers):
-    """User side: `W` [K, a] are the shared numbers, and `V` [K, p] the personal ones.
-
-    Args: as in `NetworkUsers`, and
-        split: which parameters are personal.
-        phases: names of the parameters that are trained one after the other in a round, with all of the solver's
-            epochs each. Stragglers divide their steps evenly; an odd one goes to the last phase.
-    """
-
-    def __init__(self, local: LocalTraining, sending: Sending, split: Split, phases: Sequence[frozenset[str]]) -> None:
-        start = local.model.start
-        super().__init__(local, sending, split.part(start, split.personal), start=split.part(start, split.shared))
-        self.split = split
-        self.phases = phases
-        self.usual = len(phases) * self.usual
-
-    def predictors(self, state: dict[str, Tensor]) -> Tensor:
-        return self.split.models(state["W"], state["V"])
-
-    def _train(self, round: int, users: slice, rows: Rows, budgets: Tensor) -> tuple[Tensor, ...]:
-        W, phases = self.split.models(self.W[users], self.V[users]), len(self.phases)
-        for r, trained in enumerate(self.phases):
-            steps = (r + 1) * budgets // phases - r * budgets // phases  # a straggler takes fewer of each phase
-            order = self._order(round * phases + r, users, rows)
-            W = self._steps(users, rows, W, order, steps, round, r, trained=trained)
-        return self.split.part(W, self.split.shared), self.split.part(W, self.split.personal)

@@ -1,0 +1,319 @@
+"""Whole rounds of FedAvg with many clients, sampled ones, and large networks, beside loops that anyone would write.
+
+    python experiments/clients.py sampled100 [--rounds 5] [--evaluate]
+
+CPU seconds of a round, one thread, medians of interleaved rounds, relative to the loop: one module for all users, no
+optimizer, rows gathered once. `vmap` is `torch.func.vmap` in its best group size. `--memory SIDE` plays two rounds of
+one side, and prints the most memory of its process beyond that after the imports, and the size of the data. fluke and
+pfl-research take part if they are installed (`pip install fluke-fl==0.8.1 pfl==0.6.0`).
+"""
+
+import argparse
+import importlib.util
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+
+STEP, C = 0.03, 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """K users with n rows of this shape, of whom a fraction trains in a round, with minibatches of `batch` rows."""
+
+    K: int
+    n: int
+    fraction: float
+    network: Callable[[], nn.Module]
+    batch: int = 20
+    shape: tuple[int, ...] = (784,)
+    torch_solver: bool = False
+
+
+def mlp(hidden: int, d: int = 784) -> nn.Module:
+    return nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, C))
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 for small images (He et al. 2016): a first convolution of 3 × 3, and no pooling after it."""
+
+    def conv(i: int, o: int, stride: int = 1, size: int = 3) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(i, o, size, stride, size // 2, bias=False), nn.BatchNorm2d(o))
+
+    class Block(nn.Module):
+        def __init__(self, i: int, o: int, stride: int) -> None:
+            super().__init__()
+            self.body = nn.Sequential(conv(i, o, stride), nn.ReLU(), conv(o, o))
+            self.short = nn.Identity() if i == o and stride == 1 else conv(i, o, stride, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.body(x) + self.short(x))
+
+    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
+    widths += [(128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
+    blocks = [Block(*each) for each in widths]
+    return nn.Sequential(conv(3, 64), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, C))
+
+
+CASES = {
+    "sampled100": Case(100, 600, 0.1, partial(mlp, 64)),
+    "sampled1000": Case(1000, 60, 0.1, partial(mlp, 64)),
+    "sampled10000": Case(10_000, 10, 0.01, partial(mlp, 64)),
+    "all100": Case(100, 600, 1.0, partial(mlp, 64)),
+    "all1000": Case(1000, 60, 1.0, partial(mlp, 64)),
+    "large": Case(20, 20, 1.0, partial(mlp, 12_580)),
+    "resnet": Case(20, 8, 1.0, resnet18, 8, (3, 32, 32), torch_solver=True),
+    "resnet100": Case(100, 8, 1.0, resnet18, 8, (3, 32, 32), torch_solver=True),
+}
+
+
+def rows_of(case: Case) -> tuple[Tensor, Tensor]:
+    """Return rows [K, n, *shape] and classes [K, n]."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(case.K, case.n, *case.shape, generator=rng)
+    return x, torch.randint(C, (case.K, case.n), generator=rng)
+
+
+class Loop:
+    """One user after the other, in one module."""
+
+    def __init__(self, case: Case, evaluates: bool) -> None:
+        self.case, self.evaluates = case, evaluates
+        self.x, self.y = rows_of(case)
+        torch.manual_seed(0)
+        self.module = case.network()
+        self.mean = [w.detach().clone() for w in self.module.state_dict().values()]
+        self.rng = torch.Generator().manual_seed(0)
+
+    def load(self) -> None:
+        with torch.no_grad():
+            for w, mean in zip(self.module.state_dict().values(), self.mean, strict=True):
+                w.copy_(mean)
+
+    def __call__(self) -> None:
+        case, module = self.case, self.module
+        sample = torch.randperm(case.K, generator=self.rng)[: max(1, round(case.fraction * case.K))].tolist()
+        total = [torch.zeros_like(mean) for mean in self.mean]
+        parameters = list(module.parameters())
+        module.train()
+        for k in sample:
+            self.load()
+            order = torch.randperm(case.n, generator=self.rng)
+            for x, y in zip(self.x[k][order].split(case.batch), self.y[k][order].split(case.batch), strict=True):
+                gradients = torch.autograd.grad(nn.functional.cross_entropy(module(x), y), parameters)
+                with torch.no_grad():
+                    for w, gradient in zip(parameters, gradients, strict=True):
+                        w.sub_(gradient, alpha=STEP)
+            for sums, w in zip(total, module.state_dict().values(), strict=True):
+                sums += w
+        self.mean = [sums / len(sample) if sums.is_floating_point() else sums // len(sample) for sums in total]
+        if self.evaluates:
+            self.load()
+            module.eval()
+            with torch.no_grad():
+                errors = [float((module(x).argmax(1) != y).float().mean()) for x, y in zip(self.x, self.y, strict=True)]
+            statistics.fmean(errors)
+
+
+class VmapLoop(Loop):
+    """Groups of users side by side."""
+
+    def __init__(self, case: Case, evaluates: bool, group: int) -> None:
+        super().__init__(case, evaluates)
+        self.group = group
+
+    def __call__(self) -> None:
+        case, module = self.case, self.module
+        sample = torch.randperm(case.K, generator=self.rng)[: max(1, round(case.fraction * case.K))]
+
+        def loss(w: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(functional_call(module, w, (x,)), y)
+
+        total = [torch.zeros_like(mean) for mean in self.mean]
+        self.load()
+        for users in sample.split(self.group):
+            stacked, _ = stack_module_state([module] * len(users))
+            w = {name: each.detach() for name, each in stacked.items()}
+            order = torch.stack([torch.randperm(case.n, generator=self.rng) for _ in users])
+            for at in order.split(case.batch, dim=1):
+                found = vmap(grad(loss))(w, self.x[users[:, None], at], self.y[users[:, None], at])
+                w = {name: each.sub_(found[name], alpha=STEP) for name, each in w.items()}
+            for sums, each in zip(total, w.values(), strict=True):
+                sums += each.sum(0)
+        self.mean = [sums / len(sample) for sums in total]
+        if self.evaluates:
+            self.load()
+            with torch.no_grad():
+                [float((module(x).argmax(1) != y).float().mean()) for x, y in zip(self.x, self.y, strict=True)]
+
+
+class Fluke(Loop):
+    """Local training of the sampled users alone, by fluke; without averages."""
+
+    def __init__(self, case: Case, evaluates: bool) -> None:
+        super().__init__(case, evaluates)
+        client, config, data = (importlib.import_module(f"fluke.{name}") for name in ("client", "config", "data"))
+        optimizer = config.OptimizerConfigurator({"name": "SGD", "lr": STEP})
+
+        def make(k: int) -> Any:
+            rows = data.FastDataLoader(self.x[k], self.y[k], num_labels=C, batch_size=case.batch, shuffle=True)
+            made = client.Client(k, rows, rows, optimizer, nn.CrossEntropyLoss(), local_epochs=1)
+            made.model = self.module
+            return made
+
+        self.clients = [make(k) for k in range(case.K)]
+
+    def __call__(self) -> None:
+        sample = torch.randperm(self.case.K, generator=self.rng)[: max(1, round(self.case.fraction * self.case.K))]
+        for k in sample.tolist():
+            self.clients[k].fit()
+
+
+class PFL(Loop):
+    """Local training of the sampled users alone, by pfl-research, which does not shuffle; without averages."""
+
+    def __init__(self, case: Case, evaluates: bool) -> None:
+        super().__init__(case, evaluates)
+        from pfl.data.dataset import Dataset
+        from pfl.hyperparam.base import NNTrainHyperParams
+        from pfl.internal.bridge.pytorch.sgd import PyTorchSGDBridge
+        from pfl.model.pytorch import PyTorchModel
+
+        class Network(nn.Sequential):
+            def loss(self, x: Tensor, y: Tensor) -> Tensor:
+                return nn.functional.cross_entropy(self(x), y)
+
+            def metrics(self, x: Tensor, y: Tensor) -> dict[str, object]:
+                return {}
+
+        network = Network(*self.module)
+        self.model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
+        self.users = [Dataset(raw_data=list(rows)) for rows in zip(self.x, self.y, strict=True)]
+        self.settings = NNTrainHyperParams(local_num_epochs=1, local_learning_rate=STEP, local_batch_size=case.batch)
+        self.start, self.train = self.model.get_parameters(), PyTorchSGDBridge.do_sgd
+
+    def __call__(self) -> None:
+        sample = torch.randperm(self.case.K, generator=self.rng)[: max(1, round(self.case.fraction * self.case.K))]
+        for k in sample.tolist():
+            self.model.set_parameters(self.start)
+            self.train(self.model, self.users[k], self.settings)
+
+
+class Ours:
+    """Rounds by the trainer, uncoded or as they come ("coded", which chooses sums)."""
+
+    def __init__(self, case: Case, evaluates: bool, communicator: str, folder: Path) -> None:
+        from hmtl.communication import CodedHierarchical, Uncoded
+        from hmtl.data import Task
+        from hmtl.mtl import (
+            CrossEntropy,
+            FedAvg,
+            LocalSGD,
+            Mean,
+            NetworkAlgorithm,
+            Participation,
+            Problem,
+            TorchTrainer,
+        )
+        from hmtl.topology import symmetric
+        from hmtl.training.pairing import matched
+        from hmtl.training.trainer import Trainer, TrainerSettings
+
+        x, y = rows_of(case)
+        tasks = [Task(str(k), x[k], y[k], x[k][:0], y[k][:0], classes=C) for k in range(case.K)]
+        problem = Problem(tasks, CrossEntropy(), Mean(0.1))
+        solver = LocalSGD(STEP, epochs=1, batch=case.batch)
+        if case.torch_solver:
+            solver = TorchTrainer(partial(torch.optim.SGD, lr=STEP), epochs=1, batch=case.batch)
+
+        def network(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
+            return case.network()
+
+        make = partial(
+            NetworkAlgorithm, FedAvg(), problem, solver, network, participation=Participation(fraction=case.fraction)
+        )
+        kind = Uncoded if communicator == "uncoded" else CodedHierarchical
+        algorithm, network_of = matched(make, problem, kind(symmetric(K=case.K, H=5, r=3)))
+        every = 1 if evaluates else 10**6
+        self.trainer = Trainer(algorithm, network_of, TrainerSettings(folder, 10**6 + 1, evaluate_every=every))
+        self.trainer._round(0, 0.0)
+        self.number = 0
+
+    def __call__(self) -> None:
+        self.number += 1
+        self.trainer._round(self.number, 0.0)
+
+
+def cpu(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def sides(case: Case, evaluates: bool, folder: Path) -> dict[str, Callable[[], Callable[[], None]]]:
+    """What makes each side, by name."""
+    groups = () if case.torch_solver or case.K * case.n < 1000 else (4, 10, 25)
+    made: dict[str, Callable[[], Callable[[], None]]] = {"loop": partial(Loop, case, evaluates)}
+    made |= {f"vmap by {group}": partial(VmapLoop, case, evaluates, group) for group in groups}
+    peers = {"fluke": Fluke, "pfl": PFL}
+    made |= {name: partial(peer, case, False) for name, peer in peers.items() if importlib.util.find_spec(name)}
+    return made | {name: partial(Ours, case, evaluates, name, folder) for name in ("uncoded", "default")}
+
+
+def main() -> None:
+    """Print a table, or the memory of one side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--evaluate", action="store_true")
+    parser.add_argument("--memory", metavar="SIDE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    case = CASES[arguments.case]
+    with tempfile.TemporaryDirectory() as folder:
+        makers = sides(case, arguments.evaluate, Path(folder))
+        if arguments.memory:
+            import hmtl.training.trainer  # noqa: F401, what is not counted
+
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            side = makers[arguments.memory]()
+            side()
+            side()
+            used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+            data = case.K * case.n * 4 * int(np.prod(case.shape))
+            m = sum(w.numel() for w in case.network().parameters())
+            times, each = used / data, (used - data) / m
+            print(f"{used / 2**20:,.0f} MiB: {times:.2f} times the data, {each:.1f} bytes per parameter beyond them")
+            return
+        setups = {name: cpu(lambda name=name: makers.__setitem__(name, makers[name]())) for name in makers}
+        for side in makers.values():
+            side()  # compiles, and fills caches
+        seconds = {name: list[float]() for name in makers}
+        for _ in range(arguments.rounds):
+            for name, side in makers.items():
+                seconds[name].append(cpu(side))
+    loop = statistics.median(seconds["loop"])
+    m = sum(w.numel() for w in case.network().parameters())
+    print(
+        f"K={case.K} x {case.n} rows, {case.fraction:.0%} train{', evaluated' * arguments.evaluate}; {m:,} parameters"
+    )
+    print(f"{'side':12}{'set-up s':>10}{'round ms':>10}{'relative':>10}")
+    for name, each in seconds.items():
+        print(
+            f"{name:12}{setups[name]:10.2f}{1000 * statistics.median(each):10.1f}{statistics.median(each) / loop:10.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

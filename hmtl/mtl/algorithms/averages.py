@@ -1,0 +1,170 @@
+"""Averages over users whose bits do not depend on who adds, and what a learner's server makes of them.
+
+K users, n numbers; p_k are the users' weights, and P their sum. The average is kept as a sum of terms on a grid (see
+`hmtl.mtl.sums`), w = start + S/P, which has the same bits whether an aggregator adds the terms of all IVs or relays add
+the terms on the way. Weights are scaled by 2^-⌈log2 Σ p⌉, so that P ≤ 1, and no sum overflows while numbers change by
+at most 2^20 in a round, whatever K and the weights are. If only some users count in a round, and their weights sum to
+P_t, aggregators multiply the sum of their terms by P/P_t.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind
+from hmtl.mtl.learners.base import Learner, Numbers, Section
+from hmtl.mtl.sums import Grid, Terms, WeightedChanges, added, blocks, fitting
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """w = start + S/P, where S is the sum over rounds of (P/P_t)·Σ_k p_k (w_k − w) over the users who count.
+
+    Attributes:
+        sections: the sections that are averaged, by name; those over all users come last.
+        grid: grid of the terms.
+    """
+
+    sections: Mapping[str, Section]
+    grid: Grid
+
+    @cached_property
+    def start(self) -> Tensor:
+        """All sections before the first round [n]."""
+        first, *rest = (section.start for section in self.sections.values())
+        return torch.cat([first, *rest]) if rest else first
+
+    @cached_property
+    def over_all(self) -> int:
+        """How many of the numbers, the last ones, are averages over all users."""
+        return sum(len(section.start) for section in self.sections.values() if section.over_all)
+
+    def split(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the sections of rows [..., n] by name."""
+        sizes = [len(section.start) for section in self.sections.values()]
+        return dict(zip(self.sections, torch.split(rows, sizes, dim=-1), strict=True))
+
+    def terms(self, new: Tensor, last: Tensor, weights: Tensor, total: float) -> Terms:
+        """Return the terms of numbers [b, n] trained from `last` [b, n], for weights [b, 1] whose sum is `total`."""
+        return WeightedChanges(self.grid, new, last, weights * fitting(total))
+
+    def value(self, S: Tensor, total: float) -> Tensor:
+        """Return w [1, n] from the sums [1, n], in the type of the model."""
+        value, factor = torch.empty_like(self.start), 1 / (total * fitting(total))
+        for _, columns in blocks(1, len(value)):
+            value[columns] = self.grid.values(S[0, columns]).mul_(factor).add_(self.start[columns])
+        return value[None]
+
+
+class AverageAggregator(Aggregator):
+    """Keeps S, and lets the learner's server turn the mean change of a round into its next value.
+
+    Args:
+        average: what is averaged.
+        learner: what the server does.
+        weights: the users' weights [K, 1].
+        messages: whether it gets terms, or their sum, and returns S, or gets and returns numbers as users hold them.
+
+    Attributes:
+        S: the sums, int64 [1, n].
+        memory: what the server remembers, by name, float64.
+    """
+
+    S: Tensor
+
+    def __init__(self, average: Average, learner: Learner, weights: Tensor, messages: MessageKind) -> None:
+        super().__init__()
+        self.average, self.learner, self.messages = average, learner, messages
+        self.weights = weights
+        self.register_buffer("S", torch.zeros_like(average.start, dtype=torch.int64)[None])
+        self.memory = torch.nn.Module()
+        for name, value in learner.memory().items():
+            self.memory.register_buffer(name, value.double())
+
+    @property
+    def total(self) -> float:
+        """The sum of all users' weights."""
+        return float(self.weights.sum())
+
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
+        if self.messages == "ivs":
+            last = self.value().expand(len(users), -1)
+            ivs = self.average.terms(ivs.to(self.S.device), last, self.weights[users], self.total).sum()
+        terms, present = added(ivs).to(self.S.device), float(self.weights[users].sum())
+        factor = None
+        if 0 < present < self.total:
+            factor = torch.ones_like(self.average.start, dtype=torch.float64)
+            factor[: len(factor) - self.average.over_all] = self.total / present
+        self.S = self.average.grid.added(self.S, *self._step(terms, factor))
+        return self.S if self.messages == "sums" else self.value().expand(len(self.weights), -1)
+
+    def _step(self, terms: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return by how much S moves, and a factor to this, given the sum of the terms [1, n] and its factor."""
+        memory = dict(self.memory.named_buffers())
+        state = _Lazy(lambda: self.average.split(self.values()), **memory)
+        mean = _Lazy(lambda: self.average.split(self._mean(terms[0], factor)))
+        moves = self.learner.server(state, mean)
+        for name, old in memory.items():
+            setattr(self.memory, name, getattr(state, name).to(old))
+        if moves is mean:
+            return terms, factor
+        assert isinstance(moves, Mapping)
+        step = torch.cat([moves[name] for name in self.average.sections], dim=-1)[None]
+        return self.average.grid.rounded(step * self._scale), None
+
+    def _mean(self, terms: Tensor, factor: Tensor | None) -> Tensor:
+        """Return the mean change [n], float64, given the sum of the terms [n]."""
+        change = self.average.grid.values(terms)
+        return change.mul_(1 / self._scale if factor is None else factor / self._scale)
+
+    @property
+    def _scale(self) -> float:
+        """P."""
+        return self.total * fitting(self.total)
+
+    def values(self) -> Tensor:
+        """Return w [n], float64."""
+        return self.average.grid.values(self.S[0]).div_(self._scale).add_(self.average.start)
+
+    def value(self) -> Tensor:
+        """Return w [1, n]."""
+        return self.average.value(self.S, self.total)
+
+    def averaged(self, sums: Tensor) -> Tensor:
+        return self.average.value(sums, self.total)
+
+    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        n = len(self.average.start) - self.average.over_all
+        if self.average.over_all:
+            sent = torch.cat([users[name] for name, part in self.average.sections.items() if part.over_all], dim=1)
+            kept = self.average.grid.rounded(sent, self.weights * fitting(self.total)).sum(0, keepdim=True)
+            self.S = torch.cat([self.S[:, :n], kept.to(self.S)], dim=1)
+        return {"averaged": self.value().expand(len(self.weights), -1)}
+
+    def answer(self, facts: Tensor) -> Tensor:
+        """Take the users' weights, [K, 1], in the set-up, and return their sum to users who send terms, [K, 1]."""
+        self.weights = facts.to(self.weights)
+        return facts.sum(0).expand(len(facts), 1)[:, : self.messages == "sums"]
+
+
+class _Lazy(Numbers):
+    """Sections that are computed when a server reads one of them.
+
+    Args:
+        compute: returns them by name.
+        known: further numbers by name.
+    """
+
+    def __init__(self, compute: Callable[[], dict[str, Tensor]], **known: Tensor) -> None:
+        super().__init__(**known)
+        self._compute = compute
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        vars(self).update({key: each for key, each in self._compute().items() if key not in vars(self)})
+        return vars(self)[name]

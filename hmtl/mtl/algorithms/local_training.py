@@ -1,0 +1,155 @@
+"""Local training of networks, and what the trained networks predict.
+
+m numbers of a network (parameters, and buffers that training changes), b users of a block.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmtl.mtl.algorithms.base import Ids
+from hmtl.mtl.learners.base import Learner
+from hmtl.mtl.networks.copies import copies
+from hmtl.mtl.networks.flat import FlatModel
+from hmtl.mtl.participation import Participation
+from hmtl.mtl.privacy import Privacy
+from hmtl.mtl.problem import AT_ONCE, Problem
+from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem
+from hmtl.mtl.sums import Terms
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What local training needs; see `NetworkAlgorithm`."""
+
+    problem: Problem
+    learner: Learner
+    solver: NetworkSolver
+    model: FlatModel
+    seed: int
+    participation: Participation
+    privacy: Privacy | None = None
+
+    @cached_property
+    def data(self) -> tuple[Any, ...]:
+        """The training rows of each user as a torch Dataset."""
+        return self.problem.datasets(self.model.start.dtype, self.model.shape)
+
+    @torch.no_grad()
+    def predictions(self, split: str, users: Ids, models: Tensor) -> Tensor:
+        """Return the predictions [N] or, with several outputs, [N, C] on users' rows of a split, of models [b, m]."""
+        self.model.module.eval()
+        if split == "train":
+            rows = self.problem.rows_in(self.model.start.dtype)
+            x = [rows.X[i : i + n] for i, n in zip(rows.starts[users].tolist(), rows.n[users].tolist(), strict=True)]
+        else:
+            x = [getattr(self.problem.tasks[k], f"x_{split}") for k in users]
+        shared = len(users) > 1 and models.stride(0) == 0
+        predictions = [models.new_empty(0, *[self.model.C][: self.model.C > 1])]
+        for w, own in [(models[0], x)] if shared else zip(models, ([each] for each in x), strict=True):
+            one = copies(self.model, w[None])
+            predictions += [one.predict(part.to(w)[None])[0] for part in batches(own)]
+        return torch.cat(predictions)
+
+
+class BlockTraining:
+    """Local training of the users of a block in a round; see `Train`.
+
+    Args:
+        setting: how users train.
+        round: number of the round.
+        users: the users, by their place among those of this process [b].
+        budgets: number of steps of each [b].
+
+    Attributes:
+        last: the models that were trained last [b, m].
+    """
+
+    def __init__(self, setting: Setting, round: int, users: Ids, budgets: Tensor) -> None:
+        self.setting, self.round, self.users, self.budgets = setting, round, users, budgets
+        self.rows = setting.problem.rows_in(setting.model.start.dtype).of_users(users)
+        self.steps = budgets[:, None].to(setting.model.start)
+        self._orders: dict[int, Tensor] = {}
+        self._times = 0
+        self.last = setting.model.start[None]
+
+    @property
+    def rate(self) -> float:
+        return self.setting.solver.rate(self.round)
+
+    def __call__(
+        self,
+        w: Tensor,
+        anchor: tuple[float, Tensor] | None = None,
+        correction: Tensor | None = None,
+        only: frozenset[str] | None = None,
+        phase: int = 0,
+    ) -> Tensor:
+        setting, phases = self.setting, self.setting.learner.phases
+        steps = (phase + 1) * self.budgets // phases - phase * self.budgets // phases
+        ids = setting.problem.users[self.users]
+        if phase not in self._orders:
+            number = self.round * phases + phase
+            self._orders[phase] = setting.solver.draw(setting.seed, number, ids, self.rows.counts)
+        stream = (setting.seed, "dropout", self.round, self._times)
+        self._times += 1
+        start = NetworkSubproblem(
+            setting.model,
+            w,
+            ids,
+            self.round,
+            stream,
+            [setting.data[k] for k in self.users],
+            anchor,
+            correction,
+            only,
+        )
+        self.last = setting.solver(setting.problem.loss, self.rows, start, self._orders[phase], steps)
+        return self.last
+
+
+class TermsOfTrained(Terms):
+    """Terms of users who train as these are sent, some users at a time.
+
+    Args:
+        shape: of the terms [n, a].
+        device: where the models are.
+        make: trains some of the users and returns their terms.
+        at_once: users who train at once.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], device: torch.device, make: Callable[[slice], Tensor | Terms], at_once: int
+    ) -> None:
+        self.shape, self.device, self.at_once = shape, device, at_once
+        self._make = make
+        self._trained: tuple[slice, Tensor | Terms] = slice(0, 0), torch.empty(0, 0)
+
+    def _block(self, users: slice, columns: slice) -> Tensor:
+        if users.stop <= users.start:
+            return torch.empty(0, columns.stop - columns.start, dtype=torch.int64)
+        if self._trained[0] != users:
+            self._trained = slice(0, 0), torch.empty(0, 0)  # before the next ones need memory
+            self._trained = users, self._make(users)
+        return self._trained[1][:, columns]
+
+    def sum(self) -> Tensor:
+        starts = range(0, len(self), self.at_once)
+        return torch.stack([self[i : i + self.at_once].sum(0, keepdim=True) for i in starts]).sum(0)
+
+
+def batches(x: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the rows of all these tensors, about AT_ONCE at a time."""
+    few, n = list[Tensor](), 0
+    for part in chain.from_iterable(torch.split(each, AT_ONCE) for each in x):
+        if few and n + len(part) > AT_ONCE:
+            yield torch.cat(few)
+            few, n = [], 0
+        few.append(part)
+        n += len(part)
+    yield from [torch.cat(few)] if len(few) > 1 else few

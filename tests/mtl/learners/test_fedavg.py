@@ -1,0 +1,19 @@
+"""FedProx: where it comes to rest; its rounds, and those of FedAvg, are in test_base.py and test_networks.py."""
+
+import numpy as np
+import pytest
+from quadratics import D, P, learn, quadratics, shared
+
+from hmtl.mtl import FedProx
+
+
+@pytest.mark.parametrize("mu", [0.3, 1.0])
+def test_fedprox_comes_to_rest_where_every_proximal_step_cancels(mu):
+    """Of users who minimise to the end: w = Σ p_k argmin_k(w), a linear equation in w; not where FedAvg does."""
+    H, b = quadratics()
+    inverse = np.linalg.inv(H + mu * np.eye(D))
+    want = np.linalg.solve(np.eye(D) - mu * np.tensordot(P, inverse, 1), P @ np.einsum("kij,kj->ki", inverse, b))
+    np.testing.assert_allclose(shared(learn(FedProx(mu), 0.5, 40, rounds=30)), want, rtol=0, atol=1e-7)
+    alone = P @ np.linalg.solve(H, b[:, :, None])[:, :, 0]  # FedAvg's: the mean of the users' optima
+    assert abs(want - alone).max() > 0.02
+    assert abs(want - np.linalg.solve(np.tensordot(P, H, 1), P @ b)).max() > 1e-3  # nor is it the pooled optimum
