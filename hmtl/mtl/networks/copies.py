@@ -15,7 +15,7 @@ from hmtl.mtl.networks.layers import outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # memory of the copies that are computed at once: on a CPU it should fit in the cache; on a GPU, fewer calls are faster
-CPU_BYTES = 2 << 20
+CPU_BYTES = 4 << 20
 GPU_BYTES = 1 << 30
 
 
