@@ -3,9 +3,10 @@
     python experiments/clients.py sampled100 [--rounds 5] [--evaluate]
 
 CPU seconds of a round, one thread, medians of interleaved rounds, relative to the loop: one module for all users, no
-optimizer, rows gathered once. `vmap` is `torch.func.vmap` in its best group size. `--memory SIDE` plays two rounds of
-one side, and prints the most memory of its process beyond that after the imports, and the size of the data. fluke and
-pfl-research take part if they are installed (`pip install fluke-fl==0.8.1 pfl==0.6.0`).
+optimizer, rows of a user gathered once. `vmap` is `torch.func.vmap` in its best group size. `--memory SIDE` plays two
+rounds of one side, and prints the most memory of its process beyond that after the imports, and the size of the data.
+fluke and pfl-research only train, without averages and errors, if they are installed
+(`pip install fluke-fl==0.8.1 pfl==0.6.0`).
 """
 
 import argparse
@@ -211,7 +212,7 @@ class PFL(Loop):
 
 
 class Ours:
-    """Rounds by the trainer, uncoded or as they come ("coded", which chooses sums)."""
+    """Rounds by the trainer, uncoded or by default, which chooses sums."""
 
     def __init__(self, case: Case, evaluates: bool, communicator: str, folder: Path) -> None:
         from hmtl.communication import CodedHierarchical, Uncoded
@@ -244,9 +245,9 @@ class Ours:
             NetworkAlgorithm, FedAvg(), problem, solver, network, participation=Participation(fraction=case.fraction)
         )
         kind = Uncoded if communicator == "uncoded" else CodedHierarchical
-        algorithm, network_of = matched(make, problem, kind(symmetric(K=case.K, H=5, r=3)))
+        algorithm, made = matched(make, problem, kind(symmetric(K=case.K, H=5, r=3)))
         every = 1 if evaluates else 10**6
-        self.trainer = Trainer(algorithm, network_of, TrainerSettings(folder, 10**6 + 1, evaluate_every=every))
+        self.trainer = Trainer(algorithm, made, TrainerSettings(folder, 10**6 + 1, evaluate_every=every))
         self.trainer._round(0, 0.0)
         self.number = 0
 

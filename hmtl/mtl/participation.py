@@ -69,6 +69,8 @@ class Participation:
             raise ConfigError(f"low={self.low}, high={self.high}: shares of work need 0 < low ≤ high ≤ 1.")
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"fraction={self.fraction} is not in (0, 1]. Give the share of users in each round.")
+        if not callable(self.sampler) and self.sampler not in ("uniform", "rows"):
+            raise ConfigError(f"sampler={self.sampler!r}: choose uniform or rows, or give a function.")
         for k, speed in enumerate(self.speeds or ()):
             if not 0 < speed <= 1:
                 raise ConfigError(f"speeds: user {k} has {speed}, not in (0, 1]. Full speed is 1.")

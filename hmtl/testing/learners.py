@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +66,7 @@ class LearnerContract(ABC):
         t = any_r(self.K, 4, 2, seed % 1000)
         algorithm = self.algorithm(seed, participation=SOME)
         if len(algorithm.users.sections) > 1:
-            return
+            pytest.skip("its sections travel one after the other")
         expected = self.played(algorithm, Uncoded(t), self.rounds)
         assert expected.isfinite().all()
         coded = self.algorithm(seed, participation=SOME)
@@ -107,7 +108,7 @@ class LearnerContract(ABC):
         t = any_r(self.K, 4, 2, seed % 1000)
         algorithm, other = self.algorithm(seed), self.algorithm(seed)
         if not algorithm.users.numbers or len(algorithm.users.sections) > 1:
-            return
+            pytest.skip("nothing travels, or in two sections")
         before = algorithm.W.clone()
         communicator = Uncoded(t)
         communicator.round(0, algorithm.users, algorithm.aggregator, range(t.H))

@@ -17,7 +17,6 @@ from hmtl.mtl import (
     Ditto,
     FedAdam,
     FedAvg,
-    FedNova,
     FedPer,
     FedProx,
     FedRep,
@@ -93,7 +92,7 @@ def test_noise_of_the_system_differs_from_run_to_run() -> None:
     assert (terms[0] != terms[1]).all()
 
 
-@pytest.mark.parametrize("learner", [FedProx(0.1), Ditto(0.1), PFedMe(0.5), APFL(), FedPer(), FedAdam(), FedNova()])
+@pytest.mark.parametrize("learner", [FedProx(0.1), Ditto(0.1), PFedMe(0.5), APFL(), FedPer(), FedAdam()])
 def test_relatives_send_one_clipped_term(learner: Learner) -> None:
     silent = Privacy(clip=0.01, noise=1e-7, least=1, seed=3, randomness="seed")
     users, terms = private(silent, learner).users.local_update(0)
@@ -106,7 +105,7 @@ def test_relatives_send_one_clipped_term(learner: Learner) -> None:
 @pytest.mark.parametrize(
     ("learner", "remembers"),
     [
-        *((each, False) for each in (FedAvg(), FedProx(0.1), Ditto(0.1), PFedMe(0.5), APFL(), FedYogi(), FedNova())),
+        *((each, False) for each in (FedAvg(), FedProx(0.1), Ditto(0.1), PFedMe(0.5), APFL(), FedYogi())),
         *((each, True) for each in (FedPer(), FedRep(), LGFedAvg())),
     ],
 )

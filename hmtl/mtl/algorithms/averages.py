@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind
 from hmtl.mtl.learners.base import Learner, Numbers, Section
 from hmtl.mtl.sums import Grid, Terms, WeightedChanges, added, blocks, fitting
@@ -110,10 +111,16 @@ class AverageAggregator(Aggregator):
         moves = self.learner.server(state, mean)
         for name, old in memory.items():
             setattr(self.memory, name, getattr(state, name).to(old))
-        if moves is mean:
+        if moves is mean and not mean.was_read:
             return terms, factor
-        assert isinstance(moves, Mapping)
-        step = torch.cat([moves[name] for name in self.average.sections], dim=-1)[None]
+        moved = vars(moves) if isinstance(moves, Numbers) else moves
+        for name, section in self.average.sections.items():
+            if not isinstance(moved, Mapping) or getattr(moved.get(name), "shape", None) != section.start.shape:
+                raise ConfigError(
+                    f"{type(self.learner).__name__}.server does not return {len(section.start)} numbers for section "
+                    f"{name}. Return a dictionary of them by name, or `mean`."
+                )
+        step = torch.cat([moved[name] for name in self.average.sections], dim=-1)[None]
         return self.average.grid.rounded(step * self._scale), None
 
     def _mean(self, terms: Tensor, factor: Tensor | None) -> Tensor:
@@ -157,14 +164,20 @@ class _Lazy(Numbers):
     Args:
         compute: returns them by name.
         known: further numbers by name.
+
+    Attributes:
+        was_read: whether they have been computed, and may have been changed.
     """
 
     def __init__(self, compute: Callable[[], dict[str, Tensor]], **known: Tensor) -> None:
         super().__init__(**known)
-        self._compute = compute
+        self._compute, self.was_read = compute, False
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
+        self.was_read = True
         vars(self).update({key: each for key, each in self._compute().items() if key not in vars(self)})
+        if name not in vars(self):
+            raise ConfigError(f"`server` reads {name}, which is neither a section nor in `memory`. Return it there.")
         return vars(self)[name]

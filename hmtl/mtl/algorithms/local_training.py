@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Ids
 from hmtl.mtl.learners.base import Learner
 from hmtl.mtl.networks.copies import copies
@@ -76,7 +77,7 @@ class BlockTraining:
         self.steps = budgets[:, None].to(setting.model.start)
         self._orders: dict[int, Tensor] = {}
         self._times = 0
-        self.last = setting.model.start[None]
+        self.last = setting.model.start.expand(len(users), -1)
 
     @property
     def rate(self) -> float:
@@ -90,7 +91,15 @@ class BlockTraining:
         only: frozenset[str] | None = None,
         phase: int = 0,
     ) -> Tensor:
-        setting, phases = self.setting, self.setting.learner.phases
+        setting, phases, shape = self.setting, self.setting.learner.phases, (len(self.users), -1)
+        if not 0 <= phase < phases:
+            raise ConfigError(f"phase={phase}, but the learner has {phases}. Set `phases` to their number.")
+        if anchor:
+            setting.solver.check_proximal("anchor", anchor[0])
+            anchor = anchor[0], anchor[1].expand(shape)
+        if correction is not None:
+            setting.solver.check_correction()
+            correction = correction.expand(shape)
         steps = (phase + 1) * self.budgets // phases - phase * self.budgets // phases
         ids = setting.problem.users[self.users]
         if phase not in self._orders:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator
 from hmtl.mtl.algorithms.base import (
     NOBODY,
@@ -75,7 +76,8 @@ class NetworkUsers(Users):
         self.problem, self.model, self.learner = setting.problem, setting.model, setting.learner
         self.weights, self.total, self.messages = weights, total, messages
         self.usual = self.learner.phases * setting.solver.steps(self.problem.here)
-        sections, K = self.learner.sections(), len(self.problem.users)
+        self._declared, K = dict(self.learner.sections()), len(self.problem.users)
+        sections = self._declared
         self.coupled = next((name for name, section in sections.items() if section.coupled), "")
         starts = dict(self.learner.personal())
         starts |= {name: section.start for name, section in sections.items() if section.over_all}
@@ -107,7 +109,7 @@ class NetworkUsers(Users):
     @property
     def start_of_coupled(self) -> Tensor:
         """The coupled section before the first round, empty if there is none."""
-        return self.learner.sections()[self.coupled].start if self.coupled else self.model.start[:0]
+        return self._declared[self.coupled].start if self.coupled else self.model.start[:0]
 
     @property
     def personal(self) -> bool:
@@ -153,11 +155,14 @@ class NetworkUsers(Users):
             return self.model.start.new_empty(0, len(self.average.start) if self.average else 0)
         own_names = self.learner.personal().keys()
         shared, own = self._numbers(users)
-        before = dict(vars(own))
+        before = {name: (rows, rows._version) for name, rows in vars(own).items()}
         training = BlockTraining(self.setting, round, users, budgets)
-        new = dict(self.learner.local(shared, own, training))
+        new = self._checked(self.learner.local(shared, own, training), len(users))
         for name in own_names:
-            if getattr(own, name) is not before[name]:
+            rows, version = before[name]
+            if rows._version != version:
+                raise ConfigError(f"{self._name}.local writes into own.{name}. Assign a new tensor to it instead.")
+            if getattr(own, name) is not rows:
                 self.held[name].propose(users, getattr(own, name))
         if self.coupling:
             steps = budgets // self.learner.phases  # the first phase trains coupled numbers
@@ -174,6 +179,21 @@ class NetworkUsers(Users):
                 new[name] = getattr(shared, name) + (new[name] - getattr(own, name))
         first, *rest = (new[name] for name in self.average.sections)
         return torch.cat([first, *rest], dim=1) if rest else first
+
+    @property
+    def _name(self) -> str:
+        return type(self.learner).__name__
+
+    def _checked(self, new: object, b: int) -> dict[str, Tensor]:
+        """Return the sections that b users have trained, or raise ConfigError if they are not as declared."""
+        for name, section in self._declared.items():
+            shape = (b, len(section.start))
+            if not isinstance(new, Mapping) or getattr(new.get(name), "shape", None) != shape:
+                raise ConfigError(
+                    f"{self._name}.local does not return section {name} of shape {list(shape)}, a row for each user. "
+                    "Return a dictionary of new tensors by name of section."
+                )
+        return dict(new) if isinstance(new, Mapping) else {}
 
     def _encoded(self, users: Ids, new: Tensor) -> Tensor | Terms:
         """Return the rows that users send who came to numbers [b, a]."""
@@ -399,10 +419,20 @@ class NetworkAlgorithm(Algorithm):
         averaged = {name: section for name, section in sections.items() if not section.coupled}
         self.coupled = [section.start for section in sections.values() if section.coupled]
         if privacy:
-            fits = averaged and not self.coupled and not any(section.over_all for section in averaged.values())
+            fits = len(sections) == 1 and not self.coupled and not any(each.over_all for each in averaged.values())
             if messages != "sums" or not fits:
                 raise not_bounded(type(learner).__name__)
             privacy.sigma(self.problem.grid)
+        names = [*self.learner.personal(), *self.learner.memory()]
+        if set(names) & {*RECEIVED, "kept"} or any("." in name for name in names):
+            raise ConfigError(
+                f"{type(learner).__name__} has own state or memory with a name that hmtl uses. Rename it."
+            )
+        if len(self.coupled) > 1 or bool(self.coupled) != learner.regularized:
+            raise ConfigError(
+                f"{type(learner).__name__} has {len(self.coupled)} coupled sections and regularized="
+                f"{learner.regularized}. Set regularized = True for one such section, and have no further one."
+            )
         self.averaged = bool(averaged)
         self.regularized = learner.regularized
         weights = self._weights()
@@ -424,7 +454,13 @@ class NetworkAlgorithm(Algorithm):
     def _weights(self) -> Tensor:
         """Return the users' weights in averages [K, 1]."""
         counts = torch.tensor(self.problem.counts).to(self.problem.s)
-        return (torch.ones_like(counts) if self.privacy else self.learner.weights(counts))[:, None]
+        weights = torch.ones_like(counts) if self.privacy else self.learner.weights(counts)
+        if weights.shape != counts.shape or not (weights >= 0).all() or not 0 < float(weights.sum()) < torch.inf:
+            raise ConfigError(
+                f"{type(self.learner).__name__}.weights does not return K={self.problem.K} finite weights from 0, at "
+                "least one above 0. Return one for each of the numbers of rows that it gets."
+            )
+        return weights[:, None]
 
     def sums_needed(self, problem: Problem) -> int:
         if self.averaged:
@@ -437,7 +473,7 @@ class NetworkAlgorithm(Algorithm):
         if self.averages is None or self.coupled:
             return None
         shared = Numbers(**self.averages.average.split(self.averages.value()))
-        own = Numbers(**{name: start[None] for name, start in self.learner.personal().items()})
+        own = Numbers(**{name: rows.of(np.arange(0)) for name, rows in self.users.held.items() if name not in RECEIVED})
         model = self.learner.predictor(shared, own)
         return model[0] if any(model is each for each in vars(shared).values()) else None
 
@@ -452,8 +488,9 @@ class NetworkAlgorithm(Algorithm):
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """Return the exchange of the users' weights, and of what the regularizer has to know about them."""
-        few, many = self.learner.weights(torch.tensor([1.0, 2.0])).tolist()
-        weighs = self.averaged and not self.privacy and few != many
+        few, more = (self.learner.weights(torch.arange(n, n + self.problem.K)) for n in (1.0, 2.0))
+        alike = bool((few == few[0]).all() and (few == more).all())  # for any numbers of rows
+        weighs = self.averaged and not self.privacy and not alike
         weights = self._weights()[self.problem.users] if weighs else self.problem.s[:, None][:, :0]
         facts = self.problem.facts() if self.coupled else weights[:, :0]
         if not weighs and not facts.shape[1]:
@@ -502,4 +539,4 @@ class NetworkAlgorithm(Algorithm):
     @property
     def W(self) -> Tensor:
         """The parameters that the users predict with [m, K]."""
-        return self.users.predictors(self.users.state_dict()).T
+        return self.users.predictors({name: rows.all() for name, rows in self.users.held.items()}).T

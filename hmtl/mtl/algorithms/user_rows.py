@@ -68,7 +68,7 @@ class UserRows:
 
 def own(rows: Tensor) -> list[Tensor]:
     """Return rows [b, n] one by one: the same tensor for all if `rows` is expanded, and no views of a large one."""
-    if len(rows) and rows.stride(0) == 0:
-        return [rows[0]] * len(rows)
-    is_whole = len(rows) == 1 and rows.untyped_storage().nbytes() < 2 * rows.nbytes
-    return [row if is_whole else row.clone() for row in rows]
+    if len(rows) and (rows.stride(0) == 0 or len(rows) == 1):
+        is_whole = rows.untyped_storage().nbytes() < 2 * rows[0].nbytes
+        return [rows[0] if is_whole else rows[0].clone()] * len(rows)
+    return [row.clone() for row in rows]

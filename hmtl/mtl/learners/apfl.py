@@ -17,6 +17,9 @@ class APFL(PersonalModels):
     Args:
         alpha: α in (0, 1]; 1 trains v alone.
 
+    For one step per round, this is the paper's rule. For several, the paper takes each gradient at the mixture of the
+    present v and w, and here it is taken where the steps on the mixture itself have led.
+
     Ref: Deng, Kamani, Mahdavi 2020, *Adaptive personalized federated learning*, with one α for all users.
     """
 

@@ -1,4 +1,4 @@
-"""What a federated learner of networks is: what users train, what meets in a round, and what the server makes of it.
+"""The contract of a federated learner of networks: what users train, what is averaged, and what the server does.
 
 A learner says nothing about transport. It defines `local`, and `server` if that is more than an average; sums that do
 not depend on who adds, codes, low precision, secure sums, differential privacy, sampling, drop-outs, checkpoints and
@@ -6,8 +6,8 @@ processes come with it. `docs/guide/learner.md` writes two learners step by step
 
 Four concepts:
 
-- A *section* holds numbers that meet in each round: they are averaged, or coupled by the regularizer of the problem.
-- *Own state* are numbers that stay with a user. What `local` assigns counts once the user's update has counted.
+- A *section* holds numbers that are averaged in each round, or coupled by the regularizer of the problem.
+- *Own state* stays with a user. What `local` assigns takes effect only if the user's update is counted.
 - `train` improves models on the users' own rows, by the solver of the run.
 - The *server* turns the mean change of a section into its next value.
 
@@ -32,7 +32,7 @@ Numbers = SimpleNamespace
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """Numbers that users train, and that meet in each round.
+    """Numbers that users train, and that are averaged or coupled in each round.
 
     Attributes:
         start: the numbers before the first round [n].
@@ -49,7 +49,7 @@ class Section:
 class Train(Protocol):
     """Local training of the users of a block, for `Learner.local`.
 
-    All trainings of a round take the same minibatches, but those of different phases.
+    All trainings of a round take the same minibatches, except those of different phases.
 
     Attributes:
         steps: number of steps that each user takes in the round, in the type of the models [b, 1].
@@ -89,9 +89,10 @@ class Learner:
 
     Attributes:
         regularized: whether a section is coupled.
-        phases: number of times that users pass over their rows in a round as often as the solver's settings say; a
-            straggler's steps are divided evenly among them.
-        model: the network; `start` are its first numbers.
+        phases: number of local trainings per round, each with the solver's passes; a straggler's steps are divided
+            evenly among them.
+        model: the network. `model.shapes` has the names and shapes of its parameters, and `model.split(w)` returns
+            these as views of models [..., m].
         solver: how users train.
     """
 
@@ -103,14 +104,14 @@ class Learner:
 
     @property
     def start(self) -> Tensor:
-        """The network's first numbers [m], the same for all users."""
+        """The initial parameters [m], the same for all users."""
         return self.model.start
 
     def check(self) -> None:
         """Raise ConfigError if the model or the solver does not suit this learner."""
 
     def sections(self) -> Mapping[str, Section]:
-        """Return what meets in a round, by name; by default w, the average of the users' networks."""
+        """Return the sections by name; by default w, the average of the users' networks."""
         return {"w": Section(self.start)}
 
     def personal(self) -> Mapping[str, Tensor]:
@@ -138,7 +139,8 @@ class Learner:
     def server(self, state: Numbers, mean: Numbers) -> Numbers | Mapping[str, Tensor]:
         """Return by how much each averaged section moves, [n] each; `mean` itself moves it to the mean.
 
-        Only elementary operations, which have the same bits on all machines, should be used.
+        Only elementary operations, which have the same bits on all machines, should be used. In a round in which nobody
+        takes part, the mean change is 0.
 
         Args:
             state: the sections' values and the memory, float64; new values of the memory are assigned to it.
@@ -166,7 +168,7 @@ class Learner:
 
     def describe(self) -> dict[str, Any]:
         """Return the name and the settings that `summary.json` reports."""
-        own = {name: value for name, value in vars(self).items() if name not in vars(Learner)}
+        own = {name: value for name, value in vars(self).items() if name not in vars(Learner) and name[0] != "_"}
         settings = {name: value for name, value in own.items() if isinstance(value, int | float | str)}
         return {"algorithm": type(self).__name__.lower(), **settings}
 

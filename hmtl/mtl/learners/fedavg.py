@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hmtl.errors import ConfigError
 from hmtl.mtl.learners.base import Learner, Numbers, Train
 
 
@@ -19,12 +20,14 @@ class FedAvg(Learner):
     """
 
     def __init__(self, weights: Literal["rows", "equal"] | Callable[[Tensor], Tensor] = "rows") -> None:
-        self.weighting = weights
+        if not callable(weights) and weights not in ("rows", "equal"):
+            raise ConfigError(f"weights={weights!r}: choose rows or equal, or give a function of numbers of rows.")
+        self._weights = weights
 
     def weights(self, counts: Tensor) -> Tensor:
-        if callable(self.weighting):
-            return self.weighting(counts).to(counts)
-        return counts if self.weighting == "rows" else torch.ones_like(counts)
+        if callable(self._weights):
+            return self._weights(counts).to(counts)
+        return counts if self._weights == "rows" else torch.ones_like(counts)
 
 
 class FedProx(Learner):

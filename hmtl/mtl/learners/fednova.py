@@ -19,6 +19,10 @@ class FedNova(Learner):
     Ref: Wang et al. 2020, *Tackling the objective inconsistency problem*, for plain gradient steps.
     """
 
+    def check(self) -> None:
+        self.solver.check_correction()
+        self.model.check_no_buffers("FedNova")
+
     def sections(self) -> Mapping[str, Section]:
         return {"w": Section(self.start), "tau": Section(torch.zeros_like(self.start[:1]))}
 

@@ -47,6 +47,8 @@ class PFedMe(PersonalModels):
 
     def check(self) -> None:
         self.solver.check_proximal("lam", self.lam)
+        if self.beta != 1:
+            self.model.check_no_buffers("pFedMe with this beta")
 
     def weights(self, counts: Tensor) -> Tensor:
         return torch.ones_like(counts)

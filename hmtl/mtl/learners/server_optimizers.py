@@ -1,4 +1,4 @@
-"""FedAvg whose server takes the mean change of the users' models for a gradient: FedAvgM, FedAdam, FedYogi."""
+"""FedAvg whose server treats the mean change of the users' models as a gradient: FedAvgM, FedAdam, FedYogi."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -26,6 +26,9 @@ class FedAvgM(Learner):
         self.beta = beta
         self.eta = eta
 
+    def check(self) -> None:
+        self.model.check_no_buffers("FedAvgM")
+
     def memory(self) -> Mapping[str, Tensor]:
         return {"v": torch.zeros_like(self.start)}
 
@@ -40,7 +43,7 @@ class Adaptive(Learner):
     Args:
         eta: step size η > 0 of the server.
         beta1, beta2: β₁ and β₂ in [0, 1).
-        tau: τ > 0, the degree of adaptivity: the larger, the more alike the steps of all coordinates.
+        tau: τ > 0; the larger, the less the step size adapts to each coordinate.
 
     Ref: Reddi et al. 2021, *Adaptive federated optimization*, algorithm 2.
     """
@@ -55,6 +58,9 @@ class Adaptive(Learner):
         self.beta1 = beta1
         self.beta2 = beta2
         self.tau = tau
+
+    def check(self) -> None:
+        self.model.check_no_buffers(type(self).__name__)
 
     def memory(self) -> Mapping[str, Tensor]:
         return {"u": torch.zeros_like(self.start), "v": torch.full_like(self.start, self.tau**2)}

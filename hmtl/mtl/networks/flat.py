@@ -143,8 +143,8 @@ class FlatModel:
         """Raise ConfigError if w contains buffers, for an algorithm that must not take steps on them."""
         if self.buffers:
             raise ConfigError(
-                f"{algorithm} couples the numbers of models, and the model's {self.buffers[0]} must not be. Choose "
-                "algorithm=fedavg or fedper, or GroupNorm or LayerNorm if it is a norm."
+                f"{algorithm} moves the numbers of models otherwise than to an average, and the model's "
+                f"{self.buffers[0]} must not be. Choose algorithm=fedavg or fedper, or GroupNorm or LayerNorm for it."
             )
 
     def holding(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
@@ -177,6 +177,13 @@ class FlatModel:
             name: part.view(*W.shape[:-1], *shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
+
+    def moving(self, trained: Collection[str] | None) -> Tensor:
+        """Return 1 for numbers of these parameters and 0 for others [m]; [1] for all parameters (None)."""
+        if trained is None:
+            return self.start.new_ones(1)
+        each = [self.start.new_full((shape.numel(),), name in trained) for name, shape in self.shapes.items()]
+        return torch.cat(each)
 
     def __call__(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """Return the predictions for rows x [n, d]."""

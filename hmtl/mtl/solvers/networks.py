@@ -76,10 +76,10 @@ class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
             )
 
     def check_correction(self) -> None:
-        """Raise ConfigError if steps cannot be corrected as SCAFFOLD does."""
+        """Raise ConfigError if steps are not plain gradient steps, which SCAFFOLD corrects and FedNova counts."""
         raise ConfigError(
-            f"SCAFFOLD corrects plain gradient steps, which {type(self).__name__} does not take. Choose solver=sgd, or "
-            "another algorithm, such as fedavg."
+            f"This learner corrects or counts plain gradient steps, which {type(self).__name__} does not take. Choose "
+            "solver=sgd, or another algorithm, such as fedavg."
         )
 
 

@@ -67,6 +67,7 @@ class LocalSGD(MinibatchSolver):
     def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         model, rate, correction = subproblem.model, self.rate(subproblem.round), subproblem.correction
         lam, anchor = subproblem.anchor or (0.0, None)
+        moves = model.moving(subproblem.trained)
         device = subproblem.W.device
         K, B, d = len(budgets), order.shape[1], rows.X.shape[1]
         W = subproblem.W.clone(memory_format=torch.contiguous_format)
@@ -97,10 +98,10 @@ class LocalSGD(MinibatchSolver):
             with seeded(*subproblem.stream, group, device=device) if model.random else nullcontext():
                 for at_t, y_t, weights_t, active_t in steps(users):
                     x = rows.X.index_select(0, at_t.flatten()).view(*at_t.shape, d)
-                    distance = None if anchor is None else active_t * (W[users] - anchor[users])
+                    distance = None if anchor is None else active_t * moves * (W[users] - anchor[users])
                     networks.step(x, y_t, weights_t, loss, rate)
                     if distance is not None:
                         W[users].sub_(distance, alpha=rate * lam)
                     if correction is not None:
-                        W[users].sub_(active_t * correction[users], alpha=rate)
+                        W[users].sub_(active_t * moves * correction[users], alpha=rate)
         return W

@@ -266,9 +266,9 @@ def adam(**options):
     [
         (lambda: NetworkAlgorithm(FedProx(0.1), problem(), Averages(), nn.Linear), "mu"),
         (lambda: NetworkAlgorithm(Ditto(0.1), problem(), Averages(), nn.Linear), "lam"),
-        (lambda: NetworkAlgorithm(Scaffold(), problem(), Averages(), nn.Linear), "SCAFFOLD"),
-        (lambda: NetworkAlgorithm(Scaffold(), problem(), adam(), nn.Linear), "SCAFFOLD"),
-        (lambda: NetworkAlgorithm(Scaffold(), problem(), sgd(clip=1.0), nn.Linear), "SCAFFOLD"),
+        (lambda: NetworkAlgorithm(Scaffold(), problem(), Averages(), nn.Linear), "gradient steps"),
+        (lambda: NetworkAlgorithm(Scaffold(), problem(), adam(), nn.Linear), "gradient steps"),
+        (lambda: NetworkAlgorithm(Scaffold(), problem(), sgd(clip=1.0), nn.Linear), "gradient steps"),
         (
             lambda: NetworkAlgorithm(
                 Scaffold(), problem(), sgd(scheduler=partial(CosineAnnealingLR, T_max=4)), nn.Linear
