@@ -19,7 +19,7 @@ import hmtl.distributed  # noqa: F401  # before a test imports grpc
 from hmtl.config.build import compose, conf_dir
 
 settings.register_profile("quick", deadline=None, derandomize=True, max_examples=25)
-settings.register_profile("all", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("all", deadline=None, derandomize=True, max_examples=35)
 settings.load_profile("quick")  # unless --hypothesis-profile names another one
 torch.set_num_threads(1)  # small products; more threads only wait for each other
 
