@@ -27,7 +27,7 @@ class Node(Command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("algorithm=cocoa", "lam=10", "communicator=sums")], ids=" ".join)
+@pytest.mark.parametrize("words", [("algorithm=cocoa", "lam=10", "communicator=sums")], ids=" ".join)
 def test_a_site_survives_kills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
