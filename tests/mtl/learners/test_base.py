@@ -286,7 +286,7 @@ def test_divergence_is_an_error(name):
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox"])
 def test_tuned_models_are_those_that_users_trained_from_the_last_average(name):
-    """Of the users who trained in the round."""
+    """Tuned measures are those of the users who trained in the round."""
     part = Participation(schedule=[(2, 1)])
     algorithm = learn(LEARNERS[name], 0.3, participation=part, rounds=2)
     held = {int(k): w for k, w in zip(*algorithm.users.local_update(2), strict=True)}

@@ -9,7 +9,7 @@ from hmtl.mtl import FedProx
 
 @pytest.mark.parametrize("mu", [0.3, 1.0])
 def test_fedprox_comes_to_rest_where_every_proximal_step_cancels(mu):
-    """Of users who minimise to the end: w = Σ p_k argmin_k(w), a linear equation in w; not where FedAvg does."""
+    """If users minimise exactly, w = Σ p_k argmin_k(w), a linear equation in w; FedAvg rests elsewhere."""
     H, b = quadratics()
     inverse = np.linalg.inv(H + mu * np.eye(D))
     want = np.linalg.solve(np.eye(D) - mu * np.tensordot(P, inverse, 1), P @ np.einsum("kij,kj->ki", inverse, b))

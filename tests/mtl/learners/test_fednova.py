@@ -40,7 +40,7 @@ def test_every_round_is_that_of_a_loop(seed, messages, part):
 
 
 def test_users_who_take_more_steps_do_not_weigh_more():
-    """Of quadratics and short steps: FedNova comes to rest near the optimum of all rows, FedAvg does not."""
+    """On quadratics with short steps, FedNova comes to rest near the optimum of all rows; FedAvg does not."""
     H, b = quadratics()
     optimum, slow = np.linalg.solve(np.tensordot(P, H, 1), P @ b), Participation(speeds=[0.05, 1.0, 0.1, 1.0])
     apart = [
