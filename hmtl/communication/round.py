@@ -1,9 +1,9 @@
 """One round: the nodes of a process, all of them or a few, take turns."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.flows.flow import Flow, Step
@@ -51,7 +51,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes of a process.
+    """The nodes of a learner.
 
     Attributes:
         hosts, relays, server: the nodes of this process.
@@ -68,12 +68,27 @@ class Nodes:
     host_names: Sequence[str]
     relay_names: Sequence[str]
 
+    def play(self, turns: Sequence["Turn"], watch: Stopwatch) -> Iterator[Sequence[Message]]:
+        """Give these nodes, which do not wait for each other, their turns; yield what each of them sends."""
+        nodes = {node.name: node for node in self._members()}
+        for turn in turns:
+            with watch.measure(turn.clock):
+                answers = list(getattr(nodes[turn.node], turn.action)(*turn.numbers, *turn.heard) or ())
+            yield answers
+
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""
         for host in self.hosts:
             host.follow(planner)
         for node in (*self.relays, *([self.server] if self.server else [])):
             node.follow(planner)
+
+    def close(self) -> None:
+        """End the round, and release its messages."""
+        for relay in self.relays:
+            relay.close()
+        if self.aggregation:
+            self.aggregation.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the nodes remember from round to round."""
@@ -106,22 +121,42 @@ class Outcome:
     empty: bool
 
 
-Got = Mapping[str, list[Message]]
-"""The messages that a node gets for a turn, by kind."""
 Answers = Iterable[Message] | None
-"""What it sends in return."""
-N = TypeVar("N", Host, Relay, Server)
+"""What a node sends after a turn."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a node does next.
+
+    Attributes:
+        node: its name.
+        action: the method of the node that it calls.
+        numbers: arguments of the method, such as the number of a step.
+        heard: further arguments, a list of messages each.
+        task: what its CPU time is recorded as; "": as the node's coding.
+    """
+
+    node: str
+    action: str
+    numbers: tuple[Any, ...] = ()
+    heard: Sequence[list[Message]] = ()
+    task: str = ""
+
+    @property
+    def clock(self) -> str:
+        """The name under which CPU time is recorded."""
+        return f"{self.task} of {self.node}" if self.task else self.node
 
 
 class Stage:
-    """Gives nodes their turns: hands over messages, measures CPU time, and posts the answers.
+    """Gives nodes their turns: hands over messages, and posts the answers.
 
-    A turn is a function of a node and of the messages that it gets, of the kinds in `hears`. After the turn, the node
-    sends no more messages of the kinds in `says`. CPU time is recorded as `task`, or, if there is none, as the node's
-    coding.
+    A turn is a method of a node, which gets `numbers` and, for each kind in `hears`, the messages of this kind. After
+    the turn, the node sends no more messages of the kinds in `says`.
 
     Attributes:
-        acting: the relays of this process that take part at present.
+        acting: the relays that take part at present.
         streams: whether rows follow in blocks once it is known who takes part.
     """
 
@@ -130,49 +165,47 @@ class Stage:
         self.streams = links.streams and all(host.recipe.adds for host in nodes.hosts)
         self.acting = nodes.relays
 
-    def hosts(self, action: Callable[[Host, Got], Answers], **turn: Any) -> None:
-        """Give each host a turn."""
+    def hosts(self, action: Callable[..., Answers], *numbers: Any, **turn: Any) -> None:
+        """Give each host a turn; it hears relays, and answers them."""
         relays = self.nodes.relay_names
-        for host in self.nodes.hosts:
-            self._turn(host, action, senders=relays, receivers=relays, **turn)
+        self._turns(self.nodes.hosts, action, numbers, senders=relays, receivers=relays, **turn)
 
-    def relays(self, action: Callable[[Relay, Got], Answers], **turn: Any) -> None:
-        """Give each relay that takes part a turn."""
-        for relay in self.acting:
-            self._turn(relay, action, **turn)
+    def relays(self, action: Callable[..., Answers], *numbers: Any, **turn: Any) -> None:
+        """Give each relay that takes part a turn; by default, it hears the server, and answers it."""
+        self._turns(self.acting, action, numbers, **turn)
 
-    def server(self, action: Callable[[Server, Got], Answers], peers: Sequence[str] | None = None, **turn: Any) -> None:
-        """Give the server a turn; by default, `peers` are the relays that take part."""
-        if server := self.nodes.server:
-            if peers is None:
-                peers = [relay_name(i) for i in server.attendance.relays]
-            self._turn(server, action, senders=peers, receivers=peers, **turn)
+    def server(
+        self, action: Callable[..., Answers], *numbers: Any, peers: Sequence[str] | None = None, **turn: Any
+    ) -> None:
+        """Give the server a turn; by default, it hears the relays that take part, and answers them."""
+        if peers is None:
+            peers = [relay_name(i) for i in self.attendance.relays]
+        self._turns([self._server], action, numbers, senders=peers, receivers=peers, **turn)
 
-    def flow(self) -> Flow | None:
-        """Return the flow of this attempt, whose plans the nodes of a process share; None if none of them acts."""
-        if self._any is None:
-            return None
+    def flow(self) -> Flow:
+        """Return the flow of this attempt."""
         with self.watch.measure("planning"):  # all nodes plan at the same time
-            return self._any.flow()
+            return self._server.flow()
 
     @property
     def attendance(self) -> Attendance:
-        """Who takes part, as a node of this process knows it."""
-        assert self._any, "no node of this process acts"
-        return self._any.attendance
+        """Who takes part."""
+        return self._server.attendance
 
     @property
-    def _any(self) -> Server | Relay | None:
-        return self.nodes.server or next(iter(self.acting), None)
+    def _server(self) -> Server:
+        assert self.nodes.server
+        return self.nodes.server
 
     def keep_attending(self) -> None:
         """Go on with the relays that know who takes part."""
         self.acting = [relay for relay in self.acting if relay.phase is Phase.ATTENDING]
 
-    def _turn(
+    def _turns(
         self,
-        node: N,
-        action: Callable[[N, Got], Answers],
+        nodes: Sequence[Host | Relay | Server],
+        action: Callable[..., Answers],
+        numbers: tuple[Any, ...],
         *,
         hears: Sequence[str] = (),
         says: Sequence[str] = (),
@@ -180,14 +213,17 @@ class Stage:
         receivers: Sequence[str] = (SERVER,),
         task: str = "",
     ) -> None:
-        self.links.turn(node.name)
-        got = {kind: self.links.collect(node.name, kind, senders) for kind in hears}
-        with self.watch.measure(f"{task} of {node.name}" if task else node.name):
-            answers = list(action(node, got) or ())
-        for message in answers:
-            self.links.post(message)
-        for kind in says:
-            self.links.end(kind, receivers)
+        links, turns = self.links, []
+        for node in nodes:
+            links.turn(node.name)
+            heard = [links.collect(node.name, kind, senders) for kind in hears]
+            turns.append(Turn(node.name, action.__name__, numbers, heard, task))
+        for turn, answers in zip(turns, self.nodes.play(turns, self.watch), strict=True):
+            links.turn(turn.node)
+            for message in answers:
+                links.post(message)
+            for kind in says:
+                links.end(kind, receivers)
 
 
 class Schedule:
@@ -200,44 +236,43 @@ class Schedule:
 
     def begin(self, stage: Stage, round: int) -> None:
         """Let users compute their rows."""
-        relays = stage.nodes.relay_names
-        stage.hosts(lambda host, _: host.update(round, relays))
+        stage.hosts(Host.update, round, tuple(stage.nodes.relay_names))
 
     def attempt(self, stage: Stage, flow: Flow) -> None:
         """Collect rows, and compute models."""
         collect(stage, flow)
-        compute(stage, flow)
+        compute(stage)
 
-    def end(self, stage: Stage, flow: Flow | None) -> None:
-        """Do what follows once no relay is silent; a process without relays that act knows no flow."""
+    def end(self, stage: Stage) -> None:
+        """Do what follows once no relay is silent."""
 
 
 def collect(stage: Stage, flow: Flow) -> None:
     """Hand over state to relays that missed a round, and play the steps after which the aggregators can aggregate."""
     hand_over_state(stage)
-    hear_rows(stage, flow)
-    for step in flow.collect:
-        play_step(stage, step)
+    hear_rows(stage)
+    for n, step in enumerate(flow.collect):
+        play_step(stage, n, step)
     if stage.links.reliable:  # otherwise they may need what they heard for another attempt
-        stage.relays(lambda relay, _: relay.release())
+        stage.relays(Relay.release)
 
 
-def hear_rows(stage: Stage, flow: Flow) -> None:
+def hear_rows(stage: Stage) -> None:
     """Let relays hear rows: those that arrived before the attendance, or block by block those that were announced."""
-    stage.relays(lambda relay, _: relay.begin(flow))
-    while any(host.unsent for host in stage.nodes.hosts) and stage.streams:
-        stage.hosts(lambda host, _: host.block(), says=[IVS])
-        stage.relays(lambda relay, got: relay.take(got[IVS]), hears=[IVS], senders=stage.nodes.host_names)
+    stage.relays(Relay.begin)
+    while stage.streams and any(host.unsent for host in stage.nodes.hosts):
+        stage.hosts(Host.block, says=[IVS])
+        stage.relays(Relay.take, hears=[IVS], senders=stage.nodes.host_names)
 
 
-def play_step(stage: Stage, step: Step) -> None:
+def play_step(stage: Stage, n: int, step: Step) -> None:
     """Let relays send, the server send, and both learn what they can."""
     up, down = step.kinds
     rises, falls = [up] * bool(step.senders), [down] * bool(step.receivers)
     if rises:
-        stage.relays(lambda relay, _: relay.up(step), says=rises)
-    stage.server(lambda server, got: server.down(step, got.get(up, [])), hears=rises, says=falls)
-    stage.relays(lambda relay, got: relay.learn(step, got.get(down, [])), hears=falls)
+        stage.relays(Relay.up, n, says=rises)
+    stage.server(Server.down, n, hears=rises, says=falls)
+    stage.relays(Relay.learn, n, hears=falls)
 
 
 def hand_over_state(stage: Stage) -> None:
@@ -247,28 +282,24 @@ def hand_over_state(stage: Stage) -> None:
         return
     from_relay = [STATE] * (attendance.source >= 0)
     if from_relay:
-        stage.relays(lambda relay, _: relay.send_state(), says=from_relay)
-    stage.server(lambda server, got: server.pass_state(got.get(STATE, [])), hears=from_relay, says=[STATE])
-    stage.relays(lambda relay, got: relay.adopt_state(got[STATE]), hears=[STATE])
+        stage.relays(Relay.send_state, says=from_relay)
+    stage.server(Server.pass_state, hears=from_relay, says=[STATE])
+    stage.relays(Relay.adopt_state, hears=[STATE])
 
 
-def compute(stage: Stage, flow: Flow) -> None:
+def compute(stage: Stage) -> None:
     """Compute the models, and let the server release them if all aggregators hold the same."""
     confirm = [DIGESTS, MODELS] if stage.attendance.aggregators else []
-    stage.server(lambda server, _: server.aggregate(), task="global update")
-    stage.relays(lambda relay, _: relay.aggregate(), task="global update")
+    stage.server(Server.aggregate, task="global update")
+    stage.relays(Relay.aggregate, task="global update")
     if confirm:
-        stage.relays(lambda relay, _: relay.confirm(flow), says=confirm)
-    stage.server(
-        lambda server, got: server.compare(flow, got.get(DIGESTS, []), got.get(MODELS, [])),
-        hears=confirm,
-        says=[VERDICT, MODELS],
-    )
+        stage.relays(Relay.confirm, says=confirm)
+    stage.server(Server.compare, hears=confirm, says=[VERDICT, MODELS])
 
 
 def conclude(stage: Stage) -> None:
     """Let relays heed the server's verdict."""
-    stage.relays(lambda relay, got: relay.conclude(got[VERDICT], got[MODELS]), hears=[VERDICT, MODELS])
+    stage.relays(Relay.conclude, hears=[VERDICT, MODELS])
 
 
 def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
@@ -286,36 +317,26 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     """
     stage, server, schedule = Stage(nodes, links, watch), nodes.server, nodes.schedule
     hosts, relays = nodes.host_names, nodes.relay_names
+    assert server
     links.begin(round)
     try:
         schedule.begin(stage, round)
-        stage.hosts(lambda host, _: host.announce() if stage.streams else host.rows(), says=[IVS])
-        stage.relays(lambda relay, got: relay.report(round, got[IVS]), hears=[IVS], says=[REPORT], senders=hosts)
-        stage.server(
-            lambda server, got: server.attend(round, got[REPORT]), peers=relays, hears=[REPORT], says=[ATTENDANCE]
-        )
-        flow: Flow | None = None
-        while stage.acting or server:
-            stage.relays(lambda relay, got: relay.attend(got[ATTENDANCE]), hears=[ATTENDANCE])
+        stage.hosts(Host.announce if stage.streams else Host.rows, says=[IVS])
+        stage.relays(Relay.report, round, hears=[IVS], says=[REPORT], senders=hosts)
+        stage.server(Server.attend, round, peers=relays, hears=[REPORT], says=[ATTENDANCE])
+        while True:
+            stage.relays(Relay.attend, hears=[ATTENDANCE])
             stage.keep_attending()
-            if flow := stage.flow():
-                schedule.attempt(stage, flow)
+            schedule.attempt(stage, stage.flow())
             conclude(stage)
             stage.acting = [relay for relay in stage.acting if relay.phase is Phase.IN_VAIN]
-            if not (server.silent if server else stage.acting):
+            if not server.silent:
                 break
-            stage.server(lambda server, _: server.attend_again(), says=[ATTENDANCE])
+            stage.server(Server.attend_again, says=[ATTENDANCE])
         stage.acting = nodes.relays
-        schedule.end(stage, flow)
-        stage.acting, delivery = nodes.relays, flow and flow.delivery
-        stage.relays(
-            lambda relay, _: relay.deliver(delivery) if delivery else [], says=[RECEIPTS, MODELS], receivers=hosts
-        )
-        for host in nodes.hosts:
-            host.read_receipts(links.collect(host.name, RECEIPTS, relays))
-            host.receive(links.collect(host.name, MODELS, relays))
+        schedule.end(stage)
+        stage.acting = nodes.relays
+        stage.relays(Relay.deliver, says=[RECEIPTS, MODELS], receivers=hosts)
+        stage.hosts(Host.conclude, hears=[RECEIPTS, MODELS])
     finally:
-        for relay in nodes.relays:
-            relay.close()
-        if nodes.aggregation:
-            nodes.aggregation.close()
+        nodes.close()

@@ -195,6 +195,11 @@ class Host:
         """Continue with the topology of another planner."""
         self.planner = planner
 
+    def conclude(self, receipts: Sequence[Message], models: Sequence[Message]) -> None:
+        """End the round with what relays sent."""
+        self.read_receipts(receipts)
+        self.receive(models)
+
     def read_receipts(self, receipts: Sequence[Message]) -> None:
         """Roll back the updates that were sent in a round in which nobody aggregated."""
         self._hold(self.members[:0], torch.empty(0, 0))

@@ -14,7 +14,7 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance, Report, decide
-from hmtl.communication.flows.flow import Delivery, Flow, Recipe, Step
+from hmtl.communication.flows.flow import Flow, Recipe, Step
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
@@ -48,7 +48,10 @@ class Node:
         version: number of rounds that were aggregated, as far as the node knows; 0 if no relay ever aggregates.
         attendance: who takes part in the round.
         sizes: bytes of payload and overhead of a row.
+        combining: whether relays combine, or are asked to combine, what users of secure sums revealed.
     """
+
+    combining = False
 
     def __init__(self, name: str, planner: Planner, recipe: Recipe) -> None:
         self.name, self.planner, self.topology, self.recipe = name, planner, planner.topology, recipe
@@ -66,6 +69,9 @@ class Node:
     def flow(self) -> Flow:
         """Return the flow of this attempt."""
         return self.planner.flow(self.recipe, self.attendance, self.sizes)
+
+    def _step(self, n: int) -> Step:
+        return self.flow().collect[n]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"version": torch.tensor(self.version)}
@@ -147,9 +153,9 @@ class Relay(Node):
             self.version = self._aggregation.version
             self.adopted = self.version if whole else self.adopted
 
-    def begin(self, flow: Flow) -> None:
+    def begin(self) -> None:
         """Keep what the flow needs of the rows that were heard so far."""
-        self._heard = flow.hearing(self.i)
+        self._heard = self.flow().hearing(self.i)
         self.take([message for message in self._arrived if not message.announces])
 
     def take(self, messages: Sequence[Message]) -> None:
@@ -162,14 +168,16 @@ class Relay(Node):
                 )
         self._heard.take(messages)
 
-    def up(self, step: Step) -> list[Message]:
-        """Send the server what a step asks of this relay."""
+    def up(self, n: int) -> list[Message]:
+        """Send the server what step n asks of this relay."""
+        step = self._step(n)
         if self.phase is not Phase.ATTENDING or self.i not in step.senders:
             return []
         return [self._to_server(step.kinds[0], *step.up(self.i, self._heard))]
 
-    def learn(self, step: Step, messages: Sequence[Message]) -> None:
-        """Learn what a step brings, if this relay aggregates."""
+    def learn(self, n: int, messages: Sequence[Message] = ()) -> None:
+        """Learn what step n brings, if this relay aggregates."""
+        step = self._step(n)
         if not self.aggregating or self.i not in step.learners:
             return
         if self.i in step.receivers and not messages:
@@ -192,11 +200,11 @@ class Relay(Node):
         self._models = self._aggregation.models(digest)
         self._on(Event.AGGREGATE)
 
-    def confirm(self, flow: Flow) -> list[Message]:
+    def confirm(self) -> list[Message]:
         """Send digests to the server, and the models of users whom no aggregator hears."""
         if self.phase is not Phase.AGGREGATED:
             return []
-        models = self._models
+        models, flow = self._models, self.flow()
         learned = flow.sealed(self._digest.value())
         digests = learned + (models.digest if models else bytes(len(learned)))
         messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
@@ -218,7 +226,7 @@ class Relay(Node):
         if self.aggregation and self.phase in (Phase.IN_VAIN, Phase.UNCONFIRMED):
             self.aggregation.roll_back()
 
-    def deliver(self, delivery: Delivery) -> list[Message]:
+    def deliver(self) -> list[Message]:
         """Send users the models that the server passed on, and those that the relay computed.
 
         The latter are sent only if all aggregators agree. In a round without aggregators, send receipts instead, which
@@ -231,10 +239,8 @@ class Relay(Node):
             not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
             return [self._to_users(RECEIPTS, nothing(len(users)), not_counted, users)]
         models = self._models.content if self._models else None
-        return [
-            self._to_users(MODELS, *rows, links=links)
-            for links, rows in delivery.last_hop(self.i, models, self._passed)
-        ]
+        last_hop = self.flow().delivery.last_hop(self.i, models, self._passed)
+        return [self._to_users(MODELS, *rows, links=links) for links, rows in last_hop]
 
     def close(self) -> None:
         """End the round, and release its messages."""

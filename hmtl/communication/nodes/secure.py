@@ -219,15 +219,10 @@ class Introduction:
 
 
 class SecureRelay(Relay):
-    """A relay that serves users in secure sums. It cannot tell masked terms from random numbers.
-
-    Attributes:
-        combining: whether the server has just asked it to combine what users revealed.
-    """
+    """A relay that serves users in secure sums. It cannot tell masked terms from random numbers."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.combining = False
         self._known: Introduction | None = None  # of this round, once the server has told
         self._serves: Users = NOBODY  # the users that it serves, as places in the roster
         self._hears: Users = NOBODY  # the users within range, likewise
@@ -365,17 +360,12 @@ class SecureRelay(Relay):
 
 
 class SecureServer(Server):
-    """A server that chooses neighbours, and unmasks the sum of masked terms.
-
-    Attributes:
-        combining: whether it has just asked relays to combine what users revealed.
-    """
+    """A server that chooses neighbours, and unmasks the sum of masked terms."""
 
     def __init__(self, planner: Planner, recipe: SumsOfRows, aggregation: Aggregation) -> None:
         super().__init__(planner, recipe, aggregation)
         assert recipe.secure
         self.formats, self.secure, self._sums = recipe.formats, recipe.secure, aggregation
-        self.combining = False
         self._known: Introduction | None = None  # of this round, if there are enough users
         self._relays: list[int] = []  # those that take part
         self._revealed: dict[int, Bytes] | None = None  # which shares each relay knows, as bits
@@ -438,7 +428,7 @@ class SecureServer(Server):
         """Tell the relays if one of them fell silent, so that the attempt was in vain."""
         return self._verdict(IN_VAIN, self.attendance.relays) if self.silent else []
 
-    def ask(self, messages: Sequence[Message]) -> list[Message]:
+    def ask(self) -> list[Message]:
         """Tell relays which users counted."""
         self._revealed, known = None, self._to_unmask
         if known is None:

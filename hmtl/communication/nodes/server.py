@@ -12,7 +12,7 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
 from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
 from hmtl.communication.attendance import Report, decide
-from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Recipe, Step
+from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Recipe
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
@@ -85,7 +85,7 @@ class Server(Node):
             )
         return self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content))
 
-    def pass_state(self, messages: Sequence[Message]) -> list[Message]:
+    def pass_state(self, messages: Sequence[Message] = ()) -> list[Message]:
         """Send the relays that missed a round what another aggregator sent for them, or what the server holds."""
         attendance, behind = self.attendance, np.flatnonzero(self.attendance.behind).tolist()
         self._lacks([attendance.source] if attendance.source >= 0 else [], messages)
@@ -96,11 +96,12 @@ class Server(Node):
         self.handover_bits += 8 * sum(message.overhead.numel() for message in (*messages, *copies))
         return copies
 
-    def down(self, step: Step, messages: Sequence[Message]) -> list[Message]:
-        """Take what relays sent in a step, learn what it brings, and send relays what they need.
+    def down(self, n: int, messages: Sequence[Message] = ()) -> list[Message]:
+        """Take what relays sent in step n, learn what it brings, and send relays what they need.
 
         If a message is missing, the attempt is in vain.
         """
+        step = self._step(n)
         if self.empty or self._lacks(step.senders, messages):
             return []
         if OF_SERVER in step.learners:
@@ -117,12 +118,13 @@ class Server(Node):
         if self.aggregation and not self.empty and not self.silent:
             self.aggregation.update(self._value, self.dtype, self.attendance)
 
-    def compare(self, flow: Flow, digests: Sequence[Message], models: Sequence[Message]) -> list[Message]:
+    def compare(self, digests: Sequence[Message] = (), models: Sequence[Message] = ()) -> list[Message]:
         """Release the models if all aggregators hold the same ones; send those of users whom no aggregator hears.
 
         Raises:
             CodingError: the aggregators follow different plans, or hold different rows or models.
         """
+        flow = self.flow()
         self._check(flow, digests)
         if self._lacks(self.attendance.aggregators, digests):
             if self.aggregation:
