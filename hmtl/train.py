@@ -19,11 +19,7 @@ def train(cfg: DictConfig) -> None:
 def play(run: Run, cfg: DictConfig, remedy: str = "resume={}") -> None:
     """Play a run, and leave its results in its folder; `remedy` says how to continue one that was stopped."""
     with ExitStack() as stack:
-        stack.callback(run.exchange.close)
-        if not run.exchange.leads:  # the leading process keeps the results
-            run.trainer.fit(run.checkpoint)
-            _save_own_models(run)
-            return
+        stack.callback(run.engine.close)
         stack.enter_context(held(run.output_dir))
         for logger in run.loggers:
             stack.callback(logger.close)
@@ -46,10 +42,7 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
     if run.trainer.interrupted:
         for logger in run.loggers:
             logger.close()  # ends the progress bar
-        ways = f"To continue: {remedy.format(folder)}"
-        if not run.exchange.resumable(algorithm):
-            ways = "It cannot be continued: with metrics=sums, hosts keep their users' state to themselves."
-        print(f"Stopped after {len(history)} rounds. {ways}")
+        print(f"Stopped after {len(history)} rounds. To continue: {remedy.format(folder)}")
         raise Interrupted(run.trainer.interrupted)
 
     only_sums = cfg.metrics == "sums"
@@ -62,7 +55,7 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
     settings |= {"metrics": cfg.metrics} if only_sums else {}
     summary = summarize(algorithm, communicator, history, users, best, **settings)
     write_whole(folder / "users.csv", as_csv(users))
-    models = run.exchange.models(algorithm, run.trainer.state)
+    models = run.engine.models(algorithm, run.trainer.state)
     if models is not None:
         models_of(algorithm, models).save(folder / "models.npz")
     write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
@@ -71,16 +64,6 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
     if models is None:
         print("Models: models-host-*.npz at the hosts, each with those of its own users.")
     print(f"Results: {folder}")
-
-
-def _save_own_models(run: Run) -> None:
-    """Save the models of this host's users in its folder, if no other process gets them."""
-    from hmtl.inference.models import models_of
-
-    own = run.exchange.own_models(run.algorithm)
-    if own is not None and not run.trainer.interrupted:
-        name, models = own
-        models_of(run.algorithm, models, run.algorithm.problem.tasks).save(run.output_dir / f"models-{name}.npz")
 
 
 if __name__ == "__main__":

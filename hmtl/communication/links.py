@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +21,12 @@ class Links(ABC):
         reliable: whether every posted message arrives.
         streams: whether rows follow in blocks once it is known who takes part; they must arrive then.
         seconds: how long the messages of the last round took, on links that know it.
+        stand_ins: makes stand-ins for nodes that other processes play, see `Communicator`; None: all are here.
     """
 
     reliable = streams = False
     seconds: float | None = None
+    stand_ins: Callable[..., Any] | None = None
 
     def __init__(self, ledger: LinkLedger) -> None:
         self.ledger = ledger
@@ -45,7 +48,8 @@ class Links(ABC):
             self.send(message)
             return
         links = [message.links] * len(message) if isinstance(message.links, int) else message.links
-        self.ledger.add(message.tier, links, 8 * message.payload.shape[1], 8 * message.overhead.shape[1])
+        payload, overhead = message.sizes
+        self.ledger.add(message.tier, links, 8 * payload, 8 * overhead)
         self.send(message)
 
     @abstractmethod

@@ -91,6 +91,11 @@ class Message:
         return len(self.payload) if self.at is None else len(self.at)
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of payload and overhead of a row."""
+        return self.payload.shape[1], self.overhead.shape[1]
+
+    @property
     def announces(self) -> bool:
         """Whether the rows of this message follow in later ones; here they have a shape, but no content."""
         return self.payload.is_meta

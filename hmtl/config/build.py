@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     import torch
 
     from hmtl.communication import Communicator
+    from hmtl.communication.communicators.base import MakeLinks
     from hmtl.data import Task, Wanted
     from hmtl.inference.models import Models
     from hmtl.mtl import Algorithm, Problem
     from hmtl.mtl.measures import OwnMeasure
     from hmtl.mtl.networks.flat import MakeModel
     from hmtl.topology import Moving, Topology
-    from hmtl.training.engine import Engine, Exchange
+    from hmtl.training.engine import Engine, Training
     from hmtl.training.trainer import Logger, Trainer
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class Run:
     trainer: Trainer
     loggers: list[Logger]
     output_dir: Path
-    exchange: Exchange
+    engine: Engine
     checkpoint: dict[str, Any] | None
 
 
@@ -134,20 +135,23 @@ def build_topology(cfg: DictConfig) -> Topology | Moving:
     return topology
 
 
-def build_tasks(cfg: DictConfig, engine: Engine | None = None) -> tuple[tuple[Task, ...], Topology | Moving]:
-    """Return the users' tasks and who hears them; the one that determines K is built first.
+def load_tasks(cfg: DictConfig, wanted: Wanted | None = None) -> tuple[Task, ...]:
+    """Return the users' tasks, with at least the rows of the wanted users; None: of all."""
+    any_K = "K" in cfg.topology and not cfg.topology.get("path")  # otherwise the topology determines K
+    return _tasks(cfg, cfg.K if any_K else build_topology(cfg).K, wanted)
+
+
+def build_tasks(cfg: DictConfig, tasks: Sequence[Task] | None = None) -> tuple[tuple[Task, ...], Topology | Moving]:
+    """Return the users' tasks and who hears them.
 
     Args:
         cfg: the configuration; K becomes the number of tasks.
-        engine: decides which rows this process holds; None: all.
+        tasks: what `load_tasks` returned; None: they are loaded.
     """
-    share = engine.load_tasks if engine else lambda load, K, H: load(None)
-    if "K" in cfg.topology and not cfg.topology.get("path"):  # a topology for any K
-        tasks = share(lambda wanted: _tasks(cfg, cfg.K, wanted), cfg.K, cfg.H)
+    tasks = tuple(tasks or load_tasks(cfg))
+    if "K" in cfg.topology and not cfg.topology.get("path"):
         cfg.K = len(tasks)
-        return tasks, build_topology(cfg)
-    topology = build_topology(cfg)
-    return _with_names(share(lambda wanted: _tasks(cfg, topology.K, wanted), topology.K, topology.H), topology)
+    return _with_names(tasks, build_topology(cfg))
 
 
 def _with_names(tasks: tuple[Task, ...], contacts: Topology | Moving) -> tuple[tuple[Task, ...], Topology | Moving]:
@@ -266,51 +270,26 @@ def _nodes(cfg: DictConfig) -> dict[str, Any]:
 
 def build(cfg: DictConfig) -> Run:
     """Return all objects of a training run."""
-    from hmtl.mtl import preprocessing_setups
     from hmtl.training.checkpoint import load_checkpoint
+    from hmtl.training.sums_of_figures import SumsOfFigures
     from hmtl.training.trainer import Trainer, TrainerSettings
 
     check(cfg)
     free = set(NOT_IDENTITY) - {"rounds"} if cfg.privacy.epsilon else NOT_IDENTITY  # the noise follows from both
     folder, identity, only_sums = Path(cfg.output_dir), flat(cfg, free), cfg.metrics == "sums"
     engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
-    checkpoint = None
-    if cfg.resume and engine.leads:
-        hint = "With metrics=sums, a run over processes has none if users keep state of their own." * only_sums
-        checkpoint = load_checkpoint(Path(cfg.resume), "train", identity, hint)
+    checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
-    tasks, topology = build_tasks(cfg, engine)
-    setups = preprocessing_setups(tasks)
-    if setups and cfg.privacy.clip is not None:
-        raise ConfigError(
-            "privacy: preprocessing is fitted to the rows of all users, who would send facts about them without noise. "
-            "Set dataset.standardize=task or none, or prepare tables beforehand."
+    H = cfg.H or build_topology(cfg).H
+    built = engine.training(partial(load_tasks, cfg), partial(build_training, cfg), H)
+    algorithm, communicator, accountant = built.algorithm, built.communicator, built.accountant
+    if engine.nodes and cfg.secure and not only_sums:
+        log.warning(
+            "with metrics=users, hosts tell the server each user's errors, and its model for checkpoints, although "
+            "secure=true hides its terms. Set metrics=sums."
         )
-    with engine.barrier():
-        exchange = engine.connect(topology, make_part(cfg, "network"), only_sums)
-        communicator = build_communicator(cfg, topology, links=exchange.links)
-        participation = make_part(cfg, "participation")
-        participation.check_relays(topology.H)
-        if secure := communicator.recipe.secure:
-            if (sampled := participation.sampled(topology.K)) < topology.K:
-                secure = replace(secure, sampled=sampled)
-                communicator.recipe = replace(communicator.recipe, secure=secure)
-            secure.check(topology.K)
-        accountant = build_accountant(cfg, participation)
-        options = {"privacy": accountant.privacy} if accountant else {}
-        algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator, **options)
-        if accountant:
-            match_accountant(accountant, algorithm)
-        if only_sums:
-            check_only_sums(communicator)
-        elif cfg.secure and exchange.leads and not exchange.whole:
-            log.warning(
-                "with metrics=users, hosts tell the server each user's errors, and its model for checkpoints, although "
-                "secure=true hides its terms. Set metrics=sums."
-            )
-    names = [name for name in _nodes(cfg) if name.startswith("logger.")]
-    loggers = [make_part(cfg, name) for name in names] if exchange.leads else []
+    loggers = [make_part(cfg, name) for name in _nodes(cfg) if name.startswith("logger.")]
     trainer = Trainer(
         algorithm,
         communicator,
@@ -323,12 +302,43 @@ def build(cfg: DictConfig) -> Run:
             cfg.early_stopping,
             identity,
         ),
-        exchange=exchange,
+        engine=engine,
         loggers=loggers,
-        setups=setups,
+        setups=built.setups,
         accountant=accountant,
+        sums=SumsOfFigures(algorithm, communicator) if only_sums else None,
     )
-    return Run(communicator, algorithm, trainer, loggers, folder, exchange, checkpoint)
+    return Run(communicator, algorithm, trainer, loggers, folder, engine, checkpoint)
+
+
+def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> Training:
+    """Return what is trained on tasks that `load_tasks` returned, and how its messages travel."""
+    from hmtl.mtl import preprocessing_setups
+    from hmtl.training.engine import Training
+
+    tasks, topology = build_tasks(cfg, tasks)
+    setups = preprocessing_setups(tasks)
+    if setups and cfg.privacy.clip is not None:
+        raise ConfigError(
+            "privacy: preprocessing is fitted to the rows of all users, who would send facts about them without noise. "
+            "Set dataset.standardize=task or none, or prepare tables beforehand."
+        )
+    communicator = build_communicator(cfg, topology, links=links)
+    participation = make_part(cfg, "participation")
+    participation.check_relays(topology.H)
+    if secure := communicator.recipe.secure:
+        if (sampled := participation.sampled(topology.K)) < topology.K:
+            secure = replace(secure, sampled=sampled)
+            communicator.recipe = replace(communicator.recipe, secure=secure)
+        secure.check(topology.K)
+    accountant = build_accountant(cfg, participation)
+    options = {"privacy": accountant.privacy} if accountant else {}
+    algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator, **options)
+    if accountant:
+        match_accountant(accountant, algorithm)
+    if cfg.metrics == "sums":
+        check_only_sums(communicator)
+    return Training(algorithm, communicator, setups, accountant, cfg.metrics == "sums")
 
 
 def check_only_sums(communicator: Communicator) -> None:

@@ -11,7 +11,6 @@ import torch
 
 from hmtl.communication import TIERS, Communicator, Outcome
 from hmtl.io.files import as_csv, write_whole
-from hmtl.training.engine import RoundResult
 
 Measurements = dict[str, float]
 """Measurements of one round by name; whole numbers are int."""
@@ -24,10 +23,10 @@ class History(list[Measurements]):
     objective and no measures. A measure that is undefined for all users is NaN, and an empty field of the file.
 
     Args:
-        path: the file that gets each row as soon as it is complete; None: there is none, and rows are empty.
+        path: the file that gets each row as soon as it is complete.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
 
@@ -38,8 +37,6 @@ class History(list[Measurements]):
             OSError: the file cannot be written.
         """
         super().append(row)
-        if self.path is None:
-            return
         try:
             with self.path.open("a" if len(self) > 1 else "w", newline="") as file:
                 table = csv.DictWriter(file, self[0], lineterminator="\n")
@@ -57,15 +54,17 @@ class History(list[Measurements]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the rounds of `state_dict`: take over its table, and replace the file by it."""
         self.clear()
-        columns = {name: column.tolist() for name, column in state["columns"].items()} if self.path else {}
+        columns = {name: column.tolist() for name, column in state["columns"].items()}
         for round in range(state["rounds"]):
             row = {name: column[round] for name, column in columns.items()}
             super().append({name: value for name, value in row.items() if not math.isnan(value)})
-        if self.path and self:
+        if self:
             write_whole(self.path, as_csv(self))
 
 
-def measure_round(number: int, communicator: Communicator, outcome: Outcome, result: RoundResult) -> Measurements:
+def measure_round(
+    number: int, communicator: Communicator, outcome: Outcome, user_seconds: float, figures: Mapping[str, float]
+) -> Measurements:
     """Return the row of the round that has just ended.
 
     Bits are all that was sent, payload and overhead. Seconds of nodes are CPU time (see `hmtl.io.cpu_time`); seconds of
@@ -79,17 +78,17 @@ def measure_round(number: int, communicator: Communicator, outcome: Outcome, res
         and `uncoded_communication_s`, its communication.
     """
     watch, ledger = communicator.stopwatch, communicator.ledger
-    learning_s = result.user_seconds + watch.slowest("global update")
+    learning_s = user_seconds + watch.slowest("global update")
     coding_s = [watch.slowest(who) for who in ("relay", "server", "planning")]
     uncoded = communicator.uncoded_seconds()
     return {
         "round": number,
-        "users": result.users,
+        "users": len(outcome.users),
         "empty": int(outcome.empty),
-        **result.figures,
+        **figures,
         **{f"bits/{tier}": ledger.bits(tier, round=-1).total for tier in TIERS},
         "bits_total": sum(ledger.bits(tier).total for tier in TIERS),
-        "local_s": result.user_seconds,
+        "local_s": user_seconds,
         "compute_s": learning_s + sum(coding_s),
         "communication_s": communicator.seconds(),
         "uncoded_s": learning_s + uncoded,

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,15 +12,16 @@ import numpy as np
 from torch import Tensor
 
 from hmtl.communication import Communicator
-from hmtl.errors import CheckpointError, EngineError, Interrupted
-from hmtl.mtl import Aggregator, Algorithm, Users
+from hmtl.errors import CheckpointError, EngineError
+from hmtl.mtl import Algorithm
 from hmtl.training.accountant import Accountant
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
-from hmtl.training.engine import Exchange
+from hmtl.training.engine import Engine, Setups, Training
 from hmtl.training.folder import remove_results
 from hmtl.training.history import History, Measurements, measure_round
 from hmtl.training.signals import catch_signals
 from hmtl.training.summary import Summary
+from hmtl.training.sums_of_figures import SumsOfFigures
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +71,18 @@ class Trainer:
         algorithm: what is learned; its two sides meet only through the communicator.
         communicator: how messages travel, what they cost and how long they take.
         settings: how long to train, and what to write when.
-        exchange: what this process exchanges with others; by default all nodes live in this process.
+        engine: where the nodes are; by default, in this process.
         loggers: receivers of each round's measurements.
         setups: further set-ups before the algorithm's own, as pairs of sides.
         accountant: draws who is sampled, reports ε, and ends training before ε exceeds its limit; None: no privacy.
+        sums: measures no user by itself; None: all users are measured.
 
     Attributes:
-        history: one row per round, on the leading process.
-        leaves: whether this process leaves the others at a signal; if not, the leading process decides for all.
+        history: one row per round.
         interrupted: number of the signal that ended training; 0: none.
-        state: the last checkpoint's state of algorithm and communicator, on the leading process.
+        state: the last checkpoint's state of algorithm and communicator.
         stopped_early: whether `early_stopping` ended training.
-        best: the round with the models that the run hands out, on the leading process; None: the last, or none so far.
+        best: the round with the models that the run hands out; None: the last, or none so far.
         user_figures: the measures of all users in that round, see `Users.measure`; empty before the first evaluation.
     """
 
@@ -92,25 +92,25 @@ class Trainer:
         communicator: Communicator,
         settings: TrainerSettings,
         *,
-        exchange: Exchange | None = None,
+        engine: Engine | None = None,
         loggers: Sequence[Logger] = (),
-        setups: Sequence[tuple[Users, Aggregator]] = (),
+        setups: Setups = (),
         accountant: Accountant | None = None,
+        sums: SumsOfFigures | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.communicator = communicator
         self.settings = settings
-        self.exchange = exchange or Exchange()
+        self.engine = engine or Engine()
         self.loggers = loggers
         self.setups = setups
         self.accountant = accountant
-        self.users = self.exchange.wrap_users(algorithm.users)
+        self.sums = sums
         self.checkpoint = settings.folder / "checkpoint.pt"
-        self.history = History(settings.folder / "metrics.csv" if self.exchange.leads else None)
-        self.leaves = False
+        self.history = History(settings.folder / "metrics.csv")
         self.interrupted = 0
         self.stopped_early = False
-        self.state: Mapping[str, Any] | None = None
+        self.state: Mapping[str, Any] = {}
         self.best: int | None = None
         self.user_figures: Mapping[str, Tensor] = {}
         self._latest_figures: Mapping[str, Tensor] | None = None  # of the last evaluation; None: before the first
@@ -129,63 +129,43 @@ class Trainer:
 
         Raises:
             CheckpointError: the checkpoint does not fit.
-            Interrupted: this process leaves, but the others go on.
         """
-        resumes = self.exchange.start(
-            self.algorithm, self.communicator, checkpoint is not None, lambda: load_checkpoint(self.checkpoint)
-        )
-        if not resumes:
-            self._set_up()
+        if checkpoint is None:
+            setups = Training(self.algorithm, self.communicator, self.setups).all_setups()
+            for number, (users, aggregator) in enumerate(setups):
+                self.communicator.setup(users, aggregator, number)
         if "validation" in self.algorithm.problem.splits:
             self.algorithm.users.keep()  # so that they can be part of every checkpoint
-        if resumes:
+        if checkpoint is not None:
             self._resume(checkpoint)
-            if checkpoint is not None and not self.exchange.whole:  # for processes that are lost before the next one
-                save_checkpoint(self.checkpoint, "train", self.settings.identity, checkpoint)
-        elif not self.exchange.whole:
-            self._save()  # likewise
-        if self.exchange.leads:
-            remove_results(self.settings.folder, resumed=checkpoint is not None)
+        if self.engine.nodes:  # for nodes that are lost before the next one
+            self._save()
+        remove_results(self.settings.folder, resumed=checkpoint is not None)
         for row in self.history:
             self._log(row)
-        user_seconds = self.algorithm.user_seconds(len(self.history))
+        user_seconds = self.engine.user_seconds(self.algorithm, len(self.history))
         with catch_signals() as self._caught:
             while self._continues():
-                if self._caught and self.leaves:
-                    raise Interrupted(self._caught[0])
                 if len(self.history) > self._saved and len(self.history) % self.settings.checkpoint_every == 0:
                     with suppress(EngineError):  # no aggregator is left: the next round is empty, and then all restart
                         self._save()
                 row = self._round(len(self.history), user_seconds)
                 self.history.append(row)
                 self._log(row)
-            if not self.interrupted:
-                self.exchange.finish()
             self.state = self._save()
-            self.interrupted = self.interrupted or sum(self._caught[:1])
+            self.interrupted = sum(self._caught[:1])
         return self.history
 
-    def _set_up(self) -> None:
-        for users, aggregator in self._all_setups():
-            self.communicator.setup(self.exchange.wrap_users(users), aggregator)
-            self.exchange.gather_setup(users, aggregator, self.communicator)
-
-    def _all_setups(self) -> list[tuple[Users, Aggregator]]:
-        setup = self.algorithm.setup()
-        return [*self.setups, *([setup] if setup else [])]
-
-    def _resume(self, checkpoint: Mapping[str, Any] | None) -> None:
-        """Continue from a checkpoint, of which the leading process sends the others their parts."""
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state that `_save` returned."""
         try:
-            state = self.exchange.scatter_state(checkpoint, self.algorithm, self.communicator)
-            for (users, aggregator), facts in zip(self._all_setups(), state.get("setups", ()), strict=False):
-                self._take_setup(users, aggregator, facts)
+            self.engine.load_state_dict(state)
             self.algorithm.load_state_dict(state["algorithm"])
             self.communicator.load_state_dict(state["communicator"])
-            self.communicator.attach(self.users, self.algorithm.aggregator)
+            self.communicator.attach(self.algorithm.users, self.algorithm.aggregator)
             self.history.load_state_dict(state["history"])
             self.best, self.user_figures = state["best"], state["user_figures"]
-            if self.accountant and self.exchange.leads:
+            if self.accountant:
                 self.accountant.load_state_dict(state["accountant"])
             self._saved = len(self.history)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
@@ -193,50 +173,27 @@ class Trainer:
                 raise
             raise CheckpointError(f"The checkpoint does not fit this run ({error}). {RESTART}") from error
 
-    def _take_setup(self, users: Users, aggregator: Aggregator, facts: Tensor) -> None:
-        """Take the answers to the facts [K, f] of a set-up that was exchanged before this process was there."""
-        answers = aggregator.update(np.arange(len(facts)), facts)
-        if len(own := self.algorithm.problem.users):
-            users.receive(np.arange(len(own)), answers[own])
-
     def _restart(self) -> None:
-        """Continue with the processes that have come back, from the present state; or else from the last checkpoint."""
+        """Continue with the nodes that have come back, from the present state; or else from the last checkpoint."""
         try:
             state = self._save()
         except EngineError as error:  # no aggregator that holds the present state is left
-            if not self.exchange.leads:
-                raise
             log.warning("round %d: %s", len(self.history), error)
-            state = self.exchange.reconciled(load_checkpoint(self.checkpoint), self.algorithm)
+            state = load_checkpoint(self.checkpoint)
         self._resume(state)
 
     def _continues(self) -> bool:
-        """Return whether there is another round, and keep the models of the last one if they are the best so far.
-
-        The leading process decides both, and whether processes that have come back take part from now on.
-        """
-        while True:
-            keep = self._improved()
-            done = len(self.history) >= self.settings.rounds or self._converged() or self._spent()
-            if self.settings.early_stopping and self.best is not None:
-                self.stopped_early = len(self.history) > self.best + self.settings.early_stopping
-            restart = self.exchange.waiting(lambda: bool(self._caught))
-            self.interrupted = sum(self._caught[:1])
-            decision = self.exchange.broadcast(
-                {
-                    "done": bool(self.interrupted or done or self.stopped_early),
-                    "interrupted": self.interrupted,
-                    "keep": keep,
-                    "restart": restart and not self.interrupted,
-                    "ends": self.accountant is not None and not self.accountant.allows(rounds=2),
-                }
-            )
-            self.interrupted, self._ends = decision["interrupted"], decision["ends"]
-            if decision["keep"]:
-                self.exchange.keep(self.algorithm)
-            if not decision["restart"]:
-                return not decision["done"]
+        """Return whether there is another round, and keep the models of the last one if they are the best so far."""
+        if self._improved():
+            self.algorithm.users.keep()
+        if self.settings.early_stopping and self.best is not None:
+            self.stopped_early = len(self.history) > self.best + self.settings.early_stopping
+        done = len(self.history) >= self.settings.rounds or self._converged() or self._spent() or self.stopped_early
+        self._ends = self.accountant is not None and not self.accountant.allows(rounds=2)
+        while not (done or self._caught) and self.engine.waiting(lambda: bool(self._caught)):
             self._restart()
+            done = len(self.history) >= self.settings.rounds
+        return not (done or self._caught)
 
     def _improved(self) -> bool:
         """Return whether the models of the last round are the best so far, and note the round.
@@ -273,22 +230,23 @@ class Trainer:
         return True
 
     def _round(self, number: int, user_seconds: float) -> Measurements:
-        """Play a round and return its row; on other processes than the leading one the row is empty."""
+        """Play a round and return its row."""
         algorithm, communicator = self.algorithm, self.communicator
         absent = algorithm.participation.absent_relays(algorithm.seed, number, communicator.topology.H)
         if self.accountant:
-            algorithm.users.sample = self.exchange.share_out(partial(self.accountant.sample, number))
+            algorithm.users.sample = self.accountant.sample(number)
         is_last = number == self.settings.rounds - 1 or self._ends
         evaluate = number % self.settings.evaluate_every == 0 or is_last
         algorithm.users.evaluates = evaluate
-        outcome = communicator.round(number, self.users, algorithm.aggregator, absent)
-        result = self.exchange.gather_round(algorithm, communicator, outcome, user_seconds, evaluate)
-        if result is None:
-            return {}
-        if result.figures:
-            measured = result.user_figures.items()
-            self._latest_figures = {key: each for key, each in measured if key.startswith(("train_", "test_"))}
-        row = measure_round(number, communicator, outcome, result)
+        outcome = communicator.round(number, algorithm.users, algorithm.aggregator, absent)
+        figures: Mapping[str, float] = {}
+        if evaluate and self.sums:
+            figures = self.sums.measure(number)
+        elif evaluate:
+            measured = algorithm.users.measure()
+            figures = algorithm.figures(measured, algorithm.users.blocks())
+            self._latest_figures = {key: each for key, each in measured.items() if key.startswith(("train_", "test_"))}
+        row = measure_round(number, communicator, outcome, user_seconds, figures)
         if self.accountant:
             self.accountant.record(outcome.users)
             row |= self.accountant.spent()
@@ -298,13 +256,18 @@ class Trainer:
         for logger in self.loggers:
             logger.log(row)
 
-    def _save(self) -> Mapping[str, Any] | None:
-        """Save a checkpoint if a run can continue from one, and return what it holds, on the leading process."""
-        state = self.exchange.gather_state(self.algorithm, self.communicator)
-        if state is not None:
-            own = {"history": self.history.state_dict(), "best": self.best, "user_figures": dict(self.user_figures)}
-            own |= {"accountant": self.accountant.state_dict()} if self.accountant else {}
-            state = own | dict(state)
-        if state is not None and self.exchange.resumable(self.algorithm):
-            save_checkpoint(self.checkpoint, "train", self.settings.identity, state)
+    def _save(self) -> Mapping[str, Any]:
+        """Save a checkpoint, and return what it holds."""
+        self.engine.gather()
+        algorithm = self.algorithm.state_dict()
+        state: dict[str, Any] = {
+            "history": self.history.state_dict(),
+            "best": self.best,
+            "user_figures": dict(self.user_figures),
+            "algorithm": self.algorithm.reconciled(algorithm) if self.engine.outdated else algorithm,
+            "communicator": self.communicator.state_dict(),
+            **self.engine.state_dict(),
+        }
+        state |= {"accountant": self.accountant.state_dict()} if self.accountant else {}
+        save_checkpoint(self.checkpoint, "train", self.settings.identity, state)
         return state

@@ -93,7 +93,11 @@ class Communicator:
         V_bits: bits of one IV on the wire; 0 before the first round.
         setup_seconds: communication time of the set-up, and the time that it takes uncoded.
         note: why rows travel by this recipe, if it was chosen because it takes less time.
+        name: of its nodes, among those of several communicators.
+        nodes: the nodes of the learner, once it is attached.
     """
+
+    name = "learner"
 
     def __init__(
         self,
@@ -117,7 +121,7 @@ class Communicator:
         self.V_bits, self.note = 0, ""
         self._dtype = ""  # of the models
         self._sides: tuple[UserSide, AggregatorSide] | None = None
-        self._nodes: Nodes | None = None
+        self.nodes: Nodes | None = None
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is in this process
         self._theory: dict[tuple[Recipe, Topology], NDArray[np.float64]] = {}
@@ -167,15 +171,19 @@ class Communicator:
         """Make the nodes of this learner, unless they exist already."""
         if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
             self._sides, self.recipe = (users, aggregator), self.recipe.of_rows(users, self.planner)
-            self._nodes = self._make_nodes(self.recipe, self.planner, users, aggregator)
-            self._nodes.load_state_dict(self._memory)
+            self.nodes = self._make_nodes(self.name, self.recipe, self.planner, users, aggregator)
+            self.nodes.load_state_dict(self._memory)
 
-    def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
-        """Exchange what has to be known before the first round; the ledger counts it as SETUP."""
+    def setup_nodes(self, users: UserSide, aggregator: AggregatorSide, number: int = 0) -> Nodes:
+        """Return the nodes that play a set-up, one of several."""
         recipe, planner = replace(self.recipe, wire=None), self.planner  # facts are exact
         if recipe.messages == "sums":  # it has facts about each user
             recipe, planner = UNCODED, Planner(self.topology, self.network)
-        server = self._play(SETUP_ROUND, self._make_nodes(recipe, planner, users, aggregator))
+        return self._make_nodes(f"set-up {number}", recipe, planner, users, aggregator)
+
+    def setup(self, users: UserSide, aggregator: AggregatorSide, number: int = 0) -> None:
+        """Exchange what has to be known before the first round; the ledger counts it as SETUP."""
+        server = self._play(SETUP_ROUND, self.setup_nodes(users, aggregator, number))
         self._setup_exchanges += 1
         if server:
             uncoded = self._uncoded_seconds(self._sent(SETUP), server, self._setup_exchanges)
@@ -197,21 +205,21 @@ class Communicator:
         Raises:
             CodingError: IVs or models do not have one row per user, or aggregators hold different ones.
         """
-        self._follow(number)
+        self.follow(number)
         self.attach(users, aggregator)
-        assert self._nodes is not None
-        present = [relay for relay in self._nodes.relays if relay.i not in absent_relays]
-        names = [name for i, name in enumerate(self._nodes.relay_names) if i not in absent_relays]
+        assert self.nodes is not None
+        present = [relay for relay in self.nodes.relays if relay.i not in absent_relays]
+        names = [name for i, name in enumerate(self.nodes.relay_names) if i not in absent_relays]
         self.ledger.begin_round()
         self._server = None
         if not users.numbers:
             active = NOBODY
-            if self._nodes.hosts:  # a process without users has nothing to do
+            if self.nodes.hosts:  # a process without users has nothing to do
                 active, _ = users.local_update(number)
                 users.commit(active)
             return Outcome(active, tuple(relay.i for relay in present), (), empty=False)
-        self._server = self._play(number, replace(self._nodes, relays=present, relay_names=names))
-        for host in self._nodes.hosts:
+        self._server = self._play(number, replace(self.nodes, relays=present, relay_names=names))
+        for host in self.nodes.hosts:
             self.V_bits, self._dtype = 8 * host.nbytes, str(host.dtype).split(".")[-1]
         if self._server:
             self.V_bits = 8 * self._server.sizes[0] or self.V_bits
@@ -283,7 +291,7 @@ class Communicator:
             "dtype": self._dtype,
             "setup_seconds": list(self.setup_seconds),
             "planning": list(astuple(self.planning)),
-            "nodes": self._nodes.state_dict() if self._nodes else self._memory,
+            "nodes": self.nodes.state_dict() if self.nodes else self._memory,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -292,18 +300,25 @@ class Communicator:
         self.V_bits, self._dtype = int(state["V_bits"]), str(state["dtype"])
         self.setup_seconds = tuple(state["setup_seconds"])
         self.planning = Planning(*state["planning"])
-        self._memory = state["nodes"]
-        self._sides = self._nodes = None  # `attach` makes new ones
+        self.forget(state["nodes"])
 
-    def _make_nodes(self, recipe: Recipe, planner: Planner, users: UserSide, aggregator: AggregatorSide) -> Nodes:
-        """Make those nodes of the network that this process plays."""
+    def forget(self, memory: dict[str, Any]) -> None:
+        """Let `attach` make new nodes, which continue from `memory`, the state of nodes by name."""
+        self._memory, self._sides, self.nodes = memory, None, None
+
+    def _make_nodes(
+        self, name: str, recipe: Recipe, planner: Planner, users: UserSide, aggregator: AggregatorSide
+    ) -> Nodes:
+        """Make those nodes of the network that this process plays, or stand-ins for those that others play."""
+        kinds = SECURE if recipe.secure else PLAIN
+        if self._links.stand_ins:
+            return self._links.stand_ins(name, recipe, planner, aggregator, kinds.schedule)
         K, plays, homes = self.topology.K, self._links.plays, self._links.homes(self.topology.K)
         names = [relay_name(i) for i in range(self.topology.H)]
         revocable = bool(planner.preferred) and not self._links.reliable
         aggregation = Aggregation(K, aggregator, recipe.aggregator_coder(users, K), revocable)
         at_relays = aggregation if planner.preferred else None
         at_server = aggregation if planner.server else None
-        kinds = SECURE if recipe.secure else PLAIN
         return Nodes(
             [
                 kinds.host(planner, recipe, users, recipe.user_coder(users, ids), n, ids)
@@ -318,13 +333,13 @@ class Communicator:
             names,
         )
 
-    def _follow(self, round: int) -> None:
+    def follow(self, round: int) -> None:
         """Switch to the contacts of a round, if they differ from the current ones."""
         if (t := self.contacts.at(round)) is self.topology:
             return
         self.topology, self.planner = t, self._planner_of(t)
-        if self._nodes:
-            self._nodes.follow(self.planner)
+        if self.nodes:
+            self.nodes.follow(self.planner)
 
     def _play(self, number: int, nodes: Nodes) -> Server | None:
         self.stopwatch, plans_before = Stopwatch(), self.planner.plans_made
@@ -343,7 +358,7 @@ class Communicator:
 
     def _theory_of(self, round: int) -> NDArray[np.float64]:
         """Return r, loads by formula, and their bounds, for a round in which everybody is present."""
-        self._follow(round)
+        self.follow(round)
         key = self.recipe, self.topology
         if key not in self._theory:
             figures = [self.topology.r]

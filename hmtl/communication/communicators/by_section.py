@@ -11,8 +11,7 @@ from hmtl.communication.communicators.base import Communicator, Planning
 from hmtl.communication.flows.ivs import UNCODED
 from hmtl.communication.nodes.aggregation import AggregatorSide
 from hmtl.communication.nodes.host import UserSide
-from hmtl.communication.round import Outcome, Stopwatch
-from hmtl.errors import ConfigError
+from hmtl.communication.round import Nodes, Outcome, Stopwatch
 
 
 class Sections(Protocol):
@@ -35,29 +34,29 @@ class BySection(Communicator):
     def __init__(self, *parts: Communicator) -> None:
         last = parts[-1]
         super().__init__(last.contacts, last.network, UNCODED, last.make_links)
-        if not self._links.reliable:
-            raise ConfigError(
-                "Coupled personal layers travel in a section of their own, which works in one process only. Set "
-                "engine=in_process, or algorithm.coupled=false."
-            )
         self.parts, self.planner = parts, last.planner
+        for n, part in enumerate(parts):
+            part.name = f"section {n}"
 
     def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         for part, section_users, section_aggregator in self._sections(users, aggregator):
             part.attach(section_users, section_aggregator)
 
-    def setup(self, users: UserSide, aggregator: AggregatorSide) -> None:
+    def setup_nodes(self, users: UserSide, aggregator: AggregatorSide, number: int = 0) -> Nodes:
+        return self.parts[-1].setup_nodes(users, aggregator, number)
+
+    def setup(self, users: UserSide, aggregator: AggregatorSide, number: int = 0) -> None:
         """Exchange the set-up of all sections by the last communicator."""
         part = self.parts[-1]
         before = part.ledger.latest()
-        part.setup(users, aggregator)
+        part.setup(users, aggregator, number)
         self.ledger.add_latest(part.ledger.latest() - before)
         self.setup_seconds = part.setup_seconds
 
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
     ) -> Outcome:
-        self._follow(number)
+        self.follow(number)
         self.ledger.begin_round()
         self.stopwatch, outcomes = Stopwatch(), []
         for part, section_users, section_aggregator in self._sections(users, aggregator):

@@ -158,6 +158,10 @@ class Users(Side):
         """Return the models [K, m] that a run hands out, given a `state_dict`: the kept ones, or the present."""
         return state["kept"] if "kept" in state else self.predictors(state)
 
+    def figure_shapes(self, algorithm: "Algorithm") -> dict[str, torch.Size]:
+        """Return the shapes of a user's terms of figures, see `Algorithm.terms_of_figures`."""
+        return {name: each.shape[1:] for name, each in algorithm.terms_of_figures().items()}
+
     def places(self, name: str, users: Ids) -> Ids:
         """Return which rows belong to these users in a tensor of all users, of their state or `derived`."""
         return users

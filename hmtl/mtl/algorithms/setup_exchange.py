@@ -51,12 +51,16 @@ class SetupAggregator(Aggregator):
     Args:
         answer: returns the answers [K, e] to the facts [K, f] of all users.
         K: number of users.
+
+    Attributes:
+        learned: the facts that were answered last, [K, f].
     """
 
     def __init__(self, answer: Callable[[Tensor], Tensor], K: int) -> None:
         super().__init__()
         self.answer = answer
         self.K = K
+        self.learned = torch.empty(0, 0)
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         if len(users) < self.K:
@@ -64,7 +68,12 @@ class SetupAggregator(Aggregator):
                 f"A set-up needs the facts of all K={self.K} users, but only {len(users)} were heard.",
                 "Start all processes again, with a larger engine.seconds if some were late.",
             )
+        self.learned = ivs
         return self.answer(ivs)
+
+    def take(self, facts: Tensor) -> None:
+        """Take what another node's aggregator learned."""
+        self.update(np.arange(len(facts)), facts)
 
 
 def joined(

@@ -1,0 +1,309 @@
+"""A cell: the process of one node, which answers the calls of a controller elsewhere.
+
+The controller plays rounds and keeps the ledger; a cell has the node, with what it knows: a host its users' rows and
+models, an aggregator its state. Messages go from cell to cell; the controller sees only how long they are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.communication import BySection, Communicator, InProcess, LinkLedger
+from hmtl.communication.messages import SERVER, Message, Users
+from hmtl.communication.nodes.host import Host
+from hmtl.communication.nodes.phases import Phase
+from hmtl.communication.nodes.relay import Node
+from hmtl.communication.nodes.server import Server
+from hmtl.communication.communicators.base import SETUP_ROUND
+from hmtl.communication.round import Nodes, Stopwatch, Turn
+from hmtl.data import Task
+from hmtl.data.preprocessing import Scaling
+from hmtl.distributed.frames import Frame
+from hmtl.distributed.mail import Homes, cut, may_speak, opened
+from hmtl.distributed.hosted_users import HostedUsers
+from hmtl.errors import CodingError, HmtlError
+from hmtl.mtl import Aggregator
+from hmtl.training.engine import Build, Load, Training, Values
+from hmtl.training.sums_of_figures import figure_sides
+
+Handle = Any
+"""What leads to a message: numbers, or a reference of a library."""
+FACTS = {
+    "host": ("nbytes", "dtype"),
+    "relay": ("phase", "combining"),
+    "server": ("silent", "empty", "sizes", "handover_bits", "combining"),
+}
+"""What the controller has to know of a node, by role."""
+
+
+class OwnLinks(InProcess):
+    """The links of one node among those of other processes: they say who it is, and carry nothing."""
+
+    reliable = streams = False
+
+    def __init__(self, ledger: LinkLedger, name: str, homes: Homes) -> None:
+        super().__init__(ledger)
+        self._name, self._homes = name, homes
+
+    def plays(self, node: str) -> bool:
+        return node == self._name
+
+    def homes(self, K: int) -> dict[str, Users]:
+        return dict(self._homes)
+
+
+class Cell:
+    """The process of one node.
+
+    Args:
+        name: of the node.
+        homes: returns the users of each host, given K.
+        load, build: see `hmtl.training.engine.Engine`.
+        hand: makes a frame available to a receiver, and returns what leads to it.
+        fetch: returns the frame to which this leads, or None if it is lost.
+    """
+
+    CALLS = (
+        "load",
+        "build",
+        "nodes",
+        "turn",
+        "measure",
+        "block",
+        "keep",
+        "local",
+        "users_state",
+        "load_users",
+        "node_state",
+        "aggregator_state",
+        "figure_state",
+        "user_seconds",
+        "figure_shapes",
+        "learned",
+        "report",
+    )
+    """The methods that a controller may call."""
+
+    def __init__(
+        self,
+        name: str,
+        homes: Callable[[int], Homes],
+        load: Load,
+        build: Build,
+        hand: Callable[[str, Frame], Handle],
+        fetch: Callable[[str, Handle], Frame | None],
+    ) -> None:
+        self.name, self._homes_of, self._load, self._build, self._hand, self._fetch = name, homes, load, build, hand, fetch
+        self._own: tuple[Task, ...] = ()
+        self._homes: Homes = {}
+        self._players: dict[str, tuple[Communicator, Nodes, Aggregator]] = {}  # by the name of nodes
+        self._rounds: dict[str, int] = {}
+        self._sent_facts: dict[str, Any] = {}
+        self._blocks: Iterator[Tensor] = iter(())
+
+    def answer(self, call: str, values: Mapping[str, Any]) -> Values:
+        """Return what a call returns, or what went wrong.
+
+        Raises:
+            CodingError: there is no such call.
+        """
+        if call not in self.CALLS:
+            raise CodingError(f"it asked for {call[:20]!r}, which no cell answers")
+        try:
+            return {"answer": getattr(self, call)(**values)}
+        except HmtlError as error:
+            return {"error": type(error).__name__, "text": str(error)}
+
+    def load(self) -> list[Task]:
+        """Load the rows of this host's users, and return their tasks without rows."""
+        self._own = self._load(lambda K: set(self._homes_of(K)[self.name].tolist()))
+        return [self._own[k].without_rows() for k in self._homes_of(len(self._own))[self.name]]
+
+    def build(self, tasks: Sequence[Task]) -> None:
+        """Build what is trained, given the tasks of all users without rows."""
+        self._homes = self._homes_of(len(tasks))
+        own = set(self._homes.get(self.name, np.empty(0)).tolist())
+        known = [self._own[k] if k in own else task for k, task in enumerate(tasks)]
+        self.training: Training = self._build(known, lambda ledger: OwnLinks(ledger, self.name, self._homes))
+        self._players.clear()
+
+    def nodes(self, name: str, aggregator: Values | None, memory: Values, facts: Tensor | None, numbers: int) -> None:
+        """Make this cell's node for a set-up, for the learner or one of its sections, or for figures.
+
+        Args:
+            name: of the nodes.
+            aggregator: the state with which the aggregator continues; None: it begins.
+            memory: the state of the node, as `node_state` returned it; {}: it begins.
+            facts: what was exchanged in this set-up before this process was there; None: nothing.
+            numbers: how many numbers a user's terms of figures have.
+        """
+        learner, mine = self.training.algorithm, self.training.communicator
+        own = self._homes.get(self.name, np.empty(0, np.int64))
+        if name.startswith("set-up"):
+            users, side = self.training.all_setups()[number := int(name.split()[1])]
+            if facts is not None:
+                answers = side.update(np.arange(len(facts)), facts)
+                if len(own):
+                    users.receive(np.arange(len(own)), answers[own])
+                return
+            communicator = mine
+            made = communicator.setup_nodes(HostedUsers(users, own), side, number)
+        else:
+            if name == "figures":
+                communicator, users, side = figure_sides(learner, mine, numbers)
+            else:
+                parts = mine.parts if isinstance(mine, BySection) else (mine,)
+                at = [part.name for part in parts].index(name)
+                communicator, users, side = parts[at], learner.users.sections[at], learner.aggregator.sections[at]
+            if aggregator is not None:
+                side.load_state_dict(aggregator)
+            communicator.forget(memory)
+            communicator.attach(HostedUsers(users, own), side)
+            assert communicator.nodes
+            made = communicator.nodes
+        self._players[name] = communicator, made, side
+
+    def turn(
+        self,
+        name: str,
+        round: int,
+        action: str,
+        numbers: Sequence[Any],
+        heard: Sequence[Sequence[tuple[str, Handle]]],
+        task: str,
+        evaluates: bool,
+        sample: Tensor | None,
+    ) -> Values:
+        """Give the node a turn, and return the messages that it sends, what changed, and the CPU seconds.
+
+        Args:
+            name: of the nodes.
+            round: of the round.
+            action, numbers, task: see `hmtl.communication.round.Turn`.
+            heard: for each kind of messages, their senders and what leads to them.
+            evaluates, sample: see `hmtl.mtl.Users`.
+        """
+        communicator, nodes, _ = self._players[name]
+        if self._rounds.get(name) != round:
+            if round != SETUP_ROUND:
+                communicator.follow(round)
+            nodes.close()  # the controller may have given up on the last round
+            self._rounds[name] = round
+        learner = self.training.algorithm
+        learner.users.evaluates = evaluates
+        if sample is not None:
+            learner.users.sample = sample.numpy()
+        node: Node | Host = next(iter((*nodes.hosts, *nodes.relays, *([nodes.server] if nodes.server else []))))
+        messages = [[each for sender, handle in kind for each in self._opened(sender, handle, communicator)] for kind in heard]
+        watch = Stopwatch()
+        (answers,) = nodes.play([Turn(node.name, action, tuple(numbers), messages, task)], watch)
+        return {
+            "sent": [self._handed(message, communicator) for message in answers],
+            "facts": self._facts(name, node),
+            "seconds": sum(watch.seconds.values()),
+        }
+
+    def _opened(self, sender: str, handle: Handle, communicator: Communicator) -> Iterator[Message]:
+        frame = self._fetch(sender, handle)
+        if frame is None:
+            return
+        if not may_speak(self.name, sender, frame, communicator.topology, self._homes):
+            raise CodingError(f"{sender} spoke for users that it does not hear or have")
+        yield opened(self.name, sender, frame)
+
+    def _handed(self, message: Message, communicator: Communicator) -> Values:
+        """Hand a message over, and return how long it is, and what leads to it."""
+        shared: Handle = None
+        handles, topology = dict[str, Handle](), communicator.topology
+        for receiver in message.receivers:
+            if message.users is None and handles:
+                handles[receiver] = shared
+                continue
+            handles[receiver] = shared = self._hand(receiver, cut(message, receiver, topology, self._homes))
+        links = message.links if isinstance(message.links, int) else torch.from_numpy(np.asarray(message.links))
+        return {"kind": message.kind, "tier": message.tier, "links": links, "rows": len(message), "handles": handles} | {
+            "sizes": list(message.sizes)
+        }
+
+    def _facts(self, name: str, node: Node | Host) -> Values:
+        facts: Values = {fact: getattr(node, fact) for fact in FACTS[node.name.split()[0]]}
+        if isinstance(node, Server):
+            facts["silent"], facts["sizes"] = sorted(node.silent), list(node.sizes)
+            facts["attendance"] = torch.from_numpy(node.attendance.to_bytes())
+        if isinstance(facts.get("phase"), Phase):
+            facts["phase"] = facts["phase"].value
+        return facts
+
+    def report(self, only_sums: bool) -> list[Task | Scaling | None]:
+        """Return what a report needs of each user's data; if only sums may be known, the scaling that all share."""
+        problem = self.training.algorithm.problem
+        if only_sums:
+            return [problem.tasks[0].scaling if problem.tasks[0].preprocessing.is_shared else None]
+        targets = problem.loss.measure == "mean squared error"  # R² needs them
+        return [for_report(task, targets) for task in problem.tasks]
+
+    def measure(self) -> dict[str, Tensor]:
+        """Return the measures of this host's users."""
+        self._blocks = self.training.algorithm.users.blocks()
+        return self.training.algorithm.users.measure()
+
+    def block(self) -> Tensor:
+        """Return the next columns of the models of this host's users."""
+        return next(self._blocks).clone()
+
+    def keep(self) -> None:
+        """Keep the users' present models."""
+        self.training.algorithm.users.keep()
+
+    def local(self, round: int) -> Tensor:
+        """Let users train who need nobody else, and return who did."""
+        users = self.training.algorithm.users
+        active, _ = users.local_update(round)
+        users.commit(active)
+        return torch.from_numpy(self._homes[self.name][active])
+
+    def users_state(self) -> dict[str, Tensor]:
+        """Return the state of this host's users, and what follows from it."""
+        users = self.training.algorithm.users
+        return users.state_dict() | users.derived()
+
+    def load_users(self, state: Mapping[str, Tensor]) -> None:
+        """Let this host's users continue from a state."""
+        self.training.algorithm.users.load_state_dict(dict(state))
+
+    def node_state(self, name: str) -> Values:
+        """Return what the node remembers from round to round."""
+        return self._players[name][1].state_dict()
+
+    def aggregator_state(self, name: str) -> dict[str, Tensor]:
+        """Return the state of the aggregator."""
+        return self._players[name][2].state_dict()
+
+    def figure_state(self, name: str) -> dict[str, Tensor]:
+        """Return the part of the aggregator's state that figures need."""
+        return self._players[name][2].figure_state()
+
+    def learned(self, name: str) -> Any:
+        """Return what the aggregator learned in a set-up, or of figures."""
+        side: Any = self._players[name][2]
+        return side.learned
+
+    def user_seconds(self, round: int) -> float:
+        """Return the CPU time of this host's slowest user [s]."""
+        return self.training.algorithm.user_seconds(round)
+
+    def figure_shapes(self) -> dict[str, list[int]]:
+        """Return the shapes of a user's terms of figures."""
+        algorithm = self.training.algorithm
+        return {name: list(shape) for name, shape in algorithm.users.figure_shapes(algorithm).items()}
+
+
+def for_report(task: Task, targets: bool) -> Task:
+    """Return the part of a task that a report needs: shapes and scaling, and optionally the raw targets."""
+    known = task.without_rows()
+    raw = task.raw.without_rows(not targets)
+    return replace(known, prepared=replace(task.prepared, raw=raw)) if task.prepared else raw

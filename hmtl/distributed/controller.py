@@ -1,0 +1,299 @@
+"""A controller plays rounds whose nodes are in cells elsewhere, see `hmtl.distributed.cell`.
+
+A cell that does not answer in time counts as absent until it does; one whose process has ended and is there again gets
+its state from the run.
+"""
+
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl import errors
+from hmtl.communication import BySection, InProcess, LinkLedger
+from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.planner import Planner
+from hmtl.communication.messages import SERVER, host_name, relay_name
+from hmtl.communication.nodes.phases import Phase
+from hmtl.communication.round import Schedule
+from hmtl.data import Task
+from hmtl.distributed.mail import Homes
+from hmtl.distributed.stand_ins import FarUsers, StandIns
+from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost, few
+from hmtl.mtl import Aggregator, Algorithm
+from hmtl.training.engine import Build, Engine, Load, Training, Values
+
+log = logging.getLogger(__name__)
+PAUSE = 0.1  # seconds between looks at who has come back
+START = 600.0  # seconds for a cell to load its data and to build the learner
+MOMENT = 1.0  # seconds after which a controller looks at its clock
+Calls = Mapping[str, tuple[str, Values]]
+"""What cells are asked, by name: a call and its arguments."""
+
+
+class Controller(Engine):
+    """An engine whose nodes are in cells elsewhere.
+
+    Args:
+        seconds: how long to wait for an answer before a cell, or its users, count as absent.
+        patience: how long to wait for the last host or relay to come back [s].
+
+    Attributes:
+        hosts, relays: names of these nodes.
+        homes: the users of each host.
+        order: where each user comes among those of all hosts, one host after the other.
+        users: the user side of the learner, once it is built.
+        holders: by the name of nodes, the aggregators with the present state.
+        facts: the facts of all users in each set-up.
+        outdated: whether the state of some users is older than that of others.
+    """
+
+    def __init__(self, seconds: float = 60.0, patience: float = 600.0) -> None:
+        if not seconds > 0:
+            raise ConfigError(f"engine.seconds={seconds} is not positive. Set it to the seconds to wait for a process.")
+        self.seconds, self.patience = seconds, patience
+        self.hosts: list[str] = []
+        self.relays: list[str] = []
+        self.homes: Homes = {}
+        self.order = np.empty(0, np.int64)
+        self.holders: dict[str, list[str]] = {}
+        self.facts: list[Tensor] = []
+        self.outdated = False
+        self._late: dict[str, Any] = {}  # what was asked of a cell that has not yet answered, by its name
+        self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
+        self._back: list[str] = []  # lost cells whose process is there again
+        self._continues = False  # whether nodes continue from a state
+        self._tasks: Sequence[Task] = ()  # of all users, without rows
+        self._built: Training | None = None
+
+    @abstractmethod
+    def start(self, load: Load, build: Build) -> None:
+        """Start the cells of all `nodes`, or wait for them."""
+
+    @abstractmethod
+    def hosts_for(self, H: int) -> int:
+        """Return the number of hosts beside H relays."""
+
+    @abstractmethod
+    def send(self, name: str, call: str, values: Values) -> Any:
+        """Ask a cell, without waiting; return what `receive` takes."""
+
+    @abstractmethod
+    def receive(self, name: str, asked: Any, seconds: float) -> Values | None:
+        """Return what `Cell.answer` returned, or None if it has not arrived; raise ProcessLost if it never will."""
+
+    @abstractmethod
+    def returned(self) -> Collection[str]:
+        """Return the lost cells whose process is there again."""
+
+    def homes_of(self, K: int) -> Homes:
+        """Return the users of each host, in ascending order; by default, hosts share them evenly."""
+        return {host_name(n): ids for n, ids in enumerate(np.array_split(np.arange(K), len(self.hosts)))}
+
+    def training(self, load: Load, build: Build, H: int) -> Training:
+        self.hosts, self.relays = [*map(host_name, range(self.hosts_for(H)))], [*map(relay_name, range(H))]
+        self.nodes = [SERVER, *self.relays, *self.hosts]
+        self.start(load, build)
+        loaded = self._all({host: ("load", {}) for host in self.hosts})
+        tasks = [task for host in self.hosts for task in loaded[host]]
+        self.homes = self.homes_of(len(tasks))
+        self.order = np.argsort(np.concatenate(list(self.homes.values())))
+        self._tasks = [tasks[place] for place in self.order]
+        self._built = built = build(self._tasks, self._links)
+        self._all({name: ("build", {"tasks": self._tasks}) for name in self.nodes})
+        self._report(built)
+        self.users = built.algorithm.users = FarUsers(built.algorithm.users, self)
+        return built
+
+    def _report(self, built: Training) -> None:
+        """Take what a report needs of each user's data."""
+        problem = built.algorithm.problem
+        told = self._all({host: ("report", {"only_sums": built.only_sums}) for host in self.hosts})
+        if not built.only_sums:
+            tasks = [task for host in self.hosts for task in told[host]]
+            problem.everybody = [tasks[place] for place in self.order]
+
+    def _links(self, ledger: LinkLedger) -> InProcess:
+        links = InProcess(ledger)
+        links.reliable = links.streams = False
+        links.stand_ins = self._stand_ins
+        return links
+
+    def _stand_ins(self, name: str, recipe: Recipe, planner: Planner, side: Aggregator, schedule: Schedule) -> StandIns:
+        def node(name: str, **facts: Any) -> Any:
+            return SimpleNamespace(name=name, planner=planner, combining=False, **facts)
+
+        hosts = [node(each, recipe=recipe, nbytes=0, dtype=torch.float64, unsent=False) for each in self.hosts]
+        relays = [node(each, i=i, phase=Phase.ABSENT) for i, each in enumerate(self.relays)]
+        none: set[int] = set()
+        server = node(
+            SERVER, attendance=planner.everybody, silent=none, empty=False, sizes=(0, 0), handover_bits=0
+        )
+        server.flow = lambda: server.planner.flow(recipe, server.attendance, server.sizes)
+        stand_ins = StandIns(hosts, relays, server, None, schedule, self.hosts, self.relays, name, self, side)
+        if name.startswith("set-up"):
+            self.make(name, side, {})
+        return stand_ins
+
+    def make(self, name: str, side: Any, memory: Values) -> None:
+        """Make nodes in all cells, which continue from `memory`, see `StandIns.state_dict`."""
+        continues = self._continues and not name.startswith(("set-up", "figures"))
+        values: Values = {"aggregator": side.state_dict() if continues else None}
+        values |= {"name": name, "facts": None, "numbers": getattr(side, "numbers", 0)}
+        calls: dict[str, tuple[str, Values]] = {}
+        for node in self.nodes:
+            own = {key: memory[key] for key in (node,) if key in memory}
+            if (kept := memory.get(f"aggregation of {node}")) is not None:
+                own["aggregation"] = kept
+            is_host = node in self.homes
+            calls[node] = "nodes", {**values, "memory": own} | ({"aggregator": None} if is_host else {})
+        self.call(calls)
+
+    def call(self, calls: Calls, seconds: float | None = None) -> dict[str, Any]:
+        """Return the answers of cells, without those that are missing or do not answer in time.
+
+        Raises:
+            HmtlError: what a cell raised.
+        """
+        missing, answers, faults = self.missing(), dict[str, Any](), dict[str, Values]()
+        asked = {name: self.send(name, *call) for name, call in calls.items() if name not in missing}
+        left = self.seconds if seconds is None else seconds
+        for name, what in asked.items():
+            try:
+                while True:
+                    begin = time.monotonic()
+                    answer = self.receive(name, what, min(MOMENT, left))
+                    left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
+                    if answer is not None or left <= 0:
+                        break
+            except ProcessLost as lost:
+                self._lost[name] = lost.what
+                log.warning("%s is lost: %s", name, lost.what)
+                continue
+            if answer is None:
+                self._late[name] = what
+                log.warning("%s: no answer in time", name)
+            elif "error" in answer:
+                faults[name] = answer
+            else:
+                answers[name] = answer["answer"]
+        if faults:
+            raise _as_error(faults, len(asked))
+        return answers
+
+    def ask_one(self, name: str, call: str) -> Any:
+        """Return the answer of an aggregator that has the present state.
+
+        Raises:
+            EngineError: none of them answers.
+        """
+        for holder in self.holders.get(name, ()):
+            if answers := self.call({holder: (call, {"name": name})}):
+                return answers[holder]
+        raise EngineError(
+            f"no aggregator ({', '.join(self.holders.get(name, ()))}) sent the state that later rounds need. Restart "
+            "from the last checkpoint with resume=PATH."
+        )
+
+    def _all(self, calls: Calls) -> dict[str, Any]:
+        """Return the answers of all these cells, before the first round.
+
+        Raises:
+            ProcessLost: one of them is missing.
+        """
+        answers = self.call(calls, START)
+        if silent := [name for name in calls if name not in answers]:
+            reason = self._lost.get(silent[0], f"it took more than {START / 60:g} minutes")
+            raise ProcessLost(f"{silent[0]} did not get ready: {reason}.", "Start all processes again.")
+        return answers
+
+    def gather(self) -> None:
+        for name, side in self._sides():
+            if name in self.holders:
+                side.load_state_dict(self.ask_one(name, "aggregator_state"))
+
+    def take_figures(self) -> None:
+        """Take what figures need of the aggregators' state."""
+        for name, side in self._sides():
+            if name in self.holders and side.figure_state():
+                side.load_figure_state(self.ask_one(name, "figure_state"))
+
+    def _sides(self) -> list[tuple[str, Aggregator]]:
+        """Return the aggregator of each section of the learner, and the name of its nodes."""
+        assert self._built
+        communicator, sides = self._built.communicator, self._built.algorithm.aggregator.sections
+        parts = communicator.parts if isinstance(communicator, BySection) else (communicator,)
+        return [(part.name, side) for part, side in zip(parts, sides, strict=True)]
+
+    def user_seconds(self, algorithm: Algorithm, round: int) -> float:
+        seconds = self.call({host: ("user_seconds", {"round": round}) for host in self.hosts})
+        return max(seconds.values(), default=0.0)
+
+    def state_dict(self) -> Values:
+        return {"facts": self.facts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let all cells, those that came back among them, take the set-ups; the state of the learner follows."""
+        assert self._built
+        self.facts, self.holders, self._continues = list(state["facts"]), {}, True
+        for name in self._back:
+            self._lost.pop(name, None)
+        back = self.call({name: ("load", {}) for name in self._back if name in self.homes}, START)
+        back |= self.call({name: ("build", {"tasks": self._tasks}) for name in self._back}, START)
+        for name in back:
+            log.warning("round %d: %s is back", state["history"]["rounds"], name)
+        self._back = []
+        for number, facts in enumerate(self.facts):
+            self._built.all_setups()[number][1].update(np.arange(len(facts)), facts)
+            values = {"name": f"set-up {number}", "aggregator": None, "memory": {}, "facts": facts, "numbers": 0}
+            self.call({name: ("nodes", values) for name in self.nodes})
+
+    def waiting(self, stop: Callable[[], bool]) -> bool:
+        """As `Engine.waiting`.
+
+        Raises:
+            EngineError: all hosts or all relays are missing, and none of them came back in time.
+        """
+        deadline = time.monotonic() + self.patience
+        self._hear_late()
+        for names in (self.hosts, self.relays):
+            while set(names) <= set(self.missing()) and not set(names) & set(self.returned()) and not stop():
+                if time.monotonic() > deadline:
+                    raise EngineError(
+                        f"{few(names)} are lost, and did not come back within engine.patience={self.patience:g} s. To "
+                        "continue from the last checkpoint, start the run again with resume=FOLDER."
+                    )
+                time.sleep(PAUSE)
+                self._hear_late()
+        self._back = list(self.returned())
+        return bool(self._back) or any(set(names) <= set(self._lost) for names in self.holders.values())
+
+    def _hear_late(self) -> None:
+        """Take the answers of cells that were late, which take part again."""
+        for name, what in list(self._late.items()):
+            try:
+                if self.receive(name, what, 0.0) is None:
+                    continue
+                log.warning("%s answers again", name)
+            except ProcessLost as lost:
+                self._lost[name] = lost.what
+                log.warning("%s is lost: %s", name, lost.what)
+            del self._late[name]
+
+    def missing(self) -> Collection[str]:
+        return {*self._late, *self._lost}
+
+
+def _as_error(faults: Mapping[str, Values], asked: int) -> HmtlError:
+    """Return what cells raised as one error; it begins with their names, unless it is that of all."""
+    first = next(iter(faults.values()))
+    same = [name for name, fault in faults.items() if fault["text"] == first["text"]]
+    text = first["text"] if len(same) == asked else f"{few(same)}: {first['text']}"
+    kind = getattr(errors, first["error"], EngineError)
+    return EngineError(text) if kind is ProcessLost else kind(text)

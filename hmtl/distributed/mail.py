@@ -1,0 +1,65 @@
+"""Messages between processes: what of a message a receiver gets, and whether a sender may speak for these users."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from hmtl.communication.accounting.ledger import (
+    RELAYS_TO_SERVER,
+    RELAYS_TO_USERS,
+    SERVER_TO_RELAYS,
+    USERS_TO_RELAYS,
+)
+from hmtl.communication.messages import IVS, SERVER, Message, Users, relay_number
+from hmtl.distributed.frames import HOSTS, RELAYS, Frame, role
+from hmtl.topology import Topology
+
+Homes = Mapping[str, Users]
+"""The users of each host."""
+
+
+def cut(message: Message, receiver: str, topology: Topology, homes: Homes) -> Frame:
+    """Return what a receiver gets of a message: a relay only rows of users that it hears, a host only of its own."""
+    users, rows, payload, overhead = message.users, message.rows(), message.payload, message.overhead
+    if users is not None and receiver != SERVER:
+        near = np.isin(users, topology.N(relay_number(receiver)) if role(receiver) == RELAYS else homes[receiver])
+        rows = rows[torch.from_numpy(near)] if len(rows) == len(users) else rows  # or one row for all of them
+        users = users[near]
+    if message.at is not None or len(rows) < len(payload):
+        payload, overhead = payload[rows], overhead[rows]
+    return Frame(message.kind, message.round, payload, overhead, users, message.dtype, format=message.format)
+
+
+def opened(name: str, sender: str, frame: Frame) -> Message:
+    """Return the message in a frame that this node got."""
+    links: int | Users
+    if name == SERVER:
+        tier, links = RELAYS_TO_SERVER, relay_number(sender)
+    elif sender == SERVER:
+        tier, links = SERVER_TO_RELAYS, relay_number(name)
+    else:
+        assert frame.users is not None, f"frames between {sender} and {name} carry rows of users"
+        tier, links = (RELAYS_TO_USERS if role(name) == HOSTS else USERS_TO_RELAYS), frame.users
+    parts = frame.payload, frame.overhead
+    return Message(
+        frame.round, tier, frame.kind, sender, (name,), links, *parts, frame.users, dtype=frame.dtype, format=frame.format
+    )
+
+
+def may_speak(name: str, sender: str, frame: Frame, topology: Topology, homes: Homes) -> bool:
+    """Return whether a sender may speak of these users: a host of its own, a relay of those that it hears.
+
+    An aggregator's models are for users of other relays, too.
+    """
+    users = frame.users
+    if sender == SERVER:
+        return True
+    if users is None:
+        return name == SERVER
+    if sender in homes:
+        return bool(np.isin(users, homes[sender]).all())
+    heard = np.isin(users, topology.N(relay_number(sender))).all()
+    if name in homes:
+        return bool(heard and np.isin(users, homes[name]).all())
+    return bool(heard or (frame.kind != IVS and (users < topology.K).all()))

@@ -1,0 +1,261 @@
+"""What stands in for nodes and users elsewhere, so that rounds and the trainer look as in one process."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.communication.communicators.base import SETUP_ROUND
+from hmtl.communication.flows.planner import Planner
+from hmtl.communication.messages import SERVER
+from hmtl.communication.nodes.phases import Phase
+from hmtl.communication.round import Nodes, Stopwatch, Turn
+from hmtl.distributed.cell import Handle
+from hmtl.errors import EngineError, ProcessLost
+from hmtl.mtl import Algorithm, Users
+from hmtl.mtl.algorithms.base import NOBODY, Ids
+from hmtl.training.engine import Values
+
+
+@dataclass(frozen=True, eq=False)
+class Envelope:
+    """What the controller knows of a message, see `hmtl.communication.messages.Message`; `handles` lead to it."""
+
+    kind: str
+    tier: str
+    sender: str
+    receivers: tuple[str, ...]
+    links: int | NDArray[np.int64]
+    rows: int
+    sizes: tuple[int, int]
+    handles: Mapping[str, Handle]
+    announces = False
+
+    def __len__(self) -> int:
+        return self.rows
+
+
+@dataclass(frozen=True)
+class StandIns(Nodes):
+    """Stand-ins for the nodes of all cells, which have what cells told of them last.
+
+    Args:
+        name: of these nodes, see `Cell.nodes`.
+        controller: asks the cells.
+        side: the controller's copy of the aggregator.
+    """
+
+    name: str = ""
+    controller: Any = None
+    side: Any = None
+    _round: list[int] = field(default_factory=lambda: [SETUP_ROUND])
+
+    def play(self, turns: Sequence[Turn], watch: Stopwatch) -> Iterator[Sequence[Any]]:
+        members = {member.name: member for member in self._members()}
+        answers = self.controller.call({turn.node: ("turn", self._values(turn)) for turn in turns})
+        for turn in turns:
+            answer, member = answers.get(turn.node), members[turn.node]
+            if answer is None:
+                self._miss(member)
+                yield []
+                continue
+            watch.seconds[turn.clock] = watch.seconds.get(turn.clock, 0.0) + answer["seconds"]
+            self._learn(member, answer["facts"])
+            yield [_envelope(turn.node, sent) for sent in answer["sent"]]
+        if turns and turns[0].action == "deliver":
+            self._note_holders()
+
+    def _values(self, turn: Turn) -> Values:
+        users, sample = self.controller.users, None
+        if turn.action == "update":
+            self._round[:] = turn.numbers[:1]
+            if users.sample is not None:
+                sample = torch.from_numpy(np.intersect1d(users.sample, self.controller.homes[turn.node]))
+        heard: Any = turn.heard  # envelopes
+        return {
+            "name": self.name,
+            "round": self._round[0],
+            "action": turn.action,
+            "numbers": list(turn.numbers),
+            "heard": [[(each.sender, each.handles[turn.node]) for each in kind] for kind in heard],
+            "task": turn.task,
+            "evaluates": users.evaluates,
+            "sample": sample,
+        }
+
+    def _miss(self, member: Any) -> None:
+        if member.name == SERVER:
+            raise EngineError("the server does not answer.")
+        member.phase, member.combining = Phase.ABSENT, False
+
+    def _learn(self, member: Any, facts: Values) -> None:
+        for fact, value in facts.items():
+            setattr(member, fact, value)
+        if "phase" in facts:
+            member.phase = Phase(facts["phase"])
+        if "attendance" in facts:
+            member.attendance = member.planner.attendance(facts["attendance"].numpy().tobytes())
+            member.sizes, member.silent = tuple(facts["sizes"]), set(facts["silent"])
+
+    def _note_holders(self) -> None:
+        """Note who has the present state of the aggregator."""
+        assert self.server
+        agreed = [relay.name for relay in self.relays if relay.phase is Phase.AGREED]
+        if holders := [*[SERVER] * (self.server.planner.server and not self.server.empty), *agreed]:
+            self.controller.holders[self.name] = holders
+
+    def follow(self, planner: Planner) -> None:
+        for member in (*self.hosts, *self.relays, self.server):
+            assert member
+            member.planner = planner
+
+    def close(self) -> None:
+        """End the round; after a set-up and a round of figures, take what the aggregators learned."""
+        if self.name.startswith(("set-up", "figures")) and self.name in self.controller.holders:
+            learned = self.controller.ask_one(self.name, "learned")
+            self.side.take(learned)
+            if self.name != "figures":
+                self.controller.facts.append(learned)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.controller.outdated:  # what nodes know of each other is outdated, too
+            return {}
+        names = [*self.controller.hosts, *self.controller.relays, SERVER]
+        answers = self.controller.call({name: ("node_state", {"name": self.name}) for name in names})
+        return {key: value for answer in answers.values() for key, value in answer.items() if key != "aggregation"} | {
+            f"aggregation of {name}": answer["aggregation"] for name, answer in answers.items() if "aggregation" in answer
+        }
+
+    def load_state_dict(self, memory: dict[str, Any]) -> None:
+        """Make the nodes in all cells, which continue from `memory`."""
+        self.controller.make(self.name, self.side, memory)
+
+
+def _envelope(sender: str, sent: Values) -> Envelope:
+    links = sent["links"] if isinstance(sent["links"], int) else sent["links"].numpy()
+    sizes, handles = tuple(sent["sizes"]), sent["handles"]
+    return Envelope(sent["kind"], sent["tier"], sender, tuple(handles), links, sent["rows"], sizes, handles)
+
+
+class FarUsers(Users):
+    """The user side of a learner whose users are at hosts elsewhere.
+
+    Args:
+        inner: the same user side, without users.
+        controller: asks hosts.
+    """
+
+    def __init__(self, inner: Users, controller: Any) -> None:
+        super().__init__()
+        object.__setattr__(self, "inner", inner)  # a module's state would be part of this one's
+        object.__setattr__(self, "controller", controller)
+        self.numbers, self.row_bits, self.averages, self.deltas = (
+            inner.numbers,
+            inner.row_bits,
+            inner.averages,
+            inner.deltas,
+        )
+        self._saved: dict[str, dict[str, Tensor]] = {}  # the state of each host's users, as last seen
+        self._measured: dict[str, dict[str, Tensor]] = {}  # likewise
+
+    inner: Users
+    controller: Any
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what only this kind of users has from those that are here."""
+        return getattr(self.__dict__["inner"], name)
+
+    @property
+    def sections(self) -> tuple[Users, ...]:
+        return self.inner.sections if len(self.inner.sections) > 1 else (self,)
+
+    @property
+    def origin(self) -> Tensor:
+        return self.inner.origin
+
+    @property
+    def personal(self) -> bool:
+        return self.inner.personal
+
+    def _ask(self, call: str, **values: Any) -> dict[str, Any]:
+        hosts = self.controller.hosts
+        answers: dict[str, Any] = self.controller.call({name: (call, values) for name in hosts})
+        return answers
+
+    def _rows(self, by_host: Mapping[str, Any], name: str) -> Tensor:
+        """Return a row for each user from those of hosts."""
+        return torch.cat([by_host[host][name] for host in self.controller.hosts])[self.controller.order]
+
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+        """Let users train who need nobody else."""
+        active = [users.numpy() for users in self._ask("local", round=round).values()]
+        return np.sort(np.concatenate([NOBODY, *active])), torch.empty(0, 0)
+
+    def receive(self, users: Ids, models: Tensor) -> None:
+        raise NotImplementedError("hosts receive models")
+
+    def local_work(self, round: int, user: int) -> None:
+        raise NotImplementedError("hosts time their users")
+
+    def measure(self) -> dict[str, Tensor]:
+        """Return the measures of all users; of those whose host is absent, the last ones. Aggregators tell figures."""
+        self.controller.take_figures()
+        self._measured |= self._ask("measure")
+        if missing := [host for host in self.controller.hosts if host not in self._measured]:
+            raise ProcessLost(f"{missing[0]} was lost before it sent any measurements.", "Start the run again.")
+        return {name: self._rows(self._measured, name) for name in self._measured[self.controller.hosts[0]]}
+
+    def blocks(self) -> Iterator[Tensor]:
+        start = 0
+        for block in self.inner.blocks():
+            columns = slice(start, start + block.shape[1])
+            by_host = {host: {"": rows} for host, rows in self._ask("block").items()}
+            for host in self.controller.hosts:
+                if host not in by_host:
+                    by_host[host] = {"": self.inner.predictors(self._saved[host])[:, columns]}
+            yield self._rows(by_host, "")
+            start = columns.stop
+
+    def keep(self) -> None:
+        self._ask("keep")
+
+    def predictors(self, state: dict[str, Tensor]) -> Tensor:
+        return self.inner.predictors(state)
+
+    def places(self, name: str, users: Ids) -> Ids:
+        return self.inner.places(name, users)
+
+    def figure_shapes(self, algorithm: Algorithm) -> dict[str, torch.Size]:
+        shapes = next(iter(self._ask("figure_shapes").values()))
+        return {name: torch.Size(shape) for name, shape in shapes.items()}
+
+    def state_dict(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # as torch calls it
+        """Return the state of all users, that of an absent host's as it was seen last."""
+        answers = self._ask("users_state")
+        self._saved |= answers
+        self.controller.outdated = len(answers) < len(self.controller.hosts)
+        if missing := [host for host in self.controller.hosts if host not in self._saved]:
+            raise EngineError(f"{missing[0]} is lost before the first checkpoint. Start the run again.")
+        state: dict[str, Tensor] = {}
+        K = len(self.controller.order)
+        for host, home in self.controller.homes.items():
+            for key, rows in self._saved[host].items():
+                if not rows.ndim:
+                    state[key] = torch.maximum(rows, state.get(key, rows))
+                    continue
+                if key not in state:
+                    state[key] = rows.new_empty(len(self.places(key, np.arange(K))), *rows.shape[1:])
+                state[key][self.places(key, home)] = rows
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
+        calls = {}
+        for host, home in self.controller.homes.items():
+            own = {key: rows[self.places(key, home)] if rows.ndim else rows for key, rows in state_dict.items()}
+            self._saved[host] = own
+            calls[host] = "load_users", {"state": own}
+        self.controller.call(calls)
