@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from hmtl.communication import BySection, Communicator, InProcess, LinkLedger
-from hmtl.communication.messages import SERVER, Message, Users
+from hmtl.communication.communicators.base import SETUP_ROUND
+from hmtl.communication.messages import Message, Users
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.nodes.relay import Node
 from hmtl.communication.nodes.server import Server
-from hmtl.communication.communicators.base import SETUP_ROUND
 from hmtl.communication.round import Nodes, Stopwatch, Turn
 from hmtl.data import Task
 from hmtl.data.preprocessing import Scaling
 from hmtl.distributed.frames import Frame
-from hmtl.distributed.mail import Homes, cut, may_speak, opened
 from hmtl.distributed.hosted_users import HostedUsers
+from hmtl.distributed.mail import Homes, cut, may_speak, opened
 from hmtl.errors import CodingError, HmtlError
 from hmtl.mtl import Aggregator
 from hmtl.training.engine import Build, Load, Training, Values
@@ -63,7 +63,7 @@ class Cell:
         name: of the node.
         homes: returns the users of each host, given K.
         load, build: see `hmtl.training.engine.Engine`.
-        hand: makes a frame available to a receiver, and returns what leads to it.
+        hand: makes a frame available to receivers, and returns what leads to it.
         fetch: returns the frame to which this leads, or None if it is lost.
     """
 
@@ -94,10 +94,17 @@ class Cell:
         homes: Callable[[int], Homes],
         load: Load,
         build: Build,
-        hand: Callable[[str, Frame], Handle],
+        hand: Callable[[Sequence[str], Frame], Handle],
         fetch: Callable[[str, Handle], Frame | None],
     ) -> None:
-        self.name, self._homes_of, self._load, self._build, self._hand, self._fetch = name, homes, load, build, hand, fetch
+        self.name, self._homes_of, self._load, self._build, self._hand, self._fetch = (
+            name,
+            homes,
+            load,
+            build,
+            hand,
+            fetch,
+        )
         self._own: tuple[Task, ...] = ()
         self._homes: Homes = {}
         self._players: dict[str, tuple[Communicator, Nodes, Aggregator]] = {}  # by the name of nodes
@@ -198,7 +205,9 @@ class Cell:
         if sample is not None:
             learner.users.sample = sample.numpy()
         node: Node | Host = next(iter((*nodes.hosts, *nodes.relays, *([nodes.server] if nodes.server else []))))
-        messages = [[each for sender, handle in kind for each in self._opened(sender, handle, communicator)] for kind in heard]
+        messages = [
+            [each for sender, handle in kind for each in self._opened(sender, handle, communicator)] for kind in heard
+        ]
         watch = Stopwatch()
         (answers,) = nodes.play([Turn(node.name, action, tuple(numbers), messages, task)], watch)
         return {
@@ -217,22 +226,24 @@ class Cell:
 
     def _handed(self, message: Message, communicator: Communicator) -> Values:
         """Hand a message over, and return how long it is, and what leads to it."""
-        shared: Handle = None
-        handles, topology = dict[str, Handle](), communicator.topology
-        for receiver in message.receivers:
-            if message.users is None and handles:
-                handles[receiver] = shared
-                continue
-            handles[receiver] = shared = self._hand(receiver, cut(message, receiver, topology, self._homes))
-        links = message.links if isinstance(message.links, int) else torch.from_numpy(np.asarray(message.links))
-        return {"kind": message.kind, "tier": message.tier, "links": links, "rows": len(message), "handles": handles} | {
-            "sizes": list(message.sizes)
-        }
+        topology, to, handles = communicator.topology, message.receivers, dict[str, Handle]()
+        for receivers in [to] if message.users is None else [(each,) for each in to]:
+            handle = self._hand(receivers, cut(message, receivers[0], topology, self._homes))
+            handles |= dict.fromkeys(receivers, handle)
+        links = int(message.links) if np.ndim(message.links) == 0 else torch.from_numpy(np.asarray(message.links))
+        return {
+            "kind": message.kind,
+            "tier": message.tier,
+            "links": links,
+            "rows": len(message),
+            "handles": handles,
+        } | {"sizes": [*map(int, message.sizes)]}
 
     def _facts(self, name: str, node: Node | Host) -> Values:
         facts: Values = {fact: getattr(node, fact) for fact in FACTS[node.name.split()[0]]}
         if isinstance(node, Server):
-            facts["silent"], facts["sizes"] = sorted(node.silent), list(node.sizes)
+            facts["silent"], facts["sizes"] = sorted(map(int, node.silent)), [*map(int, node.sizes)]
+            facts["empty"], facts["handover_bits"] = bool(node.empty), int(node.handover_bits)
             facts["attendance"] = torch.from_numpy(node.attendance.to_bytes())
         if isinstance(facts.get("phase"), Phase):
             facts["phase"] = facts["phase"].value

@@ -1,12 +1,11 @@
 """Connections to neighbouring nodes: frames as streams of messages, whatever carries these.
 
 A stream ends when the other process does, or when it breaks; a node that comes back brings a new stream. Deadlines are
-kept where frames are taken from a connection, see `hmtl.distributed.peers`.
+kept where frames are taken from a connection, see `hmtl.distributed.post`.
 """
 
 import time
 from collections.abc import Iterator, Set
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hmtl.distributed.frames import BYE, HEADER, KINDS, Frame, Header
-from hmtl.distributed.multicast.group import Cast, Listener
 from hmtl.errors import CodingError, EngineError, HmtlError
 
 CHUNK = 1 << 20  # bytes of a body in a message, at most
@@ -39,13 +37,13 @@ class Stream:
         self.connection, self.reason = connection, ""
         self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then the reason why no more will come
         self._taken = self._read = 0  # bytes that have arrived, and that were received
-        self.outbox: SimpleQueue[tuple[Header, Tensor, Cast | None] | None] = SimpleQueue()
+        self.outbox: SimpleQueue[Frame | None] = SimpleQueue()
         self.sent, self.ended = Event(), Event()  # nothing more is sent; nothing more arrives
 
-    def send(self, frame: Frame, cast: Cast | None = None, epoch: int = 0) -> None:
-        """Send a frame without waiting; the body is left out if the multicast `cast` reaches the other process."""
+    def send(self, frame: Frame) -> None:
+        """Send a frame without waiting."""
         if not self.ended.is_set():
-            self.outbox.put((frame.header(epoch), frame.body, cast))
+            self.outbox.put(frame)
 
     def close(self) -> None:
         """Send nothing more."""
@@ -54,9 +52,9 @@ class Stream:
     def outgoing(self) -> Iterator[bytes]:
         """Yield the messages of all frames that are sent, until the last."""
         try:
-            while item := self.outbox.get():
-                kind, messages = KINDS[item[0].kind], self._messages(*item)
-                del item  # so that the body is not held until there is another
+            while frame := self.outbox.get():
+                kind, messages = frame.kind, self._messages(frame.header(), frame.body)
+                del frame  # so that the body is not held until there is another
                 yield from messages
                 if kind == BYE:
                     return
@@ -98,10 +96,7 @@ class Stream:
             self.inbox.put(reason)
         self.close()
 
-    def _messages(self, header: Header, body: Tensor, cast: Cast | None) -> Iterator[bytes]:
-        if cast:
-            reached = cast.reaches(self.connection.rank)  # waits in this thread, so that frames keep their order
-            header, body = replace(header, cast=cast.number, apart=reached), body[:0] if reached else body
+    def _messages(self, header: Header, body: Tensor) -> Iterator[bytes]:
         content = body.numpy().data
         yield b"".join((header.to_bytes(), content[:CHUNK]))
         for start in range(CHUNK, len(content), CHUNK):
@@ -117,11 +112,7 @@ class Stream:
             raise CodingError(f"it sent {kind} of {header.body:,} bytes, more than the run needs")
         if kind == BYE:
             raise EngineError("it has left")
-        cast = terms.listener.take(header.cast) if terms.listener and header.cast else None
-        body = cast if header.apart else self._body(header.body, message[HEADER:], incoming)
-        if body is None or len(body) != header.body:
-            raise CodingError(f"multicast {header.cast} is incomplete, although it was reported as whole")
-        return Frame.from_bytes(header, body)
+        return Frame.from_bytes(header, self._body(header.body, message[HEADER:], incoming))
 
     def _body(self, nbytes: int, message: memoryview, incoming: Iterator[bytes]) -> Tensor:
         body, end = torch.empty(nbytes, dtype=torch.uint8), len(message)
@@ -141,20 +132,17 @@ class Connection:
 
     Args:
         name: of the neighbour.
-        rank: its place among all nodes.
         hears: the kinds of frames that its role may send.
 
     Attributes:
-        listener: this process's end of the multicast group that brings some of the bodies, if there is one.
         largest: bytes of a body, at most.
         stream: the stream in use.
         newer: the stream with which the neighbour came back, until `take_back`.
         trouble: why there is no stream at present, as far as it is known.
     """
 
-    def __init__(self, name: str, rank: int, hears: Set[str]) -> None:
-        self.name, self.rank, self.hears = name, rank, hears
-        self.listener: Listener | None = None
+    def __init__(self, name: str, hears: Set[str]) -> None:
+        self.name, self.hears = name, hears
         self.largest = AT_FIRST
         self.stream: Stream | None = None
         self.newer: Stream | None = None
@@ -190,20 +178,14 @@ class Connection:
         """Whether there is a stream in use that has not ended."""
         return self.stream is not None and not self.stream.ended.is_set()
 
-    @property
-    def ready(self) -> bool:
-        """Whether the neighbour has come back, and has sent something since."""
-        newer = self.newer
-        return newer is not None and not newer.ended.is_set() and not newer.inbox.empty()
-
     def wait(self, seconds: float) -> bool:
         """Wait for the first stream, and return whether there is one."""
         return self._attached.wait(max(0.0, seconds))
 
-    def send(self, frame: Frame, cast: Cast | None = None, epoch: int = 0) -> None:
-        """Send a frame without waiting, see `Stream.send`."""
+    def send(self, frame: Frame) -> None:
+        """Send a frame without waiting."""
         if self.stream:
-            self.stream.send(frame, cast, epoch)
+            self.stream.send(frame)
 
     def receive(self, seconds: float) -> Frame | None:
         """Return the next frame, or None if none arrives in time.

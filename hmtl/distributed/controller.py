@@ -23,7 +23,7 @@ from hmtl.communication.messages import SERVER, host_name, relay_name
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Schedule
 from hmtl.data import Task
-from hmtl.distributed.mail import Homes
+from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.stand_ins import FarUsers, StandIns
 from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost, few
 from hmtl.mtl import Aggregator, Algorithm
@@ -94,7 +94,7 @@ class Controller(Engine):
 
     def homes_of(self, K: int) -> Homes:
         """Return the users of each host, in ascending order; by default, hosts share them evenly."""
-        return {host_name(n): ids for n, ids in enumerate(np.array_split(np.arange(K), len(self.hosts)))}
+        return shared_evenly(len(self.hosts), K)
 
     def training(self, load: Load, build: Build, H: int) -> Training:
         self.hosts, self.relays = [*map(host_name, range(self.hosts_for(H)))], [*map(relay_name, range(H))]
@@ -132,9 +132,7 @@ class Controller(Engine):
         hosts = [node(each, recipe=recipe, nbytes=0, dtype=torch.float64, unsent=False) for each in self.hosts]
         relays = [node(each, i=i, phase=Phase.ABSENT) for i, each in enumerate(self.relays)]
         none: set[int] = set()
-        server = node(
-            SERVER, attendance=planner.everybody, silent=none, empty=False, sizes=(0, 0), handover_bits=0
-        )
+        server = node(SERVER, attendance=planner.everybody, silent=none, empty=False, sizes=(0, 0), handover_bits=0)
         server.flow = lambda: server.planner.flow(recipe, server.attendance, server.sizes)
         stand_ins = StandIns(hosts, relays, server, None, schedule, self.hosts, self.relays, name, self, side)
         if name.startswith("set-up"):
@@ -252,7 +250,7 @@ class Controller(Engine):
         for number, facts in enumerate(self.facts):
             self._built.all_setups()[number][1].update(np.arange(len(facts)), facts)
             values = {"name": f"set-up {number}", "aggregator": None, "memory": {}, "facts": facts, "numbers": 0}
-            self.call({name: ("nodes", values) for name in self.nodes})
+            self.call(dict.fromkeys(self.nodes, ("nodes", values)))
 
     def waiting(self, stop: Callable[[], bool]) -> bool:
         """As `Engine.waiting`.

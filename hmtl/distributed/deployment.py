@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,9 +15,9 @@ from yaml import YAMLError
 
 from hmtl.communication.messages import SERVER, host_name, relay_name
 from hmtl.distributed.certificates import load_credentials
+from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.wire import Party
 from hmtl.errors import ConfigError, few
-from hmtl.mtl.algorithms.base import NOBODY, Ids
 
 
 def _name(value: Any) -> str:
@@ -154,77 +153,48 @@ class Deployment(BaseModel):
         nodes = self.nodes
         return re.sub(r"\b(relay|host) \d+\b", lambda each: nodes[each[0]].name if each[0] in nodes else each[0], text)
 
-    def homes(self, K: int | None, H: int) -> list[Ids]:
-        """Return the users of each host, in ascending order; nobody if K is not yet known.
-
-        Raises:
-            ConfigError: the deployment is for another number of users or relays.
-        """
+    def hosts_beside(self, H: int) -> int:
+        """Return the number of hosts; raise ConfigError if the deployment is for another number of relays than H."""
         if len(self.relays) != H:
             raise ConfigError(
                 f"the deployment has {len(self.relays)} relays, but the topology has H={H}. Set H under training, or "
                 "add or remove relays."
             )
-        if K is None:
-            return [NOBODY] * len(self.hosts)
+        return len(self.hosts)
+
+    def homes(self, K: int) -> Homes:
+        """Return the users of each host, in ascending order.
+
+        Raises:
+            ConfigError: the deployment is for another number of users.
+        """
         placed = sum(len(host.users or ()) for host in self.hosts)
         if placed and placed != K:
             raise ConfigError(
                 f"the deployment's hosts have {placed} users, but the run has K={K}. Set K under training, or users."
             )
-        if len(self.hosts) > K:
-            raise ConfigError(f"the deployment has {len(self.hosts)} hosts, but only K={K} users. Remove hosts.")
         if placed:
-            return [np.array(host.users) for host in self.hosts]
-        return list(np.array_split(np.arange(K), len(self.hosts)))
+            return {host_name(n): np.array(host.users) for n, host in enumerate(self.hosts)}
+        return shared_evenly(len(self.hosts), K)
 
     def agreed(self, settings: str) -> str:
         """Return a hash of what all nodes share: their settings, and the names and users of all nodes."""
         nodes = {role: node.model_dump(include={"name", "users"}) for role, node in self.nodes.items()}
         return hashlib.sha256(json.dumps([settings, nodes]).encode()).hexdigest()
 
-
-class DeployedNode:
-    """One node of a deployment, and how it knows the others; see `Site`.
-
-    Args:
-        path: the file of the deployment.
-        name: the node's name in it.
-        wait: how long to wait for all to arrive [s].
-        tls: whether all is encrypted, and nodes prove who they are.
-
-    Raises:
-        ConfigError: the deployment has no such node, or its certificate cannot be used.
-    """
-
-    def __init__(self, path: str, name: str, wait: float, tls: bool) -> None:
-        self._deployment, self.wait = Deployment.read(path), wait
-        self._role, nodes = self._deployment.role(name), self._deployment.nodes
-        self.rank, self.size = list(nodes).index(self._role), len(nodes)
-        self.address = self._deployment.server.address.rpartition(":")[0]
-        self._credentials = load_credentials(self._deployment.certificates, name) if tls else None
-
-    def homes(self, K: int | None, H: int) -> list[Ids]:
-        return self._deployment.homes(K, H)
-
-    def party(self, names: Sequence[str], agreed: str) -> Party:
-        nodes = self._deployment.nodes
-        listening = {role: node for role, node in nodes.items() if isinstance(node, ListeningNode)}
+    def party(self, role: str, settings: str, tls: bool) -> Party:
+        """Return a node, such as "relay 3", among all; raise ConfigError if its certificate cannot be used."""
+        nodes = self.nodes
+        listening = {each: node for each, node in nodes.items() if isinstance(node, ListeningNode)}
         return Party(
-            self._role,
-            names,
-            {role: node.name for role, node in nodes.items()},
-            listening[self._role].listens_at if self._role in listening else None,
-            {role: node.address for role, node in listening.items()},
-            self._credentials,
-            self._deployment.agreed(agreed),
+            role,
+            list(nodes),
+            {each: node.name for each, node in nodes.items()},
+            listening[role].listens_at if role in listening else None,
+            {each: node.address for each, node in listening.items()},
+            load_credentials(self.certificates, nodes[role].name) if tls else None,
+            self.agreed(settings),
         )
-
-    def addresses(self, party: Party, port: int) -> Mapping[str, str]:
-        return party.addresses
-
-    def leave(self) -> None:
-        """Do nothing: nodes know each other by the file."""
 
 
 def _first(error: ValidationError) -> str:

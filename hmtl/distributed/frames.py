@@ -19,7 +19,7 @@ from hmtl.communication.messages import Users, nothing
 from hmtl.communication.wires import BYTES, FORMATS, NUMBERS
 from hmtl.errors import CodingError
 
-CONTROL = "control values"  # see `hmtl.distributed.control`; no node receives them
+CONTROL = "control values"  # calls of the controller, and answers, see `hmtl.distributed.values`
 BYE = "bye"  # the last frame of a connection
 # A receiver trusts the indices of a header: change MAGIC along with KINDS, DTYPES or FORMATS.
 KINDS = (
@@ -42,8 +42,8 @@ KINDS = (
 )
 SECRETS = {messages.KEYS, messages.SHARES, messages.SHARED, messages.UNMASK}  # of secure sums, by relays
 DTYPES = tuple(NUMBERS.values())
-MAGIC = b"hmt5"  # the digit is the version of the layout
-LAYOUT = struct.Struct("<4s B B ? B ? H i I i I I I")
+MAGIC = b"hmt6"  # the digit is the version of the layout
+LAYOUT = struct.Struct("<4s B B B I i i I I I")
 HEADER = LAYOUT.size  # bytes
 SERVES, RELAYS, HOSTS = "server", "relay", "host"  # the roles of nodes
 MAY_SEND: dict[tuple[str, str], frozenset[str]] = {
@@ -91,12 +91,9 @@ class Header:
 
     kind: int  # index into KINDS
     dtype: int  # index into DTYPES, see `Message.dtype`
-    last: bool  # the frame ends a batch: the sender has nothing more of this kind for now
-    format: int  # index into FORMATS, see `Message.format`; NOTHING: the frame only ends a batch
-    apart: bool  # the body has arrived by multicast; otherwise it follows the header
-    epoch: int  # how often the run has been taken up again
-    round: int  # see `Peers`
-    cast: int  # number of the multicast that carries the body; 0: none does
+    format: int  # index into FORMATS, see `Message.format`
+    number: int  # by which the frame is known among all of its sender
+    round: int  # see `Message`
     users: int  # number of users whose rows these are, one row for each or one row for all; -1: rows of no user
     rows: int  # number of rows
     payload: int  # bytes of payload per row
@@ -136,21 +133,17 @@ class Frame:
     overhead: Tensor = field(default_factory=lambda: nothing(0))  # likewise
     users: Users | None = None  # whose rows these are; None: rows of no user
     dtype: torch.dtype = torch.float64
-    last: bool = True
     format: str = BYTES
-    epoch: int = 0  # of the sender, once the frame has arrived
+    number: int = 0
 
-    def header(self, epoch: int = 0) -> Header:
-        """Return the header of this frame, sent in an epoch."""
+    def header(self) -> Header:
+        """Return the header of this frame."""
         return Header(
             kind=KINDS.index(self.kind),
             dtype=DTYPES.index(self.dtype),
-            last=self.last,
             format=FORMATS.index(self.format),
-            apart=False,
-            epoch=epoch,
+            number=self.number,
             round=self.round,
-            cast=0,
             users=-1 if self.users is None else len(self.users),
             rows=len(self.payload),
             payload=self.payload.shape[1],
@@ -177,7 +170,6 @@ class Frame:
             body[end:].view(header.rows, header.overhead),
             body[:ids].numpy().view("<u4").astype(np.int64) if header.users >= 0 else None,
             DTYPES[header.dtype],
-            header.last,
             FORMATS[header.format],
-            header.epoch,
+            header.number,
         )

@@ -1,105 +1,91 @@
-"""Start all processes of a run on this machine, and watch them until the leading one has ended.
+"""A site of this machine: its nodes are processes, with certificates that never leave memory.
 
 The processes are forked from one that has imported what they need, so that starting many takes little time and memory.
 """
 
 import multiprocessing
 import os
-import secrets
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import wait
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
-from multiprocessing.queues import SimpleQueue
-from types import FrameType
 
-SERVER_LOST = "the server is lost"  # errors that begin like this follow from what happened to the server
-SECRET = "HMTL_SECRET"  # the variable with the secret that all processes of a run share
-Report = Callable[[str], None]
-"""Reports an error, in one line."""
-GRACE = 10.0  # seconds for processes to end after the leading one, and for the leading one to end after others failed
+from hmtl.distributed.frames import HOSTS, role
+from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_key, to_pem
+from hmtl.distributed.wire import Party
+from hmtl.errors import ConfigError, HmtlError, complain
+
+GRACE = 10.0  # seconds for processes to end after the controller
+DAYS = 365  # for which a certificate is valid
+PRELOAD = ("hmtl.config.build", "hmtl.distributed.site", "hmtl.mtl", "hmtl.tuning", "cvxpy", "scipy.optimize")
+"""What most nodes import; together these take each process two seconds."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_processes(count: int, work: Callable[[Report], object], report: Report, preload: Sequence[str] = ()) -> int:
-    """Do some work in each of several processes, which find each other by the environment of torch.distributed.
-
-    Each process is in a process group of its own, so that Ctrl-C reaches only this process, which passes it on to each
-    of them once; it passes on SIGTERM in the same way.
+class Local:
+    """Nodes that are started on this machine.
 
     Args:
-        count: number of processes.
-        work: what each process does; it must be possible to pickle it.
-        report: called with each error of the processes; an error that several of them report is passed on only once.
-        preload: modules to import before the processes are forked.
-
-    Returns:
-        The exit status of the leading process; 128 + n if signal n ended it.
+        processes: how many nodes there are, the server's among them, which is this process.
+        tls: whether all is encrypted, and nodes prove who they are.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # hmtl itself reports which process was lost
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))  # glibc then returns large freed blocks at once
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
-    errors: SimpleQueue[str] = context.SimpleQueue()
-    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    place[SECRET] = os.environ.get(SECRET) or secrets.token_hex(32)
-    processes = [
-        context.Process(target=_work, args=(work, {**place, "RANK": str(rank)}, errors), name=f"process {rank}")
-        for rank in range(count)
+
+    def __init__(self, processes: int, tls: bool) -> None:
+        self._count, self._tls = processes, tls
+        self.processes: list[BaseProcess] = []
+
+    def hosts(self, H: int) -> int:
+        """Return the number of hosts; raise ConfigError if there are too few processes for H relays."""
+        if self._count < H + 2:
+            raise ConfigError(
+                f"processes={self._count} are too few for H={H}: a server, the relays, and hosts with at least one "
+                f"user each. Set processes to {H + 2} or more."
+            )
+        return self._count - 1 - H
+
+    def start(self, names: Sequence[str], serve: Callable[[Party], object]) -> Party:
+        """Start all nodes but the first, the server, and return this one among all."""
+        parties = _parties(names, self._tls)
+        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))  # glibc then returns large freed blocks at once
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOAD))
+        self.processes = [context.Process(target=_work, args=(serve, party), name=party.name) for party in parties[1:]]
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they inherit the mask, see `_work`
+        try:
+            for process in self.processes:
+                process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        return parties[0]
+
+    def close(self) -> None:
+        """Wait for all nodes to end, but not for long."""
+        for process in self.processes:
+            process.join(GRACE / len(self.processes))
+            process.kill()
+            process.join()
+
+
+def _parties(names: Sequence[str], tls: bool) -> list[Party]:
+    """Return each node among all, each with its own key, at free ports of this machine."""
+    identities = {name: name.replace(" ", "-") for name in names}
+    addresses = {name: f"127.0.0.1:{free_port()}" for name in names if role(name) != HOSTS}
+    keys = {name: make_key() for name in names if tls}
+    own = {name: to_pem(issue(identities[name], role(name), key, DAYS)) for name, key in keys.items()}
+    trusted = b"".join(own.values())
+    return [
+        Party(
+            name,
+            names,
+            identities,
+            addresses.get(name),
+            addresses,
+            Credentials(key_to_pem(keys[name]), own[name], trusted) if tls else None,
+        )
+        for name in names
     ]
-
-    def pass_on(signum: int, frame: FrameType | None) -> None:
-        for process in processes:
-            if process.pid and process.is_alive():
-                os.kill(process.pid, signum)
-
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until all have started; they inherit the mask, see `_work`
-        for process in processes:
-            process.start()
-        for number in SIGNALS:
-            signal.signal(number, pass_on)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        return watch(processes, errors, report)
-    finally:
-        for process in processes:
-            if process.pid:
-                process.kill()
-                process.join()
-
-
-def watch(processes: Sequence[BaseProcess], errors: "SimpleQueue[str]", report: Report) -> int:
-    """Wait for the leading process, then give the others some time to end; see `run_processes`."""
-    leading, others = processes[0], processes[1:]
-    known: dict[str, None] = {}  # errors, in order
-
-    def report_new() -> None:
-        while not errors.empty():
-            error = errors.get()
-            if error not in known and not error.startswith(SERVER_LOST):
-                report(error)
-            known[error] = None
-
-    while leading.is_alive() and any(process.is_alive() for process in others):
-        wait([process.sentinel for process in processes if process.is_alive()])
-        report_new()
-    gave_up = any(process.exitcode for process in others)  # if not, the leading process is still writing the results
-    leading.join(GRACE if gave_up else None)
-    if leading.is_alive():
-        report("all processes but the first have ended, and the first does not respond, so it was killed.")
-        leading.kill()
-        leading.join()
-    for process in others:
-        process.join(GRACE / len(processes))
-    report_new()
-    if all(error.startswith(SERVER_LOST) for error in known):
-        for error in known:
-            report(error)
-    status = leading.exitcode or 0
-    return 128 - status if status < 0 else status
 
 
 def free_port() -> int:
@@ -108,19 +94,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _work(work: Callable[[Report], object], place: Mapping[str, str], errors: "SimpleQueue[str]") -> None:
-    os.setpgrp()  # so that Ctrl-C reaches the process once, from the launcher
+def _work(serve: Callable[[Party], object], party: Party) -> None:
+    os.setpgrp()  # so that Ctrl-C reaches only the controller, which ends the run
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_stop_without_controller, daemon=True).start()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        os.environ.update(place)
-        threading.Thread(target=_stop_without_launcher, daemon=True).start()
-        work(errors.put)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        serve(party)
+    except HmtlError as error:
+        complain(f"{party.name}: {error}")
+        sys.exit(2)
 
 
-def _stop_without_launcher() -> None:
-    """Stop this process once the launcher has been killed, as if that had passed on SIGTERM."""
-    if launcher := multiprocessing.parent_process():
-        launcher.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+def _stop_without_controller() -> None:
+    """Stop this process once the controller's has ended."""
+    if controller := multiprocessing.parent_process():
+        controller.join()
+        os._exit(1)

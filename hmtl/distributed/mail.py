@@ -11,12 +11,24 @@ from hmtl.communication.accounting.ledger import (
     SERVER_TO_RELAYS,
     USERS_TO_RELAYS,
 )
-from hmtl.communication.messages import IVS, SERVER, Message, Users, relay_number
+from hmtl.communication.messages import IVS, SERVER, Message, Users, host_name, relay_number
 from hmtl.distributed.frames import HOSTS, RELAYS, Frame, role
+from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
 Homes = Mapping[str, Users]
 """The users of each host."""
+
+
+def shared_evenly(hosts: int, K: int) -> Homes:
+    """Return the users of each of the hosts, in ascending order.
+
+    Raises:
+        ConfigError: there are more hosts than users.
+    """
+    if hosts > K:
+        raise ConfigError(f"there are {hosts} hosts, but only K={K} users. Start fewer hosts.")
+    return {host_name(n): ids for n, ids in enumerate(np.array_split(np.arange(K), hosts))}
 
 
 def cut(message: Message, receiver: str, topology: Topology, homes: Homes) -> Frame:
@@ -43,7 +55,16 @@ def opened(name: str, sender: str, frame: Frame) -> Message:
         tier, links = (RELAYS_TO_USERS if role(name) == HOSTS else USERS_TO_RELAYS), frame.users
     parts = frame.payload, frame.overhead
     return Message(
-        frame.round, tier, frame.kind, sender, (name,), links, *parts, frame.users, dtype=frame.dtype, format=frame.format
+        frame.round,
+        tier,
+        frame.kind,
+        sender,
+        (name,),
+        links,
+        *parts,
+        frame.users,
+        dtype=frame.dtype,
+        format=frame.format,
     )
 
 

@@ -127,7 +127,9 @@ class StandIns(Nodes):
         names = [*self.controller.hosts, *self.controller.relays, SERVER]
         answers = self.controller.call({name: ("node_state", {"name": self.name}) for name in names})
         return {key: value for answer in answers.values() for key, value in answer.items() if key != "aggregation"} | {
-            f"aggregation of {name}": answer["aggregation"] for name, answer in answers.items() if "aggregation" in answer
+            f"aggregation of {name}": answer["aggregation"]
+            for name, answer in answers.items()
+            if "aggregation" in answer
         }
 
     def load_state_dict(self, memory: dict[str, Any]) -> None:
@@ -183,7 +185,7 @@ class FarUsers(Users):
 
     def _ask(self, call: str, **values: Any) -> dict[str, Any]:
         hosts = self.controller.hosts
-        answers: dict[str, Any] = self.controller.call({name: (call, values) for name in hosts})
+        answers: dict[str, Any] = self.controller.call(dict.fromkeys(hosts, (call, values)))
         return answers
 
     def _rows(self, by_host: Mapping[str, Any], name: str) -> Tensor:

@@ -21,7 +21,7 @@ import grpc
 
 from hmtl.distributed import ONLY_TLS_1_3
 from hmtl.distributed.connections import CAME_BACK, CHUNK, ENDED, Connection, Stream
-from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, Frame, role
+from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, role
 from hmtl.distributed.identity import Credentials, role_uri
 from hmtl.errors import ConfigError, EngineError
 
@@ -82,9 +82,6 @@ class Wire:
     Args:
         party: this node among all.
         seconds: a neighbour's process that does not answer for six times as long counts as dead.
-        meet: called with the port at which this node listens (0: none), returns the addresses of server and relays;
-            None: those of the party.
-        greet: called with the name of a neighbour that has dialled, returns the first frame that it is sent, if any.
 
     Attributes:
         connections: by name of the neighbour.
@@ -94,19 +91,9 @@ class Wire:
         EngineError: this node cannot listen at its address.
     """
 
-    def __init__(
-        self,
-        party: Party,
-        seconds: float = 60.0,
-        meet: Callable[[int], Mapping[str, str]] | None = None,
-        greet: Callable[[str], Frame | None] = lambda name: None,
-    ) -> None:
+    def __init__(self, party: Party, seconds: float = 60.0) -> None:
         self.party = party
-        self.connections = {
-            name: Connection(name, party.names.index(name), MAY_SEND[role(name), role(party.name)])
-            for name in party.neighbours
-        }
-        self.greet = greet
+        self.connections = {name: Connection(name, MAY_SEND[role(name), role(party.name)]) for name in party.neighbours}
         self._options = [
             ("grpc.max_receive_message_length", CHUNK + HEADER),
             ("grpc.max_send_message_length", CHUNK + HEADER),
@@ -133,13 +120,13 @@ class Wire:
             )
         if party.listen and party.credentials is None:
             check_loopback(party.listen)
-        port = self._listen(party.listen) if party.listen else 0
-        addresses = meet(port) if meet else party.addresses
         if party.credentials is None:
-            for address in addresses.values():
+            for address in party.addresses.values():
                 check_loopback(address)
+        if party.listen:
+            self._listen(party.listen)
         for name in party.dialled:
-            Thread(target=self._dial, args=(name, addresses[name]), name=f"to {name}", daemon=True).start()
+            Thread(target=self._dial, args=(name, party.addresses[name]), name=f"to {name}", daemon=True).start()
 
     def missing(self, seconds: float, names: Sequence[str] | None = None) -> dict[str, str]:
         """Wait for a first stream to each of some neighbours, and return those without one, and why.
@@ -201,8 +188,8 @@ class Wire:
             stream.end(connection.trouble or ENDED)
             self._closed.wait(PAUSE)
 
-    def _listen(self, address: str) -> int:
-        """Listen, and return the port."""
+    def _listen(self, address: str) -> None:
+        """Listen at an address."""
         callers = [name for name in self.party.neighbours if name not in self.party.dialled]
         streams = 2 * len(callers) + 8  # a node that comes back has two for a moment
         options = [
@@ -222,16 +209,15 @@ class Wire:
                 own = self.party.credentials
                 config = grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.trusted)
                 trust = grpc.dynamic_ssl_server_credentials(config, self._refusals.knock, True)
-                port = self._server.add_secure_port(address, trust)
+                self._server.add_secure_port(address, trust)
             else:
-                port = self._server.add_insecure_port(address)
+                self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise EngineError(
                 f"{self.party.name} cannot listen at {address}. Check that the address is of this machine and that "
                 "nobody else uses the port."
             ) from error
         self._server.start()
-        return int(port)
 
     def _accept(self, incoming: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Take the stream of a neighbour that has dialled, or refuse it."""
@@ -240,8 +226,6 @@ class Wire:
         if not context.add_callback(lambda: stream.end(ENDED)):
             return
         context.send_initial_metadata(())
-        if greeting := self.greet(name):
-            stream.send(greeting)
         connection.attach(stream)
         Thread(target=self._take, args=(stream, incoming, context.cancel), daemon=True).start()
         yield from stream.outgoing()

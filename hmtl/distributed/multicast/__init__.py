@@ -1,1 +1,0 @@
-"""Reliable multicast from the server to several relays."""
