@@ -53,10 +53,6 @@ class ProcessLost(EngineError):
         self.what = what
 
 
-class Finished(EngineError):
-    """The run has finished without a process that was coming back."""
-
-
 class DataError(HmtlError, ValueError):
     """A data set that is missing or damaged, or that does not fit the task."""
 

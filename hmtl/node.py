@@ -1,14 +1,13 @@
 """Run one node of a deployment: `python -m hmtl.node name=relay-2 deployment=site.yaml`.
 
 The file names all nodes, and has the settings of hmtl.train that they share. Settings of one node follow: device,
-dataset.path, dataset.test_path, dataset.root, logger, engine.multicast.interface and hydra.*. Further settings are
+dataset.path, dataset.test_path, dataset.root, logger and hydra.*. Further settings are
 
   metrics=PORT   metrics for Prometheus at http://.../metrics (pip install 'hmtl[site]')
 
 The server keeps the results in runs/NAME, or in hydra.run.dir. Started again, it continues from its checkpoint there;
 all other nodes keep no files. A node that ended may be started again at any time: it takes part from the next round on.
-At SIGTERM the server ends the run after the current round, with a checkpoint; any other node leaves the run after the
-current round.
+At SIGTERM the server ends the run after the current round, with a checkpoint; any other node leaves the run.
 """
 
 import logging
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmtl.errors import ConfigError, Finished, HmtlError, ProcessLost, complain
+from hmtl.errors import ConfigError, HmtlError, ProcessLost, complain
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,18 +49,20 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     sys.argv = ["hmtl.node", *words]
     named = Deployment.read(given["deployment"]).named
-    command_line.main(partial(run, metrics=metrics), "config", lambda error: complain(named(error)))
+    play = partial(run, name=given["name"], metrics=metrics)
+    command_line.main(play, "config", lambda error: complain(named(error)))
 
 
-def run(cfg: "DictConfig", metrics: int | None) -> None:
-    """Play the node that `cfg.engine` names, from its checkpoint if there is one, and again if another node is lost."""
-    from hmtl.config.build import build
+def run(cfg: "DictConfig", name: str, metrics: int | None) -> None:
+    """Play a node: the server from its checkpoint if there is one, any other again if the server is lost."""
+    from hmtl.config.build import agreed, build, build_training, check, load_tasks
     from hmtl.distributed.deployment import Deployment
+    from hmtl.distributed.site import serve
     from hmtl.reporting.operation import Operation
     from hmtl.train import play
 
     folder, deployment = Path(cfg.output_dir), Deployment.read(cfg.engine.deployment)
-    leads = cfg.engine.name == deployment.server.name
+    leads = name == deployment.server.name
     if leads and (folder / "summary.json").exists():
         print(f"The run in {folder} has finished. For another one, set hydra.run.dir.")
         return
@@ -71,21 +72,22 @@ def run(cfg: "DictConfig", metrics: int | None) -> None:
         handler.addFilter(Named(deployment.named))
     operation = Operation(cfg.rounds, deployment.named, metrics)
     try:
+        if leads:
+            if (folder / "checkpoint.pt").exists():
+                cfg.resume = str(folder)
+            objects = build(cfg)
+            objects.trainer.loggers = (*objects.trainer.loggers, operation)
+            operation.begin(objects.trainer.history, objects.engine.nodes, objects.engine.missing)
+            play(objects, cfg, "start the server again")
+            return
+        check(cfg)
+        engine = cfg.engine
+        party = deployment.party(deployment.role(name), agreed(cfg), engine.tls)
+        parts = deployment.homes, partial(load_tasks, cfg), partial(build_training, cfg)
         while True:
             operation.wait()
-            if leads and (folder / "checkpoint.pt").exists():
-                cfg.resume = str(folder)
             try:
-                objects = build(cfg)
-                objects.trainer.leaves = not objects.exchange.leads
-                objects.trainer.loggers = (*objects.trainer.loggers, operation)
-                operation.begin(objects.trainer.history, objects.exchange.nodes, objects.exchange.missing)
-                play(objects, cfg, "start the server again")
-                if leads or not objects.trainer.interrupted:  # it has finished
-                    return
-                log.warning("the server has stopped the run. This node waits for it.")
-            except Finished as finished:
-                log.warning("%s", finished)
+                serve(party, *parts, engine.seconds, engine.patience, operation.plays)
                 return
             except ProcessLost as error:
                 log.warning("%s This node begins again.", error.what)
@@ -124,10 +126,8 @@ def _words(given: Mapping[str, str], typed: Sequence[str]) -> list[str]:
         if name == deployment.server.name
         else ["hydra.run.dir=.", "hydra.output_subdir=null"]
     )
-    training = [word for word in deployment.training if word != "engine=multicast"]
-    engine = "site" if len(training) == len(deployment.training) else "site_multicast"
-    site = [f"engine={engine}", f"engine.deployment={file}", f"engine.name='{name}'", "logger=node"]
-    return [*training, *site, *place, LOG[0].format(name), *LOG[1:], *typed]
+    site = ["engine=site", "engine.patience=3600", f"engine.deployment={file}", "logger=node"]
+    return [*site, *deployment.training, *place, LOG[0].format(name), *LOG[1:], *typed]
 
 
 def _port(name: str, value: str) -> int:

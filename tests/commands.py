@@ -17,13 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from warnings import catch_warnings, simplefilter
 
-from hmtl.launch import PRELOAD, launch
+from hmtl.distributed.launching import PRELOAD
+from hmtl.launch import launch
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *PRELOAD,
-        *("pytest", "hmtl.distributed.links", "hmtl.tuning.cross_validation", "torch.utils.tensorboard"),
+        *("pytest", "hmtl.tuning.cross_validation", "torch.utils.tensorboard"),
         *("commands", "hmtl.plan", "hmtl.tune", "pandas", "sklearn.neighbors"),
         "warm",
     ]

@@ -53,6 +53,7 @@ NOT_IDENTITY = (
     "engine.patience",
     "engine.multicast",
     "engine.deployment",
+    "engine.processes",
     "logger",
     "tune",
 )
@@ -66,9 +67,7 @@ OF_ONE_NODE = (
     "dataset.test_path",
     "dataset.root",
     "logger",
-    "engine.name",
     "engine.deployment",
-    "engine.multicast.interface",
 )
 """Settings that may differ between the processes of a run; those of all others have to be the same."""
 

@@ -284,7 +284,9 @@ class Cell:
 
     def load_users(self, state: Mapping[str, Tensor]) -> None:
         """Let this host's users continue from a state."""
-        self.training.algorithm.users.load_state_dict(dict(state))
+        users = self.training.algorithm.users
+        derived = users.derived()
+        users.load_state_dict({name: rows for name, rows in state.items() if name not in derived})
 
     def node_state(self, name: str) -> Values:
         """Return what the node remembers from round to round."""

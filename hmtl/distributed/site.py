@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Collection
 from functools import partial
 from itertools import count
+from typing import Any
 
 from hmtl.communication.messages import SERVER
 from hmtl.distributed.cell import Cell
@@ -32,7 +33,6 @@ class Site(Controller):
 
     Args:
         deployment: the file of the site; None: a site of this machine, whose nodes are started here.
-        name: the server's name in the file.
         processes: how many nodes there are, the server among them, without a file.
         tls: whether all is encrypted, and nodes prove who they are.
         agreed: the settings that all nodes have to share.
@@ -45,7 +45,6 @@ class Site(Controller):
     def __init__(
         self,
         deployment: str | None = None,
-        name: str | None = None,
         processes: int | None = None,
         tls: bool = True,
         agreed: str = "",
@@ -62,6 +61,7 @@ class Site(Controller):
         self._local = Local(processes, tls) if processes else None
         self._tls, self._agreed = tls, agreed
         self._asked = count(1)
+        self.post: Any = None  # until it begins
         self._here: dict[int, Values] = {}  # answers of the server's own cell
 
     def hosts_for(self, H: int) -> int:
@@ -111,11 +111,15 @@ class Site(Controller):
     def returned(self) -> Collection[str]:
         return [name for name in self._lost if self.post.take_back(name) or self.post.wire.connections[name].alive]
 
+    def finish(self) -> None:
+        for name in self.nodes:
+            if name != SERVER:
+                self.post.send(name, as_frame({"call": END, "values": {}}, 0))
+
     def close(self) -> None:
-        if hasattr(self, "post"):
-            for name in self.nodes:
-                if name != SERVER:
-                    self.post.send(name, as_frame({"call": END, "values": {}}, 0))
+        if self._local and self.post:
+            self.finish()
+        if self.post:
             self.post.close()
         if self._local:
             self._local.close()

@@ -37,6 +37,7 @@ class Operation:
     ) -> None:
         self._rounds = rounds
         self._history: Sized = ()
+        self._played: list[None] = []  # an item for each round
         self._logged, self._next_line = 0, 0.0
         self._metrics = Metrics(metrics, named) if metrics else None
 
@@ -56,6 +57,13 @@ class Operation:
         self._history = history
         if self._metrics:
             self._metrics.begin(history, nodes, missing)
+
+    def plays(self, round: int) -> None:
+        """Report a round in which this node, which has no measurements, takes part."""
+        if not self._history:
+            self.begin(self._played, [], tuple)
+        self._played.extend([None] * (round + 1 - len(self._played)))
+        self.log({})
 
     def log(self, row: Measurements) -> None:
         """Count the bits and seconds of a round, and log it unless the last line was a short time ago."""

@@ -91,5 +91,8 @@ class Engine:
         """Return the models [m, K] that a run hands out, given its last state; None: hosts keep them."""
         return algorithm.users.handed_out(state["algorithm"]["users"]).T
 
+    def finish(self) -> None:
+        """Tell nodes elsewhere that there are no more rounds."""
+
     def close(self) -> None:
         """Leave the nodes elsewhere."""
