@@ -53,6 +53,10 @@ class ProcessLost(EngineError):
         self.what = what
 
 
+class StateLost(EngineError):
+    """The present state of the run is lost with who held it; it can go on from the last checkpoint."""
+
+
 class DataError(HmtlError, ValueError):
     """A data set that is missing or damaged, or that does not fit the task."""
 

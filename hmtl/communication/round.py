@@ -134,6 +134,7 @@ class Turn:
         action: the method of the node that it calls.
         numbers: arguments of the method, such as the number of a step.
         heard: further arguments, a list of messages each.
+        says: the kinds of messages that it may send.
         task: what its CPU time is recorded as; "": as the node's coding.
     """
 
@@ -141,6 +142,7 @@ class Turn:
     action: str
     numbers: tuple[Any, ...] = ()
     heard: Sequence[list[Message]] = ()
+    says: Sequence[str] = ()
     task: str = ""
 
     @property
@@ -217,7 +219,7 @@ class Stage:
         for node in nodes:
             links.turn(node.name)
             heard = [links.collect(node.name, kind, senders) for kind in hears]
-            turns.append(Turn(node.name, action.__name__, numbers, heard, task))
+            turns.append(Turn(node.name, action.__name__, numbers, heard, says, task))
         for turn, answers in zip(turns, self.nodes.play(turns, self.watch), strict=True):
             links.turn(turn.node)
             for message in answers:

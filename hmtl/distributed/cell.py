@@ -71,7 +71,7 @@ class Cell:
         "load",
         "build",
         "nodes",
-        "turn",
+        "play",
         "measure",
         "block",
         "keep",
@@ -109,7 +109,6 @@ class Cell:
         self._homes: Homes = {}
         self._players: dict[str, tuple[Communicator, Nodes, Aggregator]] = {}  # by the name of nodes
         self._rounds: dict[str, int] = {}
-        self._sent_facts: dict[str, Any] = {}
         self._blocks: Iterator[Tensor] = iter(())
 
     def answer(self, call: str, values: Mapping[str, Any]) -> Values:
@@ -174,25 +173,15 @@ class Cell:
             made = communicator.nodes
         self._players[name] = communicator, made, side
 
-    def turn(
-        self,
-        name: str,
-        round: int,
-        action: str,
-        numbers: Sequence[Any],
-        heard: Sequence[Sequence[tuple[str, Handle]]],
-        task: str,
-        evaluates: bool,
-        sample: Tensor | None,
-    ) -> Values:
-        """Give the node a turn, and return the messages that it sends, what changed, and the CPU seconds.
+    def play(self, name: str, round: int, evaluates: bool, turns: Sequence[Values]) -> Values:
+        """Give the node one turn after another, and return what it sends, what changed, and the CPU seconds.
 
         Args:
             name: of the nodes.
             round: of the round.
-            action, numbers, task: see `hmtl.communication.round.Turn`.
-            heard: for each kind of messages, their senders and what leads to them.
-            evaluates, sample: see `hmtl.mtl.Users`.
+            evaluates: see `hmtl.mtl.Users`.
+            turns: see `hmtl.communication.round.Turn`; `heard` has, for each kind of messages, their senders and what
+                leads to them, and `sample` is as in `hmtl.mtl.Users`.
         """
         communicator, nodes, _ = self._players[name]
         if self._rounds.get(name) != round:
@@ -200,21 +189,17 @@ class Cell:
                 communicator.follow(round)
             nodes.close()  # the controller may have given up on the last round
             self._rounds[name] = round
-        learner = self.training.algorithm
-        learner.users.evaluates = evaluates
-        if sample is not None:
-            learner.users.sample = sample.numpy()
-        node: Node | Host = next(iter((*nodes.hosts, *nodes.relays, *([nodes.server] if nodes.server else []))))
-        messages = [
-            [each for sender, handle in kind for each in self._opened(sender, handle, communicator)] for kind in heard
-        ]
-        watch = Stopwatch()
-        (answers,) = nodes.play([Turn(node.name, action, tuple(numbers), messages, task)], watch)
-        return {
-            "sent": [self._handed(message, communicator) for message in answers],
-            "facts": self._facts(name, node),
-            "seconds": sum(watch.seconds.values()),
-        }
+        users, watch, sent = self.training.algorithm.users, Stopwatch(), list[Values]()
+        users.evaluates = evaluates
+        node: Any = next(iter((*nodes.hosts, *nodes.relays, nodes.server)))
+        for turn in turns:
+            if turn["sample"] is not None:
+                users.sample = turn["sample"].numpy()
+            heard = [[m for each in kind for m in self._opened(*each, communicator)] for kind in turn["heard"]]
+            played = Turn(node.name, turn["action"], tuple(turn["numbers"]), heard, (), turn["task"])
+            (answers,) = nodes.play([played], watch)
+            sent += [self._handed(message, communicator) for message in answers]
+        return {"sent": sent, "facts": self._facts(node), "seconds": watch.seconds}
 
     def _opened(self, sender: str, handle: Handle, communicator: Communicator) -> Iterator[Message]:
         frame = self._fetch(sender, handle)
@@ -239,7 +224,7 @@ class Cell:
             "handles": handles,
         } | {"sizes": [*map(int, message.sizes)]}
 
-    def _facts(self, name: str, node: Node | Host) -> Values:
+    def _facts(self, node: Node | Host) -> Values:
         facts: Values = {fact: getattr(node, fact) for fact in FACTS[node.name.split()[0]]}
         if isinstance(node, Server):
             facts["silent"], facts["sizes"] = sorted(map(int, node.silent)), [*map(int, node.sizes)]

@@ -25,7 +25,7 @@ from hmtl.communication.round import Schedule
 from hmtl.data import Task
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.stand_ins import FarUsers, StandIns
-from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost, few
+from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost, StateLost, few
 from hmtl.mtl import Aggregator, Algorithm
 from hmtl.training.engine import Build, Engine, Load, Training, Values
 
@@ -67,7 +67,7 @@ class Controller(Engine):
         self.outdated = False
         self._late: dict[str, Any] = {}  # what was asked of a cell that has not yet answered, by its name
         self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
-        self._back: list[str] = []  # lost cells whose process is there again
+        self._back: set[str] = set()  # lost cells whose process is there again
         self._continues = False  # whether nodes continue from a state
         self._tasks: Sequence[Task] = ()  # of all users, without rows
         self._built: Training | None = None
@@ -189,12 +189,12 @@ class Controller(Engine):
         """Return the answer of an aggregator that has the present state.
 
         Raises:
-            EngineError: none of them answers.
+            StateLost: none of them answers.
         """
         for holder in self.holders.get(name, ()):
             if answers := self.call({holder: (call, {"name": name})}):
                 return answers[holder]
-        raise EngineError(
+        raise StateLost(
             f"no aggregator ({', '.join(self.holders.get(name, ()))}) sent the state that later rounds need. Restart "
             "from the last checkpoint with resume=PATH."
         )
@@ -246,7 +246,7 @@ class Controller(Engine):
         back |= self.call({name: ("build", {"tasks": self._tasks}) for name in self._back}, START)
         for name in back:
             log.warning("round %d: %s is back", state["history"]["rounds"], name)
-        self._back = []
+        self._back = set()
         for number, facts in enumerate(self.facts):
             self._built.all_setups()[number][1].update(np.arange(len(facts)), facts)
             values = {"name": f"set-up {number}", "aggregator": None, "memory": {}, "facts": facts, "numbers": 0}
@@ -259,21 +259,21 @@ class Controller(Engine):
             EngineError: all hosts or all relays are missing, and none of them came back in time.
         """
         deadline = time.monotonic() + self.patience
-        self._hear_late()
-        for names in (self.hosts, self.relays):
-            while set(names) <= set(self.missing()) and not set(names) & set(self.returned()) and not stop():
+        self._look()
+        for names in ([SERVER], self.hosts, self.relays):
+            while set(names) <= set(self.missing()) - self._back and not stop():
                 if time.monotonic() > deadline:
                     raise EngineError(
                         f"{few(names)} are lost, and did not come back within engine.patience={self.patience:g} s. To "
                         "continue from the last checkpoint, start the run again with resume=FOLDER."
                     )
                 time.sleep(PAUSE)
-                self._hear_late()
-        self._back = list(self.returned())
+                self._look()
         return bool(self._back) or any(set(names) <= set(self._lost) for names in self.holders.values())
 
-    def _hear_late(self) -> None:
-        """Take the answers of cells that were late, which take part again."""
+    def _look(self) -> None:
+        """See who is there again: take the answers of cells that were late, which take part again."""
+        self._back |= set(self.returned()) - self._back
         for name, what in list(self._late.items()):
             try:
                 if self.receive(name, what, 0.0) is None:

@@ -15,7 +15,7 @@ from hmtl.communication.messages import SERVER
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Nodes, Stopwatch, Turn
 from hmtl.distributed.cell import Handle
-from hmtl.errors import EngineError, ProcessLost
+from hmtl.errors import EngineError, ProcessLost, StateLost
 from hmtl.mtl import Algorithm, Users
 from hmtl.mtl.algorithms.base import NOBODY, Ids
 from hmtl.training.engine import Values
@@ -53,23 +53,33 @@ class StandIns(Nodes):
     controller: Any = None
     side: Any = None
     _round: list[int] = field(default_factory=lambda: [SETUP_ROUND])
+    _waiting: dict[str, list[Values]] = field(default_factory=dict)  # turns that go along with a node's next ones
 
     def play(self, turns: Sequence[Turn], watch: Stopwatch) -> Iterator[Sequence[Any]]:
         members = {member.name: member for member in self._members()}
-        answers = self.controller.call({turn.node: ("turn", self._values(turn)) for turn in turns})
+        for turn in turns:
+            self._waiting.setdefault(turn.node, []).append(self._values(turn))
+        if turns and not turns[0].heard and not turns[0].says:  # these turns can go along with the next ones
+            yield from ([] for _ in turns)
+            return
+        context = {"name": self.name, "round": self._round[0], "evaluates": self.controller.users.evaluates}
+        calls = {turn.node: {"turns": self._waiting.pop(turn.node), **context} for turn in turns}
+        answers = self.controller.call({name: ("play", values) for name, values in calls.items()})
         for turn in turns:
             answer, member = answers.get(turn.node), members[turn.node]
             if answer is None:
                 self._miss(member)
                 yield []
                 continue
-            watch.seconds[turn.clock] = watch.seconds.get(turn.clock, 0.0) + answer["seconds"]
+            for clock, seconds in answer["seconds"].items():
+                watch.seconds[clock] = watch.seconds.get(clock, 0.0) + seconds
             self._learn(member, answer["facts"])
             yield [_envelope(turn.node, sent) for sent in answer["sent"]]
         if turns and turns[0].action == "deliver":
             self._note_holders()
 
     def _values(self, turn: Turn) -> Values:
+        """Return a turn as `Cell.play` takes it."""
         users, sample = self.controller.users, None
         if turn.action == "update":
             self._round[:] = turn.numbers[:1]
@@ -77,20 +87,18 @@ class StandIns(Nodes):
                 sample = torch.from_numpy(np.intersect1d(users.sample, self.controller.homes[turn.node]))
         heard: Any = turn.heard  # envelopes
         return {
-            "name": self.name,
-            "round": self._round[0],
             "action": turn.action,
             "numbers": list(turn.numbers),
             "heard": [[(each.sender, each.handles[turn.node]) for each in kind] for kind in heard],
             "task": turn.task,
-            "evaluates": users.evaluates,
             "sample": sample,
         }
 
     def _miss(self, member: Any) -> None:
         if member.name == SERVER:
-            raise EngineError("the server does not answer.")
+            raise StateLost("the server does not answer.")
         member.phase, member.combining = Phase.ABSENT, False
+        self._waiting.pop(member.name, None)
 
     def _learn(self, member: Any, facts: Values) -> None:
         for fact, value in facts.items():
@@ -115,6 +123,7 @@ class StandIns(Nodes):
 
     def close(self) -> None:
         """End the round; after a set-up and a round of figures, take what the aggregators learned."""
+        self._waiting.clear()
         if self.name.startswith(("set-up", "figures")) and self.name in self.controller.holders:
             learned = self.controller.ask_one(self.name, "learned")
             self.side.take(learned)

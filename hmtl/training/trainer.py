@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from hmtl.communication import Communicator
-from hmtl.errors import CheckpointError, EngineError
+from hmtl.errors import CheckpointError, EngineError, StateLost
 from hmtl.mtl import Algorithm
 from hmtl.training.accountant import Accountant
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
@@ -146,9 +146,15 @@ class Trainer:
         with catch_signals() as self._caught:
             while self._continues():
                 if len(self.history) > self._saved and len(self.history) % self.settings.checkpoint_every == 0:
-                    with suppress(EngineError):  # no aggregator is left: the next round is empty, and then all restart
+                    with suppress(StateLost):  # the next round is empty, and then all restart
                         self._save()
-                row = self._round(len(self.history), user_seconds)
+                try:
+                    row = self._round(len(self.history), user_seconds)
+                except StateLost as lost:
+                    log.warning("round %d: %s It goes on from the last checkpoint.", len(self.history), lost)
+                    self.engine.waiting(lambda: bool(self._caught))
+                    self._resume(load_checkpoint(self.checkpoint))
+                    continue
                 self.history.append(row)
                 self._log(row)
             self.state = self._save()
@@ -176,8 +182,8 @@ class Trainer:
         """Continue with the nodes that have come back, from the present state; or else from the last checkpoint."""
         try:
             state = self._save()
-        except EngineError as error:  # no aggregator that holds the present state is left
-            log.warning("round %d: %s", len(self.history), error)
+        except StateLost as lost:
+            log.warning("round %d: %s", len(self.history), lost)
             state = load_checkpoint(self.checkpoint)
         self._resume(state)
 

@@ -1,0 +1,163 @@
+"""A run on a cluster, by Ray: hosts, relays and server are actors, wherever Ray places them.
+
+Messages are objects in Ray's store, which receivers fetch from each other; the controller passes on references. Ray
+starts an actor again whose process has ended; it then gets its state from the run. A cluster is one trust domain:
+whoever controls it sees everything that nodes know, so that secure sums protect nobody here.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from hmtl.distributed.cell import Cell
+from hmtl.distributed.controller import Controller
+from hmtl.distributed.frames import Frame
+from hmtl.distributed.mail import Homes, shared_evenly
+from hmtl.errors import ConfigError, EngineError, ProcessLost
+from hmtl.training.engine import Build, Load, Values
+
+RESTARTED = "its process was started again"
+
+
+class Actor:
+    """The process of a node, as Ray runs it; see `Cell`."""
+
+    def __init__(self, name: str, homes: Callable[[int], Homes], load: Load, build: Build, seconds: float) -> None:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        self._ray, self._seconds, self._knows = _ray(), seconds, False
+        self._cell = Cell(name, homes, load, build, self._hand, self._fetch)
+
+    def answer(self, call: str, values: Values) -> Values:
+        """Answer a call; a process that was started again knows nothing until it has built what is trained."""
+        self._knows = self._knows or call == "build"
+        if not (self._knows or call == "load"):
+            return {"restarted": True}
+        return self._cell.answer(call, values)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def ready(self) -> bool:
+        """Return true, once the process is there."""
+        return True
+
+    def _hand(self, receivers: Sequence[str], frame: Frame) -> list[Any]:
+        parts = {"payload": frame.payload.numpy(), "overhead": frame.overhead.numpy()}  # Ray does not pickle arrays
+        return [self._ray.put((replace(frame, payload=None, overhead=None), parts))]  # Ray fetches what is in no list
+
+    def _fetch(self, sender: str, handle: list[Any]) -> Frame | None:
+        try:
+            frame, parts = self._ray.get(handle[0], timeout=self._seconds)
+        except (self._ray.exceptions.RayError, self._ray.exceptions.GetTimeoutError):
+            return None  # it was lost with its sender
+        return replace(
+            frame, **{name: torch.from_numpy(part.copy()) for name, part in parts.items()}
+        )  # it is read-only
+
+
+class RayCluster(Controller):
+    """An engine whose nodes are actors of Ray.
+
+    Args:
+        hosts: how many hosts share the users.
+        address: of the cluster, as `ray.init` takes it; "auto": the one of this machine; None: one is started here.
+        resources: whether each node runs where there is a resource of its name, such as `relay-2`; otherwise nodes are
+            spread over the machines.
+        num_gpus: GPUs of each host.
+        seconds, patience: see `Controller`.
+
+    Raises:
+        ConfigError: Ray is not installed.
+    """
+
+    def __init__(
+        self,
+        hosts: int = 1,
+        address: str | None = None,
+        resources: bool = False,
+        num_gpus: float = 0,
+        seconds: float = 60.0,
+        patience: float = 600.0,
+    ) -> None:
+        super().__init__(seconds, patience)
+        self._count, self._address, self._resources, self._num_gpus = hosts, address, resources, num_gpus
+        self._ray, self._actors = _ray(), dict[str, Any]()
+        self._probes: dict[str, Any] = {}  # of lost actors
+        self._ours = not self._ray.is_initialized()
+
+    def hosts_for(self, H: int) -> int:
+        return self._count
+
+    def start(self, load: Load, build: Build) -> None:
+        ray = self._ray
+        if self._ours:
+            variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            variables |= {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
+            local: dict[str, Any] = {} if self._address else {"include_dashboard": False}
+            try:
+                ray.init(
+                    self._address,
+                    runtime_env={"env_vars": variables},
+                    logging_level="ERROR",
+                    configure_logging=True,
+                    **local,
+                )
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise EngineError(f"engine.address={self._address}: Ray cannot be reached ({error}).") from error
+        homes = partial(shared_evenly, len(self.hosts))
+        for name in self.nodes:
+            gpus = self._num_gpus if name in self.hosts else 0
+            place: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
+            if self._resources:
+                place = {"resources": {name.replace(" ", "-"): 1}}
+            options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, **place}
+            self._actors[name] = ray.remote(**options)(Actor).remote(name, homes, load, build, self.seconds / 2)
+
+    def send(self, name: str, call: str, values: Values) -> Any:
+        return self._actors[name].answer.remote(call, values)
+
+    def receive(self, name: str, asked: Any, seconds: float) -> Values | None:
+        try:
+            answer: Values = self._ray.get(asked, timeout=seconds)
+        except self._ray.exceptions.GetTimeoutError:
+            return None
+        except self._ray.exceptions.RayTaskError:
+            raise  # an error of hmtl's own
+        except self._ray.exceptions.RayError as error:
+            raise ProcessLost(str(error).splitlines()[0], "") from error
+        if "restarted" in answer:
+            raise ProcessLost(RESTARTED, "")
+        return answer
+
+    def returned(self) -> Collection[str]:
+        there = []
+        for name in self._lost:
+            probe = self._probes.setdefault(name, self._actors[name].ready.remote())
+            try:
+                if self._ray.get(probe, timeout=0):
+                    there.append(name)
+            except self._ray.exceptions.GetTimeoutError:
+                continue
+            except self._ray.exceptions.RayError:
+                pass  # asked too early
+            del self._probes[name]
+        return there
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        if self._ours:
+            self._ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise ConfigError("engine=ray needs a package that is not installed: pip install 'hmtl[ray]'.") from error
