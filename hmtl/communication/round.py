@@ -25,7 +25,7 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
-from hmtl.communication.nodes.phases import Phase
+from hmtl.communication.nodes.phases import Phase, check_turn
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
 from hmtl.io.cpu_time import cpu_seconds
@@ -72,8 +72,12 @@ class Nodes:
         """Give these nodes, which do not wait for each other, their turns; yield what each of them sends."""
         nodes = {node.name: node for node in self._members()}
         for turn in turns:
+            node = nodes[turn.node]
+            if isinstance(node, Host):
+                check_turn(node.last_turn, turn.action)
+                node.last_turn = turn.action
             with watch.measure(turn.clock):
-                answers = list(getattr(nodes[turn.node], turn.action)(*turn.numbers, *turn.heard) or ())
+                answers = list(getattr(node, turn.action)(*turn.numbers, *turn.heard) or ())
             yield answers
 
     def follow(self, planner: Planner) -> None:
@@ -85,6 +89,8 @@ class Nodes:
 
     def close(self) -> None:
         """End the round, and release its messages."""
+        for host in self.hosts:
+            host.last_turn = ""
         for relay in self.relays:
             relay.close()
         if self.aggregation:

@@ -337,7 +337,7 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
         match_accountant(accountant, algorithm)
     if cfg.metrics == "sums":
         check_only_sums(communicator)
-    return Training(algorithm, communicator, setups, accountant, cfg.metrics == "sums")
+    return Training(algorithm, communicator, setups, accountant, cfg.metrics == "sums", Path(cfg.output_dir))
 
 
 def check_only_sums(communicator: Communicator) -> None:

@@ -6,6 +6,7 @@ models, an aggregator its state. Messages go from cell to cell; the controller s
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from hmtl.data.preprocessing import Scaling
 from hmtl.distributed.frames import Frame
 from hmtl.distributed.hosted_users import HostedUsers
 from hmtl.distributed.mail import Homes, cut, may_speak, opened
-from hmtl.errors import CodingError, HmtlError
+from hmtl.errors import CodingError, EngineError, HmtlError
+from hmtl.inference.models import models_of
+from hmtl.io.files import replacing
 from hmtl.mtl import Aggregator
 from hmtl.training.engine import Build, Load, Training, Values
 from hmtl.training.sums_of_figures import figure_sides
@@ -78,6 +81,9 @@ class Cell:
         "local",
         "users_state",
         "load_users",
+        "save_users",
+        "restore_users",
+        "save_models",
         "node_state",
         "aggregator_state",
         "figure_state",
@@ -87,6 +93,8 @@ class Cell:
         "report",
     )
     """The methods that a controller may call."""
+    WITHHELD = ("measure", "block", "users_state", "load_users")
+    """Those that a host does not answer if only sums over users may be known."""
 
     def __init__(
         self,
@@ -118,7 +126,9 @@ class Cell:
             CodingError: there is no such call.
         """
         if call not in self.CALLS:
-            raise CodingError(f"it asked for {call[:20]!r}, which no cell answers")
+            raise CodingError(f"the controller asked for {call[:20]!r}, which no cell answers")
+        if call in self.WITHHELD and self.training.only_sums:
+            raise CodingError(f"the controller asked for {call}, which hosts keep to themselves with metrics=sums")
         try:
             return {"answer": getattr(self, call)(**values)}
         except HmtlError as error:
@@ -195,7 +205,9 @@ class Cell:
         for turn in turns:
             if turn["sample"] is not None:
                 users.sample = turn["sample"].numpy()
-            heard = [[m for each in kind for m in self._opened(*each, communicator)] for kind in turn["heard"]]
+            heard = [
+                [m for each in kind for m in self._opened(each[0], each[1], communicator)] for kind in turn["heard"]
+            ]
             played = Turn(node.name, turn["action"], tuple(turn["numbers"]), heard, (), turn["task"])
             (answers,) = nodes.play([played], watch)
             sent += [self._handed(message, communicator) for message in answers]
@@ -234,11 +246,11 @@ class Cell:
             facts["phase"] = facts["phase"].value
         return facts
 
-    def report(self, only_sums: bool) -> list[Task | Scaling | None]:
+    def report(self) -> list[Task] | list[Scaling]:
         """Return what a report needs of each user's data; if only sums may be known, the scaling that all share."""
         problem = self.training.algorithm.problem
-        if only_sums:
-            return [problem.tasks[0].scaling if problem.tasks[0].preprocessing.is_shared else None]
+        if self.training.only_sums:
+            return [task.scaling for task in problem.tasks[:1] if task.preprocessing.is_shared]
         targets = problem.loss.measure == "mean squared error"  # R² needs them
         return [for_report(task, targets) for task in problem.tasks]
 
@@ -272,6 +284,40 @@ class Cell:
         users = self.training.algorithm.users
         derived = users.derived()
         users.load_state_dict({name: rows for name, rows in state.items() if name not in derived})
+
+    def save_users(self) -> None:
+        """Save the state of this host's users on its own disk."""
+        if len(self._homes.get(self.name, ())):
+            with replacing(self._file) as file:
+                torch.save(self.training.algorithm.users.state_dict(), file)
+
+    def restore_users(self, common: Mapping[str, Tensor]) -> None:
+        """Let this host's users continue from the state on its own disk, or from what all users have in common.
+
+        Raises:
+            EngineError: there is no such state.
+        """
+        users = self.training.algorithm.users
+        if common:
+            state = users.state_dict()
+            other = common["averaged"]
+            state |= {name: common.get(name, other).expand_as(rows) for name, rows in state.items()}
+        elif self._file.exists():
+            state = torch.load(self._file, weights_only=True)
+        else:
+            raise EngineError(f"{self._file} is missing, which has the state of the users of {self.name}. Restore it.")
+        users.load_state_dict(state)
+
+    def save_models(self) -> None:
+        """Save the models of this host's users, which nobody else has."""
+        algorithm = self.training.algorithm
+        models = algorithm.users.handed_out(algorithm.users.state_dict()).T
+        file = self.training.folder / f"models-{self.name.replace(' ', '-')}.npz"
+        models_of(algorithm, models, algorithm.problem.tasks).save(file)
+
+    @property
+    def _file(self) -> Path:
+        return self.training.folder / f"state-{self.name.replace(' ', '-')}.pt"
 
     def node_state(self, name: str) -> Values:
         """Return what the node remembers from round to round."""

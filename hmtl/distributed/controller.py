@@ -8,6 +8,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -105,19 +106,24 @@ class Controller(Engine):
         self.homes = self.homes_of(len(tasks))
         self.order = np.argsort(np.concatenate(list(self.homes.values())))
         self._tasks = [tasks[place] for place in self.order]
-        self._built = built = build(self._tasks, self._links)
+        built = build(self._tasks, self._links)
         self._all({name: ("build", {"tasks": self._tasks}) for name in self.nodes})
         self._report(built)
-        self.users = built.algorithm.users = FarUsers(built.algorithm.users, self)
+        self.users = built.algorithm.users = FarUsers(built.algorithm, self)
+        self._built = built
         return built
 
     def _report(self, built: Training) -> None:
-        """Take what a report needs of each user's data."""
-        problem = built.algorithm.problem
-        told = self._all({host: ("report", {"only_sums": built.only_sums}) for host in self.hosts})
+        """Take what a report needs of each user's data; if only sums may be known, the scaling that users share."""
+        problem, told = built.algorithm.problem, self._all({host: ("report", {}) for host in self.hosts})
         if not built.only_sums:
             tasks = [task for host in self.hosts for task in told[host]]
             problem.everybody = [tasks[place] for place in self.order]
+        elif scaling := told[self.hosts[0]]:
+            problem.everybody = [
+                replace(task, prepared=replace(task.prepared, scaling=scaling[0])) if task.prepared else task
+                for task in problem.everybody
+            ]
 
     def _links(self, ledger: LinkLedger) -> InProcess:
         links = InProcess(ledger)
@@ -233,6 +239,21 @@ class Controller(Engine):
         seconds = self.call({host: ("user_seconds", {"round": round}) for host in self.hosts})
         return max(seconds.values(), default=0.0)
 
+    def models(self, algorithm: Algorithm, state: Mapping[str, Any]) -> Tensor | None:
+        """As `Engine.models`; if only sums may be known, the model that all users share, or else hosts save theirs."""
+        if not self.only_sums:
+            return super().models(algorithm, state)
+        model = algorithm.common if self.users.kept is None else self.users.kept
+        if model is None or not algorithm.problem.everybody[0].preprocessing.is_shared:
+            self.call({host: ("save_models", {}) for host in self.hosts})
+            return None
+        return model[:, None].expand(-1, algorithm.problem.K)
+
+    @property
+    def only_sums(self) -> bool:
+        """Whether hosts keep figures and state of their users to themselves."""
+        return self._built is not None and self._built.only_sums
+
     def state_dict(self) -> Values:
         return {"facts": self.facts}
 
@@ -249,7 +270,13 @@ class Controller(Engine):
         self._back = set()
         for number, facts in enumerate(self.facts):
             self._built.all_setups()[number][1].update(np.arange(len(facts)), facts)
-            values = {"name": f"set-up {number}", "aggregator": None, "memory": {}, "facts": facts, "numbers": 0}
+            values: Values = {
+                "name": f"set-up {number}",
+                "aggregator": None,
+                "memory": {},
+                "facts": facts,
+                "numbers": 0,
+            }
             self.call(dict.fromkeys(self.nodes, ("nodes", values)))
 
     def waiting(self, stop: Callable[[], bool]) -> bool:
@@ -273,7 +300,8 @@ class Controller(Engine):
 
     def _look(self) -> None:
         """See who is there again: take the answers of cells that were late, which take part again."""
-        self._back |= set(self.returned()) - self._back
+        forgotten = self.hosts if self.only_sums and self.users.personal else []  # their users' state is nowhere else
+        self._back |= set(self.returned()) - set(forgotten)
         for name, what in list(self._late.items()):
             try:
                 if self.receive(name, what, 0.0) is None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hmtl.communication.messages import nothing
 from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
 from hmtl.distributed.frames import Frame
@@ -49,16 +50,17 @@ class Actor:
 
     def _hand(self, receivers: Sequence[str], frame: Frame) -> list[Any]:
         parts = {"payload": frame.payload.numpy(), "overhead": frame.overhead.numpy()}  # Ray does not pickle arrays
-        return [self._ray.put((replace(frame, payload=None, overhead=None), parts))]  # Ray fetches what is in no list
+        header = replace(frame, payload=nothing(0), overhead=nothing(0))
+        return [self._ray.put((header, parts))]  # in a list: Ray would fetch it before the call
 
     def _fetch(self, sender: str, handle: list[Any]) -> Frame | None:
         try:
             frame, parts = self._ray.get(handle[0], timeout=self._seconds)
         except (self._ray.exceptions.RayError, self._ray.exceptions.GetTimeoutError):
             return None  # it was lost with its sender
-        return replace(
-            frame, **{name: torch.from_numpy(part.copy()) for name, part in parts.items()}
-        )  # it is read-only
+        tensors = {name: torch.from_numpy(part.copy()) for name, part in parts.items()}  # Ray's memory is read-only
+        arrived: Frame = replace(frame, **tensors)
+        return arrived
 
 
 class RayCluster(Controller):

@@ -155,13 +155,20 @@ def _envelope(sender: str, sent: Values) -> Envelope:
 class FarUsers(Users):
     """The user side of a learner whose users are at hosts elsewhere.
 
+    If only sums may be known, hosts keep their users' state on their own disks, and their users' figures to themselves.
+
     Args:
-        inner: the same user side, without users.
+        algorithm: has the same user side, without users.
         controller: asks hosts.
+
+    Attributes:
+        kept: the best model so far, if only sums may be known.
     """
 
-    def __init__(self, inner: Users, controller: Any) -> None:
+    def __init__(self, algorithm: Algorithm, controller: Any) -> None:
         super().__init__()
+        inner, self.kept = algorithm.users, None
+        object.__setattr__(self, "algorithm", algorithm)
         object.__setattr__(self, "inner", inner)  # a module's state would be part of this one's
         object.__setattr__(self, "controller", controller)
         self.numbers, self.row_bits, self.averages, self.deltas = (
@@ -175,6 +182,8 @@ class FarUsers(Users):
 
     inner: Users
     controller: Any
+    algorithm: Algorithm
+    kept: Tensor | None
 
     def __getattr__(self, name: str) -> Any:
         """Return what only this kind of users has from those that are here."""
@@ -233,6 +242,8 @@ class FarUsers(Users):
 
     def keep(self) -> None:
         self._ask("keep")
+        if self.controller.only_sums:
+            self.kept = self.algorithm.common
 
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return self.inner.predictors(state)
@@ -246,6 +257,9 @@ class FarUsers(Users):
 
     def state_dict(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # as torch calls it
         """Return the state of all users, that of an absent host's as it was seen last."""
+        if self.controller.only_sums:
+            self._ask("save_users")
+            return {}
         answers = self._ask("users_state")
         self._saved |= answers
         self.controller.outdated = len(answers) < len(self.controller.hosts)
@@ -264,6 +278,14 @@ class FarUsers(Users):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
+        if self.controller.only_sums:
+            common = (
+                {}
+                if self.inner.personal
+                else {name: row[:1] for name, row in self.algorithm.aggregator.agree({}).items()}
+            )
+            self._ask("restore_users", common=common)
+            return
         calls = {}
         for host, home in self.controller.homes.items():
             own = {key: rows[self.places(key, home)] if rows.ndim else rows for key, rows in state_dict.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,7 @@ class Training:
         setups: further set-ups before the algorithm's own.
         accountant: see `Trainer`.
         only_sums: whether nobody but its host knows a figure of a single user.
+        folder: of the run, where hosts may keep what only they know.
     """
 
     algorithm: Algorithm
@@ -36,6 +38,7 @@ class Training:
     setups: Setups = ()
     accountant: Accountant | None = None
     only_sums: bool = False
+    folder: Path = Path()
 
     def all_setups(self) -> Setups:
         """Return both sides of all set-ups."""

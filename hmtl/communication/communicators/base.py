@@ -312,7 +312,8 @@ class Communicator:
         """Make those nodes of the network that this process plays, or stand-ins for those that others play."""
         kinds = SECURE if recipe.secure else PLAIN
         if self._links.stand_ins:
-            return self._links.stand_ins(name, recipe, planner, aggregator, kinds.schedule)
+            elsewhere: Nodes = self._links.stand_ins(name, recipe, planner, aggregator, kinds.schedule)
+            return elsewhere
         K, plays, homes = self.topology.K, self._links.plays, self._links.homes(self.topology.K)
         names = [relay_name(i) for i in range(self.topology.H)]
         revocable = bool(planner.preferred) and not self._links.reliable

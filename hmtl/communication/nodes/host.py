@@ -93,6 +93,7 @@ class Host:
         sent: the round of each user's last IV [K].
         dtype, device: of the IVs.
         nbytes: bytes of an IV.
+        last_turn: in this round; "": none.
     """
 
     STATE = ("waiting", "pending", "sent")
@@ -107,6 +108,7 @@ class Host:
         self.sent: NDArray[np.int64] = np.zeros(K, dtype=np.int64)
         self.dtype, self.device = torch.float64, torch.device("cpu")
         self.nbytes = 0
+        self.last_turn = ""
         self._idle = self.waiting.copy()
         self._round, self._relays = -1, tuple[str, ...]()
         self._hold(members[:0], torch.empty(0, 0))

@@ -1,7 +1,9 @@
-"""The phases of a relay within a round, as a table of transitions."""
+"""The phases of a relay within a round, and the turns of a host, as tables of transitions."""
 
 from collections.abc import Mapping
 from enum import Enum
+
+from hmtl.errors import CodingError
 
 
 class Phase(Enum):
@@ -53,3 +55,26 @@ def following(phase: Phase, event: Event) -> Phase:
     if event not in TRANSITIONS[phase]:
         raise RuntimeError(f"a relay that is {phase.value} cannot {event.value}")
     return TRANSITIONS[phase][event]
+
+
+HOST_TURNS: Mapping[str, frozenset[str]] = {
+    "update": frozenset({"", "conclude"}),
+    "announce": frozenset({"update", "prepare"}),
+    "block": frozenset({"announce", "block"}),
+    "advertise": frozenset({"update"}),
+    "share": frozenset({"advertise"}),
+    "read": frozenset({"share"}),
+    "prepare": frozenset({"read"}),
+    "rows": frozenset({"update", "prepare"}),
+    "answer": frozenset({"announce", "block", "rows"}),
+    "conclude": frozenset({"announce", "block", "rows", "answer"}),
+}
+"""The turns after which a host takes a turn, by turn: whoever asks, it masks, shares and reveals once per round."""
+
+
+def check_turn(last: str, turn: str) -> None:
+    """Raise CodingError if a host does not take a turn after its last one in this round ("": before the first)."""
+    if last not in HOST_TURNS.get(turn, ()):
+        raise CodingError(
+            f"a host was asked to {turn} after {last or 'nothing'}, which it refuses: turns have an order."
+        )
