@@ -140,7 +140,7 @@ class Turn:
         action: the method of the node that it calls.
         numbers: arguments of the method, such as the number of a step.
         heard: further arguments, a list of messages each.
-        says: the kinds of messages that it may send.
+        tells: whether the next turns depend on what it sends, or on what changed.
         task: what its CPU time is recorded as; "": as the node's coding.
     """
 
@@ -148,7 +148,7 @@ class Turn:
     action: str
     numbers: tuple[Any, ...] = ()
     heard: Sequence[list[Message]] = ()
-    says: Sequence[str] = ()
+    tells: bool = True
     task: str = ""
 
     @property
@@ -219,13 +219,14 @@ class Stage:
         says: Sequence[str] = (),
         senders: Sequence[str] = (SERVER,),
         receivers: Sequence[str] = (SERVER,),
+        tells: bool = False,
         task: str = "",
     ) -> None:
         links, turns = self.links, []
         for node in nodes:
             links.turn(node.name)
             heard = [links.collect(node.name, kind, senders) for kind in hears]
-            turns.append(Turn(node.name, action.__name__, numbers, heard, says, task))
+            turns.append(Turn(node.name, action.__name__, numbers, heard, tells or bool(says), task))
         for turn, answers in zip(turns, self.nodes.play(turns, self.watch), strict=True):
             links.turn(turn.node)
             for message in answers:
@@ -307,7 +308,8 @@ def compute(stage: Stage) -> None:
 
 def conclude(stage: Stage) -> None:
     """Let relays heed the server's verdict."""
-    stage.relays(Relay.conclude, hears=[VERDICT, MODELS])
+    assert stage.nodes.server
+    stage.relays(Relay.conclude, hears=[VERDICT, MODELS], tells=bool(stage.nodes.server.silent))
 
 
 def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
@@ -333,18 +335,18 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         stage.relays(Relay.report, round, hears=[IVS], says=[REPORT], senders=hosts)
         stage.server(Server.attend, round, peers=relays, hears=[REPORT], says=[ATTENDANCE])
         while True:
-            stage.relays(Relay.attend, hears=[ATTENDANCE])
+            stage.relays(Relay.attend, hears=[ATTENDANCE], tells=True)
             stage.keep_attending()
             schedule.attempt(stage, stage.flow())
             conclude(stage)
-            stage.acting = [relay for relay in stage.acting if relay.phase is Phase.IN_VAIN]
             if not server.silent:
                 break
+            stage.acting = [relay for relay in stage.acting if relay.phase is Phase.IN_VAIN]
             stage.server(Server.attend_again, says=[ATTENDANCE])
         stage.acting = nodes.relays
         schedule.end(stage)
         stage.acting = nodes.relays
         stage.relays(Relay.deliver, says=[RECEIPTS, MODELS], receivers=hosts)
-        stage.hosts(Host.conclude, hears=[RECEIPTS, MODELS])
+        stage.hosts(Host.conclude, hears=[RECEIPTS, MODELS], tells=True)
     finally:
         nodes.close()

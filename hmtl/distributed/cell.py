@@ -208,7 +208,7 @@ class Cell:
             heard = [
                 [m for each in kind for m in self._opened(each[0], each[1], communicator)] for kind in turn["heard"]
             ]
-            played = Turn(node.name, turn["action"], tuple(turn["numbers"]), heard, (), turn["task"])
+            played = Turn(node.name, turn["action"], tuple(turn["numbers"]), heard, task=turn["task"])
             (answers,) = nodes.play([played], watch)
             sent += [self._handed(message, communicator) for message in answers]
         return {"sent": sent, "facts": self._facts(node), "seconds": watch.seconds}
@@ -227,7 +227,7 @@ class Cell:
         for receivers in [to] if message.users is None else [(each,) for each in to]:
             handle = self._hand(receivers, cut(message, receivers[0], topology, self._homes))
             handles |= dict.fromkeys(receivers, handle)
-        links = int(message.links) if np.ndim(message.links) == 0 else torch.from_numpy(np.asarray(message.links))
+        links = int(message.links) if np.ndim(message.links) == 0 else torch.from_numpy(np.array(message.links))
         return {
             "kind": message.kind,
             "tier": message.tier,

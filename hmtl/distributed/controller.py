@@ -222,11 +222,19 @@ class Controller(Engine):
             if name in self.holders:
                 side.load_state_dict(self.ask_one(name, "aggregator_state"))
 
-    def take_figures(self) -> None:
-        """Take what figures need of the aggregators' state."""
+    def figure_calls(self) -> Calls:
+        """Return the calls by which aggregators tell what figures need of their state."""
+        names = [name for name, side in self._sides() if name in self.holders and side.figure_state()]
+        present = {name: [each for each in self.holders[name] if each not in self.missing()] for name in names}
+        return {holders[0]: ("figure_state", {"name": name}) for name, holders in present.items() if holders}
+
+    def take_figures(self, answers: Mapping[str, Values]) -> None:
+        """Take what aggregators answered to `figure_calls`."""
         for name, side in self._sides():
-            if name in self.holders and side.figure_state():
-                side.load_figure_state(self.ask_one(name, "figure_state"))
+            for holder in self.holders.get(name, ()):
+                if holder in answers:
+                    side.load_figure_state(answers[holder])
+                    break
 
     def _sides(self) -> list[tuple[str, Aggregator]]:
         """Return the aggregator of each section of the learner, and the name of its nodes."""

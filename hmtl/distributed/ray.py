@@ -23,7 +23,7 @@ from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.errors import ConfigError, EngineError, ProcessLost
 from hmtl.training.engine import Build, Load, Values
 
-RESTARTED = "its process was started again"
+ENDED, RESTARTED = "its process has ended", "its process was started again"
 
 
 class Actor:
@@ -132,7 +132,7 @@ class RayCluster(Controller):
         except self._ray.exceptions.RayTaskError:
             raise  # an error of hmtl's own
         except self._ray.exceptions.RayError as error:
-            raise ProcessLost(str(error).splitlines()[0], "") from error
+            raise ProcessLost(ENDED, "") from error
         if "restarted" in answer:
             raise ProcessLost(RESTARTED, "")
         return answer

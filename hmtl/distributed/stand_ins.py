@@ -59,7 +59,7 @@ class StandIns(Nodes):
         members = {member.name: member for member in self._members()}
         for turn in turns:
             self._waiting.setdefault(turn.node, []).append(self._values(turn))
-        if turns and not turns[0].heard and not turns[0].says:  # these turns can go along with the next ones
+        if turns and not turns[0].tells:  # these turns can go along with the next ones
             yield from ([] for _ in turns)
             return
         context = {"name": self.name, "round": self._round[0], "evaluates": self.controller.users.evaluates}
@@ -223,8 +223,11 @@ class FarUsers(Users):
 
     def measure(self) -> dict[str, Tensor]:
         """Return the measures of all users; of those whose host is absent, the last ones. Aggregators tell figures."""
-        self.controller.take_figures()
-        self._measured |= self._ask("measure")
+        controller = self.controller
+        calls: dict[str, tuple[str, Values]] = {host: ("measure", {}) for host in controller.hosts}
+        answers = controller.call(calls | controller.figure_calls())
+        controller.take_figures({name: answers.pop(name) for name in answers.keys() - calls.keys()})
+        self._measured |= answers
         if missing := [host for host in self.controller.hosts if host not in self._measured]:
             raise ProcessLost(f"{missing[0]} was lost before it sent any measurements.", "Start the run again.")
         return {name: self._rows(self._measured, name) for name in self._measured[self.controller.hosts[0]]}
