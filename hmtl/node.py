@@ -1,7 +1,7 @@
 """Run one node of a deployment: `python -m hmtl.node name=relay-2 deployment=site.yaml`.
 
 The file names all nodes, and has the settings of hmtl.train that they share. Settings of one node follow: device,
-dataset.path, dataset.test_path, dataset.root, logger and hydra.*. Further settings are
+dataset.path, dataset.test_path, dataset.root, logger, engine.interface and hydra.*. Further settings are
 
   metrics=PORT   metrics for Prometheus at http://.../metrics (pip install 'hmtl[site]')
 
@@ -87,7 +87,7 @@ def run(cfg: "DictConfig", name: str, metrics: int | None) -> None:
         while True:
             operation.wait()
             try:
-                serve(party, *parts, engine.seconds, engine.patience, operation.plays)
+                serve(party, *parts, engine.seconds, engine.patience, engine.interface, operation.plays)
                 return
             except ProcessLost as error:
                 log.warning("%s This node begins again.", error.what)

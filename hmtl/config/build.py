@@ -51,9 +51,9 @@ NOT_IDENTITY = (
     "early_stopping",
     "engine.seconds",
     "engine.patience",
-    "engine.multicast",
     "engine.deployment",
-    "engine.processes",
+    "engine.multicast",
+    "engine.interface",
     "logger",
     "tune",
 )
@@ -68,6 +68,7 @@ OF_ONE_NODE = (
     "dataset.root",
     "logger",
     "engine.deployment",
+    "engine.interface",
 )
 """Settings that may differ between the processes of a run; those of all others have to be the same."""
 
@@ -281,6 +282,7 @@ def build(cfg: DictConfig) -> Run:
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
     H = cfg.H or build_topology(cfg).H
+    cfg.output_dir = str(folder)  # other processes do not know Hydra's
     built = engine.training(partial(load_tasks, cfg), partial(build_training, cfg), H)
     algorithm, communicator, accountant = built.algorithm, built.communicator, built.accountant
     if engine.nodes and cfg.secure and not only_sums:

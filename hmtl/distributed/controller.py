@@ -93,6 +93,9 @@ class Controller(Engine):
     def returned(self) -> Collection[str]:
         """Return the lost cells whose process is there again."""
 
+    def introduce(self, names: Sequence[str]) -> None:
+        """Tell cells that have built what is trained what else they have to know."""
+
     def homes_of(self, K: int) -> Homes:
         """Return the users of each host, in ascending order; by default, hosts share them evenly."""
         return shared_evenly(len(self.hosts), K)
@@ -111,6 +114,7 @@ class Controller(Engine):
         self._report(built)
         self.users = built.algorithm.users = FarUsers(built.algorithm, self)
         self._built = built
+        self.introduce(self.nodes)
         return built
 
     def _report(self, built: Training) -> None:
@@ -238,8 +242,7 @@ class Controller(Engine):
 
     def _sides(self) -> list[tuple[str, Aggregator]]:
         """Return the aggregator of each section of the learner, and the name of its nodes."""
-        assert self._built
-        communicator, sides = self._built.communicator, self._built.algorithm.aggregator.sections
+        communicator, sides = self.built.communicator, self.built.algorithm.aggregator.sections
         parts = communicator.parts if isinstance(communicator, BySection) else (communicator,)
         return [(part.name, side) for part, side in zip(parts, sides, strict=True)]
 
@@ -258,6 +261,12 @@ class Controller(Engine):
         return model[:, None].expand(-1, algorithm.problem.K)
 
     @property
+    def built(self) -> Training:
+        """What is trained."""
+        assert self._built
+        return self._built
+
+    @property
     def only_sums(self) -> bool:
         """Whether hosts keep figures and state of their users to themselves."""
         return self._built is not None and self._built.only_sums
@@ -267,17 +276,17 @@ class Controller(Engine):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let all cells, those that came back among them, take the set-ups; the state of the learner follows."""
-        assert self._built
         self.facts, self.holders, self._continues = list(state["facts"]), {}, True
         for name in self._back:
             self._lost.pop(name, None)
         back = self.call({name: ("load", {}) for name in self._back if name in self.homes}, START)
         back |= self.call({name: ("build", {"tasks": self._tasks}) for name in self._back}, START)
+        self.introduce(list(back))
         for name in back:
             log.warning("round %d: %s is back", state["history"]["rounds"], name)
         self._back = set()
         for number, facts in enumerate(self.facts):
-            self._built.all_setups()[number][1].update(np.arange(len(facts)), facts)
+            self.built.all_setups()[number][1].update(np.arange(len(facts)), facts)
             values: Values = {
                 "name": f"set-up {number}",
                 "aggregator": None,

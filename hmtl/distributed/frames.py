@@ -21,10 +21,16 @@ from hmtl.errors import CodingError
 
 CONTROL = "control values"  # calls of the controller, and answers, see `hmtl.distributed.values`
 BYE = "bye"  # the last frame of a connection
+CAST = "cast"  # the header and the digest of a body that comes by multicast
+LACKS = "lacks"  # places of pieces of it that did not arrive
+PIECES = "pieces"  # these pieces
 # A receiver trusts the indices of a header: change MAGIC along with KINDS, DTYPES or FORMATS.
 KINDS = (
     CONTROL,
     BYE,
+    CAST,
+    LACKS,
+    PIECES,
     messages.IVS,
     messages.REPORT,
     messages.ATTENDANCE,
@@ -59,6 +65,7 @@ MAY_SEND: dict[tuple[str, str], frozenset[str]] = {
             messages.MODELS,
             *SECRETS,
             CONTROL,
+            LACKS,
             BYE,
         }
     ),
@@ -71,6 +78,8 @@ MAY_SEND: dict[tuple[str, str], frozenset[str]] = {
             messages.MODELS,
             *SECRETS,
             CONTROL,
+            CAST,
+            PIECES,
             BYE,
         }
     ),

@@ -2,12 +2,17 @@
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 
+import numpy as np
+import torch
+
+from hmtl.communication.messages import nothing
 from hmtl.distributed.connections import Connection
-from hmtl.distributed.frames import BYE, CONTROL, Frame
+from hmtl.distributed.frames import BYE, CAST, CONTROL, HEADER, LACKS, PIECES, Frame, Header
+from hmtl.distributed.multicast import ROOM, Caster, Listener, digest, put
 from hmtl.distributed.wire import Wire
 from hmtl.errors import EngineError
 
@@ -22,13 +27,19 @@ class Post:
     Args:
         wire: the streams to the neighbours.
         seconds: how long to wait for a message that was sent.
+
+    Attributes:
+        caster, listener: this node's end of a multicast group, if it is the server or a relay and there is one.
     """
 
     def __init__(self, wire: Wire, seconds: float) -> None:
         self.wire, self._seconds = wire, seconds
+        self.caster: Caster | None = None
+        self.listener: Listener | None = None
         self._numbers = count(1)
         self._boxes: dict[tuple[str, int], Frame] = {}  # messages, by sender and number
         self._control: dict[str, deque[Frame]] = defaultdict(deque)  # by sender
+        self._pieces: dict[int, Frame] = {}  # of what came by multicast, by number
         self._round = 0
 
     def hand(self, receivers: Sequence[str], frame: Frame) -> int:
@@ -37,21 +48,52 @@ class Post:
         if frame.round != self._round:  # what nobody asked for in earlier rounds is late
             self._round = frame.round
             self._boxes = {key: each for key, each in self._boxes.items() if each.round >= frame.round}
+        if self.caster and len(receivers) > 1 and len(frame.body) > ROOM:
+            self.caster.cast(frame.number, frame.body)
+            known = np.frombuffer(frame.header().to_bytes() + digest(frame.body), np.uint8)
+            frame = Frame(CAST, frame.round, torch.from_numpy(known.copy())[None], nothing(1), number=frame.number)
         for receiver in receivers:
             self._connection(receiver).send(frame)
         return frame.number
 
     def fetch(self, sender: str, number: int) -> Frame | None:
         """Return a message that was sent, or None if it does not arrive."""
-        left, key = self._seconds, (sender, number)
+        key = sender, number
+        if self._wait(sender, lambda: key in self._boxes):
+            frame = self._boxes.pop(key)
+            return self._cast(sender, frame) if frame.kind == CAST else frame
+        return None
+
+    def _wait(self, sender: str, arrived: Callable[[], bool]) -> bool:
+        """Take frames of a neighbour until something has arrived; return False if it does not."""
+        left = self._seconds
         try:
-            while key not in self._boxes and left > 0:
+            while not arrived() and left > 0:
                 begin = time.monotonic()
                 self._take(sender, min(MOMENT, left))
                 left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
         except EngineError:  # it has ended
             pass
-        return self._boxes.pop(key, None)
+        return arrived()
+
+    def _cast(self, sender: str, frame: Frame) -> Frame | None:
+        """Return the frame whose body came by multicast, with the pieces that it lacked."""
+        content, number = frame.payload.numpy().tobytes(), frame.number
+        header, seal = Header.from_bytes(content[:HEADER]), content[HEADER:]
+        body = torch.empty(header.body, dtype=torch.uint8)
+        lacks = everything = torch.arange(-(-header.body // ROOM))
+        if self.listener:
+            body, lacks = self.listener.wait(number, header.body)
+        for places in (lacks, everything):  # all of them, if what arrived was forged
+            if len(places):
+                asked = places.int().view(torch.uint8)[None]
+                self.send(sender, Frame(LACKS, frame.round, asked, nothing(1), number=number))
+                if not self._wait(sender, lambda: number in self._pieces):
+                    return None
+                put(body, places, self._pieces.pop(number).payload[0])
+            if digest(body) == seal:
+                return Frame.from_bytes(header, body)
+        return None
 
     def send(self, receiver: str, frame: Frame) -> None:
         """Send control values."""
@@ -92,6 +134,9 @@ class Post:
         for connection in self.wire.connections.values():
             connection.join(deadline)
         self.wire.close()
+        for end in (self.caster, self.listener):
+            if end:
+                end.close()
 
     def _take(self, sender: str, seconds: float) -> None:
         """Take the next frame of a neighbour, if one arrives in time."""
@@ -100,6 +145,12 @@ class Post:
             return
         if frame.kind == CONTROL:
             self._control[sender].append(frame)
+        elif frame.kind == PIECES:
+            self._pieces[frame.number] = frame
+        elif frame.kind == LACKS:
+            if self.caster:
+                pieces = self.caster.pieces(frame.number, frame.payload[0].view(torch.int32))
+                self.send(sender, Frame(PIECES, frame.round, pieces[None], nothing(1), number=frame.number))
         else:
             self._boxes[sender, frame.number] = frame
 

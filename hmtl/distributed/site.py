@@ -5,7 +5,7 @@ streams. What a call may do is in `Cell.CALLS`, and nodes keep the order of turn
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -16,6 +16,7 @@ from hmtl.distributed.controller import Controller
 from hmtl.distributed.deployment import Deployment
 from hmtl.distributed.launching import Local
 from hmtl.distributed.mail import Homes, shared_evenly
+from hmtl.distributed.multicast import Caster, Group, Listener
 from hmtl.distributed.post import Post
 from hmtl.distributed.values import as_frame, of_frame
 from hmtl.distributed.wire import Party, Wire
@@ -24,8 +25,11 @@ from hmtl.training.engine import Build, Load, Values
 
 log = logging.getLogger(__name__)
 SERVER_LOST = "the server is lost"
+LARGEST = 1 << 30  # bytes of a body that comes by multicast, at most
 END = "end"
 """The call with which a controller ends the run."""
+INVITE = "invite"
+"""The call by which relays get the address and the key of a multicast group."""
 
 
 class Site(Controller):
@@ -35,6 +39,9 @@ class Site(Controller):
         deployment: the file of the site; None: a site of this machine, whose nodes are started here.
         processes: how many nodes there are, the server among them, without a file.
         tls: whether all is encrypted, and nodes prove who they are.
+        multicast: HOST:PORT of a group by which the server sends only once what several relays receive; None: each gets
+            a copy by its stream.
+        interface: this machine's address on the network of the group; None: the system's choice.
         agreed: the settings that all nodes have to share.
         seconds, patience: see `Controller`.
 
@@ -47,6 +54,8 @@ class Site(Controller):
         deployment: str | None = None,
         processes: int | None = None,
         tls: bool = True,
+        multicast: str | None = None,
+        interface: str | None = None,
         agreed: str = "",
         seconds: float = 60.0,
         patience: float = 600.0,
@@ -60,6 +69,7 @@ class Site(Controller):
         self._deployment = Deployment.read(deployment) if deployment else None
         self._local = Local(processes, tls) if processes else None
         self._tls, self._agreed = tls, agreed
+        self._group = Group(multicast, interface) if multicast else None
         self._asked = count(1)
         self.post: Any = None  # until it begins
         self._here: dict[int, Values] = {}  # answers of the server's own cell
@@ -88,6 +98,25 @@ class Site(Controller):
             name, trouble = next(iter(missing.items()))
             raise EngineError(f"{name} did not arrive: {trouble}. Start it.")
         self._cell = Cell(SERVER, self.homes_of, load, build, self.post.hand, self.post.fetch)
+
+    def introduce(self, names: Sequence[str]) -> None:
+        """Invite relays to the multicast group.
+
+        Raises:
+            ConfigError: the network has no broadcast downlink.
+        """
+        if self._group is None:
+            return
+        network = self.built.communicator.network
+        if network.medium != "broadcast":
+            raise ConfigError(
+                f"engine.multicast sends once to all relays, but network.medium={network.medium} counts one "
+                "transmission per relay. Set network.medium=broadcast, or engine.multicast=null."
+            )
+        self.post.caster = self.post.caster or Caster(self._group, network.W2)
+        invitation = {"group": self._group.address, "key": list(self.post.caster.key)}
+        for name in set(names) & set(self.relays):
+            self.post.send(name, as_frame({"call": INVITE, "values": invitation}, 0))
 
     def send(self, name: str, call: str, values: Values) -> int:
         number = next(self._asked)
@@ -132,6 +161,7 @@ def serve(
     build: Build,
     seconds: float = 60.0,
     patience: float = 3600.0,
+    interface: str | None = None,
     begin: Callable[[int], object] = bool,
 ) -> None:
     """Play a node of a site until the run ends.
@@ -141,6 +171,7 @@ def serve(
         homes, load, build: see `Cell`.
         seconds: how long to wait for a message.
         patience: how long to wait for the server to be there [s].
+        interface: see `Site`.
         begin: called with the number of each round that begins.
 
     Raises:
@@ -162,6 +193,11 @@ def serve(
             asked = of_frame(frame)
             if asked["call"] == END:
                 return
+            if asked["call"] == INVITE:
+                post.listener = Listener(
+                    Group(asked["values"]["group"], interface), bytes(asked["values"]["key"]), LARGEST
+                )
+                continue
             if asked["values"].get("round", round) > round:
                 begin(round := asked["values"]["round"])
             answer = cell.answer(asked["call"], asked["values"])
