@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 PAUSE = 0.1  # seconds between looks at who has come back
 START = 600.0  # seconds for a cell to load its data and to build the learner
 MOMENT = 1.0  # seconds after which a controller looks at its clock
+SETS = ("load", "build", "nodes", "load_users", "restore_users")  # calls without which a cell has an old state
 Calls = Mapping[str, tuple[str, Values]]
 """What cells are asked, by name: a call and its arguments."""
 
@@ -69,6 +70,7 @@ class Controller(Engine):
         self._late: dict[str, Any] = {}  # what was asked of a cell that has not yet answered, by its name
         self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
         self._back: set[str] = set()  # lost cells whose process is there again
+        self._stale: set[str] = set()  # late cells that missed a state from which the others continue
         self._continues = False  # whether nodes continue from a state
         self._tasks: Sequence[Task] = ()  # of all users, without rows
         self._built: Training | None = None
@@ -155,11 +157,15 @@ class Controller(Engine):
         values: Values = {"aggregator": side.state_dict() if continues else None}
         values |= {"name": name, "facts": None, "numbers": getattr(side, "numbers", 0)}
         calls: dict[str, tuple[str, Values]] = {}
+        kept = {node: memory[key] for node in self.nodes if (key := f"aggregation of {node}") in memory}
+        newest: Values = max(kept.values(), key=lambda each: int(each["version"]), default={})
         for node in self.nodes:
             own = {key: memory[key] for key in (node,) if key in memory}
-            if (kept := memory.get(f"aggregation of {node}")) is not None:
-                own["aggregation"] = kept
+            own |= {"aggregation": kept[node]} if node in kept else {}
             is_host = node in self.homes
+            if not is_host and newest and own.get("aggregation", {"version": -1})["version"] < newest["version"]:
+                version = torch.tensor(newest["version"])  # as of the aggregator's state, which all get
+                own = {node: {"version": version, "adopted": version}, "aggregation": newest}
             calls[node] = "nodes", {**values, "memory": own} | ({"aggregator": None} if is_host else {})
         self.call(calls)
 
@@ -191,6 +197,7 @@ class Controller(Engine):
                 faults[name] = answer
             else:
                 answers[name] = answer["answer"]
+        self._stale |= {name for name in self._late if name in calls and calls[name][0] in SETS}
         if faults:
             raise _as_error(faults, len(asked))
         return answers
@@ -284,7 +291,7 @@ class Controller(Engine):
         self.introduce(list(back))
         for name in back:
             log.warning("round %d: %s is back", state["history"]["rounds"], name)
-        self._back = set()
+        self._back, self._stale = set(), self._stale & set(self._late)
         for number, facts in enumerate(self.facts):
             self.built.all_setups()[number][1].update(np.arange(len(facts)), facts)
             values: Values = {
@@ -324,6 +331,8 @@ class Controller(Engine):
                 if self.receive(name, what, 0.0) is None:
                     continue
                 log.warning("%s answers again", name)
+                if name in self._stale:
+                    self._back.add(name)
             except ProcessLost as lost:
                 self._lost[name] = lost.what
                 log.warning("%s is lost: %s", name, lost.what)
