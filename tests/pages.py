@@ -7,21 +7,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").rglob("*.md"))]
-PROGRAMS = ("python", "hmtl", "torchrun", "tensorboard", "pytest", "make", "pip")
+PROGRAMS = ("python", "hmtl", "ray", "tensorboard", "pytest", "make", "pip")
 
 NOT_RUN = {
     "pip install": "changes the environment that the tests run in",
-    "--nnodes=2": "needs two machines",
+    r"engine\.address=auto": "needs a cluster",
+    r"^ray ": "needs a cluster",
     r"\.WandbLogger": "needs the package wandb and an account",
-    "scontrol": "needs Slurm",
-    "srun": "needs Slurm",
     r"hmtl\.node": "needs other machines; distributed/test_nodes.py runs nodes",
     r"hmtl\.certificates": "needs the file that the page shows; distributed/test_certificates.py runs it",
     "pytest tests/": "make test runs this file",
     r"^(sudo|ssh|scp|systemctl|ping|iperf3|node=|SETTINGS=)": "needs other machines",
     r"network\.links=": "needs the file that the page shows; test_plan.py plans with such a file",
     "experiments/network/kills.py": "needs 15 minutes; distributed/test_kills.py plays fewer kills",
-    r"experiments/network/(run|field|real_site)\.py": "needs root and minutes; distributed/test_nodes.py plays less",
+    r"experiments/network/real_site\.py": "needs root and minutes; distributed/test_nodes.py plays less",
     "experiments/fig": "experiments/test_figures.py runs each figure with --quick --draws 1",
     "experiments/round.py": "experiments/test_figures.py runs it as written",
     "experiments/wires.py": "experiments/test_wires_experiment.py runs it with fewer data, learners and rounds",
@@ -47,7 +46,6 @@ SUBSTITUTIONS = {
     r"(?<=algorithm=fedavg),fedprox": "",
     r"dataset\.rows=8000": "dataset.rows=1000",
     r"dataset=mnist K=1000": "dataset=mnist K=100",
-    r"--nproc-per-node=8(.*)": r"--nproc-per-node=3\1 H=1 r=1 engine.seconds=300",
     r"processes=8(.*)": r"processes=4\1 H=2 r=2 engine.seconds=300",
     r"processes=10(.*)": r"processes=3\1 H=1 r=1 rounds=2",
     r"experiments/mocha_table1\.py .*": r"\g<0> --seeds 1 --rounds 2 --methods local",
