@@ -291,19 +291,22 @@ class Cell:
             with replacing(self._file) as file:
                 torch.save(self.training.algorithm.users.state_dict(), file)
 
-    def restore_users(self, common: Mapping[str, Tensor]) -> None:
+    def restore_users(self, own: bool, common: Mapping[str, Tensor]) -> None:
         """Let this host's users continue from the state on its own disk, or from what all users have in common.
+
+        Args:
+            own: whether the state on the disk is of the present round.
+            common: what all users have in common; {}: users have state of their own.
 
         Raises:
             EngineError: there is no such state.
         """
         users = self.training.algorithm.users
-        if common:
-            state = users.state_dict()
-            other = common["averaged"]
-            state |= {name: common.get(name, other).expand_as(rows) for name, rows in state.items()}
-        elif self._file.exists():
+        if own and self._file.exists():
             state = torch.load(self._file, weights_only=True)
+        elif common:
+            rows, other = users.state_dict(), common["averaged"]
+            state = {name: common.get(name, other).expand_as(each) for name, each in rows.items()}
         else:
             raise EngineError(f"{self._file} is missing, which has the state of the users of {self.name}. Restore it.")
         users.load_state_dict(state)

@@ -54,6 +54,7 @@ class Controller(Engine):
         holders: by the name of nodes, the aggregators with the present state.
         facts: the facts of all users in each set-up.
         outdated: whether the state of some users is older than that of others.
+        resumes: whether the state that was loaded last is that of an earlier run.
     """
 
     def __init__(self, seconds: float = 60.0, patience: float = 600.0) -> None:
@@ -66,12 +67,13 @@ class Controller(Engine):
         self.order = np.empty(0, np.int64)
         self.holders: dict[str, list[str]] = {}
         self.facts: list[Tensor] = []
-        self.outdated = False
+        self.outdated = self.resumes = False
         self._late: dict[str, Any] = {}  # what was asked of a cell that has not yet answered, by its name
         self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
         self._back: set[str] = set()  # lost cells whose process is there again
         self._stale: set[str] = set()  # late cells that missed a state from which the others continue
         self._continues = False  # whether nodes continue from a state
+        self._begun = False  # whether a round was played
         self._tasks: Sequence[Task] = ()  # of all users, without rows
         self._built: Training | None = None
 
@@ -283,7 +285,8 @@ class Controller(Engine):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let all cells, those that came back among them, take the set-ups; the state of the learner follows."""
-        self.facts, self.holders, self._continues = list(state["facts"]), {}, True
+        self.facts, self.holders = list(state["facts"]), {}
+        self.resumes, self._continues = not self._begun, True
         for name in self._back:
             self._lost.pop(name, None)
         back = self.call({name: ("load", {}) for name in self._back if name in self.homes}, START)
@@ -309,7 +312,7 @@ class Controller(Engine):
         Raises:
             EngineError: all hosts or all relays are missing, and none of them came back in time.
         """
-        deadline = time.monotonic() + self.patience
+        deadline, self._begun = time.monotonic() + self.patience, True
         self._look()
         for names in ([SERVER], self.hosts, self.relays):
             while set(names) <= set(self.missing()) - self._back and not stop():

@@ -282,12 +282,9 @@ class FarUsers(Users):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
         if self.controller.only_sums:
-            common = (
-                {}
-                if self.inner.personal
-                else {name: row[:1] for name, row in self.algorithm.aggregator.agree({}).items()}
-            )
-            self._ask("restore_users", common=common)
+            told = {} if self.inner.personal else self.algorithm.aggregator.agree({})
+            common = {name: rows[:1] for name, rows in told.items()}
+            self._ask("restore_users", own=self.controller.resumes, common=common)
             return
         calls = {}
         for host, home in self.controller.homes.items():
