@@ -34,16 +34,16 @@ def tune(cfg: DictConfig) -> None:
 
     with held(folder):
         result = cross_validate(cfg, tasks, folder / "checkpoint.pt")
-        write_json(folder / "tune.json", result.to_dict())
+        write_json(folder / "tune.json", result)
         with replacing(folder / "tune.png") as file:
             tuning_figure(result).savefig(file, format="png", dpi=150)
         (folder / "experiment").mkdir(exist_ok=True)
-        write_whole(folder / "experiment" / "tuned.yaml", as_experiment(original, result.best))
+        write_whole(folder / "experiment" / "tuned.yaml", as_experiment(original, result["best"]))
 
     console.table(tuning_table(result))
-    for warning in result.warnings:
+    for warning in result["warnings"]:
         console.print(f"warning: {warning}", soft_wrap=True)
-    console.print(f"Best: {as_words(result.best)}. To train with it:")
+    console.print(f"Best: {as_words(result['best'])}. To train with it:")
     command = f"  python -m hmtl.train --config-dir {shlex.quote(str(folder))} experiment=tuned {search_path()}"
     console.print(command.rstrip(), markup=False, soft_wrap=True)
 
