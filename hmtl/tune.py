@@ -19,7 +19,6 @@ def tune(cfg: DictConfig) -> None:
     from hmtl.tuning.grid import as_words, combinations, grid_of, with_values
     from hmtl.tuning.report import tuning_figure, tuning_table
 
-    check(cfg)
     if cfg.privacy.clip is not None:
         raise ConfigError(
             "privacy: hmtl.tune looks at all rows without noise, and choices made by it tell about them. Leave privacy "

@@ -63,10 +63,6 @@ class Terms(ABC):
     def _block(self, users: slice, columns: slice) -> Tensor:
         """Return some columns of some users' terms; both slices have a start and a stop."""
 
-    @abstractmethod
-    def sum(self) -> Tensor:
-        """Return the sum of the terms, int64 [1, L], without holding all of them."""
-
 
 class TermsByBlock(Terms):
     """Terms with q sums for each of m coordinates, computed block by block.
@@ -94,6 +90,7 @@ class TermsByBlock(Terms):
         return terms
 
     def sum(self) -> Tensor:
+        """Return the sum of the terms, int64 [1, L], without holding all of them."""
         total = torch.zeros(self._q, self._m, dtype=torch.int64, device=self.device)
         for rows, columns in blocks(len(self), self._m):
             total[:, columns] += self._make(rows, columns).sum(0)
@@ -119,6 +116,7 @@ class WeightedChanges(Terms):
         return self._added(users, columns.start, torch.empty(n, width, dtype=torch.int64))
 
     def sum(self) -> Tensor:
+        """Return the sum of the terms, int64 [1, L], without holding all of them."""
         total = torch.zeros(1, self.shape[1], dtype=torch.int64)
         width = self.shape[1] if self._new.is_cpu else max(1, HELD // max(1, len(self)))
         for first in range(0, self.shape[1], width):
