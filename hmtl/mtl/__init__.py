@@ -30,6 +30,7 @@ from hmtl.mtl.solvers.base import LocalSolver
 from hmtl.mtl.solvers.sdca import SDCA, sigma_prime
 from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.solvers.trainers import LocalTrainer, TorchTrainer
+from hmtl.mtl.symmetric import Dense, LowRank, Symmetric
 
 __all__ = [
     "APFL",
@@ -41,6 +42,7 @@ __all__ = [
     "CoCoA",
     "Common",
     "CrossEntropy",
+    "Dense",
     "Ditto",
     "FedAdam",
     "FedAvg",
@@ -62,6 +64,7 @@ __all__ = [
     "LocalTrainer",
     "Logistic",
     "Loss",
+    "LowRank",
     "Mean",
     "MixedEffects",
     "NetworkAlgorithm",
@@ -79,6 +82,7 @@ __all__ = [
     "SharedModel",
     "SmoothHinge",
     "Squared",
+    "Symmetric",
     "TaskRelationship",
     "TorchTrainer",
     "Train",

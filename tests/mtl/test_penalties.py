@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmtl.mtl import Mean, Regularizer, Ridge, SharedModel, TaskRelationship, penalties, sums
+from hmtl.mtl import penalties, sums
 from hmtl.mtl.penalties import gradient_step
 
 K, M = 12, 37
@@ -45,27 +45,3 @@ def test_steps(share: float, dtype: torch.dtype) -> None:
         assert stepped.dtype == dtype
         tolerance = 1e-12 if dtype == torch.float64 else 1e-5
         torch.testing.assert_close(stepped.double(), new, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.usefixtures("work")
-@pytest.mark.parametrize("regularizer", [Ridge(0.3), Mean(0.7, 0.2), SharedModel(0.5), TaskRelationship(0.4)], ids=str)
-def test_regularizers(regularizer: Regularizer) -> None:
-    """R is ½ tr(W A Wᵀ) and its gradient W A, for the A of `coupling`."""
-    Omega = torch.eye(K, dtype=torch.float64) + 0.1
-    W, A = models().T.clone().requires_grad_(), regularizer.coupling(Omega)
-    value = regularizer(W, Omega)
-    torch.testing.assert_close(value, 0.5 * torch.trace(W @ A @ W.T), rtol=1e-12, atol=0)
-    torch.testing.assert_close(torch.autograd.grad(value, W)[0], (W @ A).detach(), rtol=1e-10, atol=1e-12)
-    assert (regularizer.form(Omega) is None) == isinstance(regularizer, TaskRelationship)
-    if (form := regularizer.form(Omega)) is not None:
-        torch.testing.assert_close(form.delta.diag() + form.U @ form.C @ form.U.T, A, rtol=1e-12, atol=1e-12)
-
-
-def test_a_redefined_coupling_does_not_inherit_the_form() -> None:
-    class Stronger(Mean):
-        def coupling(self, Omega: Tensor) -> Tensor:
-            return 2 * super().coupling(Omega)
-
-    W, Omega = models().T, torch.eye(K, dtype=torch.float64)
-    assert Stronger(0.1).form(Omega) is None
-    torch.testing.assert_close(Stronger(0.1)(W, Omega), 2 * Mean(0.1)(W, Omega))

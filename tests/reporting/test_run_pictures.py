@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hmtl.communication import TIERS, LinkLedger
+from hmtl.mtl import Dense
 from hmtl.reporting.run_pictures import link_figure, omega_figure
 from hmtl.tuning.report import tuning_figure
 
@@ -39,7 +40,7 @@ def test_at_most_ten_links_are_labelled(links: int, step: int) -> None:
 def test_omega_is_shown_as_correlations() -> None:
     G = np.random.default_rng(1).normal(size=(5, 4))
     Sigma = np.cov(G, rowvar=False)
-    axes, *_ = omega_figure(torch.from_numpy(np.linalg.inv(Sigma))).axes
+    axes, *_ = omega_figure(Dense(torch.from_numpy(np.linalg.inv(Sigma)))).axes
     (image,) = axes.images
     np.testing.assert_allclose(np.asarray(image.get_array()), np.corrcoef(G, rowvar=False))
     assert image.get_clim() == (-1, 1)
