@@ -27,7 +27,7 @@ from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import Clustered, Common, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
 from hmtl.mtl.solvers.base import LocalSolver
-from hmtl.mtl.solvers.sdca import SDCA, sigma_prime
+from hmtl.mtl.solvers.sdca import SDCA
 from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.solvers.trainers import LocalTrainer, TorchTrainer
 from hmtl.mtl.symmetric import Dense, LowRank, Symmetric
@@ -90,5 +90,4 @@ __all__ = [
     "cnn",
     "mlp",
     "preprocessing_setups",
-    "sigma_prime",
 ]

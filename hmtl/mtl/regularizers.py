@@ -19,7 +19,7 @@ from hmtl.errors import ConfigError
 from hmtl.mtl.graph import covariance, nearest, read_weights
 from hmtl.mtl.symmetric import Dense, LowRank, Symmetric
 
-PROBLEM = "coupling", "update_omega", "weights", "eigenvalues"
+PROBLEM = "coupling", "update_omega", "eigenvalues"
 FORMULAS = "inverse", "one_model", "common", "joint"
 """What follows from the methods of `PROBLEM`: a subclass that redefines one of these starts without it."""
 
@@ -95,11 +95,6 @@ class Regularizer(nn.Module, ABC):
                 f"{name}.coupling returned an A that is not positive definite, so R has no finite conjugate. Add a "
                 "small multiple of the identity."
             ) from error
-
-    @torch.no_grad()
-    def conjugate(self, V: Tensor, Omega: Symmetric) -> Tensor:
-        """Return R*(V) = ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
-        return self.inverse(Omega).quadratic(V.T)
 
     @property
     def learns(self) -> bool:
@@ -227,10 +222,10 @@ class Graph(Shrinking):
 
 
 class LearnedCoupling(Regularizer):
-    """A regularizer A = aΩ + bI that learns an Ω with the eigenvectors of WᵀW.
+    """A regularizer A = λΩ that learns an Ω with the eigenvectors of WᵀW.
 
     Args:
-        lam: strength.
+        lam: λ.
         floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1). It bounds the condition number of Ω by
             1/√floor, and thereby limits how slowly the next rounds converge, and how hard it is for models to leave
             the span of the present ones. With K > d, K − d eigenvalues have this bound.
@@ -242,25 +237,19 @@ class LearnedCoupling(Regularizer):
             raise ConfigError(f"floor={floor} is not in (0, 1). Give a share, such as 1e-4.")
         self.floor = floor
 
-    @property
-    def weights(self) -> tuple[float, float]:
-        """The numbers a and b."""
-        return self.lam, 0.0
-
-    @abstractmethod
     def scale(self, K: int) -> float:
         """Return the eigenvalue of the first Ω, a multiple of the identity."""
+        return K
 
     @abstractmethod
-    def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
-        """Return the eigenvalues of the best Ω for the floored singular values s of W, ascending, and their counts."""
+    def eigenvalues(self, s: Tensor, rest: int) -> Tensor:
+        """Return the eigenvalues of the best Ω for the floored singular values s of W, ascending.
 
-    def counted(self, rest: int) -> int:
-        """Return how many of the eigenvalues outside of the span of W take part in the constraint on Ω: all of them."""
-        return rest
+        The first of them is that of `rest` more directions, which are outside of the span of W.
+        """
 
     def coupling(self, Omega: Symmetric) -> Symmetric:
-        return Omega.scaled(*self.weights)
+        return self.lam * Omega
 
     def start(self, K: int, size: int) -> Symmetric:
         Omega = LowRank.multiple(self.scale(K), K, size if size < K else 0)
@@ -270,18 +259,18 @@ class LearnedCoupling(Regularizer):
         """Return the best Ω for W, in the form of `start`, or Ω itself if W = 0."""
         d, K = W.shape
         if d < K:
-            U, s = thin_svd(W)
-            s, counts = torch.cat([s[:1] * 0, s]), torch.ones(d + 1).to(s)
-            counts[0] = self.counted(K - d)
+            U, s, _ = torch.linalg.svd(W.T, full_matrices=False)
+            U, s = U.flip(1), s.flip(0)
         else:
             squares, U = torch.linalg.eigh(W.T @ W)
-            s, counts = squares.clamp_min(0).sqrt(), torch.ones_like(squares)
+            s = squares.clamp_min(0).sqrt()
         if s[-1] <= 0:
             return Omega
-        values = self.eigenvalues(s.clamp_min(self.floor**0.5 * s[-1]), counts)
+        floored = torch.cat([0 * s[:1], s]).clamp_min(self.floor**0.5 * s[-1])
+        outside, values = self.eigenvalues(floored, K - len(s)).tensor_split([1])
         if d < K:
-            return LowRank(values[0], U, (values[1:] - values[0]).diag())
-        return Dense(LowRank(0 * values[0], U, values.diag()).dense())
+            return LowRank(outside[0], U, (values - outside).diag())
+        return Dense(LowRank(0 * outside[0], U, values.diag()).dense())
 
 
 class TaskRelationship(LearnedCoupling):
@@ -302,18 +291,11 @@ class TaskRelationship(LearnedCoupling):
         super().__init__(lam, floor)
         self.lam2 = None if lam2 is None else _positive("lam2", lam2)
 
-    @property
-    def weights(self) -> tuple[float, float]:
-        return (self.lam, 0.0) if self.lam2 is None else (2 * self.lam, 2 * self.lam2)
+    def coupling(self, Omega: Symmetric) -> Symmetric:
+        return self.lam * Omega if self.lam2 is None else Omega.scaled(2 * self.lam, 2 * self.lam2)
 
-    def scale(self, K: int) -> float:
-        return K
-
-    def counted(self, rest: int) -> int:
-        return 0
-
-    def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
-        return (counts * s).sum() / s
+    def eigenvalues(self, s: Tensor, rest: int) -> Tensor:
+        return s[1:].sum() / s
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (λ/2)‖W‖_*² and ‖V‖²/(2λ), nuclear and spectral norm: min over Σ, tr Σ = 1, of ½λ tr(WΣ⁻¹Wᵀ)."""
@@ -409,7 +391,9 @@ class Clustered(LearnedCoupling):
             )
         return self.eta * (1 + self.eta) / (self.eta + self.clusters / K)
 
-    def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
+    def eigenvalues(self, s: Tensor, rest: int) -> Tensor:
+        counts = torch.ones_like(s)
+        counts[0] = rest
         # tr M grows piecewise linearly in θ, from 0 to K: solve for the θ at which it equals the number of clusters
         knots = torch.cat([self.eta / s, (1 + self.eta) / s]).sort().values
         traces = (counts * (knots[:, None] * s - self.eta).clamp(0, 1)).sum(1)
@@ -428,14 +412,7 @@ def _positive(name: str, value: float) -> float:
     return value
 
 
-def thin_svd(W: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the right singular vectors [K, d] and the singular values [d] of W [d, K], d ≤ K, in ascending order."""
-    Q, R = torch.linalg.qr(W.T)
-    left, s, _ = torch.linalg.svd(R)
-    return (Q @ left).flip(1), s.flip(0)
-
-
 def singular_values(W: Tensor) -> Tensor:
     """Return the singular values of W, in descending order."""
-    values: Tensor = torch.linalg.svdvals(torch.linalg.qr(W.T, mode="r").R if W.shape[1] > W.shape[0] else W)
+    values: Tensor = torch.linalg.svdvals(W if len(W) > W.shape[1] else W.T)
     return values

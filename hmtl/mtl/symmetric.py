@@ -15,6 +15,8 @@ EVERYBODY = slice(None)
 class Symmetric(nn.Module, ABC):
     """A matrix M = δI + U C Uᵀ [K, K], such as Ω, A or B = A⁻¹, float64. No method changes it.
 
+    All tensors are contiguous: the bits of products depend on that, and a node that was sent a state computes the same.
+
     The product w_k = δv_k + U_k C s depends on other users only through the sums s = Σ_l U_lᵀ v_l [q, m].
 
     Attributes:
@@ -130,7 +132,7 @@ class Dense(Symmetric):
 
     def __init__(self, C: Tensor) -> None:
         super().__init__()
-        self.register_buffer("C", C)
+        self.register_buffer("C", C.contiguous())
 
     @property
     def delta(self) -> Tensor:  # type: ignore[override]
@@ -184,8 +186,8 @@ class LowRank(Symmetric):
     def __init__(self, delta: Tensor, U: Tensor, C: Tensor) -> None:
         super().__init__()
         self.register_buffer("delta", delta)
-        self.register_buffer("U", U)
-        self.register_buffer("C", C)
+        self.register_buffer("U", U.contiguous())
+        self.register_buffer("C", C.contiguous())
 
     @classmethod
     def multiple(cls, value: float, K: int, q: int = 0) -> Self:

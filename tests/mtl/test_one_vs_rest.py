@@ -123,7 +123,8 @@ def test_primal_and_dual(seed, reduction):
     W, Omega = torch.from_numpy(W), Dense(torch.from_numpy(Omega))
     losses = problem.losses(problem.predictions(W, "train")).sum()
     assert float(losses + problem.regularizer(W, Omega)) == pytest.approx(primal, rel=1e-10)
-    conjugates = problem.conjugates(duals).sum() + problem.regularizer.conjugate(problem.combined(duals), Omega)
+    B = problem.regularizer.inverse(Omega)
+    conjugates = problem.conjugates(duals).sum() + B.quadratic(problem.combined(duals).T)
     assert -float(conjugates) == pytest.approx(dual, rel=1e-8)
 
 

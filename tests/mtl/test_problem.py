@@ -56,7 +56,7 @@ def test_primal_and_dual(random_problem, seed, K, reduction):
     problem, W, Omega = case.problem, torch.from_numpy(W), Dense(torch.from_numpy(Omega))
     losses = problem.losses(problem.predictions(W, "train")).sum()
     assert float(losses + problem.regularizer(W, Omega)) == pytest.approx(primal, rel=1e-12)
-    conjugates = problem.conjugates(a).sum() + problem.regularizer.conjugate(problem.combined(a), Omega)
+    conjugates = problem.conjugates(a).sum() + problem.regularizer.inverse(Omega).quadratic(problem.combined(a).T)
     assert -float(conjugates) == pytest.approx(dual, rel=1e-9)
 
 

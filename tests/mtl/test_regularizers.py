@@ -323,7 +323,7 @@ def test_a_coupling_of_its_own_inherits_no_formula(kind):
 @pytest.mark.parametrize(
     "redefined",
     [
-        {"weights": property(lambda self: (self.lam, 0.1))},
+        {"coupling": lambda self, Omega: Omega.scaled(self.lam, 0.1)},
         {"eigenvalues": lambda self, s, counts: s.sum() / s.clamp_min(0.1 * s[-1])},
         {"update_omega": lambda self, W, Omega: Omega.identity(1.0)},
     ],

@@ -133,9 +133,9 @@ class Users(Side):
         The rows may be part of a host's memory, so that they must not be overwritten.
         """
 
-    @abstractmethod
     def measure(self) -> dict[str, Tensor]:
-        """Return measurements of each user, [K, ...] each, for `Algorithm.figures`."""
+        """Return measurements of each user, [K, ...] each, for `Algorithm.figures`; by default none."""
+        return {}
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the models [K, m] a few columns at a time, if `Algorithm.figures` needs them."""
@@ -166,9 +166,8 @@ class Users(Side):
         """Return what follows from the state and the users' rows, [K, ...] each, for `Aggregator.agree`."""
         return {}
 
-    @abstractmethod
     def local_work(self, round: int, user: int) -> None:
-        """Compute the local update of one user and discard it, for timing."""
+        """Compute the local update of one user and discard it, for timing; by default, there is none."""
 
 
 class Aggregator(Side):
@@ -439,12 +438,24 @@ class Algorithm(ABC):
         return cpu_seconds() - start
 
 
-def no_sums(name: str) -> ConfigError:
-    """Return the error for an algorithm, called `name`, that does not work with messages="sums"."""
-    return ConfigError(
-        f"{name} needs the IVs of all users, not only sums. Set communicator=coded. communicator=sums works with "
-        "algorithm=cocoa, fedavg and its relatives, and with mocha and fedu if regularizer=mean."
-    )
+def summed(matrix: Symmetric | None, problem: Problem, name: str) -> Symmetric:
+    """Return the matrix with which an algorithm, called `name`, couples a problem by messages="sums".
+
+    Raises:
+        ConfigError: sums do not suffice, or there are none.
+    """
+    if matrix is None:
+        raise ConfigError(
+            f"{name} with {type(problem.regularizer).__name__} needs the IVs of all users, not only sums. Set "
+            "communicator=coded. communicator=sums works with algorithm=cocoa, fedavg and its relatives, and with "
+            "mocha and fedu if regularizer=mean."
+        )
+    if not matrix.q:
+        raise ConfigError(
+            "This regularizer does not couple the models, so there are no sums. Choose regularizer=mean, or "
+            "algorithm=local or local_networks, which send nothing."
+        )
+    return matrix
 
 
 def not_bounded(name: str) -> ConfigError:

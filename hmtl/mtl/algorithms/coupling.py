@@ -11,9 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from hmtl.errors import ConfigError, RangeError
-from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, no_sums, of_rows, with_rows
-from hmtl.mtl.penalties import gradient_step, implicit_step
+from hmtl.errors import RangeError
+from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, of_rows, summed, with_rows
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.solvers.networks import NetworkSolver
@@ -138,14 +137,18 @@ class StepsOfAll(nn.Module):
 
     def all_models(self, W: Tensor, lengths: Tensor) -> Tensor:
         """Return the models of all users after steps of `lengths` [K] from W [K, m]."""
-        lengths = lengths.to(W.device)
-        if not self.regularizer.learns:
+        W = W.contiguous()  # or else the bits of products would depend on where W comes from
+        x, eye = lengths.to(W.device)[:, None], self.Omega.eye
+        if self.regularizer.learns:
+            if not W.isfinite().all():
+                raise RangeError("the models are not finite: training diverges. Lower solver.step, or scale the data.")
+            self.Omega = self.regularizer.update_omega(W.double().T, self.Omega)
+            mixing = torch.linalg.inv(eye + x * self.A.dense())
+        else:
             A = self.A.dense()
-            return gradient_step(A, W, lengths, parts_of(float(lengths.max() * torch.linalg.eigvalsh(A)[-1])))
-        if not W.isfinite().all():
-            raise RangeError("the models are not finite: training diverges. Lower solver.step, or scale the data.")
-        self.Omega = self.regularizer.update_omega(W.double().T, self.Omega)
-        return implicit_step(self.A.dense(), W, lengths)
+            parts = parts_of(float(x.max() * torch.linalg.eigvalsh(A)[-1]))
+            mixing = torch.linalg.matrix_power(eye - x / parts * A, parts)
+        return torch.mm(mixing.to(W), W)
 
 
 class SendModels(nn.Module):
@@ -291,19 +294,14 @@ def coupled_sides(
         ConfigError: the regularizer needs more than the messages contain.
     """
     solver.rate(0)  # raises if the solver has no step size
-    send, start = SendModels(len(start)), start.expand(problem.K, -1)
+    m, start = len(start), start.expand(problem.K, -1)
     A = problem.known(problem.regularizer.coupling)
+    if messages == "sums":
+        by_sums = StepsBySums(summed(A, problem, "FedU"), problem.grid)
+        return SendTerms(start[problem.users], by_sums, solver, problem.users), TermsCoupler(start, by_sums)
+    steps: StepsBySums | StepsOfAll
     if A is not None and A.q:
         steps = StepsBySums(A, problem.grid)
-        if messages == "ivs":
-            return send, Coupler(start, steps, solver)
-        return SendTerms(start[problem.users], steps, solver, problem.users), TermsCoupler(start, steps)
-    if messages == "ivs":
-        steps_of_all = StepsOfAll(problem.regularizer, problem.K, start.shape[1], problem.s.device)
-        return send, Coupler(start, steps_of_all, solver)
-    if A is None:
-        raise no_sums(f"FedU with {type(problem.regularizer).__name__}")
-    raise ConfigError(
-        "This regularizer does not couple the models, so there are no sums. Choose regularizer=mean, or "
-        "algorithm=local_networks, which sends nothing."
-    )
+    else:
+        steps = StepsOfAll(problem.regularizer, problem.K, m, problem.s.device)
+    return SendModels(m), Coupler(start, steps, solver)

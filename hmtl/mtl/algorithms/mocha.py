@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, no_sums
+from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, summed
 from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
 from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUsers
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
@@ -93,12 +92,7 @@ class MOCHA(Algorithm):
         aggregator = DualAggregator(problem.regularizer, V, settings, problem.grid)
         if messages == "ivs":
             return DualUsers(problem, self.solver, settings), aggregator
-        if problem.known(problem.regularizer.inverse) is None:
-            raise no_sums(f"{type(self).__name__} with {type(problem.regularizer).__name__}")
-        if not aggregator.coupling.B.q:
-            raise ConfigError(
-                "This regularizer does not couple the models, so there are no sums. Choose algorithm=local instead."
-            )
+        summed(problem.known(problem.regularizer.inverse), problem, type(self).__name__)
         users = SummedDualUsers(problem, self.solver, settings, aggregator.coupling)
         return users, SummedDualAggregator(aggregator.coupling, users.numbers, settings, problem.grid)
 

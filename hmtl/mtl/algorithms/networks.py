@@ -336,12 +336,6 @@ class CoupledSection(Users):
         if len(users):
             self.users.held["coupled"].put(users, self.coupling.decode(users, models))
 
-    def measure(self) -> dict[str, Tensor]:
-        return {}
-
-    def local_work(self, round: int, user: int) -> None:
-        pass
-
 
 class Aggregators(Aggregator):
     """The aggregators of both sections, which share nothing; the communicator calls each of them."""

@@ -293,6 +293,17 @@ def test_who_missed_a_change_of_the_coupling_is_told_later(random_problem):
     assert columns == [1, 1, 2, 2, 1, 2]
 
 
+@pytest.mark.parametrize("regularizer", [Graph(0.2, neighbors=2), Ridge(0.3)], ids=["graph", "ridge"])
+def test_curvature(random_problem, regularizer):
+    """Both kinds dominate B; the larger is σ′B_kk with one σ′ for all users."""
+    coupling = MOCHA(random_problem(3, K=5, regularizer=regularizer).problem, SDCA()).aggregator.coupling
+    B, (user, largest) = coupling.B.dense(), (coupling.curvature(kind)[:, 0] for kind in ("user", "max"))
+    assert torch.linalg.eigvalsh(user.diag() - B)[0] >= -1e-9
+    ratios = B.abs().sum(1) / B.diagonal()
+    torch.testing.assert_close(largest, ratios.max() * B.diagonal())
+    assert (largest >= user - 1e-12).all()
+
+
 def test_local_training_needs_no_messages(random_problem):
     """The models are those of MOCHA over a network without coupling, to the last bit, dropped users and all."""
     problem, work = random_problem(6).problem, Participation(low=0.3, dropout=0.3)
