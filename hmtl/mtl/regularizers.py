@@ -19,9 +19,9 @@ from hmtl.errors import ConfigError
 from hmtl.mtl.graph import covariance, nearest, read_weights
 from hmtl.mtl.symmetric import Dense, LowRank, Symmetric
 
-PROBLEM = "coupling", "update_omega", "eigenvalues"
-FORMULAS = "inverse", "one_model", "common", "joint"
-"""What follows from the methods of `PROBLEM`: a subclass that redefines one of these starts without it."""
+FORMULAS = {name: {"coupling"} for name in ("inverse", "one_model", "common")}
+FORMULAS |= {"joint": {"coupling", "update_omega", "eigenvalues"}}
+"""What follows from the methods named: a subclass that redefines one of these starts without it."""
 
 
 class Regularizer(nn.Module, ABC):
@@ -48,8 +48,8 @@ class Regularizer(nn.Module, ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if vars(cls).keys() & {*PROBLEM}:
-            for formula in {*FORMULAS} - vars(cls).keys():
+        for formula, sources in FORMULAS.items():
+            if sources & vars(cls).keys() and formula not in vars(cls):
                 setattr(cls, formula, vars(Regularizer)[formula])
 
     def for_networks(self) -> Self:
@@ -259,8 +259,8 @@ class LearnedCoupling(Regularizer):
         """Return the best Ω for W, in the form of `start`, or Ω itself if W = 0."""
         d, K = W.shape
         if d < K:
-            U, s, _ = torch.linalg.svd(W.T, full_matrices=False)
-            U, s = U.flip(1), s.flip(0)
+            U, descending, _ = torch.linalg.svd(W.T, full_matrices=False)
+            s = descending.flip(0)
         else:
             squares, U = torch.linalg.eigh(W.T @ W)
             s = squares.clamp_min(0).sqrt()
@@ -269,7 +269,7 @@ class LearnedCoupling(Regularizer):
         floored = torch.cat([0 * s[:1], s]).clamp_min(self.floor**0.5 * s[-1])
         outside, values = self.eigenvalues(floored, K - len(s)).tensor_split([1])
         if d < K:
-            return LowRank(outside[0], U, (values - outside).diag())
+            return LowRank(outside[0], U, (values - outside).flip(0).diag())
         return Dense(LowRank(0 * outside[0], U, values.diag()).dense())
 
 

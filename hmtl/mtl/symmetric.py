@@ -9,6 +9,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from hmtl.mtl.sums import WORK
+
 EVERYBODY = slice(None)
 
 
@@ -90,8 +92,8 @@ class Symmetric(nn.Module, ABC):
 
     def quadratic(self, V: Tensor) -> Tensor:
         """Return ½ tr(Vᵀ M V), a scalar, for V [K, m]."""
-        V = V.double()  # large terms may cancel
-        return self.value(self.squares(V).sum(), self.sums(V))
+        parts = (part.double() for part in torch.split(V, max(64, WORK // len(V)), 1))  # large terms may cancel
+        return torch.stack([self.value(self.squares(part).sum(), self.sums(part)) for part in parts]).sum()
 
     def value(self, squares: Tensor, sums: Tensor) -> Tensor:
         """Return `quadratic`, given the sum of all users' `squares`, and the sums of V [q, m] or [q·m]."""

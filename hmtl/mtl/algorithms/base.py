@@ -318,9 +318,9 @@ class Algorithm(ABC):
             RangeError: a model is not finite.
         """
         # a measure may be undefined for a user, such as one without test rows, which is not a divergence
-        if not all(each.isfinite().all() for name, each in measured.items() if not self.problem.is_measure(name)):
-            raise RangeError(DIVERGED)
         own = self._beside_measures(measured)
+        if not all(each.isfinite().all() for each in own.values()):
+            raise RangeError(DIVERGED)
         sums = {name: each.sum(0) for name, each in self._shares(own).items()}
         for name, M in self._quadratics().items():
             sums[name] = torch.stack([M.quadratic(each) for each in ([own[name]] if name in own else blocks)]).sum(0)

@@ -86,7 +86,7 @@ class NetworkUsers(Users):
         elif not average:
             self.numbers = 0
         self.held = {name: UserRows(start, K) for name, start in starts.items()}
-        second = CoupledSection(self) if average and coupling else None
+        second = CoupledSection(self, coupling) if average and coupling else None
         object.__setattr__(self, "second", second)  # no part of this module's state
         self.trained: tuple[Ids, Tensor, Tensor] = NOBODY, torch.empty(0, 0), torch.empty(0)
         self._tuned: dict[str, Tensor] = {}
@@ -306,18 +306,12 @@ class CoupledSection(Users):
     """
 
     users: NetworkUsers
+    coupling: SendModels
 
-    def __init__(self, users: NetworkUsers) -> None:
+    def __init__(self, users: NetworkUsers, coupling: SendModels) -> None:
         super().__init__()
-        assert users.coupling
-        object.__setattr__(self, "users", users)  # whose module holds all state
-        self.numbers, self.row_bits = users.coupling.numbers, users.coupling.row_bits
-
-    @property
-    def coupling(self) -> SendModels:
-        """What travels."""
-        assert self.users.coupling
-        return self.users.coupling
+        vars(self).update(users=users, coupling=coupling)  # the module of `users` holds all state
+        self.numbers, self.row_bits = coupling.numbers, coupling.row_bits
 
     @property
     def origin(self) -> Tensor:
