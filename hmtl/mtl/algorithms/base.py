@@ -307,6 +307,7 @@ class Algorithm(ABC):
         """Return the figures of the present state; see `figures`."""
         return self.figures(self.users.measure(), self.users.blocks())
 
+    @torch.no_grad()
     def figures(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         """Return the primal, dual and gap if there are any, and the measures on train and test rows.
 

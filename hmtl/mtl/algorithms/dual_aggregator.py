@@ -131,9 +131,9 @@ class DualAggregator(Aggregator):
     product of all θ so far, so that it does not matter how often they receive it, or which they missed. V = Σ_j s a_j
     x_j holds for any θ.
 
-    Buffers: `V` [K, d]; those of Ω; `rounds`, the number of updates; `outdated` [K],
-    users who may not know the present c_k; `t`; `gain`, by how much R fell when Ω was learned last; `center` [d], w0 if
-    there is a common model; `scale`, the product of all θ if duals are rescaled.
+    Buffers: `V` [K, d]; those of Ω; `rounds`, the number of updates; `outdated` [K], users who may not know the present
+    c_k; `t`; `gain`, by how much R fell when Ω was learned last; `center` [d], w0 if there is a common model; `scale`,
+    the product of all θ if duals are rescaled.
     """
 
     V: Tensor

@@ -169,8 +169,9 @@ class MOCHA(Algorithm):
     def _objective(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Return primal, dual and gap; and the gap by a bound of R*(V), if V was rounded on the way.
 
-        If sums ŝ = s - Σ_k ε_k were, tr(s C sᵀ) ≤ tr(ŝ C ŝᵀ) + 2 Σ_k tr(ŝ C ε_kᵀ) + ‖C‖ (Σ_k ‖ε_k‖)², so that two
-        numbers of each user suffice, and ‖v_k‖. The first two terms are tr(s C sᵀ) - tr(ε C εᵀ) for ε = Σ_k ε_k.
+        Aggregators of sums hold ŝ = s - Σ_k ε_k. Then tr(s C sᵀ) ≤ tr(ŝ C ŝᵀ) + 2 Σ_k tr(ŝ C ε_kᵀ) + ‖C‖ (Σ_k ‖ε_k‖)²,
+        so that two numbers of each user suffice, and ‖v_k‖. The first two terms are tr(s C sᵀ) - tr(ε C εᵀ) for
+        ε = Σ_k ε_k.
         """
         primal, dual = float(sums["losses"] + sums["W"]), -float(sums["conjugates"] + sums["V"])
         if "held" in sums and self.problem.K * sums["held squares"] != sums["held"] ** 2:
