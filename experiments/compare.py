@@ -39,7 +39,7 @@ def train(data: Sequence[str], method: str, seed: int, rounds: int) -> tuple[Alg
         rounds //= 4  # a round of FedU makes five passes over the rows and takes as long as several of MOCHA's
     cfg = compose(*data, LAMBDAS, *method.split(), f"seed={seed}", f"rounds={rounds}", "output_dir=.")
     tasks, _ = build_tasks(cfg)
-    best = cross_validate(cfg, tasks).best
+    best = cross_validate(cfg, tasks)["best"]
     cfg = with_values(cfg, best)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
     for round in range(rounds):

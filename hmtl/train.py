@@ -60,7 +60,7 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
         models_of(algorithm, models).save(folder / "models.npz")
     write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
     for logger in run.loggers:
-        logger.finish(summary, lambda: {"topology": topology, **run_pictures(communicator.ledger, algorithm.relation)})
+        logger.finish(summary, lambda: {"topology": topology, **run_pictures(communicator.ledger, algorithm.Omega)})
     run.engine.finish()
     if models is None:
         print("Models: models-host-*.npz at the hosts, each with those of its own users.")

@@ -19,7 +19,6 @@ def tune(cfg: DictConfig) -> None:
     from hmtl.tuning.grid import as_words, combinations, grid_of, with_values
     from hmtl.tuning.report import tuning_figure, tuning_table
 
-    check(cfg)
     if cfg.privacy.clip is not None:
         raise ConfigError(
             "privacy: hmtl.tune looks at all rows without noise, and choices made by it tell about them. Leave privacy "
@@ -34,16 +33,16 @@ def tune(cfg: DictConfig) -> None:
 
     with held(folder):
         result = cross_validate(cfg, tasks, folder / "checkpoint.pt")
-        write_json(folder / "tune.json", result.to_dict())
+        write_json(folder / "tune.json", result)
         with replacing(folder / "tune.png") as file:
             tuning_figure(result).savefig(file, format="png", dpi=150)
         (folder / "experiment").mkdir(exist_ok=True)
-        write_whole(folder / "experiment" / "tuned.yaml", as_experiment(original, result.best))
+        write_whole(folder / "experiment" / "tuned.yaml", as_experiment(original, result["best"]))
 
     console.table(tuning_table(result))
-    for warning in result.warnings:
+    for warning in result["warnings"]:
         console.print(f"warning: {warning}", soft_wrap=True)
-    console.print(f"Best: {as_words(result.best)}. To train with it:")
+    console.print(f"Best: {as_words(result['best'])}. To train with it:")
     command = f"  python -m hmtl.train --config-dir {shlex.quote(str(folder))} experiment=tuned {search_path()}"
     console.print(command.rstrip(), markup=False, soft_wrap=True)
 

@@ -499,17 +499,13 @@ def test_a_logger_of_ones_own_gets_each_round_and_the_summary(configure: Configu
 
 
 OWN = """
-import torch
-from hmtl.mtl import Regularizer
+from hmtl.mtl import Dense, Regularizer
 
 class Neighbours(Regularizer):
     '''Each user close to the next one, on a ring.'''
 
     def coupling(self, Omega):
-        K = len(Omega)
-        L = 2 * torch.eye(K, dtype=Omega.dtype) - torch.roll(torch.eye(K, dtype=Omega.dtype), 1, 0)
-        L = L - torch.roll(torch.eye(K, dtype=Omega.dtype), -1, 0)
-        return self.lam * (L + 0.1 * torch.eye(K, dtype=Omega.dtype))
+        return Dense(self.lam * (2.1 * Omega.eye - Omega.eye.roll(1, 0) - Omega.eye.roll(-1, 0)))
 """
 
 

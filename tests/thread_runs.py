@@ -14,10 +14,29 @@ from hmtl.config.build import build
 from hmtl.distributed.frames import CONTROL
 from hmtl.distributed.peers import PER_NUMBER, Peers
 from hmtl.distributed.placement import Placement
+from hmtl.mtl import Learner
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
 PROCESSES = 6  # a server, three relays, two hosts
 Fault = Callable[[Peers, int], None]
+
+
+class Momentum(Learner):
+    """A learner as a user of hmtl writes it: momentum at the server, and users who start near their last models."""
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        return {"v": torch.zeros_like(self.start)}
+
+    def personal(self) -> dict[str, torch.Tensor]:
+        return {"last": self.start}
+
+    def local(self, shared: Any, own: Any, train: Any) -> dict[str, torch.Tensor]:
+        own.last = train((shared.w + own.last) / 2)
+        return {"w": own.last}
+
+    def server(self, state: Any, mean: Any) -> dict[str, torch.Tensor]:
+        state.v = 0.5 * state.v + mean.w
+        return {"w": state.v}
 
 
 def without_clocks(history: list[dict[str, float]]) -> list[dict[str, float]]:

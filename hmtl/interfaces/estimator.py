@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hmtl.data.by_task import TaskRows
     from hmtl.data.preprocessing import Scope
     from hmtl.mtl import MOCHA, Loss, MixedEffects, Problem, Regularizer
-    from hmtl.mtl.regularizers import Relation
+    from hmtl.mtl.symmetric import Symmetric
 
 
 FAR = 100  # standard deviations of a task, beyond which the means of others do not help
@@ -218,7 +218,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             problem.splits = ()  # nobody reads the measures of a fit
             algorithm, W, metrics, converged = self._train(problem)
             self.primal_, self.gap_ = metrics["primal"], metrics["gap"]
-            relation = algorithm.relation
+            relation = algorithm.Omega
             new = prior.split(W, relation) * units.log().mean().exp() if isinstance(prior, Common) else None
             W = W * units
         if not converged:
@@ -270,12 +270,10 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         Raises:
             AttributeError: the regularizer learns no relation, or `fit` was not called.
         """
-        from hmtl.mtl.regularizers import dense
-
-        relation: Relation | None = getattr(self, "_relation", None)
+        relation: Symmetric | None = getattr(self, "_relation", None)
         if relation is None:
             raise AttributeError("Omega_ exists after 'fit', if the regularizer learns how the tasks are related.")
-        return dense(relation).numpy()
+        return relation.dense().numpy()
 
     def predict(self, X: Any, groups: ArrayLike | None = None) -> Any:
         """Predict the labels or numbers of raw rows.

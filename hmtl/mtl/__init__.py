@@ -27,9 +27,10 @@ from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.regularizers import Clustered, Common, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
 from hmtl.mtl.solvers.base import LocalSolver
-from hmtl.mtl.solvers.sdca import SDCA, sigma_prime
+from hmtl.mtl.solvers.sdca import SDCA
 from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.solvers.trainers import LocalTrainer, TorchTrainer
+from hmtl.mtl.symmetric import Dense, LowRank, Symmetric
 
 __all__ = [
     "APFL",
@@ -41,6 +42,7 @@ __all__ = [
     "CoCoA",
     "Common",
     "CrossEntropy",
+    "Dense",
     "Ditto",
     "FedAdam",
     "FedAvg",
@@ -62,6 +64,7 @@ __all__ = [
     "LocalTrainer",
     "Logistic",
     "Loss",
+    "LowRank",
     "Mean",
     "MixedEffects",
     "NetworkAlgorithm",
@@ -79,6 +82,7 @@ __all__ = [
     "SharedModel",
     "SmoothHinge",
     "Squared",
+    "Symmetric",
     "TaskRelationship",
     "TorchTrainer",
     "Train",
@@ -86,5 +90,4 @@ __all__ = [
     "cnn",
     "mlp",
     "preprocessing_setups",
-    "sigma_prime",
 ]

@@ -9,7 +9,7 @@ hold one user per column: the parameters of C scores, one after the other.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -31,6 +31,7 @@ from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.measures import OwnMeasure, means, measures_for, summarize, terms_of_means, totals
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid
+from hmtl.mtl.symmetric import Symmetric
 from hmtl.rng import generator
 
 AT_ONCE = 1024  # rows, of many, for which intermediate results are in memory at the same time
@@ -215,6 +216,13 @@ class Problem:
         task = self.everybody[0]  # two rows of this shape suffice to show how many facts there are
         x, y = torch.zeros(2, self.d), torch.tensor([0.0, 1.0] if task.classes else [-1.0, 1.0])
         return self.regularizer.facts(Task("stand-in", x, y, x[:0], y[:0], task.classes))[None][:0]
+
+    def known(self, matrix: Callable[[Symmetric], Symmetric]) -> Symmetric | None:
+        """Return a function of the first Ω if users know it from the configuration alone, and sums suffice for it."""
+        if self.regularizer.learns or self.facts().shape[1]:
+            return None
+        M = matrix(self.regularizer.start(self.K, self.size).to(self.s))
+        return M if M.by_sums else None
 
     def check_dense(self, algorithm: str) -> None:
         """Raise ConfigError if rows are sparse, for an algorithm that cannot use them."""

@@ -1,14 +1,14 @@
 """Regularizers R(W, Ω) = ½ tr(W A Wᵀ), each defined by its coupling matrix A(Ω).
 
-K users, d features; W [d, K] holds one user's model per column; Ω, A and B = A⁻¹ are [K, K]. If there are more users
-than numbers in a model, a learned Ω is a `Spectrum`, and A and B have a `Form`: no matrix [K, K] is ever built.
+K users, d features; W [d, K] holds one user's model per column; Ω, A and B = A⁻¹ are `Symmetric`, [K, K]. If there are
+more users than numbers in a model, a learned Ω is of low rank, and no matrix [K, K] is ever built.
 """
 
 import copy
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,34 +17,30 @@ from torch import Tensor, nn
 from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl.graph import covariance, nearest, read_weights
-from hmtl.mtl.spectrum import Spectrum, singular_values, thin_svd
-from hmtl.mtl.sums import Form
+from hmtl.mtl.symmetric import Dense, LowRank, Symmetric
 
-Relation = Tensor | Spectrum
-"""Ω [K, K]."""
-FORMULAS = {
-    "sums": (),
-    "form": ("sums",),
-    "inverse_coupling": (),
-    "common": (),
-    "start": ("sums", "start_omega", "update_omega"),
-    "joint": ("weights", "eigenvalues", "update_omega"),
-}
-"""What follows from `coupling` and the methods named: a subclass that redefines one of these starts without it."""
+FORMULAS = {name: {"coupling"} for name in ("inverse", "one_model", "common")}
+FORMULAS |= {"joint": {"coupling", "update_omega", "eigenvalues"}}
+"""What follows from the methods named: a subclass that redefines one of these starts without it."""
 
 
 class Regularizer(nn.Module, ABC):
     """The coupling of the users' models. A new regularizer only has to define `coupling`.
 
-    It has `sums`, `common` or `joint` if it says so: a subclass with a `coupling` of its own inherits none of them, see
-    `FORMULAS`.
+    A regularizer that learns Ω also defines `update_omega`. All else follows; a subclass with a `coupling` of its own
+    inherits no formula for it, see `FORMULAS`.
 
     Args:
         lam: strength λ > 0.
 
+    Attributes:
+        one_model: whether B has only equal rows, so that all models are the same.
+
     Raises:
         ConfigError: λ is not a finite number above 0.
     """
+
+    one_model: bool = False
 
     def __init__(self, lam: float) -> None:
         super().__init__()
@@ -53,8 +49,7 @@ class Regularizer(nn.Module, ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         for formula, sources in FORMULAS.items():
-            named = {formula, "coupling", *sources}
-            if formula not in vars(next(kind for kind in cls.__mro__ if named & vars(kind).keys())):
+            if sources & vars(cls).keys() and formula not in vars(cls):
                 setattr(cls, formula, vars(Regularizer)[formula])
 
     def for_networks(self) -> Self:
@@ -74,54 +69,32 @@ class Regularizer(nn.Module, ABC):
         return copy.deepcopy(self)
 
     @abstractmethod
-    def coupling(self, Omega: Tensor) -> Tensor:
-        """Return A [K, K], symmetric positive definite, in the type and on the device of Ω [K, K]."""
+    def coupling(self, Omega: Symmetric) -> Symmetric:
+        """Return A, positive definite: `Dense` of a tensor [K, K], or a matrix computed from Ω."""
 
-    def forward(self, W: Tensor, Omega: Relation) -> Tensor:
+    def forward(self, W: Tensor, Omega: Symmetric) -> Tensor:
         """Return R(W, Ω) = ½ tr(W A Wᵀ), a scalar that is differentiable in W [d, K]."""
-        form = self.form(Omega)
-        if form is not None:
-            return form.penalty(W.T)
-        return 0.5 * (self.coupling(dense(Omega)) * (W.T @ W)).sum()
+        return self.coupling(Omega).quadratic(W.T)
 
     @torch.no_grad()
-    def inverse_coupling(self, Omega: Tensor) -> Tensor:
-        """Return B = A⁻¹ [K, K], as in R*(V) = ½ tr(V B Vᵀ) and the global update W = V B.
+    def inverse(self, Omega: Symmetric) -> Symmetric:
+        """Return B = A⁻¹, as in R*(V) = ½ tr(V B Vᵀ) and the global update W = V B.
 
         Raises:
             ConfigError: A has the wrong shape, is not symmetric, or is not positive definite.
         """
         A, name = self.coupling(Omega), type(self).__name__
-        if A.shape != Omega.shape:
-            raise ConfigError(f"{name}.coupling returned shape {tuple(A.shape)}. Return A as {tuple(Omega.shape)}.")
-        if not (A - A.T).abs().max() <= 1e-10 * A.abs().max():  # rounding errors scale with the largest entry
+        if not isinstance(A, Symmetric) or len(A) != len(Omega):
+            raise ConfigError(f"{name}.coupling does not return a matrix of all users. Return Dense(A) for A [K, K].")
+        if A.q and not (A.C - A.C.T).abs().max() <= 1e-10 * A.C.abs().max():  # the largest entry scales rounding errors
             raise ConfigError(f"{name}.coupling returned an asymmetric A. Return (A + Aᵀ)/2, which gives the same R.")
-        L, info = torch.linalg.cholesky_ex((A + A.T) / 2)
-        if info.item():
+        try:
+            return A.inverse()
+        except ArithmeticError as error:
             raise ConfigError(
                 f"{name}.coupling returned an A that is not positive definite, so R has no finite conjugate. Add a "
                 "small multiple of the identity."
-            )
-        return torch.cholesky_inverse(L)
-
-    def sums(self, Omega: Any) -> Form | None:
-        """Return B = diag(δ) + U C Uᵀ, for which a few sums over all users suffice; None if users need all IVs."""
-        return None
-
-    def inverse(self, Omega: Relation) -> Tensor | Form:
-        """Return B as a form if it has one, and as `inverse_coupling` otherwise."""
-        form = self.sums(Omega)
-        return self.inverse_coupling(dense(Omega)) if form is None else form
-
-    def form(self, Omega: Relation) -> Form | None:
-        """Return A = diag(a) + U C Uᵀ, computed from `sums`, or None if A has no such form."""
-        inverse = self.sums(Omega)
-        return None if inverse is None or not (inverse.delta > 0).all() else inverse.coupling()
-
-    @torch.no_grad()
-    def conjugate(self, V: Tensor, Omega: Relation) -> Tensor:
-        """Return R*(V) = ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
-        return conjugate(self.inverse(Omega), V)
+            ) from error
 
     @property
     def learns(self) -> bool:
@@ -136,9 +109,9 @@ class Regularizer(nn.Module, ABC):
         """
         return None
 
-    def rest(self, Omega: Relation) -> Tensor | Form:
-        """Return B − 11ᵀ/λ0, for regularizers with a common model."""
-        raise NotImplementedError
+    def rest(self, Omega: Symmetric) -> Symmetric:
+        """Return B − 11ᵀ/λ0; without a common model, B."""
+        return self.inverse(Omega)
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return R and R* of the joint problem in W [d, K] and Ω, or None if they are not known.
@@ -147,57 +120,21 @@ class Regularizer(nn.Module, ABC):
         """
         return None
 
-    def start_omega(self, K: int) -> Tensor:
-        """Return the Ω of the first round, K·I, which corresponds to Σ = I/K."""
-        return K * torch.eye(K, dtype=torch.float64)
+    def start(self, K: int, size: int) -> Symmetric:
+        """Return the Ω of the first round for models of `size` numbers: K·I, which corresponds to Σ = I/K."""
+        Omega = LowRank.multiple(K, K)
+        return Dense(Omega.dense()) if self.learns else Omega
 
-    def start(self, K: int, size: int) -> Relation:
-        """Return `start_omega` in the form that suits models of `size` numbers."""
-        return self.start_omega(K)
-
-    def update_omega(self, W: Tensor, Omega: Any) -> Any:
-        """Return the best Ω for W, of the type of Ω, or Ω itself if the regularizer does not learn it."""
+    def update_omega(self, W: Tensor, Omega: Symmetric) -> Symmetric:
+        """Return the best Ω for W, in the form of `start`, or Ω itself if the regularizer does not learn it."""
         return Omega
-
-
-def dense(Omega: Relation) -> Tensor:
-    """Return Ω as a tensor [K, K]."""
-    return Omega.dense if isinstance(Omega, Spectrum) else Omega
-
-
-def plus_constant(B: Any, value: float) -> Any:
-    """Return B + value·11ᵀ, for a matrix or a form."""
-    return B + value if isinstance(B, Tensor) else B.plus(torch.ones_like(B.delta), value)
-
-
-def conjugate(B: Tensor | Form, V: Tensor) -> Tensor:
-    """Return ½ tr(V B Vᵀ), a scalar, for V [d, K]."""
-    product: Tensor = V @ B if isinstance(B, Tensor) else (B @ V.T).T
-    return 0.5 * product.mul_(V).sum()
-
-
-def _multiple(self: Regularizer, K: int, size: int) -> Relation:
-    """Return K·I without memory for K² numbers: A has a form, so that Ω is not used."""
-    return Spectrum.multiple(K, K, 0)
-
-
-def _uniform(Omega: Relation, delta: float, C: float | None = None) -> Form:
-    """Return δI + C·11ᵀ [K, K]; without C, U has no columns."""
-    like, q = Omega.values if isinstance(Omega, Spectrum) else Omega, int(C is not None)
-    return Form(like.new_full((len(Omega),), delta), like.new_ones(len(Omega), q), like.new_full((q, q), C or 0.0))
 
 
 class Ridge(Regularizer):
     """A = λI: no coupling, R = (λ/2)‖W‖²."""
 
-    start = _multiple
-
-    def coupling(self, Omega: Tensor) -> Tensor:
-        return self.lam * torch.eye(len(Omega)).to(Omega)
-
-    def sums(self, Omega: Relation) -> Form | None:
-        """Return B = I/λ, without any sums."""
-        return _uniform(Omega, 1 / self.lam)
+    def coupling(self, Omega: Symmetric) -> Symmetric:
+        return Omega.identity(self.lam)
 
 
 class Shrinking(Regularizer):
@@ -229,39 +166,25 @@ class Mean(Shrinking):
     Ref: Evgeniou and Pontil 2004.
     """
 
-    start = _multiple
-
-    def coupling(self, Omega: Tensor) -> Tensor:
-        eye = torch.eye(len(Omega)).to(Omega)
-        return 2 * (self.lam * (eye - 1 / len(Omega)) + self.lam2 * eye)
-
-    def sums(self, Omega: Relation) -> Form | None:
-        """Return B = (I + (λ1/(λ2·K))·11ᵀ) / (2(λ1 + λ2))."""
-        delta = 1 / (2 * (self.lam + self.lam2))
-        return _uniform(Omega, delta, delta * self.lam / (self.lam2 * len(Omega)))
+    def coupling(self, Omega: Symmetric) -> Symmetric:
+        return Omega.identity(2 * (self.lam + self.lam2)).plus(Omega.ones, -2 * self.lam / len(Omega))
 
 
 class SharedModel(Regularizer):
     """One model for all users: R = (λ/2)‖w‖² if all w_k = w, infinite otherwise; B = 11ᵀ/λ.
 
-    B is singular. `coupling` returns its pseudo-inverse instead of A, which gives R for all models W = V B; σ′ is K.
+    B is singular. `coupling` returns (λ/K)·I instead of A, which gives R for all models W = V B; σ′ is K.
 
     Ref: Ma et al. 2015.
     """
 
-    start = _multiple
+    one_model = True
 
-    def coupling(self, Omega: Tensor) -> Tensor:
-        return torch.full_like(Omega, self.lam / len(Omega) ** 2)
+    def coupling(self, Omega: Symmetric) -> Symmetric:
+        return Omega.identity(self.lam / len(Omega))
 
-    def inverse_coupling(self, Omega: Tensor) -> Tensor:
-        return torch.full_like(Omega, 1 / self.lam)
-
-    def sums(self, Omega: Relation) -> Form | None:
-        return _uniform(Omega, 0.0, 1 / self.lam)
-
-    def form(self, Omega: Relation) -> Form | None:
-        return _uniform(Omega, 0.0, self.lam / len(Omega) ** 2)
+    def inverse(self, Omega: Symmetric) -> Symmetric:
+        return Omega.identity(0.0).plus(Omega.ones, 1 / self.lam)
 
 
 class Graph(Shrinking):
@@ -294,15 +217,15 @@ class Graph(Shrinking):
         new.register_buffer("laplacian", a.sum(1).diag() - a)
         return new
 
-    def coupling(self, Omega: Tensor) -> Tensor:
-        return self.lam * self.get_buffer("laplacian").to(Omega) + self.lam2 * torch.eye(len(Omega)).to(Omega)
+    def coupling(self, Omega: Symmetric) -> Symmetric:
+        return Dense(self.get_buffer("laplacian").to(Omega.C)).scaled(self.lam, self.lam2)
 
 
 class LearnedCoupling(Regularizer):
-    """A regularizer A = aΩ + bI that learns an Ω with the eigenvectors of WᵀW.
+    """A regularizer A = λΩ that learns an Ω with the eigenvectors of WᵀW.
 
     Args:
-        lam: strength.
+        lam: λ.
         floor: smallest eigenvalue of WᵀW relative to the largest, in (0, 1). It bounds the condition number of Ω by
             1/√floor, and thereby limits how slowly the next rounds converge, and how hard it is for models to leave
             the span of the present ones. With K > d, K − d eigenvalues have this bound.
@@ -314,62 +237,40 @@ class LearnedCoupling(Regularizer):
             raise ConfigError(f"floor={floor} is not in (0, 1). Give a share, such as 1e-4.")
         self.floor = floor
 
-    @property
-    def weights(self) -> tuple[float, float]:
-        """The numbers a and b."""
-        return self.lam, 0.0
-
-    @abstractmethod
     def scale(self, K: int) -> float:
         """Return the eigenvalue of the first Ω, a multiple of the identity."""
+        return K
 
     @abstractmethod
-    def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
-        """Return the eigenvalues of the best Ω for the floored singular values s of W, ascending, and their counts."""
+    def eigenvalues(self, s: Tensor, rest: int) -> Tensor:
+        """Return the eigenvalues of the best Ω for the floored singular values s of W, ascending.
 
-    def counted(self, rest: int) -> int:
-        """Return how many of the eigenvalues outside of the span of W take part in the constraint on Ω: all of them."""
-        return rest
+        The first of them is that of `rest` more directions, which are outside of the span of W.
+        """
 
-    def coupling(self, Omega: Tensor) -> Tensor:
-        a, b = self.weights
-        return a * Omega + b * torch.eye(len(Omega)).to(Omega)
+    def coupling(self, Omega: Symmetric) -> Symmetric:
+        return self.lam * Omega
 
-    def sums(self, Omega: Relation) -> Form | None:
-        a, b = self.weights
-        return Omega.map(lambda values: 1 / (a * values + b)).form() if isinstance(Omega, Spectrum) else None
+    def start(self, K: int, size: int) -> Symmetric:
+        Omega = LowRank.multiple(self.scale(K), K, size if size < K else 0)
+        return Omega if size < K else Dense(Omega.dense())
 
-    def form(self, Omega: Relation) -> Form | None:
-        a, b = self.weights
-        return Omega.map(lambda values: a * values + b).form() if isinstance(Omega, Spectrum) else None
-
-    def start_omega(self, K: int) -> Tensor:
-        return self.scale(K) * torch.eye(K, dtype=torch.float64)
-
-    def start(self, K: int, size: int) -> Relation:
-        return Spectrum.multiple(self.scale(K), K, size) if size < K else self.start_omega(K)
-
-    def update_omega(self, W: Tensor, Omega: Any) -> Any:
-        """Return the best Ω for W, of the type of Ω, or Ω itself if W = 0."""
-        if isinstance(Omega, Spectrum):
-            return self._update_spectrum(W, Omega)
-        squares, U = torch.linalg.eigh(W.T @ W)
-        if squares[-1] <= 0:
-            return Omega
-        s = squares.clamp_min(self.floor * squares[-1]).sqrt()
-        half: Tensor = U * self.eigenvalues(s, torch.ones_like(s)).sqrt()
-        new = half @ half.T
-        return (new + new.T) / 2  # symmetric to the last bit, despite rounding
-
-    def _update_spectrum(self, W: Tensor, Omega: Spectrum) -> Spectrum:
+    def update_omega(self, W: Tensor, Omega: Symmetric) -> Symmetric:
+        """Return the best Ω for W, in the form of `start`, or Ω itself if W = 0."""
         d, K = W.shape
-        U, s = thin_svd(W)
+        if d < K:
+            U, descending, _ = torch.linalg.svd(W.T, full_matrices=False)
+            s = descending.flip(0)
+        else:
+            squares, U = torch.linalg.eigh(W.T @ W)
+            s = squares.clamp_min(0).sqrt()
         if s[-1] <= 0:
             return Omega
-        floor = self.floor**0.5 * s[-1]
-        counts = torch.ones(d + 1).to(s)
-        counts[0] = self.counted(K - d)
-        return Spectrum(U, self.eigenvalues(torch.cat([floor[None], s.clamp_min(floor)]), counts))
+        floored = torch.cat([0 * s[:1], s]).clamp_min(self.floor**0.5 * s[-1])
+        outside, values = self.eigenvalues(floored, K - len(s)).tensor_split([1])
+        if d < K:
+            return LowRank(outside[0], U, (values - outside).flip(0).diag())
+        return Dense(LowRank(0 * outside[0], U, values.diag()).dense())
 
 
 class TaskRelationship(LearnedCoupling):
@@ -390,18 +291,11 @@ class TaskRelationship(LearnedCoupling):
         super().__init__(lam, floor)
         self.lam2 = None if lam2 is None else _positive("lam2", lam2)
 
-    @property
-    def weights(self) -> tuple[float, float]:
-        return (self.lam, 0.0) if self.lam2 is None else (2 * self.lam, 2 * self.lam2)
+    def coupling(self, Omega: Symmetric) -> Symmetric:
+        return self.lam * Omega if self.lam2 is None else Omega.scaled(2 * self.lam, 2 * self.lam2)
 
-    def scale(self, K: int) -> float:
-        return K
-
-    def counted(self, rest: int) -> int:
-        return 0
-
-    def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
-        return (counts * s).sum() / s
+    def eigenvalues(self, s: Tensor, rest: int) -> Tensor:
+        return s[1:].sum() / s
 
     def joint(self, W: Tensor, V: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (λ/2)‖W‖_*² and ‖V‖²/(2λ), nuclear and spectral norm: min over Σ, tr Σ = 1, of ½λ tr(WΣ⁻¹Wᵀ)."""
@@ -433,42 +327,23 @@ class Common(TaskRelationship):
     def common(self) -> float | None:
         return self.lam0
 
-    def coupling(self, Omega: Tensor) -> Tensor:
+    def coupling(self, Omega: Symmetric) -> Symmetric:
         A = super().coupling(Omega)
-        ones = A.sum(1)
-        return A - ones[:, None] * ones / (self.lam0 + ones.sum())
+        ones = A @ A.ones
+        return A.plus(ones, -1 / float(self.lam0 + ones.sum()))
 
-    start = LearnedCoupling.start
+    def rest(self, Omega: Symmetric) -> Symmetric:
+        return super().coupling(Omega).inverse()
 
-    def rest(self, Omega: Relation) -> Tensor | Form:
-        form = super().sums(Omega)
-        if form is not None:
-            return form
-        return torch.cholesky_inverse(torch.linalg.cholesky(super().coupling(dense(Omega))))
+    def inverse(self, Omega: Symmetric) -> Symmetric:
+        return self.rest(Omega).plus(Omega.ones, 1 / self.lam0)
 
-    def inverse_coupling(self, Omega: Tensor) -> Tensor:
-        B: Tensor = plus_constant(self.rest(Omega), 1 / self.lam0)
-        return B
-
-    def sums(self, Omega: Relation) -> Form | None:
-        form = super().sums(Omega)
-        return None if form is None else form.plus(torch.ones_like(form.delta), 1 / self.lam0)
-
-    def form(self, Omega: Relation) -> Form | None:
-        form = super().form(Omega)
-        if form is None:
-            return None
-        ones = form @ torch.ones_like(form.delta)[:, None]
-        return form.plus(ones[:, 0], -1 / float(self.lam0 + ones.sum()))
-
-    def split(self, W: Tensor, Omega: Relation) -> Tensor:
+    def split(self, W: Tensor, Omega: Symmetric) -> Tensor:
         """Return the best w0 [d, 1] for W [d, K] and Ω."""
-        form = super().form(Omega)
-        ones = W.new_ones(W.shape[1], 1)
-        weights = (super().coupling(dense(Omega)) if form is None else form) @ ones
+        weights = super().coupling(Omega) @ Omega.ones
         return W @ weights / (self.lam0 + weights.sum())
 
-    def update_omega(self, W: Tensor, Omega: Any) -> Any:
+    def update_omega(self, W: Tensor, Omega: Symmetric) -> Symmetric:
         """Return the best Ω for the deviations U from the best w0."""
         return super().update_omega(W - self.split(W, Omega), Omega)
 
@@ -497,7 +372,7 @@ class Clustered(LearnedCoupling):
         floor: as in `LearnedCoupling`.
 
     Raises:
-        ConfigError: a number is out of its range; `start_omega` raises it for more clusters than users.
+        ConfigError: a number is out of its range; `start` raises it for more clusters than users.
 
     Ref: Jacob et al. 2008; Zhou et al. 2011, eq. (7).
     """
@@ -516,7 +391,9 @@ class Clustered(LearnedCoupling):
             )
         return self.eta * (1 + self.eta) / (self.eta + self.clusters / K)
 
-    def eigenvalues(self, s: Tensor, counts: Tensor) -> Tensor:
+    def eigenvalues(self, s: Tensor, rest: int) -> Tensor:
+        counts = torch.ones_like(s)
+        counts[0] = rest
         # tr M grows piecewise linearly in θ, from 0 to K: solve for the θ at which it equals the number of clusters
         knots = torch.cat([self.eta / s, (1 + self.eta) / s]).sort().values
         traces = (counts * (knots[:, None] * s - self.eta).clamp(0, 1)).sum(1)
@@ -533,3 +410,9 @@ def _positive(name: str, value: float) -> float:
     if not is_positive:
         raise ConfigError(f"{name}={value} has to be a finite number above 0; otherwise there may be no optimum.")
     return value
+
+
+def singular_values(W: Tensor) -> Tensor:
+    """Return the singular values of W, in descending order."""
+    values: Tensor = torch.linalg.svdvals(W if len(W) > W.shape[1] else W.T)
+    return values

@@ -1,4 +1,4 @@
-"""Sums over users that have the same bits in any order: terms on a grid, and couplings that need only sums.
+"""Sums over users that have the same bits in any order: terms on a grid.
 
 K users, m coordinates of a model, q sums per coordinate: q·m numbers, all coordinates of the first sum first.
 
@@ -7,11 +7,9 @@ integers: the bits are the same whether relays and server add them, in any order
 """
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -63,10 +61,6 @@ class Terms(ABC):
     def _block(self, users: slice, columns: slice) -> Tensor:
         """Return some columns of some users' terms; both slices have a start and a stop."""
 
-    @abstractmethod
-    def sum(self) -> Tensor:
-        """Return the sum of the terms, int64 [1, L], without holding all of them."""
-
 
 class TermsByBlock(Terms):
     """Terms with q sums for each of m coordinates, computed block by block.
@@ -94,6 +88,7 @@ class TermsByBlock(Terms):
         return terms
 
     def sum(self) -> Tensor:
+        """Return the sum of the terms, int64 [1, L], without holding all of them."""
         total = torch.zeros(self._q, self._m, dtype=torch.int64, device=self.device)
         for rows, columns in blocks(len(self), self._m):
             total[:, columns] += self._make(rows, columns).sum(0)
@@ -119,6 +114,7 @@ class WeightedChanges(Terms):
         return self._added(users, columns.start, torch.empty(n, width, dtype=torch.int64))
 
     def sum(self) -> Tensor:
+        """Return the sum of the terms, int64 [1, L], without holding all of them."""
         total = torch.zeros(1, self.shape[1], dtype=torch.int64)
         width = self.shape[1] if self._new.is_cpu else max(1, HELD // max(1, len(self)))
         for first in range(0, self.shape[1], width):
@@ -250,115 +246,3 @@ def from_digits(digits: Tensor) -> Tensor:
     """Return the numbers [...] of sums of `to_digits`, [..., 3], rounded once, float64."""
     numbers = [((a << 80) + (b << 40) + c) / 2**60 for a, b, c in digits.view(-1, DIGITS).tolist()]
     return torch.tensor(numbers, dtype=torch.float64).view(digits.shape[:-1])
-
-
-@dataclass(frozen=True, eq=False)
-class Form:
-    """A matrix diag(δ) + U C Uᵀ [K, K]: a diagonal plus a matrix of low rank.
-
-    If B = A⁻¹ has this form, the update w_k = δ_k v_k + U_k C s depends on other users only through s = Σ_l U_lᵀ v_l.
-
-    Attributes:
-        delta: δ [K].
-        U: [K, q].
-        C: [q, q].
-    """
-
-    delta: Tensor
-    U: Tensor
-    C: Tensor
-
-    @property
-    def q(self) -> int:
-        """Number of sums for each coordinate."""
-        return self.U.shape[1]
-
-    @cached_property
-    def _UC(self) -> Tensor:
-        return self.U @ self.C  # computed for all users at once, so that users and aggregators get the same bits
-
-    def dense(self) -> Tensor:
-        """Return the matrix [K, K]."""
-        return self.delta.diag() + self._UC @ self.U.T
-
-    def __matmul__(self, V: Tensor) -> Tensor:
-        """Return the product with V [K, m]."""
-        return torch.addmm(self.delta[:, None] * V, self._UC, self.U.T @ V)
-
-    def plus(self, u: Tensor, factor: float) -> "Form":
-        """Return this matrix plus factor·u uᵀ, for u [K]."""
-        C = self.C.new_zeros(self.q + 1, self.q + 1)
-        C[:-1, :-1], C[-1, -1] = self.C, factor
-        return Form(self.delta, torch.cat([self.U, u[:, None]], dim=1), C)
-
-    def diagonal(self) -> Tensor:
-        """Return the diagonal [K]."""
-        return self.delta + (self._UC * self.U).sum(1)
-
-    def dominating(self) -> Tensor:
-        """Return c [K] such that diag(c) minus this matrix is positive semidefinite.
-
-        diag(p) ⪰ F Fᵀ if and only if the largest eigenvalue of Σ_k f_k f_kᵀ / p_k [q, q] is at most 1. Therefore any
-        p > 0 can be scaled to the right size, and p_k ∝ ‖f_k‖ is the best choice if the rows have no preferred
-        direction. For a matrix of rank one, c is `Σ_l |B_kl|`; for r directions alike, it is smaller by about √r.
-        """
-        values, vectors = torch.linalg.eigh(self.C)
-        F = self.U @ (vectors * values.clamp_min(0).sqrt())  # without the negative part of C, which may be left out
-        p = torch.linalg.vector_norm(F, dim=1)
-        if not p.any():
-            return self.delta
-        scaled = F / p.clamp_min(torch.finfo(p.dtype).tiny).sqrt()[:, None]
-        largest = float(torch.linalg.eigvalsh(scaled.T @ scaled)[-1])
-        return torch.add(self.delta, p, alpha=largest)
-
-    def coupling(self) -> "Form":
-        """Return the form of the inverse, diag(1/δ) − Û Ĉ Ûᵀ with −Ĉ as C, for δ > 0.  Ref: Woodbury 1950."""
-        scaled = self.U / self.delta[:, None]
-        return Form(1 / self.delta, scaled, -torch.linalg.inv(torch.linalg.inv(self.C) + self.U.T @ scaled))
-
-    def penalty(self, W: Tensor) -> Tensor:
-        """Return ½ Σ_kl A_kl w_k·w_l for W [K, m], a scalar, where A is the matrix of this form."""
-        squares, sums = W.new_zeros((), dtype=torch.float64), W.new_zeros(self.q, W.shape[1], dtype=torch.float64)
-        for rows, columns in blocks(*W.shape):
-            part = W[rows, columns].double()
-            squares = squares + self.delta[rows] @ part.square().sum(1)
-            sums[:, columns] += self.U[rows].T @ part
-        return self.value(squares, sums)
-
-    def squares(self, V: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
-        """Return δ_k ‖v_k‖² of these users, [n], for V [n, m]."""
-        squares: Tensor = torch.linalg.vector_norm(V, dim=1, dtype=torch.float64).square()
-        return self.delta[users] * squares
-
-    def value(self, squares: Tensor, sums: Tensor) -> Tensor:
-        """Return `penalty` of V, given Σ_k δ_k ‖v_k‖² and the sums Σ_k U_kᵀ v_k [q, m]."""
-        return 0.5 * (squares + (sums * (self.C @ sums)).sum())
-
-    def bound(self, squares: Tensor, sums: Tensor, missing: Tensor, norms: Tensor) -> Tensor:
-        """Return a bound of `value`, given what users know of sums that lack a part of each user's terms.
-
-        Aggregators hold ŝ = s - Σ_k ε_k. Then tr(s C sᵀ) ≤ tr(ŝ C ŝᵀ) + 2 Σ_k tr(ŝ C ε_kᵀ) + ‖C‖ (Σ_k ‖ε_k‖)², so that
-        two numbers of each user suffice, and ‖v_k‖.
-
-        Args:
-            squares, sums: as in `value`, of V.
-            missing: Σ_k ε_k [q, m], where ε_k is what the sums lack of user k's terms.
-            norms: Σ_k ‖ε_k‖.
-        """
-        held = sums - missing
-        coupled = (held * (self.C @ (held + 2 * missing))).sum()
-        rest: Tensor = torch.linalg.matrix_norm(self.C, 2) * norms.square()
-        return 0.5 * (squares + coupled + rest)
-
-    def by_sum(self, numbers: Tensor) -> Tensor:
-        """Return the numbers [q·m] of sums as [q, m]."""
-        return numbers.view(self.q, -1 if self.q else 0)
-
-    def terms(self, V: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
-        """Return U_kᵀ v_k of these users, [n, q·m], for V [n, m]."""
-        return (self.U[users, :, None] * V[:, None]).flatten(1)
-
-    def models(self, V: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
-        """Return w_k = δ_k v_k + U_k C s of these users, [n, m], for V [n, m] and s [n or 1, q·m]."""
-        shares = [self._UC[users, j, None] * s for j, s in enumerate(sums.chunk(self.q, dim=1))] if self.q else []
-        return self.delta[users, None] * V + (reduce(operator.add, shares) if shares else 0.0)

@@ -3,36 +3,31 @@
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hmtl.communication import TIERS, LinkLedger
-from hmtl.mtl.regularizers import Relation
-from hmtl.mtl.spectrum import Spectrum
+from hmtl.mtl.symmetric import Symmetric
 from hmtl.reporting.style import OKABE_ITO, Picture
 
 MOST_LABELS = 10  # labels of links that fit below a panel
 MOST_USERS = 400  # users that a picture of Ω shows: more have no pixels of their own
 
 
-def run_pictures(ledger: LinkLedger, Omega: Relation | None) -> dict[str, bytes]:
+def run_pictures(ledger: LinkLedger, Omega: Symmetric | None) -> dict[str, bytes]:
     """Return the pictures of a finished run as PNG files by name, that of Ω only if there is one."""
     figures = {"links": link_figure(ledger)} | ({} if Omega is None else {"omega": omega_figure(Omega)})
     return {name: figure.to_png(dpi=100) for name, figure in figures.items()}
 
 
-def omega_figure(Omega: Relation) -> Picture:
+def omega_figure(Omega: Symmetric) -> Picture:
     """Draw Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry is the correlation of two tasks.
 
     If there are many users, every second, third, ... is shown.
     """
     step = -(-len(Omega) // MOST_USERS)
-    if isinstance(Omega, Spectrum):
-        Sigma = Omega.map(torch.reciprocal).block(slice(None, None, step)).cpu().numpy()
-    else:
-        Sigma = np.linalg.inv(Omega.cpu().numpy())[::step, ::step]
+    Sigma = Omega.inverse().block(slice(None, None, step)).cpu().numpy()
     end = step * len(Sigma) - 0.5
     scale = np.sqrt(np.diag(Sigma))
     figure = Picture(figsize=(5.5, 4.6), layout="constrained")

@@ -7,7 +7,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hmtl.config.schema import flat
-from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError
 
 Grid = dict[str, list[Any]]
@@ -30,17 +29,11 @@ def grid_of(cfg: DictConfig) -> Grid:
     grid: Grid = {}
     for name, values in reversed(flat(asked).items()):
         part, _, setting = name.partition(".")
-        if part not in cfg:
-            raise ConfigError(f"tune.grid: {no_setting(name, set(map(str, cfg)))}")
         if name != "lam" and not (setting and part in TUNABLE):
             raise ConfigError(f"tune.grid: {name} cannot be tuned. Choose lam or settings of {', '.join(TUNABLE)}.")
         if not isinstance(values, list) or not all(isinstance(v, str | int | float | None) for v in values):
             raise ConfigError(f"tune.grid: {name}={values} is not a list of values. Set it to one such as [1,2].")
-        if all(map(is_number, values)):
-            kind = float if any(isinstance(value, float) for value in values) else int
-            grid[name] = sorted({kind(value) for value in values})
-        else:
-            grid[name] = list(dict.fromkeys(values))
+        grid[name] = sorted(set(values)) if all(map(is_number, values)) else list(dict.fromkeys(values))
     if not grid or not all(grid.values()):
         raise ConfigError(f"tune.grid={asked} is empty. Give each setting at least one value.")
     return grid

@@ -14,6 +14,7 @@ from hmtl.mtl import (
     SDCA,
     Clustered,
     CoCoA,
+    Dense,
     Graph,
     Hinge,
     Local,
@@ -84,13 +85,13 @@ def coupling(name):
 
 
 class StartedTaskRelationship(TaskRelationship):
-    def start_omega(self, K):
-        return torch.from_numpy(spd(1))
+    def start(self, K, size):
+        return Dense(torch.from_numpy(spd(1)))
 
 
 class StartedClustered(Clustered):
-    def start_omega(self, K):
-        return torch.from_numpy(spd(2))
+    def start(self, K, size):
+        return Dense(torch.from_numpy(spd(2)))
 
 
 def mocha(loss, name, folder, reduction="mean", **others):
@@ -213,7 +214,7 @@ def test_learning_omega_keeps_the_certificate(loss, name, tmp_path):
         algorithm.step(round)
         gaps.append(algorithm.metrics()["gap"])
         if algorithm.Omega is not before and V.any():
-            W = (R.inverse_coupling(before) @ algorithm.aggregator.V).T  # from these models the new Ω was learned
+            W = (R.inverse(before) @ algorithm.aggregator.V).T  # from these models the new Ω was learned
             grown.append(float(R(W, algorithm.Omega) / R(W, before)))
     assert len(grown) == 20
     assert min(gaps) >= -1e-9

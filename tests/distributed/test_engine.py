@@ -30,6 +30,7 @@ from hmtl.errors import CheckpointError, ConfigError, EngineError, Finished, Pro
 from hmtl.training.checkpoint import load_checkpoint
 
 FEW_BITS = ("regularizer=mean", "communicator=sums", "wire=int4", "participation.dropout=0.3")
+LOSSES = ("participation.dropout=0.3", "participation.relays=0.3", "rounds=5")
 
 
 def check_equal(
@@ -76,9 +77,13 @@ def check_equal(
         ),
         ("rounds=4", "algorithm.rounds=null", "algorithm.omega_every=4"),  # the best models are not the last
         ("algorithm=fedu", "regularizer.neighbors=2", "dataset.standardize=all", "evaluate_every=3"),
+        ("algorithm=own", "algorithm.learner._target_=thread_runs.Momentum", *LOSSES, "aggregators=all"),
+        pytest.param(
+            ("algorithm=own", "algorithm.learner._target_=thread_runs.Momentum", *LOSSES, "communicator=sums"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(("algorithm=local", "participation.dropout=0.3"), marks=pytest.mark.slow),
         pytest.param(("algorithm=local_networks",), marks=pytest.mark.slow),
-        pytest.param(("algorithm=fedrep", "participation.dropout=0.3"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -88,7 +93,7 @@ def test_models_measurements_and_setup_are_those_of_one_process(
     cfg = configure(*SMALL, *words)
     results = train_in_threads(cfg)
     cfg.output_dir += "/alone"
-    inexact = {"algorithm=fedu", "algorithm=fedrep", "algorithm=local_networks"} & set(words)
+    inexact = {"algorithm=own", "algorithm=fedu", "algorithm=local_networks"} & set(words)
     check_equal(results, train(cfg), rtol=1e-6 if inexact else 0)
     checkpoints = [load_checkpoint(folder) for folder in (tmp_path, tmp_path / "alone")]
     assert checkpoints[0]["best"] == checkpoints[1]["best"]

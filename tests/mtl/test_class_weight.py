@@ -20,6 +20,7 @@ from hmtl.mtl import (
     Hinge,
     LocalSGD,
     Logistic,
+    LowRank,
     Mean,
     NetworkAlgorithm,
     Problem,
@@ -128,7 +129,7 @@ def test_the_gap_certifies_coupled_models(loss, value, seed):
     tasks = unequal_tasks(seed)
     mocha = solved(tasks, loss, Mean(0.3, LAM))
     W = mocha.W
-    A = Mean(0.3, LAM).coupling(torch.eye(3, dtype=torch.float64))
+    A = Mean(0.3, LAM).coupling(LowRank.multiple(1, 3)).dense()
     expected = primal(tasks, W, value) + float(0.5 * (W @ A * W).sum())
     assert mocha.metrics()["primal"] == pytest.approx(expected, rel=1e-9)
 

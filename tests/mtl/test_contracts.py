@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from hmtl.mtl import FedAvg, Hinge, Loss, Regularizer, Ridge
+from hmtl.mtl import Dense, FedAvg, Hinge, Loss, Regularizer, Ridge
 from hmtl.testing import DualLossContract, LearnerContract, LossContract, RegularizerContract
 
 
@@ -27,7 +27,7 @@ class Ones(Regularizer):
     """A coupling that is not positive definite."""
 
     def coupling(self, Omega):
-        return self.lam * (torch.ones_like(Omega) - 2 * torch.eye(len(Omega)).to(Omega))
+        return Dense(self.lam * (1 - 2 * Omega.eye))
 
 
 class Careless(Ridge):

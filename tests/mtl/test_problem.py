@@ -19,6 +19,7 @@ from hmtl.mtl import (
     MOCHA,
     SDCA,
     CrossEntropy,
+    Dense,
     FedAvg,
     Hinge,
     LocalSGD,
@@ -52,10 +53,10 @@ def test_primal_and_dual(random_problem, seed, K, reduction):
     V = np.stack([s * (bk * y) @ x for s, bk, y, x in zip(case.s, b, case.y, case.X, strict=True)], axis=1)
     dual = sum(s * bk.sum() for s, bk in zip(case.s, b, strict=True)) - 2.5 * np.trace(V @ np.linalg.inv(Omega) @ V.T)
     a = torch.from_numpy(np.concatenate([bk * y for bk, y in zip(b, case.y, strict=True)]))[:, None]
-    problem, W, Omega = case.problem, torch.from_numpy(W), torch.from_numpy(Omega)
+    problem, W, Omega = case.problem, torch.from_numpy(W), Dense(torch.from_numpy(Omega))
     losses = problem.losses(problem.predictions(W, "train")).sum()
     assert float(losses + problem.regularizer(W, Omega)) == pytest.approx(primal, rel=1e-12)
-    conjugates = problem.conjugates(a).sum() + problem.regularizer.conjugate(problem.combined(a), Omega)
+    conjugates = problem.conjugates(a).sum() + problem.regularizer.inverse(Omega).quadratic(problem.combined(a).T)
     assert -float(conjugates) == pytest.approx(dual, rel=1e-9)
 
 

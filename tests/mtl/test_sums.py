@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError, RangeError
-from hmtl.mtl import Mean, Ridge, sums
-from hmtl.mtl.regularizers import SharedModel
-from hmtl.mtl.sums import Form, Grid, TermsByBlock, WeightedChanges, fitting, from_digits, to_digits
+from hmtl.mtl import sums
+from hmtl.mtl.sums import Grid, TermsByBlock, WeightedChanges, fitting, from_digits, to_digits
 
 
 @given(data=st.data(), bits=st.integers(0, 60), K=st.integers(1, 50), seed=st.integers(0, 10**6))
@@ -76,40 +75,6 @@ def test_the_sign_of_sums_far_below_the_grid() -> None:
         r = torch.tensor([1.0, -1.0, x, 0.0], dtype=torch.float64)
         assert grid.positive(grid.fine(r).sum(0)) == (x > 0)
     assert not grid.positive(grid.fine(torch.zeros(4)).sum(0))
-
-
-@pytest.mark.parametrize("regularizer", [Ridge(0.3), Mean(0.3, 0.05), SharedModel(0.2)])
-@pytest.mark.parametrize("K", [1, 2, 7])
-def test_forms_of_couplings(regularizer, K: int) -> None:
-    Omega = regularizer.start_omega(K)
-    form = regularizer.sums(Omega)
-    B = regularizer.inverse_coupling(Omega)
-    torch.testing.assert_close(form.dense(), B, rtol=1e-10, atol=0)
-    V = torch.randn(K, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(form.models(V, form.terms(V).sum(0, keepdim=True)), B @ V, rtol=1e-10, atol=1e-12)
-    if isinstance(regularizer, Mean):
-        A = form.coupling().dense()
-        torch.testing.assert_close(A, regularizer.coupling(Omega), rtol=1e-10, atol=1e-12)
-
-
-def test_two_sums_for_each_coordinate() -> None:
-    rng = np.random.default_rng(0)
-    U, delta = torch.from_numpy(rng.normal(size=(6, 2))), torch.from_numpy(rng.uniform(0.5, 1, 6))
-    form = Form(delta, U, torch.tensor([[0.5, 0.1], [0.1, 0.3]], dtype=torch.float64))
-    V, B = torch.from_numpy(rng.normal(size=(6, 3))), form.dense()
-    some = torch.tensor([1, 4])
-    sums = form.terms(V).sum(0, keepdim=True)
-    torch.testing.assert_close(form.models(V[some], sums, some), (B @ V)[some])
-    torch.testing.assert_close(form.coupling().dense(), torch.linalg.inv(B))
-
-
-def test_another_coupling_has_other_sums() -> None:
-    class Own(Mean):
-        def coupling(self, Omega):
-            return super().coupling(Omega) + Omega
-
-    assert Own(0.1).sums(torch.eye(3)) is None
-    assert Mean(0.1).sums(torch.eye(3)) is not None
 
 
 @pytest.mark.parametrize("work", [1, 7, 2**16])

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from hmtl.communication import TIERS, LinkLedger
+from hmtl.mtl import Dense
 from hmtl.reporting.run_pictures import link_figure, omega_figure
 from hmtl.tuning.report import tuning_figure
-from hmtl.tuning.result import Point, Result
 
 
 def test_bits_of_each_link() -> None:
@@ -40,7 +40,7 @@ def test_at_most_ten_links_are_labelled(links: int, step: int) -> None:
 def test_omega_is_shown_as_correlations() -> None:
     G = np.random.default_rng(1).normal(size=(5, 4))
     Sigma = np.cov(G, rowvar=False)
-    axes, *_ = omega_figure(torch.from_numpy(np.linalg.inv(Sigma))).axes
+    axes, *_ = omega_figure(Dense(torch.from_numpy(np.linalg.inv(Sigma)))).axes
     (image,) = axes.images
     np.testing.assert_allclose(np.asarray(image.get_array()), np.corrcoef(G, rowvar=False))
     assert image.get_clim() == (-1, 1)
@@ -49,13 +49,10 @@ def test_omega_is_shown_as_correlations() -> None:
 def test_errors_over_the_grid() -> None:
     """A line for each combination of the other settings, even where these differ by little."""
     grid = {"lam": [0.1, 1.0, 10.0], "floor": [1e-4, 1.0000001e-4]}
-    errors = iter([0.5, 0.6, 0.3, 0.4, 0.1, 0.2])
-    points = [
-        Point({"lam": lam, "floor": floor}, next(errors), lam / 100, [])
-        for lam in grid["lam"]
-        for floor in grid["floor"]
-    ]
-    (axes,) = tuning_figure(Result(grid, points, points[4].values, 0.1, [])).axes
+    values = [{"lam": lam, "floor": floor} for lam in grid["lam"] for floor in grid["floor"]]
+    errors = [0.5, 0.6, 0.3, 0.4, 0.1, 0.2]
+    points = [{"values": v, "error": e, "sd": v["lam"] / 100} for v, e in zip(values, errors, strict=True)]
+    (axes,) = tuning_figure({"grid": grid, "points": points, "best": values[4], "error": 0.1}).axes
     first, second = axes.containers
     for drawn, expected in ((first, [0.5, 0.3, 0.1]), (second, [0.6, 0.4, 0.2])):
         line, _, (bars,) = drawn.lines

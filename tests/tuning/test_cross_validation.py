@@ -23,12 +23,11 @@ from hmtl.config.schema import flat
 from hmtl.data import Preprocessing, Task, prepare
 from hmtl.data.preprocessing import Scope
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError
-from hmtl.mtl import FedU, LocalSGD, NetworkAlgorithm
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
 from hmtl.tune import tune
 from hmtl.tuning import cross_validation
-from hmtl.tuning.cross_validation import _folds, _train_all, cross_validate
+from hmtl.tuning.cross_validation import _folds, cross_validate
 from hmtl.tuning.grid import with_values
 
 Configure = Callable[..., DictConfig]
@@ -78,19 +77,19 @@ def test_errors_are_those_of_liblinear(configure: Configure) -> None:
     cfg = configure(*SMALL, GRID, "regularizer=ridge", "algorithm.omega_every=0")
     tasks, _ = build_tasks(cfg)
     result = cross_validate(cfg, tasks)
-    for point in result.points:
-        for fold, error in zip(_folds(tasks, 3, seed=0), point.errors, strict=True):
+    for point in result["points"]:
+        for fold, error in zip(_folds(tasks, 3, seed=0), point["errors"], strict=True):
             expected = [
                 1
-                - LinearSVC(C=1 / (point.values["lam"] * len(t.y_train)), fit_intercept=False, **SVM)
+                - LinearSVC(C=1 / (point["values"]["lam"] * len(t.y_train)), fit_intercept=False, **SVM)
                 .fit(t.x_train.numpy(), t.y_train.numpy())
                 .score(t.x_test.numpy(), t.y_test.numpy())
                 for t in fold
             ]
             assert error == pytest.approx(np.mean(expected), abs=0.02)
-        assert point.error == pytest.approx(np.mean(point.errors))
-        assert point.relative_gap < 1e-3
-        assert point.doubt == ""
+        assert point["error"] == pytest.approx(np.mean(point["errors"]))
+        assert point["relative_gap"] < 1e-3
+        assert point["doubt"] == ""
 
 
 def numbers(test_fraction: float) -> list[Task]:
@@ -117,9 +116,9 @@ def test_the_models_that_a_run_would_hand_out_are_judged(configure: Configure, w
     cfg = configure(*SMALL, *words.split())
     cfg.tune.grid = {"solver.passes": [2]} if least == "joint_primal" else {"solver.epochs": [1]}
     tasks, _ = build_tasks(cfg)
-    (point,), last = cross_validate(cfg, tasks).points, []
-    for fold, error in zip(_folds(tasks, 3, seed=0), point.errors, strict=True):
-        algorithm = build_algorithm(with_values(cfg, point.values), build_problem(cfg, fold))
+    (point,), last = cross_validate(cfg, tasks)["points"], []
+    for fold, error in zip(_folds(tasks, 3, seed=0), point["errors"], strict=True):
+        algorithm = build_algorithm(with_values(cfg, point["values"]), build_problem(cfg, fold))
         rows = []
         for round in range(cfg.rounds):
             algorithm.step(round)
@@ -127,7 +126,7 @@ def test_the_models_that_a_run_would_hand_out_are_judged(configure: Configure, w
         evaluated = [*rows[:: cfg.evaluate_every], rows[-1]]
         assert error == min(evaluated, key=lambda row: row[least])["test_error"]
         last.append(rows[-1]["test_error"])
-    assert point.errors != last
+    assert point["errors"] != last
 
 
 @pytest.mark.slow
@@ -151,42 +150,44 @@ def test_two_settings_as_by_plain_loops(configure: Configure, test_fraction: flo
             users = [np.mean((t.x_test.numpy() @ w - t.y_test.numpy()) ** 2) for t, w in zip(fold, W, strict=True)]
             errors.append(np.mean(users))
         expected[lam, lam2] = errors
-    assert result.grid == grid
-    for point, (values, errors) in zip(result.points, expected.items(), strict=True):
-        assert tuple(point.values.values()) == values
-        np.testing.assert_allclose(point.errors, errors, rtol=1e-5)
-        assert point.sd == pytest.approx(np.std(errors, ddof=1), rel=1e-3)
+    assert result["grid"] == grid
+    for point, (values, errors) in zip(result["points"], expected.items(), strict=True):
+        assert tuple(point["values"].values()) == values
+        np.testing.assert_allclose(point["errors"], errors, rtol=1e-5)
+        assert point["sd"] == pytest.approx(np.std(errors, ddof=1), rel=1e-3)
     best = min(expected, key=lambda values: float(np.mean(expected[values])))
-    assert tuple(result.best.values()) == best
+    assert tuple(result["best"].values()) == best
 
 
 def test_of_equally_good_ones_the_largest(configure: Configure) -> None:
     grid = "tune.grid={lam:[1000,100],solver.passes:[1,2]}"  # so strong that the scale of models is all it changes
     cfg = configure(*SMALL, "regularizer=ridge", "algorithm.omega_every=0", "lam=1", "rounds=60", grid)
     result = cross_validate(cfg, build_tasks(cfg)[0])
-    errors = {tuple(point.values.values()): point.error for point in result.points}
-    assert len(set(errors.values())) == 1
-    assert result.best == {"lam": 1000, "solver.passes": 2}
+    assert len({point["error"] for point in result["points"]}) == 1
+    assert result["best"] == {"lam": 1000, "solver.passes": 2}
 
 
 def warnings(cfg: DictConfig) -> list[str]:
-    found: list[str] = cross_validate(cfg, build_tasks(cfg)[0]).warnings
+    found: list[str] = cross_validate(cfg, build_tasks(cfg)[0])["warnings"]
     return found
 
 
 @pytest.mark.parametrize(
-    ("learner", "advice"),
+    ("learner", "doubt"),
     [
-        ((), "Try rounds=2 or solver.passes=0.2."),
-        pytest.param(("algorithm.omega_every=0",), "Try rounds=2 or solver.passes=0.2.", marks=pytest.mark.slow),
-        (("algorithm=fedu",), "Try rounds=2 or solver.epochs=2 or a smaller solver.step, if it diverges."),
+        ("solver.passes=0.1", "relative gap"),
+        pytest.param("solver.passes=0.1 algorithm.omega_every=0", "relative gap", marks=pytest.mark.slow),
+        ("regularizer=clustered algorithm.omega_every=9 rounds=5", "Ω still changes"),
+        ("algorithm=fedu", "objective changed by"),
+        ("algorithm=fedu solver.step=1e30", "it diverges"),
     ],
 )
-def test_warns_of_what_has_not_converged(configure: Configure, learner: tuple[str, ...], advice: str) -> None:
-    work = "solver.epochs=1" if "algorithm=fedu" in learner else "solver.passes=0.1"
-    told = warnings(configure(*SMALL, GRID, "rounds=1", *learner, work))
-    assert told[0].startswith("not converged: lam=0.03 (")
-    assert told[0].endswith(advice)
+def test_warns_of_what_has_not_converged(configure: Configure, learner: str, doubt: str) -> None:
+    cfg = configure(*SMALL, GRID, "rounds=1", *learner.split())
+    told = warnings(cfg)
+    assert told[0].startswith(f"not converged: lam=0.03 ({doubt}")
+    assert f". Try rounds={2 * cfg.rounds} or solver.{'epochs=' if 'fedu' in learner else 'passes='}" in told[0]
+    assert ("a smaller solver.step" in told[0]) == ("fedu" in learner)
 
 
 @pytest.mark.slow
@@ -200,12 +201,12 @@ def test_warns_of_neighbours_only(configure: Configure) -> None:
     grid = "tune.grid={lam:[0.03,0.3],solver.passes:[0.001,10]}"
     cfg = configure(*SMALL, "algorithm.omega_every=0", "regularizer=ridge", "rounds=10", grid)
     result = cross_validate(cfg, build_tasks(cfg)[0])
-    doubtful = [point.values for point in result.points if point.doubt]
+    doubtful = [point["values"] for point in result["points"] if point["doubt"]]
     assert doubtful == [{"lam": lam, "solver.passes": 0.001} for lam in (0.03, 0.3)]
-    best = result.best["lam"]
-    assert result.best["solver.passes"] == 10
-    assert result.warnings[0].startswith(f"not converged: lam={best:g}, solver.passes=0.001 (relative gap ")
-    assert result.warnings[0].endswith("). Try rounds=20.")
+    best, warning = result["best"], result["warnings"][0]
+    assert best["solver.passes"] == 10
+    assert warning.startswith(f"not converged: lam={best['lam']:g}, solver.passes=0.001 (relative gap ")
+    assert warning.endswith("). Try rounds=20.")
 
 
 @pytest.mark.parametrize(
@@ -260,12 +261,6 @@ def test_training_reads_the_result(tmp_path: Path) -> None:
     assert trained == flat(expected, set(flat(expected)) - set(trained))
 
 
-def test_same_seed_same_errors(configure: Configure) -> None:
-    cfg = configure(*SMALL, GRID, "rounds=5")
-    tasks, _ = build_tasks(cfg)
-    assert cross_validate(cfg, tasks) == cross_validate(cfg, tasks)
-
-
 LONG = ("K=10", "dataset.rows_per_user=40", "tune.folds=4", "tune.grid=[0.03,0.3,3]", "rounds=100", "logger=none")
 
 
@@ -293,7 +288,7 @@ def interrupted(folder: Path, by: signal.Signals, *overrides: str) -> tuple[int 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped_by", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("stopped_by", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_resumed_equals_uninterrupted(
     uninterrupted: Path, tmp_path: Path, stopped_by: signal.Signals
 ) -> None:
@@ -324,23 +319,6 @@ def test_what_is_finished_is_not_trained_again(
         tune(configure(*SMALL, GRID, "rounds=6", f"resume={tmp_path}"))
     with pytest.raises(CheckpointError, match=r"tune\.folds was 3, is 4"):
         tune(configure(*SMALL, GRID, "rounds=5", "tune.folds=4", f"resume={tmp_path}"))
-
-
-def with_dropout(d: int, C: int) -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Linear(d, 16), torch.nn.Dropout(), torch.nn.Linear(16, C))
-
-
-def test_models_side_by_side_draw_as_if_alone(configure: Configure) -> None:
-    cfg = configure(*SMALL, "algorithm=fedu", "rounds=3")
-    problem, W = build_problem(cfg, build_tasks(cfg)[0]), []
-    for workers in (1, 4):
-        members = [NetworkAlgorithm(FedU(), problem, LocalSGD(epochs=1), with_dropout, seed=seed) for seed in range(4)]
-        finished: dict[Any, Any] = {}
-        keyed = (((0, n), member) for n, member in enumerate(members))
-        assert _train_all(keyed, cfg.rounds, workers, finished, len(members), lambda: None) == []
-        assert len(finished) == 4
-        W.append(torch.stack([member.W for member in members]))
-    assert torch.equal(*W)
 
 
 @pytest.mark.parametrize(

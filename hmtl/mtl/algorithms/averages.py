@@ -18,7 +18,7 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind
 from hmtl.mtl.learners.base import Learner, Numbers, Section
-from hmtl.mtl.sums import Grid, Terms, WeightedChanges, added, blocks, fitting
+from hmtl.mtl.sums import Grid, WeightedChanges, added, blocks, fitting
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Average:
         sizes = [len(section.start) for section in self.sections.values()]
         return dict(zip(self.sections, torch.split(rows, sizes, dim=-1), strict=True))
 
-    def terms(self, new: Tensor, last: Tensor, weights: Tensor, total: float) -> Terms:
+    def terms(self, new: Tensor, last: Tensor, weights: Tensor, total: float) -> WeightedChanges:
         """Return the terms of numbers [b, n] trained from `last` [b, n], for weights [b, 1] whose sum is `total`."""
         return WeightedChanges(self.grid, new, last, weights * fitting(total))
 

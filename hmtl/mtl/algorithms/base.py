@@ -20,9 +20,9 @@ from hmtl.io.cpu_time import cpu_seconds
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.regularizers import Relation, dense
 from hmtl.mtl.solvers.base import Kind
 from hmtl.mtl.sums import LARGEST_FIGURE, Terms, from_digits, to_digits
+from hmtl.mtl.symmetric import Symmetric
 
 Ids = NDArray[np.int64]
 """Numbers of users, ascending."""
@@ -133,9 +133,9 @@ class Users(Side):
         The rows may be part of a host's memory, so that they must not be overwritten.
         """
 
-    @abstractmethod
     def measure(self) -> dict[str, Tensor]:
-        """Return measurements of each user, [K, ...] each, for `Algorithm.figures`."""
+        """Return measurements of each user, [K, ...] each, for `Algorithm.figures`; by default none."""
+        return {}
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the models [K, m] a few columns at a time, if `Algorithm.figures` needs them."""
@@ -170,9 +170,8 @@ class Users(Side):
         """Return what follows from the state and the users' rows, [K, ...] each, for `Aggregator.agree`."""
         return {}
 
-    @abstractmethod
     def local_work(self, round: int, user: int) -> None:
-        """Compute the local update of one user and discard it, for timing."""
+        """Compute the local update of one user and discard it, for timing; by default, there is none."""
 
 
 class Aggregator(Side):
@@ -263,14 +262,9 @@ class Algorithm(ABC):
         return self.users.personal
 
     @property
-    def relation(self) -> Relation | None:
+    def Omega(self) -> Symmetric | None:
         """Ω as the aggregator holds it, or None if the algorithm has none."""
         return None
-
-    @property
-    def Omega(self) -> Tensor | None:
-        """Ω [K, K], or None if the algorithm has none."""
-        return None if self.relation is None else dense(self.relation)
 
     def step(self, round: int) -> None:
         """Play a round without a network: no message is lost, and absent users receive a model as well."""
@@ -317,6 +311,7 @@ class Algorithm(ABC):
         """Return the figures of the present state; see `figures`."""
         return self.figures(self.users.measure(), self.users.blocks())
 
+    @torch.no_grad()
     def figures(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
         """Return the primal, dual and gap if there are any, and the measures on train and test rows.
 
@@ -328,16 +323,42 @@ class Algorithm(ABC):
             RangeError: a model is not finite.
         """
         # a measure may be undefined for a user, such as one without test rows, which is not a divergence
-        if not all(each.isfinite().all() for name, each in measured.items() if not self.problem.is_measure(name)):
+        own = self._beside_measures(measured)
+        if not all(each.isfinite().all() for each in own.values()):
             raise RangeError(DIVERGED)
-        figures = self._objective(measured, blocks)
+        sums = {name: each.sum(0) for name, each in self._shares(own).items()}
+        for name, M in self._quadratics().items():
+            sums[name] = torch.stack([M.quadratic(each) for each in ([own[name]] if name in own else blocks)]).sum(0)
+        figures = self._objective(sums) | self._further(measured)
         for split in self.problem.splits:
             figures |= self.problem.figures(split, measured)
         return figures
 
+    def _beside_measures(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: each for name, each in values.items() if not self.problem.is_measure(name)}
+
+    def _quadratics(self) -> dict[str, Symmetric]:
+        """Return the matrices M whose ½ tr(Xᵀ M X) the objective needs, by the name of X in `Users.measure`.
+
+        Users give an X that is not there in `Users.blocks`.
+        """
+        return {}
+
+    def _shares(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what users add to further sums that the objective needs, [n] each, or [n, m] for one of `vectors`.
+
+        Args:
+            own: what users measured beside measures.
+        """
+        return {}
+
     @abstractmethod
-    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        """Return the primal, and the dual and the gap if there are any."""
+    def _objective(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Return the primal, and the dual and the gap if there are any, given the values of both."""
+
+    def _further(self, measured: dict[str, Tensor]) -> dict[str, float]:
+        """Return further figures, which need what each user measured."""
+        return {}
 
     @torch.no_grad()
     def terms_of_figures(self) -> dict[str, Tensor]:
@@ -347,13 +368,17 @@ class Algorithm(ABC):
         zeros, and is not counted among the finite ones.
         """
         measured = self.users.measure()
-        own = {name: each.double() for name, each in measured.items() if not self.problem.is_measure(name)}
+        own = {name: each.double() for name, each in self._beside_measures(measured).items()}
         in_range = [(each.abs() < LARGEST_FIGURE).reshape(len(each), -1).all(1) for each in own.values()]
         fine = torch.stack(in_range).all(0)
         own = {name: each.where(fine.view(-1, *(1,) * (each.ndim - 1)), 0) for name, each in own.items()}
-        terms = {"users": torch.stack([torch.ones_like(fine), fine], dim=1)}
-        terms |= self._objective_terms(own) | self.problem.terms_of_figures(measured)
-        return {name: each if each.dtype == torch.int64 else to_digits(each) for name, each in terms.items()}
+        terms = {"users": torch.stack([torch.ones_like(fine), fine], dim=1)} | self._shares(own)
+        for name, M in self._quadratics().items():
+            X = own[name] if name in own else torch.cat([*self.users.blocks()], dim=1)
+            terms |= {f"{name} squares": M.squares(X), name: M.terms(X, torch.from_numpy(self.problem.users))}
+        terms |= self.problem.terms_of_figures(measured)
+        grid = self.problem.grid
+        return {name: grid.rounded(x) if name in self.vectors else to_digits(x) for name, x in terms.items()}
 
     def figures_of_sums(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Return `figures` without medians and worst users, from sums of `terms_of_figures` over users.
@@ -371,21 +396,12 @@ class Algorithm(ABC):
         users, finite = values["users"].tolist()
         if finite < users:
             raise RangeError(DIVERGED)
-        objective = self._objective_of_sums(values) if users == self.problem.K else {}
-        return objective | self.problem.figures_of_sums(values)
-
-    def _objective_terms(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what users add to the sums that `_objective_of_sums` needs [K, ...].
-
-        Args:
-            own: what `Users.measure` returned beside measures.
-        """
-        return {name: each.sum(tuple(range(1, each.ndim))) if each.ndim > 1 else each for name, each in own.items()}
-
-    def _objective_of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Return `_objective` without measures, from sums over all users; by default, it needs no more than these."""
-        own = {name: each for name, each in sums.items() if not self.problem.is_measure(name)}
-        return self._objective(own, iter(()))
+        figures = self.problem.figures_of_sums(values)
+        if users < self.problem.K:
+            return figures
+        for name, M in self._quadratics().items():
+            values[name] = M.value(values[f"{name} squares"], values[name])
+        return self._objective(values) | figures
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of both sides, as tensors in plain dictionaries."""
@@ -427,12 +443,24 @@ class Algorithm(ABC):
         return cpu_seconds() - start
 
 
-def no_sums(name: str) -> ConfigError:
-    """Return the error for an algorithm, called `name`, that does not work with messages="sums"."""
-    return ConfigError(
-        f"{name} needs the IVs of all users, not only sums. Set communicator=coded. communicator=sums works with "
-        "algorithm=cocoa, fedavg and its relatives, and with mocha and fedu if regularizer=mean."
-    )
+def summed(matrix: Symmetric | None, problem: Problem, name: str) -> Symmetric:
+    """Return the matrix with which an algorithm, called `name`, couples a problem by messages="sums".
+
+    Raises:
+        ConfigError: sums do not suffice, or there are none.
+    """
+    if matrix is None:
+        raise ConfigError(
+            f"{name} with {type(problem.regularizer).__name__} needs the IVs of all users, not only sums. Set "
+            "communicator=coded. communicator=sums works with algorithm=cocoa, fedavg and its relatives, and with "
+            "mocha and fedu if regularizer=mean."
+        )
+    if not matrix.q:
+        raise ConfigError(
+            "This regularizer does not couple the models, so there are no sums. Choose regularizer=mean, or "
+            "algorithm=local or local_networks, which send nothing."
+        )
+    return matrix
 
 
 def not_bounded(name: str) -> ConfigError:

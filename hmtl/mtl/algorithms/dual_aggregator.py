@@ -14,9 +14,9 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.base import Aggregator, Ids
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.regularizers import Regularizer, Relation, plus_constant
-from hmtl.mtl.spectrum import Spectrum
-from hmtl.mtl.sums import Form, Grid
+from hmtl.mtl.regularizers import Regularizer
+from hmtl.mtl.sums import Grid
+from hmtl.mtl.symmetric import Symmetric
 
 STEPS = ("waiting", "dV", "error", "pending_error", "step", "momentum", "beta", "leftover")
 """The buffers of `DualUsers` that depend on the last steps, or on how they were rounded."""
@@ -73,8 +73,8 @@ class Coupling:
 
     Attributes:
         regularizer, Omega: define A.
-        B: A⁻¹, as a matrix [K, K] or a form.
-        form: the form of B if it stays the same in all rounds, so that sums suffice; or None.
+        B: A⁻¹.
+        by_sums: whether sums suffice for the product with B, and it stays the same in all rounds.
         total: λ0 + κ, if there is a common model, which is a block of its own.
         keep: κ/(λ0 + κ), or 0 without a common model.
         step: B, with λ0 + κ instead of λ0.
@@ -86,29 +86,24 @@ class Coupling:
     Ref: Rockafellar 1976.
     """
 
-    def __init__(self, regularizer: Regularizer, Omega: Relation) -> None:
+    def __init__(self, regularizer: Regularizer, Omega: Symmetric) -> None:
         self.regularizer = regularizer
         self.Omega = Omega
-        self.B = regularizer.inverse(Omega)
-        self.form = None if regularizer.learns or isinstance(self.B, Tensor) else self.B
-        self.step, self.total, self.keep = self.B, math.inf, 0.0
+        self.B = self.step = regularizer.inverse(Omega)
+        self.by_sums = self.B.by_sums and not regularizer.learns
+        self.total, self.keep = math.inf, 0.0
         if regularizer.common is not None:
             rest = regularizer.rest(Omega)
-            c = dominating(rest)
+            c = rest.dominating()
             self.total = max(regularizer.common, len(c) / max(float(c.mean()), 1.0))
-            self.step, self.keep = plus_constant(rest, 1 / self.total), 1 - regularizer.common / self.total
+            self.step, self.keep = rest.plus(rest.ones, 1 / self.total), 1 - regularizer.common / self.total
 
     def curvature(self, kind: Literal["user", "max"]) -> Tensor:
         """Return c_k of each user, [K, 1], such that B ⪯ diag(c): `Σ_l |B_kl|` or less, or σ′B_kk."""
-        c = dominating(self.step)
+        c = self.step.dominating()
         if kind == "max":
             c = (c / self.step.diagonal()).max() * self.step.diagonal()
         return c[:, None]
-
-
-def dominating(B: Tensor | Form) -> Tensor:
-    """Return c [K] such that B ⪯ diag(c)."""
-    return B.abs().sum(1) if isinstance(B, Tensor) else B.dominating()
 
 
 def next_beta(t: Tensor, restart: bool, pause: bool) -> tuple[Tensor, Tensor]:
@@ -124,8 +119,8 @@ class DualAggregator(Aggregator):
     r_k = c_k (v_k,extrapolated − v_k,new)·(v_k,new − v_k). In the round after a change of A, which also moves the
     models, β is 0; a restart would cost more rounds.
 
-    If B has a `Form`, the terms of sums over users are rounded to the grid, so that models have the same bits as if
-    users computed their own models from the sums.
+    If sums suffice, their terms are rounded to the grid, so that models have the same bits as if users computed their
+    own models from the sums.
 
     After a change of A, users receive the new c_k with their models. It is sent in every round until each user has been
     heard once: a user who missed its model takes no part until one arrives.
@@ -136,13 +131,13 @@ class DualAggregator(Aggregator):
     product of all θ so far, so that it does not matter how often they receive it, or which they missed. V = Σ_j s a_j
     x_j holds for any θ.
 
-    Buffers: `V` [K, d]; `Omega`, Ω [K, K], or those of a `Spectrum`; `rounds`, the number of updates; `outdated` [K],
-    users who may not know the present c_k; `t`; `gain`, by how much R fell when Ω was learned last; `center` [d], w0 if
-    there is a common model; `scale`, the product of all θ if duals are rescaled.
+    Buffers: `V` [K, d]; those of Ω; `rounds`, the number of updates; `outdated` [K], users who may not know the present
+    c_k; `t`; `gain`, by how much R fell when Ω was learned last; `center` [d], w0 if there is a common model; `scale`,
+    the product of all θ if duals are rescaled.
     """
 
     V: Tensor
-    Omega: Relation
+    Omega: Symmetric
     rounds: Tensor
     outdated: Tensor
     t: Tensor
@@ -155,11 +150,7 @@ class DualAggregator(Aggregator):
         self.settings = settings
         self.grid = grid
         self.register_buffer("V", V)
-        Omega = regularizer.start(*V.shape).to(V)
-        if isinstance(Omega, Spectrum):
-            self.Omega = Omega
-        else:
-            self.register_buffer("Omega", Omega)
+        self.Omega = regularizer.start(*V.shape).to(V)
         self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("outdated", torch.zeros(len(V), dtype=torch.bool))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
@@ -240,16 +231,16 @@ class DualAggregator(Aggregator):
 
     def _models(self) -> Tensor:
         """Return W = B V, [K, d]; with a common model, (B V) as in `Coupling`."""
-        form = self.coupling.form
-        if form is None:
-            W = self.coupling.step @ self.V
-            return W + self.coupling.keep * self.center if self.coupling.keep else W
-        sums = self.grid.rounded(form.terms(self.V)).sum(0, keepdim=True)
-        return form.models(self.V, self.grid.values(sums))
+        coupling = self.coupling
+        if coupling.by_sums:
+            sums = self.grid.rounded(coupling.B.terms(self.V)).sum(0)
+            return coupling.B.models(self.V, self.grid.values(sums))
+        W = coupling.step @ self.V
+        return W + coupling.keep * self.center if coupling.keep else W
 
     def _overshot(self, r: Tensor) -> bool:
         """Return whether Σ_k r_k > 0."""
-        return bool(r.sum() > 0) if self.coupling.form is None else self.grid.positive(self.grid.fine(r).sum(0))
+        return self.grid.positive(self.grid.fine(r).sum(0)) if self.coupling.by_sums else bool(r.sum() > 0)
 
     def figure_state(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.named_buffers() if name.partition(".")[0] in ("Omega", "gain")}
@@ -275,15 +266,13 @@ class SummedDualAggregator(Aggregator):
         self.coupling = coupling
         self.settings = settings
         self.grid = grid
-        assert coupling.form is not None  # users send terms
-        self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=coupling.form.delta.device))
+        self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=coupling.B.C.device))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
 
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        form, V = self.coupling.form, users["V"]
-        assert form is not None  # users send terms
-        self.S, self.t = self.grid.rounded(form.terms(V)).sum(0, keepdim=True), torch.ones_like(self.t)
-        return from_duals(users, users["a"], V, form.models(V, self.grid.values(self.S)))
+        B, V = self.coupling.B, users["V"]
+        self.S, self.t = self.grid.rounded(B.terms(V)).sum(0, keepdim=True), torch.ones_like(self.t)
+        return from_duals(users, users["a"], V, B.models(V, self.grid.values(self.S)))
 
     @torch.no_grad()
     def update(self, users: Ids, ivs: Tensor) -> Tensor:

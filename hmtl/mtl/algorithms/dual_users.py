@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from hmtl.mtl.algorithms.base import NOBODY, Ids, Users, of_rows, with_rows
-from hmtl.mtl.algorithms.dual_aggregator import DualSettings
+from hmtl.mtl.algorithms.dual_aggregator import Coupling, DualSettings
 from hmtl.mtl.problem import Problem, Rows, rows_of
-from hmtl.mtl.regularizers import SharedModel
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
-from hmtl.mtl.sums import Form
 
 
 class DualUsers(Users):
@@ -193,15 +191,16 @@ class DualUsers(Users):
 
         If IVs are rounded, also return e = V - V̂ [K, d].
 
-        If all users share one model, W holds the newest one for all of them: models that differ would make R infinite,
-        and P would not be a bound.
+        If all users share one model, W holds the newest one for all of them, and `held` the round in which it arrived:
+        models that differ would make R infinite, and P would not be a bound.
         """
-        shared = isinstance(self.problem.regularizer, SharedModel)
-        W = self.W[self.received.argmax()].repeat(len(self.W), 1).T if shared else self.W.T
+        W, further = self.W.T, {"rounding_error": self.error} if self._rounded else {}
+        if self.problem.regularizer.one_model:
+            W = self.W[self.received.argmax()].repeat(len(self.W), 1).T
+            further["held"] = self.received.max().double().expand(len(self.W))
         predictions = {split: self.problem.predictions(W, split) for split in {"train", *self.problem.splits}}
         measures = [self.problem.measure(split, predictions[split]) for split in self.problem.splits]
-        rounded = {"rounding_error": self.error} if self._rounded else {}
-        return rounded | {
+        return further | {
             "losses": self.problem.losses(predictions["train"]),
             "conjugates": self.problem.conjugates(self.a),
             "W": W.T,
@@ -231,17 +230,17 @@ class SummedDualUsers(DualUsers):
 
     If terms travel in few bits, aggregators hold s - Σ_l ε_l, where ε_l is what rounding has left out of l's terms.
 
-    Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k, and `leftover`, ε [K, q·d]. `form` is the form of B.
+    Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k, and `leftover`, ε [K, q·d].
     """
 
     V: Tensor
     leftover: Tensor
 
-    def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, form: Form) -> None:
+    def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, coupling: Coupling) -> None:
         super().__init__(problem, solver, settings)
-        self.form = form
+        self.coupling = coupling
         self.grid = problem.grid
-        self.numbers = form.q * problem.size
+        self.numbers = coupling.B.q * problem.size
         self.row_bits = 64 * problem.size, 64 * settings.accelerated, 64 * settings.accelerated
         self.register_buffer("V", torch.zeros_like(self.W))
         self.register_buffer("leftover", self.W.new_zeros(1, 1).expand(len(self.W), self.numbers))
@@ -250,7 +249,7 @@ class SummedDualUsers(DualUsers):
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         users, ivs = super().local_update(round, idle)
         ids = self._ids(users)
-        new, old = (self.grid.rounded(self.form.terms(V, ids)) for V in (self._moved(users), self.V[users]))
+        new, old = (self.grid.rounded(self.coupling.B.terms(V, ids)) for V in (self._moved(users), self.V[users]))
         r = [self.grid.fine(ivs[:, -1])] if self.settings.accelerated else []
         return users, torch.cat([new - old, *r], dim=1)
 
@@ -270,12 +269,14 @@ class SummedDualUsers(DualUsers):
         return super().measure() | ({"leftover": self.leftover} if self._few_bits else {})
 
     def receive(self, users: Ids, models: Tensor) -> None:
-        sums, beta = self.grid.values(models[:, : self.numbers]), models[:, self.numbers :].contiguous()
-        W = self.form.models(self.V[users], sums, self._ids(users))
+        if not len(users):
+            return
+        sums, beta = self.grid.values(models[0, : self.numbers]), models[:, self.numbers :].contiguous()
+        W = self.coupling.B.models(self.V[users], sums, self._ids(users))
         super().receive(users, torch.cat([W, beta.view(torch.float64)], dim=1))
 
     def _ids(self, users: Ids) -> Tensor:
-        """Return the numbers of these users in the network, by which `form` is indexed."""
+        """Return the numbers of these users in the network, by which B is indexed."""
         return torch.from_numpy(self.problem.users[users])
 
     def _moved(self, users: Ids) -> Tensor:
@@ -288,4 +289,4 @@ class LocalUsers(SummedDualUsers):
 
     def commit(self, users: Ids) -> None:
         super().commit(users)
-        self.W = self.form.models(self.V, self.V[:, :0], torch.from_numpy(self.problem.users))
+        self.W = self.coupling.B.models(self.V, self.V[:0], torch.from_numpy(self.problem.users))

@@ -147,10 +147,6 @@ class TermsOfTrained(Terms):
             self._trained = users, self._make(users)
         return self._trained[1][:, columns]
 
-    def sum(self) -> Tensor:
-        starts = range(0, len(self), self.at_once)
-        return torch.stack([self[i : i + self.at_once].sum(0, keepdim=True) for i in starts]).sum(0)
-
 
 def batches(x: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield the rows of all these tensors, about AT_ONCE at a time."""

@@ -4,23 +4,22 @@ K users, d features.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, no_sums
-from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator, dominating
+from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, summed
+from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
 from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUsers
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.regularizers import Relation, Ridge, SharedModel, conjugate
+from hmtl.mtl.regularizers import Ridge, SharedModel
 from hmtl.mtl.solvers.sdca import DualSolver
-from hmtl.mtl.sums import Form
+from hmtl.mtl.symmetric import Symmetric
 
 
 class MOCHA(Algorithm):
@@ -83,11 +82,8 @@ class MOCHA(Algorithm):
 
     @classmethod
     def sums_needed(cls, problem: Problem) -> int:
-        regularizer = problem.regularizer
-        if regularizer.learns or problem.facts().shape[1]:
-            return 0
-        form = regularizer.sums(regularizer.start(problem.K, problem.size).to(problem.s))
-        return form.q if form is not None else 0
+        B = problem.known(problem.regularizer.inverse)
+        return B.q if B is not None else 0
 
     def _sides(self, messages: MessageKind) -> tuple[DualUsers, DualAggregator | SummedDualAggregator]:
         """Return the user side and the aggregator side."""
@@ -96,14 +92,8 @@ class MOCHA(Algorithm):
         aggregator = DualAggregator(problem.regularizer, V, settings, problem.grid)
         if messages == "ivs":
             return DualUsers(problem, self.solver, settings), aggregator
-        form = aggregator.coupling.form
-        if form is None or form.q != self.sums_needed(problem):
-            raise no_sums(f"{type(self).__name__} with {type(problem.regularizer).__name__}")
-        if not form.q:
-            raise ConfigError(
-                "This regularizer does not couple the models, so there are no sums. Choose algorithm=local instead."
-            )
-        users = SummedDualUsers(problem, self.solver, settings, form)
+        summed(problem.known(problem.regularizer.inverse), problem, type(self).__name__)
+        users = SummedDualUsers(problem, self.solver, settings, aggregator.coupling)
         return users, SummedDualAggregator(aggregator.coupling, users.numbers, settings, problem.grid)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
@@ -139,7 +129,7 @@ class MOCHA(Algorithm):
         return self.users.W.T
 
     @property
-    def relation(self) -> Relation:
+    def Omega(self) -> Symmetric:
         return self.aggregator.coupling.Omega
 
     @property
@@ -147,93 +137,61 @@ class MOCHA(Algorithm):
         """Dual variables [N, C] of all rows, one user after the other; they never leave the users."""
         return self.users.a
 
+    def _quadratics(self) -> dict[str, Symmetric]:
+        # V is computed from the duals, since the wire may have rounded the IVs that the aggregator's V sums up
+        coupling = self.aggregator.coupling
+        return {"W": coupling.regularizer.coupling(coupling.Omega), "V": coupling.B}
+
+    def _shares(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        shares = {name: own[name] for name in ("losses", "conjugates")}
+        if "held" in own:
+            shares |= {"held": own["held"], "held squares": own["held"].square()}
+        if "rounding_error" in own:
+            shares["bound"] = self._conjugate_bound(own["W"], own["V"], own["rounding_error"])
+        if "leftover" in own:
+            shares |= {"leftover": own["leftover"], "leftover norms": own["leftover"].norm(dim=1)}
+        return shares
+
     def _conjugate_bound(self, W: Tensor, V: Tensor, error: Tensor) -> Tensor:
-        """Return a bound of R*(V) from V̂ = V - e, which aggregators hold, and two numbers of each user.
+        """Return the users' parts of a bound of R*(V) from V̂ = V - e, which aggregators hold, and two numbers each.
 
         R*(V) = R*(V̂) + Σ_k w̄_k·e_k + ½ tr(e B eᵀ) with w̄_k = (V̂ B)_k, and B ⪯ diag(c). User k knows ‖e_k‖ and w_k·e_k
         for the model w_k that it holds, so that w̄_k·e_k ≤ w_k·e_k + ‖w̄_k - w_k‖ ‖e_k‖.
 
         Args:
-            W, V, error: models, dual vectors and e, [d, K] each.
+            W, V, error: models, dual vectors and e, [K, d] each.
         """
-        coupling, held = self.aggregator.coupling, V - error
-        norms, products = error.norm(dim=0), (W * error).sum(dim=0)
-        middle = products + ((coupling.B @ held.T).T - W).norm(dim=0) * norms
-        c = dominating(coupling.B)
-        bound: Tensor = conjugate(coupling.B, held) + middle.sum() + 0.5 * (c * norms.square()).sum()
-        return bound
+        B, held = self.aggregator.coupling.B, V - error
+        models, norms = B @ held, error.norm(dim=1)
+        middle = (W * error).sum(1) + (models - W).norm(dim=1) * norms
+        return torch.add(middle, (models * held).sum(1) + B.dominating() * norms.square(), alpha=0.5)
 
-    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        # V is computed from the duals, since the wire may have rounded the IVs that the aggregator's V sums up
-        coupling = self.aggregator.coupling
-        R, Omega = coupling.regularizer, coupling.Omega
-        W, V = measured["W"].T, measured["V"].T
-        losses, conjugates = measured["losses"].sum(), measured["conjugates"].sum()
-        with torch.no_grad():
-            primal = float(losses + R(W, Omega))
-        if isinstance(R, SharedModel) and not torch.equal(W, W[:, :1].expand_as(W)):
+    def _objective(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Return primal, dual and gap; and the gap by a bound of R*(V), if V was rounded on the way.
+
+        Aggregators of sums hold ŝ = s - Σ_k ε_k. Then tr(s C sᵀ) ≤ tr(ŝ C ŝᵀ) + 2 Σ_k tr(ŝ C ε_kᵀ) + ‖C‖ (Σ_k ‖ε_k‖)²,
+        so that two numbers of each user suffice, and ‖v_k‖. The first two terms are tr(s C sᵀ) - tr(ε C εᵀ) for
+        ε = Σ_k ε_k.
+        """
+        primal, dual = float(sums["losses"] + sums["W"]), -float(sums["conjugates"] + sums["V"])
+        if "held" in sums and self.problem.K * sums["held squares"] != sums["held"] ** 2:
             primal = math.nan  # R is infinite: users of a process that is silent hold an older model
-        certified = None
-        if "rounding_error" in measured:
-            certified = self._conjugate_bound(W, V, measured["rounding_error"].T)
-        if "leftover" in measured:
-            form, left = coupling.form, measured["leftover"]
-            assert form is not None  # users send terms
-            sums, missing = (form.by_sum(rows.sum(0)) for rows in (form.terms(V.T), left))
-            certified = form.bound(form.squares(V.T).sum(), sums, missing, left.norm(dim=1).sum())
-        figures = _figures(primal, conjugates, conjugate(coupling.B, V), certified)
-        joint = R.joint(W, V)
-        if joint is None:
-            return figures
-        joint_primal, joint_dual = float(losses + joint[0]), -float(conjugates + joint[1])
-        return figures | {"joint_primal": joint_primal, "joint_gap": joint_primal - joint_dual}
-
-    @property
-    def _penalty(self) -> Form:
-        """A of the regularizer as a form; with one model for all users, R(w) is divided among them."""
-        regularizer, Omega = self.aggregator.coupling.regularizer, self.aggregator.coupling.Omega
-        if isinstance(regularizer, SharedModel):
-            regularizer = Ridge(regularizer.lam / self.problem.K)
-        form = regularizer.form(Omega)
-        assert form is not None  # users send terms
-        return form
-
-    def _objective_terms(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        form, penalty, users = self.aggregator.coupling.form, self._penalty, torch.from_numpy(self.problem.users)
-        assert form is not None  # users send terms
-        held = self.users.received.max().double().expand(len(users))  # the round of the newest model
-        scalars = {
-            "losses": own["losses"],
-            "conjugates": own["conjugates"],
-            "V squares": form.squares(own["V"], users),
-            "W squares": penalty.squares(own["W"], users),
-            "held": held,
-            "held squares": held.square(),
-        }
-        vectors = {"V": form.terms(own["V"], users), "W": penalty.terms(own["W"], users)}
-        if "leftover" in own:
-            scalars["leftover norms"], vectors["leftover"] = own["leftover"].norm(dim=1), own["leftover"]
-        return scalars | {name: self.problem.grid.rounded(each) for name, each in vectors.items()}
-
-    def _objective_of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        form, penalty = self.aggregator.coupling.form, self._penalty
-        assert form is not None  # users send terms
-        conjugates, V_squares, V = sums["conjugates"], sums["V squares"], form.by_sum(sums["V"])
-        primal = float(sums["losses"] + penalty.value(sums["W squares"], penalty.by_sum(sums["W"])))
-        one_model = isinstance(self.aggregator.coupling.regularizer, SharedModel)
-        if one_model and self.problem.K * sums["held squares"] != sums["held"] ** 2:
-            primal = math.nan  # as in `_objective`
-        certified = None
+        figures = {"primal": primal, "dual": dual, "gap": primal - dual}
+        bound = sums.get("bound")
         if "leftover" in sums:
-            certified = form.bound(V_squares, V, form.by_sum(sums["leftover"]), sums["leftover norms"])
-        return _figures(primal, conjugates, form.value(V_squares, V), certified)
+            B, zero = self.aggregator.coupling.B, torch.zeros_like(sums["V"])
+            rest = torch.linalg.matrix_norm(B.C, 2) * sums["leftover norms"].square()
+            bound = sums["V"] - B.value(zero, sums["leftover"]) + 0.5 * rest
+        if bound is not None:
+            figures["gap_certified"] = primal + float(sums["conjugates"] + bound)
+        return figures
 
-
-def _figures(primal: float, conjugates: Tensor, R: Tensor, certified: Tensor | None) -> dict[str, float]:
-    """Return primal, dual and gap from Σ s ℓ* and R*(V); and the gap by a bound of R*(V), if there is one."""
-    dual = -float(conjugates + R)
-    bound = {} if certified is None else {"gap_certified": primal + float(conjugates + certified)}
-    return {"primal": primal, "dual": dual, "gap": primal - dual} | bound
+    def _further(self, measured: dict[str, Tensor]) -> dict[str, float]:
+        joint = self.problem.regularizer.joint(measured["W"].T, measured["V"].T)
+        if joint is None:
+            return {}
+        primal = float(measured["losses"].sum() + joint[0])
+        return {"joint_primal": primal, "joint_gap": primal + float(measured["conjugates"].sum() + joint[1])}
 
 
 class CoCoA(MOCHA):
@@ -271,12 +229,10 @@ class CoCoA(MOCHA):
 
     @property
     def common(self) -> Tensor | None:
-        form, aggregator = self.aggregator.coupling.form, self.aggregator
-        assert form is not None
-        if isinstance(aggregator, DualAggregator):
+        if isinstance(self.aggregator, DualAggregator):
             return None  # with IVs, users receive their models
-        sums = self.problem.grid.values(aggregator.S)
-        return form.models(sums.new_zeros(1, self.problem.size), sums, torch.tensor([0]))[0]
+        sums = self.problem.grid.values(self.aggregator.S)
+        return self.aggregator.coupling.B.models(sums.new_zeros(1, self.problem.size), sums, slice(1))[0]
 
 
 class Local(MOCHA):
@@ -299,5 +255,4 @@ class Local(MOCHA):
 
     def _sides(self, messages: MessageKind) -> tuple[DualUsers, DualAggregator | SummedDualAggregator]:
         aggregator = super()._sides("ivs")[1]
-        assert aggregator.coupling.form is not None  # B is diagonal
-        return LocalUsers(self.problem, self.solver, self.settings, aggregator.coupling.form), aggregator
+        return LocalUsers(self.problem, self.solver, self.settings, aggregator.coupling), aggregator

@@ -23,14 +23,7 @@ from hmtl.mtl.algorithms.base import (
     Users,
     not_bounded,
 )
-from hmtl.mtl.algorithms.coupling import (
-    CoupleTerms,
-    CouplingAggregator,
-    LearnedPenalty,
-    PenaltyCoupling,
-    SendModels,
-    form_of,
-)
+from hmtl.mtl.algorithms.coupling import Coupler, SendModels, TermsCoupler, coupled_sides
 from hmtl.mtl.algorithms.local_training import BlockTraining, Setting, TermsOfTrained
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.algorithms.user_rows import UserRows
@@ -39,9 +32,9 @@ from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.regularizers import Relation
 from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.mtl.sums import Terms
+from hmtl.mtl.symmetric import Symmetric
 
 BLOCK = 2**26  # bytes of models that are held at once; more are trained as they are sent
 RECEIVED = "averaged", "coupled"  # rows that change when they are received, unlike own state
@@ -93,7 +86,7 @@ class NetworkUsers(Users):
         elif not average:
             self.numbers = 0
         self.held = {name: UserRows(start, K) for name, start in starts.items()}
-        second = CoupledSection(self) if average and coupling else None
+        second = CoupledSection(self, coupling) if average and coupling else None
         object.__setattr__(self, "second", second)  # no part of this module's state
         self.trained: tuple[Ids, Tensor, Tensor] = NOBODY, torch.empty(0, 0), torch.empty(0)
         self._tuned: dict[str, Tensor] = {}
@@ -313,18 +306,12 @@ class CoupledSection(Users):
     """
 
     users: NetworkUsers
+    coupling: SendModels
 
-    def __init__(self, users: NetworkUsers) -> None:
+    def __init__(self, users: NetworkUsers, coupling: SendModels) -> None:
         super().__init__()
-        assert users.coupling
-        object.__setattr__(self, "users", users)  # whose module holds all state
-        self.numbers, self.row_bits = users.coupling.numbers, users.coupling.row_bits
-
-    @property
-    def coupling(self) -> SendModels:
-        """What travels."""
-        assert self.users.coupling
-        return self.users.coupling
+        vars(self).update(users=users, coupling=coupling)  # the module of `users` holds all state
+        self.numbers, self.row_bits = coupling.numbers, coupling.row_bits
 
     @property
     def origin(self) -> Tensor:
@@ -342,12 +329,6 @@ class CoupledSection(Users):
     def receive(self, users: Ids, models: Tensor) -> None:
         if len(users):
             self.users.held["coupled"].put(users, self.coupling.decode(users, models))
-
-    def measure(self) -> dict[str, Tensor]:
-        return {}
-
-    def local_work(self, round: int, user: int) -> None:
-        pass
 
 
 class Aggregators(Aggregator):
@@ -437,14 +418,14 @@ class NetworkAlgorithm(Algorithm):
         self.regularized = learner.regularized
         weights = self._weights()
         self.averages: AverageAggregator | None = None
-        self.coupler: CouplingAggregator | None = None
+        self.coupler: Coupler | TermsCoupler | None = None
         average = coupling = None
         if averaged:
             average = Average(dict(sorted(averaged.items(), key=lambda each: each[1].over_all)), self.problem.grid)
             self.averages = AverageAggregator(average, self.learner, weights, messages)
         if self.coupled:
             kind = (coupled_messages or messages) if averaged else messages
-            coupling, self.coupler = PenaltyCoupling(self.problem, solver).sides(self.coupled[0], kind)
+            coupling, self.coupler = coupled_sides(self.problem, solver, self.coupled[0], kind)
         setting = Setting(self.problem, self.learner, solver, self.model, seed, participation, privacy)
         own_weights, total = weights[self.problem.users], float(weights.sum())
         self.users = NetworkUsers(setting, average, own_weights, total, coupling, messages)
@@ -465,8 +446,8 @@ class NetworkAlgorithm(Algorithm):
     def sums_needed(self, problem: Problem) -> int:
         if self.averaged:
             return 1
-        form = form_of(problem) if self.coupled else None
-        return form.q if form is not None else 0
+        A = problem.known(problem.regularizer.coupling) if self.coupled else None
+        return A.q if A is not None else 0
 
     @property
     def common(self) -> Tensor | None:
@@ -482,9 +463,8 @@ class NetworkAlgorithm(Algorithm):
         return self.learner.remembers
 
     @property
-    def relation(self) -> Relation | None:
-        structure = self.coupler and self.coupler.structure
-        return structure.Omega if isinstance(structure, LearnedPenalty) else None
+    def Omega(self) -> Symmetric | None:
+        return self.coupler.steps.Omega if self.coupler and self.problem.regularizer.learns else None
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """Return the exchange of the users' weights, and of what the regularizer has to know about them."""
@@ -497,8 +477,9 @@ class NetworkAlgorithm(Algorithm):
             return None
 
         def answer(facts: Tensor) -> Tensor:
-            if self.coupler:
-                PenaltyCoupling(self.problem, self.solver).take(self.coupler, facts[:, weights.shape[1] :])
+            if self.coupler and facts.shape[1] > weights.shape[1]:
+                regularizer = self.problem.regularizer.prepared(facts[:, weights.shape[1] :])
+                self.coupler.steps.take(regularizer.to(self.problem.s.device))
             return self.averages.answer(facts[:, :1]) if weighs and self.averages else facts[:, :0]
 
         joined = torch.cat([weights.double(), facts.double()], dim=1)
@@ -510,30 +491,20 @@ class NetworkAlgorithm(Algorithm):
             del described["regularizer"], described["lam"]
         return described | self.learner.describe()
 
-    @torch.no_grad()
-    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
-        primal = measured["losses"].sum() + sum(measured[name].sum() for name in ("penalties",) if name in measured)
-        if self.coupler:
-            primal = primal + sum(self.coupler.structure.penalty(block) for block in blocks)
-        figures = {"primal": float(primal)}
-        further = {name.partition("_test_")[0] for name in measured if "_test_" in name}
-        for prefix in sorted(further):
+    def _quadratics(self) -> dict[str, Symmetric]:
+        return {"W": self.coupler.steps.A} if self.coupler else {}
+
+    def _shares(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"losses": own["losses"] + own.get("penalties", 0)}
+
+    def _objective(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        return {"primal": float(sums["losses"] + sums.get("W", 0))}
+
+    def _further(self, measured: dict[str, Tensor]) -> dict[str, float]:
+        figures = dict[str, float]()
+        for prefix in sorted({name.partition("_test_")[0] for name in measured if "_test_" in name}):
             each = self.problem.figures(f"{prefix}_test", measured).items()
             figures |= {name: value for name, value in each if not name.endswith("_users")}  # who trained is known
-        return figures
-
-    def _objective_terms(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        terms = super()._objective_terms(own)
-        if isinstance(self.coupler, CoupleTerms):
-            steps, W, users = self.coupler.steps, self.users.held["coupled"].all(), torch.from_numpy(self.problem.users)
-            terms |= {"W squares": steps.form.squares(W, users), "W": steps.terms(W, users).flatten(1)}
-        return terms
-
-    def _objective_of_sums(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        figures = super()._objective_of_sums(sums)
-        if isinstance(self.coupler, CoupleTerms):
-            form = self.coupler.steps.form
-            figures["primal"] += float(form.value(sums["W squares"], form.by_sum(sums["W"])))
         return figures
 
     @property

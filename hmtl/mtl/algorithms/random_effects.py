@@ -7,7 +7,7 @@ K users, d features, n_k rows of user k, N rows in total.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,7 +249,7 @@ class RandomEffects(Algorithm):
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"algorithm": "random_effects", "regularizer": "random_effects", "lam": 0.0}
 
-    def _objective(self, measured: dict[str, Tensor], blocks: Iterator[Tensor]) -> dict[str, float]:
+    def _objective(self, sums: dict[str, Tensor]) -> dict[str, float]:
         return {"primal": float(self.aggregator.minus_log_likelihood)}
 
 

@@ -38,12 +38,6 @@ class SetupUsers(Users):
     def receive(self, users: Ids, models: Tensor) -> None:
         self.take(users, models)
 
-    def measure(self) -> dict[str, Tensor]:
-        return {}
-
-    def local_work(self, round: int, user: int) -> None:
-        pass
-
 
 class SetupAggregator(Aggregator):
     """Aggregator side of a set-up.

@@ -13,8 +13,8 @@ class FedU(Learner):
     eigenvalue of A is at least 2, the step is taken in as many parts as stability needs.
 
     If the regularizer needs only sums, each user takes its own coupling step from what all users sent last (see
-    `PenaltySteps`); for a user who was not heard, what it sent last still counts. If the regularizer learns Ω, the
-    aggregator learns it from the users' models in each round, and takes implicit steps (see `LearnedPenalty`).
+    `StepsBySums`); for a user who was not heard, what it sent last still counts. If the regularizer learns Ω, the
+    aggregator learns it from the users' models in each round, and takes implicit steps (see `StepsOfAll`).
 
     Ref: Dinh et al. 2021, *FedU: a unified framework for federated multi-task learning*, algorithm 1.
     """

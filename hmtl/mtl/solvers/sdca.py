@@ -59,11 +59,6 @@ DualSolver = LocalSolver[DualSubproblem, tuple[Tensor, Tensor]]
 """A solver of the users' dual subproblems: calling it returns a′ [N] and Δv [K, d]."""
 
 
-def sigma_prime(B: Tensor) -> float:
-    """Return `σ′ = max_k Σ_l |B_kl| / B_kk`, which makes it safe to add all users' updates.  Ref: Smith et al. 2017."""
-    return float((B.abs().sum(1) / B.diagonal()).max())
-
-
 class SDCA(DualSolver):
     """A solver that takes exact steps on one dual variable after another, in random order.
 

@@ -22,12 +22,13 @@ from hmtl.mtl import (
     Graph,
     LocalSGD,
     Logistic,
+    LowRank,
     Mean,
     NetworkAlgorithm,
     Participation,
     TaskRelationship,
 )
-from hmtl.mtl.algorithms.coupling import CoupleAll, LearnedPenalty
+from hmtl.mtl.algorithms.coupling import Coupler, StepsOfAll
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r
 
@@ -95,7 +96,7 @@ def test_a_coupling_step_is_a_product(lam, mean, tmp_path):
         algorithm = coupled(FedU(), Mean(lam, 0.1), 0, LocalSGD(0.1, 3, FULL), nn.Linear, algorithm.problem)
     users, ivs = algorithm.users.local_update(0)
     x, W = algorithm.solver.rate(0) * ivs[:, -1].double(), ivs[:, :-1].double()
-    A = algorithm.problem.regularizer.coupling(torch.empty(40, 40, dtype=torch.float64))
+    A = algorithm.problem.regularizer.coupling(LowRank.multiple(1, 40)).dense()
     longest = float(x.max() * torch.linalg.eigvalsh(A)[-1])
     parts = int(np.ceil(longest)) if longest >= 2 else 1
     assert (parts == 1) == (lam < 1)
@@ -116,7 +117,7 @@ def test_the_penalty_for_few_and_many_entries(weights, lam, tmp_path):
     for W in (noise, 1 + np.float32(1e-3) * noise):
         distances = np.square(W[:, None].astype(float) - W).sum(2)
         want = lam / 4 * (weights * distances).sum() + 5e-10 * np.square(W, dtype=float).sum()
-        assert float(aggregator.structure.penalty(torch.from_numpy(W))) == pytest.approx(want, rel=1e-6)
+        assert float(aggregator.steps.A.quadratic(torch.from_numpy(W))) == pytest.approx(want, rel=1e-6)
 
 
 def best_sigma(U, floor):
@@ -138,7 +139,7 @@ def test_a_step_is_that_of_numpy(kind, K, m, lam, seed):
     """w′ + X A w′ = w with the best Ω for w, for users with any numbers of steps, and some who were not heard."""
     rng, regularizer = np.random.default_rng(seed), KINDS[kind](lam)
     start, trained = torch.from_numpy(rng.normal(size=m)).expand(K, m), rng.normal(size=(K, m)) + rng.normal(size=m)
-    aggregator = CoupleAll(start, LearnedPenalty(regularizer, K, m), LocalSGD(0.5, decay=1.0))
+    aggregator = Coupler(start, StepsOfAll(regularizer, K, m), LocalSGD(0.5, decay=1.0))
     W, Sigma, w0 = start.numpy(), np.eye(K) / K, 0.0
     for round in range(3):
         heard = np.flatnonzero(rng.random(K) < 0.8)
@@ -156,7 +157,7 @@ def test_a_step_is_that_of_numpy(kind, K, m, lam, seed):
         A = np.linalg.inv(B + Sigma / lam)
         left = models + (0.5 / (1 + round) * steps)[:, None] * (A @ models)
         np.testing.assert_allclose(left, W, rtol=0, atol=1e-5 * np.abs(W).max())
-        penalty = float(aggregator.structure.penalty(torch.from_numpy(models)))
+        penalty = float(aggregator.steps.A.quadratic(torch.from_numpy(models)))
         assert penalty == pytest.approx(0.5 * np.trace(models.T @ A @ models), rel=1e-5)
         W = models
 
@@ -179,7 +180,7 @@ def test_every_transport_gives_the_same_bits(t, gone, wire, seed):
         algorithm = coupled(FedU(), Common(0.1), seed, LocalSGD(0.1), nn.Linear, problem, participation=part)
         for round, absent in enumerate(away(t, gone, seed)):
             communicator.round(round, algorithm.users, algorithm.aggregator, absent)
-        results.append((algorithm.W, algorithm.Omega, algorithm.metrics()))
+        results.append((algorithm.W, algorithm.Omega.dense(), algorithm.metrics()))
     for W, Omega, figures in results[1:]:
         assert torch.equal(W, results[0][0])
         assert torch.equal(Omega, results[0][1])

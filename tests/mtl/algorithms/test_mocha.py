@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError, ProcessLost
-from hmtl.mtl import MOCHA, SDCA, CoCoA, Graph, Local, Participation, Regularizer, Ridge, Squared, TaskRelationship
+from hmtl.mtl import (
+    MOCHA,
+    SDCA,
+    CoCoA,
+    Dense,
+    Graph,
+    Local,
+    Participation,
+    Regularizer,
+    Ridge,
+    Squared,
+    TaskRelationship,
+)
 
 
 def rounds(mocha, first, last):
@@ -24,8 +36,7 @@ class Together(Regularizer):
         super().__init__(lam)
 
     def coupling(self, Omega):
-        K = len(Omega)
-        return self.lam * (torch.eye(K) - 1 / K).to(Omega) + 0.3 * torch.eye(K).to(Omega)
+        return Dense(self.lam * (Omega.eye - 1 / len(Omega)) + 0.3 * Omega.eye)
 
 
 def optimum(case, A):
@@ -49,7 +60,7 @@ def optimum(case, A):
 def test_optimum_agrees_with_another_solver(random_problem, seed, K, reduction, regularizer):
     case = random_problem(seed, K=K, reduction=reduction, regularizer=regularizer)
     mocha = MOCHA(case.problem, SDCA(1.0), omega_every=0, seed=seed)
-    best = optimum(case, regularizer.coupling(mocha.Omega).numpy())
+    best = optimum(case, regularizer.coupling(mocha.Omega).dense().numpy())
     for start in range(0, 1000, 100):
         now = rounds(mocha, start, start + 100).metrics()
         if now["gap"] < 1e-5 * best:
@@ -62,7 +73,7 @@ def test_the_textbook_method_with_exact_steps(random_problem):
     """FISTA with restarts on v: the extrapolated models come from the extrapolated v, and users minimise to the end."""
     case = random_problem(5, regularizer=Together(0.2), loss=Squared())
     mocha = MOCHA(case.problem, SDCA(300.0), omega_every=0)
-    B = np.linalg.inv(Together(0.2).coupling(mocha.Omega).numpy())
+    B = np.linalg.inv(Together(0.2).coupling(mocha.Omega).dense().numpy())
     c, v, before, t, beta = np.abs(B).sum(1), np.zeros((case.K, case.d)), np.zeros((case.K, case.d)), 1.0, 0.0
     betas = []
     for round in range(12):
@@ -111,7 +122,7 @@ def test_dual_never_falls_and_gap_never_negative(random_problem, seed, K, passes
             assert now["dual"] >= before["dual"] - 1e-10
         before = now
     V = np.stack([s * a @ x for s, a, x in zip(case.s, case.by_user(mocha.a), case.X, strict=True)], axis=1)
-    A = case.problem.regularizer.coupling(mocha.Omega).numpy()
+    A = case.problem.regularizer.coupling(mocha.Omega).dense().numpy()
     np.testing.assert_allclose(mocha.W.numpy() @ A, V, rtol=0, atol=1e-8 * (1 + abs(A).max()))
 
 
@@ -244,7 +255,7 @@ def test_one_model_has_no_objective_while_users_hold_different_ones(random_probl
     shared = rounds(CoCoA(case.problem, SDCA(1.0), 0.1), 0, 3)
     measured = shared.users.measure()
     assert np.isfinite(shared.figures(measured, iter(()))["gap"])
-    figures = shared.figures({**measured, "W": measured["W"].index_fill(0, torch.tensor([2]), 0.1)}, iter(()))
+    figures = shared.figures({**measured, "held": measured["held"].index_fill(0, torch.tensor([2]), 1.0)}, iter(()))
     assert np.isnan(figures["primal"])
     assert np.isnan(figures["gap"])
     assert np.isfinite(figures["dual"])
@@ -280,6 +291,17 @@ def test_who_missed_a_change_of_the_coupling_is_told_later(random_problem):
         mocha.users.receive(told, models[told])
         assert torch.equal(mocha.users.curvature, mocha.aggregator.curvature[:, 0]) == (round != 2)
     assert columns == [1, 1, 2, 2, 1, 2]
+
+
+@pytest.mark.parametrize("regularizer", [Graph(0.2, neighbors=2), Ridge(0.3)], ids=["graph", "ridge"])
+def test_curvature(random_problem, regularizer):
+    """Both kinds dominate B; the larger is σ′B_kk with one σ′ for all users."""
+    coupling = MOCHA(random_problem(3, K=5, regularizer=regularizer).problem, SDCA()).aggregator.coupling
+    B, (user, largest) = coupling.B.dense(), (coupling.curvature(kind)[:, 0] for kind in ("user", "max"))
+    assert torch.linalg.eigvalsh(user.diag() - B)[0] >= -1e-9
+    ratios = B.abs().sum(1) / B.diagonal()
+    torch.testing.assert_close(largest, ratios.max() * B.diagonal())
+    assert (largest >= user - 1e-12).all()
 
 
 def test_local_training_needs_no_messages(random_problem):
@@ -322,14 +344,14 @@ class Own(Ridge):
         return new
 
     def coupling(self, Omega):
-        return self.lam * self.weights.diag()
+        return Dense(self.lam * self.weights.diag())
 
 
 @pytest.mark.parametrize("regularizer", [Graph(0.2, neighbors=2), Own(0.3)], ids=["graph", "own"])
 def test_setting_up_by_messages_changes_nothing(random_problem, regularizer):
     """Facts go up and c_k comes down, all of it overhead, and the state is that of the constructor."""
     mocha = MOCHA(random_problem(3, K=5, regularizer=regularizer).problem, SDCA())
-    before, B = mocha.state_dict(), mocha.aggregator.coupling.B
+    before, B = mocha.state_dict(), mocha.aggregator.coupling.B.dense()
     users, aggregator = mocha.setup()
     mocha.users.curvature = torch.zeros(5).double()
     who, facts = users.local_update(0)
@@ -342,9 +364,9 @@ def test_setting_up_by_messages_changes_nothing(random_problem, regularizer):
     users.receive(who, extras.clone())
     assert extras.shape == (5, 1)
     assert same(mocha.state_dict(), before)
-    assert torch.equal(mocha.aggregator.coupling.B, B)
+    assert torch.equal(mocha.aggregator.coupling.B.dense(), B)
     aggregator.update(who, torch.rand(facts.shape).double())
-    assert not torch.equal(mocha.aggregator.coupling.B, B)  # the graph is made of what arrived
+    assert not torch.equal(mocha.aggregator.coupling.B.dense(), B)  # the graph is made of what arrived
     with pytest.raises(ProcessLost, match="K=5"):
         aggregator.update(who[:4], facts[:4])
 

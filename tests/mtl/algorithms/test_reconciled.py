@@ -118,7 +118,7 @@ def figures(case, mocha):
     V = np.stack([s * a[k] @ x for k, (s, x) in enumerate(zip(case.s, case.X, strict=True))], axis=1)
     losses = sum(s * np.maximum(0, 1 - m).sum() for s, m in zip(case.s, margins, strict=True))
     conjugates = -sum(s * (a[k] * y).sum() for k, (s, y) in enumerate(zip(case.s, case.y, strict=True)))
-    A, B = regularizer.coupling(Omega).numpy(), regularizer.inverse_coupling(Omega).numpy()
+    A, B = (M.dense().numpy() for M in (regularizer.coupling(Omega), regularizer.inverse(Omega)))
     return losses + 0.5 * np.trace(W @ A @ W.T), -conjugates - 0.5 * np.trace(V @ B @ V.T), V
 
 
@@ -163,13 +163,13 @@ def test_duals(seed, wire, kind, lost, rounds, back, regularizer):
     V = figures(case, mocha)[2]
     scale = 1 + np.abs(V).max()
     if kind == "sums":
-        form, grid = mocha.aggregator.coupling.form, case.problem.grid
-        assert torch.equal(held["S"][0], grid.rounded(form.terms(mocha.users.V)).sum(0))
+        B, grid = mocha.aggregator.coupling.B, case.problem.grid
+        assert torch.equal(held["S"][0], grid.rounded(B.terms(mocha.users.V)).sum(0))
         np.testing.assert_allclose(mocha.users.V.T, V, rtol=0, atol=1e-12 * scale)
     else:
         np.testing.assert_allclose(held["V"].T, V, rtol=0, atol=1e-12 * scale)
     if regularizer != "common":
-        B = mocha.problem.regularizer.inverse_coupling(mocha.Omega).numpy()
+        B = mocha.problem.regularizer.inverse(mocha.Omega).dense().numpy()
         np.testing.assert_allclose(mocha.W, V @ B, rtol=0, atol=1e-6 * (1 + np.abs(B).max()) * scale)
     for _ in range(60):
         run.play(1)

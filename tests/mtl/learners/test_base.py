@@ -182,6 +182,7 @@ def test_a_learner_holds_settings_alone(name):
     assert described.items() >= common.items()
     settings = {key: value for key, value in before.items() if isinstance(value, int | float) and key in described}
     assert described.items() >= settings.items()
+    assert not {"phases", "_weights"} & described.keys(), "not a setting"
     assert ("regularizer" in described) == (name == "fedu")
     assert (first.setup() is None) == (name in ("pfedme", "localnetworks", "fedu"))
     if setup := first.setup():
@@ -200,6 +201,7 @@ def test_settings_in_descriptions():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: FedAvg("size"), "weights='size': choose rows or equal"),
         (lambda: FedProx(-1.0), r"mu=-1 is not in \[0, 2/step\), here below 20"),
         (lambda: FedProx(20.0), "Lower mu or solver.step"),
         (lambda: FedProx(float("nan")), "mu=nan"),

@@ -1,10 +1,19 @@
-"""FedProx: where it comes to rest; its rounds, and those of FedAvg, are in test_base.py and test_networks.py."""
+"""FedAvg's weights, and where FedProx comes to rest; their rounds are in test_base.py and test_networks.py."""
 
 import numpy as np
 import pytest
-from quadratics import D, P, learn, quadratics, shared
+import torch
+from quadratics import COUNTS, D, K, P, learn, quadratics, run, shared
 
-from hmtl.mtl import FedProx
+from hmtl.mtl import FedAvg, FedProx, Participation
+
+
+@pytest.mark.parametrize(("weights", "p"), [("rows", COUNTS), ("equal", np.ones(K)), (torch.sqrt, np.sqrt(COUNTS))])
+def test_the_average_has_these_weights(weights, p):
+    algorithm = learn(FedAvg(weights), participation=Participation(fraction=0.8))
+    users, sent = algorithm.users.local_update(0)
+    want = np.average(sent[:], axis=0, weights=p[users])
+    np.testing.assert_allclose(shared(run(algorithm, 0, 1)), want, rtol=1e-9)
 
 
 @pytest.mark.parametrize("mu", [0.3, 1.0])

@@ -20,6 +20,7 @@ from hmtl.mtl import (
     Graph,
     LocalSGD,
     Logistic,
+    LowRank,
     Mean,
     NetworkAlgorithm,
     Participation,
@@ -260,7 +261,7 @@ def test_planted_groups_are_found(learner, regularizer):
     algorithm = NetworkAlgorithm(learner, problem, LocalSGD(0.1, 5), two_layers)
     for round in range(30):
         algorithm.step(round)
-    Sigma = np.linalg.inv(algorithm.Omega.numpy())
+    Sigma = np.linalg.inv(algorithm.Omega.dense().numpy())
     correlation = Sigma / np.sqrt(np.outer(Sigma.diagonal(), Sigma.diagonal()))
     alike = np.equal.outer(np.arange(8) < 4, np.arange(8) < 4)
     assert correlation[alike].min() > correlation[~alike].max() + 0.2
@@ -286,7 +287,7 @@ def test_users_who_act_on_older_sums_settle_where_the_objective_does(random_prob
         problem.s[k] * problem.loss(x.x_train @ W[k, :-1] + W[k, -1], x.y_train).sum()
         for k, x in enumerate(problem.tasks)
     )
-    A = problem.regularizer.coupling(torch.empty(4, 4, dtype=torch.float64))
+    A = problem.regularizer.coupling(LowRank.multiple(1, 4)).dense()
     (gradient,) = torch.autograd.grad(loss + 0.5 * (A @ W * W).sum(), W)
     assert gradient.abs().max() < 5e-3
     assert W.abs().max() > 0.05

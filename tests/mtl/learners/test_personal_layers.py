@@ -18,6 +18,7 @@ from hmtl.mtl import (
     FedRep,
     LGFedAvg,
     LocalSGD,
+    LowRank,
     Mean,
     NetworkAlgorithm,
     Participation,
@@ -48,7 +49,7 @@ def test_every_round_is_that_of_modules(seed, kind, own, coupled, epochs, part):
     problem = several_classes(seed).regularized(Mean(0.2, 0.1))
     learner = KINDS[kind](own and sorted(own), coupled=coupled)
     algorithm = NetworkAlgorithm(learner, problem, LocalSGD(0.1, epochs, FULL, 0.5), deep, seed, part)
-    own, A = own or set(usual(kind)), problem.regularizer.coupling(K * torch.eye(K).double())
+    own, A = own or set(usual(kind)), problem.regularizer.coupling(LowRank.multiple(K, K)).dense()
     modules, p = [deep(D, C) for _ in range(K)], torch.tensor(COUNTS).double() / sum(COUNTS)
     for module in modules:
         nn.utils.vector_to_parameters(algorithm.model.start.clone(), module.parameters())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
 from hmtl.io.compiled import jit
-from hmtl.mtl import SDCA, Hinge, Logistic, SmoothHinge, Squared, sigma_prime
+from hmtl.mtl import SDCA, Hinge, Logistic, SmoothHinge, Squared
 from hmtl.mtl.solvers.sdca import DualSubproblem, applies, compiled_pass, torch_pass
 
 
@@ -156,17 +156,3 @@ def test_without_a_folder_for_compiled_code(monkeypatch):
 
     monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
     assert jit()(lambda x: x + 1)(1) == 2
-
-
-@given(seed=st.integers(0, 10**6), K=st.integers(1, 8))
-@settings(max_examples=12)
-def test_sigma_prime_makes_adding_safe(seed, K):
-    """σ′ Σ_k B_kk‖v_k‖² ≥ tr(V B Vᵀ) for all V; 1 without coupling, K if all users share one model."""
-    rng = np.random.default_rng(seed)
-    root, V = rng.normal(size=(K, K)), rng.normal(size=(3, K))
-    B = root @ root.T + 1e-3 * np.eye(K)
-    sigma = sigma_prime(torch.from_numpy(B))
-    assert sigma == pytest.approx(max(sum(map(abs, row)) / row[k] for k, row in enumerate(B.tolist())))
-    assert sigma * np.sum(np.diag(B) * V**2) >= np.trace(V @ B @ V.T) * (1 - 1e-12)
-    assert sigma_prime(torch.eye(K)) == 1
-    assert sigma_prime(torch.ones(K, K)) == K

@@ -1,4 +1,4 @@
-"""Ω of more users than numbers in a model: against dense matrices, exact alternation, and without memory for K²."""
+"""Matrices of low rank: Ω of more users than numbers in a model, and its optimum; without memory for K²."""
 
 from itertools import pairwise
 
@@ -9,9 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.data import Task
-from hmtl.mtl import MOCHA, SDCA, Clustered, Mean, Problem, Regularizer, Ridge, Squared, TaskRelationship
-from hmtl.mtl.regularizers import SharedModel, dense
-from hmtl.mtl.spectrum import Spectrum
+from hmtl.mtl import (
+    MOCHA,
+    SDCA,
+    Clustered,
+    LowRank,
+    Mean,
+    Problem,
+    Regularizer,
+    Ridge,
+    SharedModel,
+    Squared,
+    TaskRelationship,
+)
 
 MAKERS = [lambda: TaskRelationship(0.3), lambda: TaskRelationship(0.3, 0.05), lambda: Clustered(0.3, clusters=2)]
 
@@ -29,13 +39,12 @@ def test_everything_agrees_with_dense_matrices(seed, d, more, make):
     K = d + more
     regularizer, W, V = make(), models(seed, d, K), models(seed + 1, d, K)
     Omega = regularizer.start(K, d)
-    torch.testing.assert_close(dense(Omega), regularizer.start_omega(K))
+    torch.testing.assert_close(Omega.dense(), regularizer.start(K, K).dense())
     for _ in range(2):
-        full = dense(Omega)
-        A = regularizer.coupling(full).numpy()
+        A = regularizer.coupling(Omega).dense().numpy()
         B = np.linalg.inv(A)
         assert float(regularizer(W, Omega)) == pytest.approx(np.trace(W.numpy() @ A @ W.T.numpy()) / 2, rel=1e-8)
-        assert float(regularizer.conjugate(V, Omega)) == pytest.approx(
+        assert float(regularizer.inverse(Omega).quadratic(V.T)) == pytest.approx(
             np.trace(V.numpy() @ B @ V.T.numpy()) / 2, rel=1e-8
         )
         form = regularizer.inverse(Omega)
@@ -45,7 +54,7 @@ def test_everything_agrees_with_dense_matrices(seed, d, more, make):
         assert np.linalg.eigvalsh(np.diag(c) - B)[0] >= -1e-9 * c.max(), "adding all updates is not safe"
         assert c.sum() <= 1.5 * np.abs(B).sum(), "c is much larger than diagonal dominance"
         old, Omega = Omega, regularizer.update_omega(W, Omega)
-        eigenvalues = np.linalg.eigvalsh(dense(Omega))
+        eigenvalues = np.linalg.eigvalsh(Omega.dense())
         s = np.sort(np.append(np.linalg.svd(W, compute_uv=False), np.zeros(K - d)))
         s = np.maximum(s, 0.01 * s[-1])
         if isinstance(regularizer, TaskRelationship):  # the trace is that in the span of W
@@ -58,20 +67,6 @@ def test_everything_agrees_with_dense_matrices(seed, d, more, make):
         # only the floor may raise R
         assert float(regularizer(W, Omega)) <= float(regularizer(W, old)) * (1 + 0.01 * d) + 1e-12
     assert regularizer.update_omega(0 * W, Omega) is Omega
-
-
-def test_a_redefined_coupling_or_start_has_no_spectrum():
-    class Stronger(TaskRelationship):
-        def coupling(self, Omega):
-            return 2 * super().coupling(Omega)
-
-    class Started(TaskRelationship):
-        def start_omega(self, K):
-            return 2 * K * torch.eye(K)
-
-    assert isinstance(TaskRelationship(0.1).start(5, 3), Spectrum)
-    for regularizer in (Stronger(0.1), Started(0.1)):
-        assert isinstance(regularizer.start(5, 3), torch.Tensor)
 
 
 def tasks(K: int, d: int, n: int) -> tuple[np.ndarray, np.ndarray, list[Task]]:
@@ -112,7 +107,7 @@ def test_mocha_nearly_reaches_the_joint_optimum(lam):
     best = optimum(X, y, lam)
     assert best * (1 - 1e-6) <= joint[-1] <= 1.02 * best
 
-    figures, Omega, W = mocha.metrics(), mocha.Omega.numpy(), mocha.W.numpy()
+    figures, Omega, W = mocha.metrics(), mocha.Omega.dense().numpy(), mocha.W.numpy()
     loss = 0.5 * np.square(np.einsum("knd,dk->kn", X, W) - y).sum() / 8
     assert figures["primal"] == pytest.approx(loss + lam / 2 * np.trace(W @ Omega @ W.T), rel=1e-9)
     a = mocha.a.view(y.shape).numpy()
@@ -136,6 +131,25 @@ def test_a_hundred_thousand_users(regularizer: Regularizer):
     """A matrix of all pairs of users would take 80 GB."""
     W = torch.randn(4, 100_000, dtype=torch.float64)
     Omega = regularizer.update_omega(W, regularizer.start(100_000, 4))
-    product = (regularizer.inverse(Omega) @ W.T).T
+    B = regularizer.inverse(Omega)
     # R*(V) = R(V B), since R is a quadratic form
-    assert float(regularizer(product, Omega)) == pytest.approx(float(regularizer.conjugate(W, Omega)), rel=1e-8)
+    assert float(regularizer((B @ W.T).T, Omega)) == pytest.approx(float(B.quadratic(W.T)), rel=1e-8)
+
+
+@pytest.mark.parametrize("K", [1, 2, 7])
+@pytest.mark.parametrize("regularizer", FIXED, ids=str)
+def test_models_from_sums(regularizer: Regularizer, K: int) -> None:
+    B = regularizer.inverse(regularizer.start(K, 4))
+    V = torch.randn(K, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(B.models(V, B.terms(V).sum(0)), B.dense() @ V, rtol=1e-10, atol=1e-12)
+
+
+def test_two_sums_for_each_coordinate() -> None:
+    rng = np.random.default_rng(0)
+    U, V = torch.from_numpy(rng.normal(size=(6, 2))), torch.from_numpy(rng.normal(size=(6, 3)))
+    B = LowRank(torch.tensor(0.7).double(), U, torch.tensor([[0.5, 0.1], [0.1, 0.3]], dtype=torch.float64))
+    some = torch.tensor([1, 4])
+    torch.testing.assert_close(B.models(V[some], B.terms(V).sum(0), some), (B.dense() @ V)[some])
+    torch.testing.assert_close(B.inverse().dense(), torch.linalg.inv(B.dense()))
+    with pytest.raises(ArithmeticError):
+        LowRank(B.delta, U, -B.C).inverse()
