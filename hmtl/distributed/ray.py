@@ -97,19 +97,15 @@ class RayCluster(Controller):
         return self._count
 
     def start(self, load: Load, build: Build) -> None:
-        ray = self._ray
+        ray, path = self._ray, os.pathsep.join(filter(None, sys.path))
         if self._ours:
-            variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            variables |= {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
-            local: dict[str, Any] = {} if self._address else {"include_dashboard": False}
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if self._address:
+                quiet["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
+            else:  # processes inherit it; otherwise each would be started for this environment, which takes longer
+                os.environ["PYTHONPATH"], quiet["include_dashboard"] = path, False
             try:
-                ray.init(
-                    self._address,
-                    runtime_env={"env_vars": variables},
-                    logging_level="ERROR",
-                    configure_logging=True,
-                    **local,
-                )
+                ray.init(self._address, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise EngineError(f"engine.address={self._address}: Ray cannot be reached ({error}).") from error
         homes = partial(shared_evenly, len(self.hosts))
