@@ -214,8 +214,7 @@ class Controller(Engine):
             if answers := self.call({holder: (call, {"name": name})}):
                 return answers[holder]
         raise StateLost(
-            f"no aggregator ({', '.join(self.holders.get(name, ()))}) sent the state that later rounds need. Restart "
-            "from the last checkpoint with resume=PATH."
+            f"no aggregator ({', '.join(self.holders.get(name, ()))}) sent the state that later rounds need."
         )
 
     def _all(self, calls: Calls) -> dict[str, Any]:

@@ -129,6 +129,7 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint does not fit.
         """
+        self.state = {}
         if checkpoint is None:
             setups = Training(self.algorithm, self.communicator, self.setups).all_setups()
             for number, (users, aggregator) in enumerate(setups):
@@ -144,22 +145,30 @@ class Trainer:
             self._log(row)
         user_seconds = self.engine.user_seconds(self.algorithm, len(self.history))
         with catch_signals() as self._caught:
-            while self._continues():
-                if len(self.history) > self._saved and len(self.history) % self.settings.checkpoint_every == 0:
-                    with suppress(StateLost):  # the next round is empty, and then all restart
-                        self._save()
+            while not self.state:
                 try:
-                    row = self._round(len(self.history), user_seconds)
+                    self._play(user_seconds)
+                    self.state = self._save()
                 except StateLost as lost:
-                    log.warning("round %d: %s It goes on from the last checkpoint.", len(self.history), lost)
                     self.engine.waiting(lambda: bool(self._caught))
-                    self._resume(load_checkpoint(self.checkpoint))
-                    continue
-                self.history.append(row)
-                self._log(row)
-            self.state = self._save()
+                    self._go_back(lost)
             self.interrupted = sum(self._caught[:1])
         return self.history
+
+    def _play(self, user_seconds: float) -> None:
+        """Play the remaining rounds."""
+        while self._continues():
+            if len(self.history) > self._saved and len(self.history) % self.settings.checkpoint_every == 0:
+                with suppress(StateLost):  # the next round is empty, and then all restart
+                    self._save()
+            row = self._round(len(self.history), user_seconds)
+            self.history.append(row)
+            self._log(row)
+
+    def _go_back(self, lost: StateLost) -> None:
+        """Continue from the last checkpoint."""
+        log.warning("round %d: %s It goes on from the last checkpoint.", len(self.history), lost)
+        self._resume(load_checkpoint(self.checkpoint))
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that `_save` returned."""
@@ -181,11 +190,9 @@ class Trainer:
     def _restart(self) -> None:
         """Continue with the nodes that have come back, from the present state; or else from the last checkpoint."""
         try:
-            state = self._save()
+            self._resume(self._save())
         except StateLost as lost:
-            log.warning("round %d: %s", len(self.history), lost)
-            state = load_checkpoint(self.checkpoint)
-        self._resume(state)
+            self._go_back(lost)
 
     def _continues(self) -> bool:
         """Return whether there is another round, and keep the models of the last one if they are the best so far."""
