@@ -157,6 +157,7 @@ class Cell:
             facts: what was exchanged in this set-up before this process was there; None: nothing.
             numbers: how many numbers a user's terms of figures have.
         """
+        self._rounds.pop(name, None)
         learner, mine = self.training.algorithm, self.training.communicator
         own = self._homes.get(self.name, np.empty(0, np.int64))
         if name.startswith("set-up"):
@@ -197,7 +198,10 @@ class Cell:
         if self._rounds.get(name) != round:
             if round != SETUP_ROUND:
                 communicator.follow(round)
-            nodes.close()  # the controller may have given up on the last round
+            for relay in nodes.relays:  # the controller may have given up on it in the last round
+                if relay.phase is Phase.AGGREGATED:  # no verdict follows
+                    relay.conclude((), ())
+            nodes.close()
             self._rounds[name] = round
         users, watch, sent = self.training.algorithm.users, Stopwatch(), list[Values]()
         users.evaluates = evaluates

@@ -72,6 +72,7 @@ class Controller(Engine):
         self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
         self._back: set[str] = set()  # lost cells whose process is there again
         self._stale: set[str] = set()  # late cells that missed a state from which the others continue
+        self._figures: Any = None  # the aggregator of figures, once there are any
         self._continues = False  # whether nodes continue from a state
         self._begun = False  # whether a round was played
         self._tasks: Sequence[Task] = ()  # of all users, without rows
@@ -156,6 +157,8 @@ class Controller(Engine):
     def make(self, name: str, side: Any, memory: Values) -> None:
         """Make nodes in all cells, which continue from `memory`, see `StandIns.state_dict`."""
         continues = self._continues and not name.startswith(("set-up", "figures"))
+        if name == "figures":
+            self._figures = side
         values: Values = {"aggregator": side.state_dict() if continues else None}
         values |= {"name": name, "facts": None, "numbers": getattr(side, "numbers", 0)}
         calls: dict[str, tuple[str, Values]] = {}
@@ -304,6 +307,8 @@ class Controller(Engine):
                 "numbers": 0,
             }
             self.call(dict.fromkeys(self.nodes, ("nodes", values)))
+        if self._figures is not None:
+            self.make("figures", self._figures, {})
 
     def waiting(self, stop: Callable[[], bool]) -> bool:
         """As `Engine.waiting`.

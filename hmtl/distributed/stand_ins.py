@@ -284,7 +284,7 @@ class FarUsers(Users):
         if self.controller.only_sums:
             told = {} if self.inner.personal else self.algorithm.aggregator.agree({})
             common = {name: rows[:1] for name, rows in told.items()}
-            self._ask("restore_users", own=self.controller.resumes, common=common)
+            self._ask("restore_users", own=self.controller.resumes or self.inner.personal, common=common)
             return
         calls = {}
         for host, home in self.controller.homes.items():
