@@ -24,7 +24,7 @@ PRELOAD = ("hmtl.config.build", "hmtl.distributed.site", "hmtl.mtl", "hmtl.tunin
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Local:
+class LocalNodes:
     """Nodes that are started on this machine.
 
     Args:

@@ -42,7 +42,7 @@ class Group:
         interface: this machine's address on the network to the others; None: the system's choice.
 
     Raises:
-        ConfigError: this is no such address.
+        ConfigError: it is not such an address.
     """
 
     address: str

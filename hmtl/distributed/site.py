@@ -14,7 +14,7 @@ from hmtl.communication.messages import SERVER
 from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
 from hmtl.distributed.deployment import Deployment
-from hmtl.distributed.launching import Local
+from hmtl.distributed.launching import LocalNodes
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.multicast import Caster, Group, Listener
 from hmtl.distributed.post import Post
@@ -67,7 +67,7 @@ class Site(Controller):
                 "python -m hmtl.node on each box."
             )
         self._deployment = Deployment.read(deployment) if deployment else None
-        self._local = Local(processes, tls) if processes else None
+        self._local = LocalNodes(processes, tls) if processes else None
         self._tls, self._agreed = tls, agreed
         self._group = Group(multicast, interface) if multicast else None
         self._asked = count(1)
