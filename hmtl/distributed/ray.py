@@ -2,7 +2,7 @@
 
 Messages are objects in Ray's store, which receivers fetch from each other; the controller passes on references. Ray
 starts an actor again whose process has ended; it then gets its state from the run. A cluster is one trust domain:
-whoever controls it sees everything that nodes know, so that secure sums protect nobody here.
+who controls it sees everything that nodes know, so that secure sums protect nobody here.
 """
 
 import os

@@ -69,7 +69,7 @@ HOST_TURNS: Mapping[str, frozenset[str]] = {
     "answer": frozenset({"announce", "block", "rows"}),
     "conclude": frozenset({"announce", "block", "rows", "answer"}),
 }
-"""The turns after which a host takes a turn, by turn: no matter who asks, it masks, shares and reveals once per round."""
+"""The turns after which a host takes a turn, by turn. No matter who asks, it masks, shares and reveals once a round."""
 
 
 def check_turn(last: str, turn: str) -> None:
