@@ -261,7 +261,8 @@ class FarUsers(Users):
     def state_dict(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # as torch calls it
         """Return the state of all users, that of an absent host's as it was seen last."""
         if self.controller.only_sums:
-            self._ask("save_users")
+            saved = self._ask("save_users")
+            self.controller.outdated = not self.personal and len(saved) < len(self.controller.hosts)
             return {}
         answers = self._ask("users_state")
         self._saved |= answers
