@@ -17,7 +17,7 @@ from hmtl.errors import EngineError
 @pytest.fixture
 def connection() -> Connection:
     """The server's connection to a relay."""
-    return Connection("relay 2", 3, MAY_SEND["relay", "server"])
+    return Connection("relay 2", MAY_SEND["relay", "server"])
 
 
 def frame(number: int, kind: str = REPORT, size: int = 1) -> Frame:
@@ -26,7 +26,7 @@ def frame(number: int, kind: str = REPORT, size: int = 1) -> Frame:
 
 def messages(frames: Iterable[Frame]) -> list[bytes]:
     """What the relay's stream carries."""
-    stream = Stream(Connection("server", 0, MAY_SEND["server", "relay"]))
+    stream = Stream(Connection("server", MAY_SEND["server", "relay"]))
     for each in frames:
         stream.send(each)
     stream.close()

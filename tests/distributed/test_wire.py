@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from hmtl.distributed.placement import names_of
 
 from hmtl.communication.messages import IVS, REPORT, SERVER
 from hmtl.distributed import wire as module
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, to_pem
-from hmtl.distributed.placement import names_of
 from hmtl.distributed.wire import METHOD, Party, Wire, grpc
 from hmtl.errors import ConfigError, EngineError
 

@@ -1,4 +1,4 @@
-"""Values beside messages: what processes know of tasks whose rows live in others, and a server that says nothing."""
+"""Values beside messages: tasks and tensors, of which nothing is executed, and no rows that stay with their host."""
 
 import io
 import os
@@ -8,23 +8,19 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
-import threads
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmtl.communication.messages import nothing
 from hmtl.data import Preprocessing, Task, prepare
-from hmtl.distributed.connections import Connection, Stream
-from hmtl.distributed.control import Control, from_bytes, to_bytes
-from hmtl.distributed.exchange import for_report
-from hmtl.distributed.frames import CONTROL, MAY_SEND, Frame
-from hmtl.distributed.peers import BEFORE, Peers
-from hmtl.distributed.placement import Placement, names_of
-from hmtl.errors import EngineError
+from hmtl.distributed.cell import for_report
+from hmtl.distributed.frames import CONTROL, Frame
+from hmtl.distributed.values import as_frame, from_bytes, of_frame, to_bytes
+from hmtl.errors import CodingError
 from hmtl.mtl import Mean, Problem, Squared, preprocessing_setups
 
 K, D = 7, 5
-NAMES = names_of(4, 1)
 HOMES = [range(3), range(3, 5), range(5, K)]
 
 
@@ -74,7 +70,7 @@ class Harmful:
         return os.system, ("exit 1",)
 
 
-GOOD = bytes(to_bytes({"notices": [], "x": torch.arange(5)}))
+GOOD = bytes(to_bytes({"answer": {"x": torch.arange(5)}}))
 
 
 def deflated(content: bytes) -> bytes:
@@ -92,37 +88,20 @@ UNREADABLE = st.one_of(
     st.just(bytes(to_bytes({"x": Harmful()}))),
     st.just(pickle.dumps({"x": 1}, protocol=2)),
     st.just(deflated(bytes(to_bytes({"x": torch.zeros(10**6)})))),
+    st.just(b""),
 )
 
 
 @given(UNREADABLE)
-def test_a_node_whose_values_cannot_be_read_is_lost_alone(content: bytes) -> None:
-    connections = {name: Connection(name, 1, MAY_SEND["host", "server"]) for name in ("host 0", "host 1")}
-    for name, values in zip(connections, (content, GOOD), strict=True):
-        connections[name].attach(stream := Stream(connections[name]))
-        stream.inbox.put(Frame(CONTROL, BEFORE, torch.tensor([[*values]], dtype=torch.uint8)))
-    peers = Peers("server", connections, seconds=10)
-    assert list(Control(peers).receive(["host 0", "host 1"])) == ["host 1"]
-    assert list(peers.lost) == ["host 0"]
-    assert "cannot be read" in peers.lost["host 0"]
-    connections["host 0"].attach(again := Stream(connections["host 0"]))
-    assert again.ended.is_set()
+def test_values_that_cannot_be_read_are_refused(content: bytes) -> None:
+    frame = Frame(CONTROL, 0, torch.tensor([[*content]], dtype=torch.uint8), nothing(1))
+    with pytest.raises(CodingError, match="cannot be read"):
+        of_frame(frame)
 
 
-@pytest.mark.parametrize(
-    ("having", "said"),
-    [([], ""), (["host 1"], "host 1: wrong"), (["host 0", "host 1"], "host 0, host 1: wrong"), (NAMES, "wrong")],
-)
-def test_an_error_is_known_to_all_and_says_whose_it_is(having: list[str], said: str) -> None:
-    def node(placement: Placement, peers: Peers) -> str:
-        return Control(peers).agree("wrong" if placement.name in having else "")
-
-    placements = [Placement(rank, len(NAMES), 2, len(NAMES) - 3) for rank in range(len(NAMES))]
-    assert threads.play(placements, node) == dict.fromkeys(NAMES, said)
-
-
-def test_a_server_that_stays_silent_is_lost() -> None:
-    silent = Connection("server", 0, MAY_SEND["server", "host"])
-    silent.attach(Stream(silent))
-    with pytest.raises(EngineError, match="the server is lost"):
-        Control(Peers("host 0", {"server": silent}, seconds=0.01)).receive_from_leader()
+def test_values_arrive_as_they_were_sent() -> None:
+    frame = as_frame({"answer": [1, "two", None, torch.tensor([True])]}, 7)
+    assert (frame.kind, frame.number) == (CONTROL, 7)
+    *plain, tensor = of_frame(frame)["answer"]
+    assert plain == [1, "two", None]
+    assert tensor.tolist() == [True]

@@ -1,0 +1,212 @@
+"""Runs whose cells are objects of this process, some of which fail in turns that a test names."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from hmtl.communication import TIERS
+from hmtl.config.build import Run, build
+from hmtl.distributed.cell import Cell
+from hmtl.distributed.controller import Controller
+from hmtl.distributed.frames import Frame, Header
+from hmtl.distributed.values import from_bytes, to_bytes
+from hmtl.errors import ProcessLost
+from hmtl.mtl import Learner
+from hmtl.training.engine import Build, Load, Values
+
+SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
+LATE, DEAF, GONE = "answers late", "ends before", "ends after"
+
+
+class Halves(Learner):
+    """A learner of one's own: users go half of the way that training goes."""
+
+    def local(self, shared: Any, own: Any, train: Callable[..., Tensor]) -> dict[str, Tensor]:
+        return {"w": (train(shared.w) + shared.w) / 2}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a node when it gets a turn, or another call, in a round.
+
+    Attributes:
+        node: its name.
+        action: the turn or the call.
+        round: of the turn; for other calls -1, the first one.
+        how: LATE: it plays late, when nobody waits any more; DEAF: its process ends before the turn; GONE: after it.
+        away: how often the controller looks before it is there again.
+    """
+
+    node: str
+    action: str
+    round: int
+    how: str = DEAF
+    away: int = 1
+
+
+class Cells(Controller):
+    """A controller and cells that share nothing but bytes.
+
+    Attributes:
+        faults: what is still to happen.
+        told: all answers, by node, as pairs of a call and what a cell returned.
+        frames: all messages, as triples of sender, receivers and frame.
+        bits: of the messages whose envelopes arrived, by round and tier; of a round that was played again, the last.
+        lost: whether a message from a sender gets lost on its way to a receiver.
+    """
+
+    def __init__(
+        self, hosts: int = 2, seconds: float = 0.01, patience: float = 600.0, broken: Sequence[str] = ()
+    ) -> None:
+        super().__init__(seconds, patience)
+        self._count, self._numbers = hosts, count()
+        self.cells: dict[str, Cell] = {}
+        self.faults: list[Fault] = []
+        self.told: dict[str, list[tuple[str, Any]]] = defaultdict(list)
+        self.frames: list[tuple[str, Sequence[str], Frame]] = []
+        self.bits: dict[int, dict[str, int]] = defaultdict(lambda: dict.fromkeys(TIERS, 0))
+        self.lost: Callable[[str, str, Frame], bool] = lambda sender, receiver, frame: False
+        self._away = dict.fromkeys(broken, 10**6)
+        self._answers: dict[int, Callable[[], Values | None]] = {}
+
+    def hosts_for(self, H: int) -> int:
+        return self._count
+
+    def start(self, load: Load, build: Build) -> None:
+        self._parts = load, build
+        for name in self.nodes:
+            self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        hand, fetch = partial(self._hand, name), partial(self._fetch, name)
+        self.cells[name] = Cell(name, self.homes_of, *self._parts, hand, fetch)
+
+    def _hand(self, sender: str, receivers: Sequence[str], frame: Frame) -> int:
+        self.frames.append((sender, receivers, frame))
+        return len(self.frames) - 1
+
+    def _fetch(self, receiver: str, sender: str, handle: int) -> Frame | None:
+        own, receivers, frame = self.frames[handle]
+        assert own == sender
+        assert receiver in receivers
+        if self.lost(sender, receiver, frame):
+            return None
+        return Frame.from_bytes(Header.from_bytes(frame.header().to_bytes()), frame.body.clone())
+
+    def send(self, name: str, call: str, values: Values) -> int:
+        number, content = next(self._numbers), bytes(to_bytes(values))
+        fault = next((each for each in self.faults if self._is_due(each, name, call, values)), None)
+        play: Callable[[], Values | None] = partial(self._played, name, call, content)
+        if fault:
+            self.faults.remove(fault)
+        if fault and fault.how == LATE:
+            waits = count(-fault.away)
+            play = lambda play=play: play() if self._looking and next(waits) >= 0 else None  # noqa: E731
+        elif fault:
+            if fault.how == GONE:
+                play()
+            self._away[name] = fault.away
+            play = partial(self._ended, name)
+        self._answers[number] = play
+        return number
+
+    def _is_due(self, fault: Fault, name: str, call: str, values: Values) -> bool:
+        actions = [turn["action"] for turn in values.get("turns", ())] or [call]
+        return fault.node == name and fault.action in actions and fault.round in (-1, values.get("round"))
+
+    def _played(self, name: str, call: str, content: bytes) -> Values:
+        if name in self._away:
+            self._ended(name)
+        answer = from_bytes(to_bytes(self.cells[name].answer(call, from_bytes(content))))
+        self.told[name].append((call, answer.get("answer")))
+        return answer
+
+    def _ended(self, name: str) -> Values:
+        raise ProcessLost("its process has ended", "")
+
+    def receive(self, name: str, asked: int, seconds: float) -> Values | None:
+        self._looking = not seconds
+        return self._answers[asked]()
+
+    def returned(self) -> Collection[str]:
+        for name in [name for name in self._away if name in self._lost]:
+            self._away[name] -= 1
+            if self._away[name] < 0:
+                del self._away[name]
+                self._begin(name)
+        return [name for name in self._lost if name not in self._away]
+
+    def call(self, calls: Mapping[str, tuple[str, Values]], seconds: float | None = None) -> dict[str, Any]:
+        answers = super().call(calls, seconds)
+        for name, answer in answers.items():
+            call, values = calls[name]
+            for sent in answer["sent"] if call == "play" and values["name"] != "figures" else ():
+                rows = sent["rows"] * 8 * sum(sent["sizes"])
+                self.bits[values["round"]][sent["tier"]] += rows
+        return answers
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for round in [round for round in self.bits if round >= state["history"]["rounds"]]:
+            del self.bits[round]
+        super().load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: models, None if hosts have them, and the measurements of all rounds that are no times."""
+
+    run: Run
+    models: torch.Tensor | None
+    rows: list[dict[str, float]]
+
+    @property
+    def cells(self) -> Cells:
+        assert isinstance(self.run.engine, Cells)
+        return self.run.engine
+
+
+def train(cfg: DictConfig) -> Trained:
+    """Train in this process, in a folder `alone` beside those of other runs."""
+    cfg = copy.deepcopy(cfg)
+    cfg.output_dir += "/alone"
+    return _trained(cfg, lambda run: None)
+
+
+def train_in_cells(cfg: DictConfig, *faults: Fault, prepare: Callable[[Run], object] = bool, **options: Any) -> Trained:
+    """Train with cells, of which some fail; `prepare` is called before the first round."""
+    cfg = copy.deepcopy(cfg)
+    cfg.engine = {"_target_": "cells.Cells", **options}
+
+    def begin(run: Run) -> None:
+        run.engine.faults += faults  # type: ignore[attr-defined]
+        prepare(run)
+
+    return _trained(cfg, begin)
+
+
+def _trained(cfg: DictConfig, begin: Callable[[Run], object]) -> Trained:
+    Path(cfg.output_dir).mkdir(exist_ok=True)
+    run = build(cfg)
+    begin(run)
+    history = run.trainer.fit(run.checkpoint)
+    rows = [{key: value for key, value in row.items() if not key.endswith("_s")} for row in history]
+    return Trained(run, run.engine.models(run.algorithm, run.trainer.state), rows)
+
+
+def check_equal(ours: Trained, alone: Trained, rtol: float = 0) -> None:
+    """Compare models and measurements, bits among them."""
+    assert ours.models is not None
+    assert alone.models is not None
+    torch.testing.assert_close(ours.models, alone.models, rtol=rtol, atol=rtol)
+    for row, expected in zip(ours.rows, alone.rows, strict=True):
+        assert row == pytest.approx(expected, rel=rtol, abs=0, nan_ok=True)

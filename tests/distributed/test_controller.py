@@ -1,0 +1,275 @@
+"""Runs whose nodes are in cells end as those of one process, and go on when cells end, answer late, or come back."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from cells import DEAF, GONE, LATE, SMALL, Cells, Fault, Trained, check_equal, train, train_in_cells
+from mixed_tables import SETTINGS, mixed_table
+from omegaconf import DictConfig
+
+from hmtl.communication import TIERS
+from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, MODELS
+from hmtl.config.build import Run, compose
+from hmtl.distributed import controller as module
+from hmtl.errors import CodingError, ConfigError, EngineError, ProcessLost
+from hmtl.training.checkpoint import load_checkpoint
+
+TURN = {"action": "advertise", "numbers": [], "heard": [], "task": "", "sample": None}
+OUT_OF_ORDER = {"name": "learner", "round": 9, "evaluates": True, "turns": [TURN]}
+MLP = "algorithm.model._target_=hmtl.mtl.mlp"
+SEED = "privacy.randomness=seed"
+SUMS = ("communicator=sums", "aggregators=server")
+CONFIGURATIONS = [
+    ("participation.dropout=0.3", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
+    ("algorithm=fedavg", MLP, "validation_fraction=0.2"),
+    ("algorithm=cocoa", *SUMS, "secure=true", "participation.dropout=0.2"),
+    ("topology=moving", "topology.every=2", "algorithm=own", "algorithm.learner._target_=cells.Halves", MLP),
+    *(
+        pytest.param(words, marks=pytest.mark.slow)
+        for words in (
+            (
+                "aggregators=[server,0,1]",
+                "participation.relays=0.3",
+                "algorithm.omega_every=2",
+                "network.medium=unicast",
+            ),
+            ("regularizer=mean", "communicator=sums", "network.medium=unicast", "sums=coded"),
+            ("regularizer=mean", "communicator=sums", "wire=int4", "aggregators=all", "participation.dropout=0.3"),
+            ("wire=int4", "aggregators=all", "participation.relays=0.3", "participation.dropout=0.2", "rounds=6"),
+            ("communicator=uncoded", "algorithm.omega_every=4", "rounds=4"),  # the best models are not the last
+            ("regularizer=graph", "dataset.standardize=all", "evaluate_every=3"),
+            ("regularizer=common", "algorithm.omega_every=2"),
+            ("algorithm=fedu", MLP, "regularizer=task_relationship"),
+            ("algorithm=fedper", MLP, "regularizer=task_relationship", "algorithm.coupled=true"),
+            ("algorithm=fedper", MLP, "regularizer=mean", "algorithm.coupled=true"),
+            ("algorithm=fedavg", MLP, "participation=fraction", *SUMS, "privacy.clip=0.5", "privacy.noise=4", SEED),
+            ("algorithm=fedavg", MLP, *SUMS, "secure=true", "wire=int4"),
+            ("algorithm=scaffold", MLP, "participation.dropout=0.3"),
+            ("algorithm=ditto", MLP, "network.medium=unicast"),
+            ("algorithm=local", "participation.dropout=0.3"),
+            ("algorithm=local_networks", MLP),
+        )
+    ),
+]
+
+
+def for_cells(*words: str) -> tuple[str, ...]:
+    """The words of a small run."""
+    return (*(word for word in SMALL if word != "r=2" or "topology=moving" not in words), *words)
+
+
+def check_bits(trained: Trained) -> None:
+    """The ledger has the bits of the messages whose envelopes arrived, round by round."""
+    for row in trained.rows:
+        assert {tier: row[f"bits/{tier}"] for tier in TIERS} == trained.cells.bits[int(row["round"])]
+
+
+@pytest.mark.parametrize("words", CONFIGURATIONS, ids=" ".join)
+def test_a_run_ends_as_one_in_one_process(configure: Callable[..., DictConfig], words: tuple[str, ...]) -> None:
+    cfg = configure(*for_cells(*words))
+    ours, alone = train_in_cells(cfg), train(cfg)
+    check_equal(ours, alone, rtol=1e-6 if MLP in words else 0)
+    assert ours.run.trainer.best == alone.run.trainer.best
+    check_bits(ours)
+
+
+def test_features_of_raw_tables_are_those_of_one_process(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """The answers of an aggregator are what the features are fitted to."""
+    mixed_table(0, n=12).to_csv(tmp_path / "own.csv", index=False)
+    where = (f"dataset.path={tmp_path}/own.csv", "topology=any_r", "H=3", "r=2", "rounds=2", "logger=none")
+    cfg = configure("dataset=files", *where, *SETTINGS)
+    cfg.K = 12
+    ours, alone = train_in_cells(cfg), train(cfg)
+    check_equal(ours, alone)
+    setups = [each.run.communicator.ledger.state_dict()["setup"] for each in (ours, alone)]
+    assert torch.equal(*setups)
+    assert setups[0].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("participation.dropout=0.3", "algorithm.omega_every=2", "algorithm.rounds=3"),
+        ("participation.relays=0.5", "aggregators=[server,0,1]", "wire=int4"),
+        ("regularizer=mean", "communicator=sums", "wire=int4", "participation.dropout=0.3"),
+    ],
+    ids=" ".join,
+)
+def test_a_resumed_run_ends_as_an_uninterrupted_one(
+    configure: Callable[..., DictConfig], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """With another number of hosts, too."""
+    train_in_cells(configure(*SMALL, *more, "rounds=2"))
+    resumed = train_in_cells(configure(*SMALL, *more, f"resume={tmp_path}"))
+    check_equal(resumed, train(configure(*SMALL, *more)))
+
+
+LEARNERS = {
+    "coded": ("aggregators=auto",),
+    "few bits": ("aggregators=all", "wire=int4"),
+    "server too": ("aggregators=[server,0]",),
+    "moving": ("topology=moving", "topology.every=2", "aggregators=all"),
+}
+DUAL = ("loss=smooth_hinge", "algorithm.omega_every=0", "checkpoint_every=5")
+TURNS = {
+    "host 1": ("update", "conclude"),
+    "relay 0": ("report", "attend", "up", "learn", "confirm", "deliver"),
+    "relay 1": ("report", "attend", "up", "learn", "confirm", "deliver"),
+    "server": ("attend", "down", "compare"),
+}
+
+
+def check_sound(trained: Trained, optimum: float) -> None:
+    """No round is missing, the gap is never negative, V is that of the duals, and the optimum is reached."""
+    assert [row["round"] for row in trained.rows] == list(range(len(trained.rows)))
+    assert min(row["gap"] for row in trained.rows) >= -1e-9
+    assert trained.rows[-1]["users"] == 10
+    assert trained.rows[-1]["primal"] == pytest.approx(optimum, rel=1e-6)
+    check_bits(trained)
+    state = trained.run.trainer.state["algorithm"]
+    users, aggregator = state["users"], state["aggregator"]
+    torch.testing.assert_close(aggregator["V"] + users["error"], users["V"], rtol=0, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def optimum(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """The objective that all learners of these tests reach."""
+    cfg = compose(*SMALL, *DUAL, "gap_tolerance=1e-8", "rounds=30", f"output_dir={tmp_path_factory.mktemp('quiet')}")
+    return train(cfg).rows[-1]["primal"]
+
+
+def slow(*case: str) -> object:
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("learner", "how"),
+    [
+        ("coded", LATE),
+        slow("coded", GONE),
+        slow("few bits", LATE),
+        ("few bits", DEAF),
+        slow("server too", GONE),
+        slow("moving", LATE),
+        slow("moving", DEAF),
+    ],
+)
+def test_a_cell_may_fail_in_any_turn(
+    configure: Callable[..., DictConfig], optimum: float, learner: str, how: str
+) -> None:
+    """One turn after another fails, each in a round of its own; who ended is there again after a moment."""
+    turns = [(node, action) for node, actions in TURNS.items() for action in actions]
+    faults = [Fault(node, action, 2 + 2 * n, how) for n, (node, action) in enumerate(turns)]
+    cfg = configure(*for_cells(*LEARNERS[learner], *DUAL), f"rounds={2 * len(faults) + 12}")
+    trained = train_in_cells(cfg, *faults)
+    check_sound(trained, optimum)
+    assert len(trained.cells.faults) < len(faults) / 2, "some turns are not played in some rounds"
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault("relay 1", "up", 3, LATE), Fault("server", "attend_again", 3, DEAF), Fault("relay 0", "attend", 3)],
+        [Fault("host 0", "conclude", 3, LATE, 2), Fault("relay 0", "deliver", 3, GONE, 4), Fault("host 0", "rows", 6)],
+        [Fault(name, "report", 3, GONE, away) for away, name in enumerate(("relay 0", "relay 1", "relay 2"))],
+        [
+            Fault("relay 1", "report", 3, LATE, 0),
+            Fault("server", "attend", 4),
+            Fault("relay 0", "conclude", 4, LATE, 3),
+        ],
+        [Fault("relay 0", "learn", 2, LATE, 3), Fault("relay 1", "nodes", -1), Fault("host 1", "load_users", -1, LATE)],
+    ],
+)
+def test_several_cells_may_fail(configure: Callable[..., DictConfig], optimum: float, faults: list[Fault]) -> None:
+    """At once, or while others come back."""
+    cfg = configure(*SMALL, *DUAL, "aggregators=all", "rounds=20")
+
+    def prepare(run: Run) -> None:
+        run.engine.faults += faults  # type: ignore[attr-defined]
+
+    check_sound(train_in_cells(cfg, prepare=prepare), optimum)
+
+
+@pytest.mark.parametrize("kind", [IVS, MODELS, DIGESTS, ATTENDANCE])
+def test_messages_may_be_lost(configure: Callable[..., DictConfig], optimum: float, kind: str) -> None:
+    """A third of those of some rounds, although all cells answer."""
+    rng = np.random.default_rng(3)
+
+    def prepare(run: Run) -> None:
+        run.engine.lost = lambda sender, receiver, frame: (  # type: ignore[attr-defined]
+            frame.kind == kind and 1 < frame.round < 8 and rng.random() < 1 / 3
+        )
+
+    cfg = configure(*SMALL, *DUAL, "aggregators=all", "rounds=20")
+    check_sound(train_in_cells(cfg, prepare=prepare), optimum)
+
+
+def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictConfig]) -> None:
+    """All users count as in plain sums; wrong masks would give random numbers."""
+    words = (*SMALL, "algorithm=cocoa", *SUMS)
+    plain = train(configure(*words)).rows
+    for step in ("combine", "announce"):
+        rows = train_in_cells(configure(*words, "secure=true"), Fault("relay 0", step, 1, away=9)).rows
+        assert [row["users"] for row in rows[:2]] == [10, 10]
+        assert [row["primal"] for row in rows[:2]] == [row["primal"] for row in plain[:2]]
+        assert all(0 <= row["gap"] <= rows[0]["gap"] for row in rows)
+
+
+def test_users_of_a_host_that_is_gone_are_reported_as_last_saved(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    trained = train_in_cells(configure(*SMALL), Fault("host 1", "conclude", 1, away=99))
+    assert [row["users"] for row in trained.rows][-1] == 5
+    assert trained.models is not None
+    assert trained.models.isfinite().all()
+    assert load_checkpoint(tmp_path)["history"]["rounds"] == 3
+
+
+@pytest.mark.parametrize("lost", ["host", "relay", "server"])
+def test_a_run_ends_with_its_checkpoint_when_nobody_comes_back(
+    configure: Callable[..., DictConfig], tmp_path: Path, lost: str
+) -> None:
+    names = {"host": ["host 0", "host 1"], "relay": ["relay 0", "relay 1", "relay 2"], "server": ["server"]}[lost]
+    actions = {"host": "rows", "relay": "report", "server": "attend"}
+    faults = [Fault(name, actions[lost], 1, away=10**6) for name in names]
+    with pytest.raises(EngineError, match="patience"):
+        train_in_cells(configure(*SMALL), *faults, patience=0.2)
+    assert load_checkpoint(tmp_path)["history"]["rounds"] == 0
+
+
+def test_a_controller_that_waits_for_hosts_stops_at_a_signal(
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals: list[int] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: signals.append(15))
+    monkeypatch.setattr("hmtl.training.trainer.catch_signals", lambda: nullcontext(signals))
+    monkeypatch.setattr(module, "time", clock)
+    faults = [Fault(name, "rows", 1, away=10**6) for name in ("host 0", "host 1")]
+    train_in_cells(configure(*SMALL, "rounds=50"), *faults)
+    assert load_checkpoint(tmp_path)["history"]["rounds"] < 50
+
+
+def test_a_cell_that_never_gets_ready_ends_the_run(configure: Callable[..., DictConfig]) -> None:
+    with pytest.raises(ProcessLost, match="host 1"):
+        train_in_cells(configure(*SMALL), broken=["host 1"])
+
+
+def test_an_error_of_all_cells_is_reported_once(configure: Callable[..., DictConfig]) -> None:
+    """It has no names of cells; that of some has theirs."""
+    with pytest.raises(ConfigError) as caught:
+        train_in_cells(configure(*SMALL), hosts=11)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CodingError, match=r"^host 0: "):
+        train_in_cells(configure(*SMALL)).cells.call({"host 0": ("play", OUT_OF_ORDER), "host 1": ("keep", {})})
+
+
+def test_a_timeout_must_be_positive() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.seconds"):
+        Cells(seconds=0)
