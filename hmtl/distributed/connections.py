@@ -84,6 +84,8 @@ class Stream:
 
     def receive(self, seconds: float) -> Frame | str:
         """Return the next frame, or the reason why there is none; raise Empty if none arrives in time."""
+        if self.ended.is_set() and self.inbox.empty():
+            return self.reason
         frame = self.inbox.get(timeout=max(0.0, seconds))
         self._read += 0 if isinstance(frame, str) else size_of(frame)
         return frame

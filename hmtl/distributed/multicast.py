@@ -123,9 +123,9 @@ class Caster:
                 time.sleep(ahead)
 
     def pieces(self, number: int, places: Tensor) -> Tensor:
-        """Return the pieces at these places [n] one after the other, uint8; nothing if the body is forgotten."""
+        """Return the pieces at these ascending places [n], uint8; nothing if the body is forgotten."""
         body = self._bodies.get(number, torch.empty(0, dtype=torch.uint8))
-        parts = [body[place * ROOM : (place + 1) * ROOM] for place in places.tolist()]
+        parts = [body[place * ROOM : (place + 1) * ROOM] for place in places.unique().tolist()]
         return torch.cat([body[:0], *parts])
 
     def close(self) -> None:

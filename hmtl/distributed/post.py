@@ -9,7 +9,7 @@ from itertools import count
 import numpy as np
 import torch
 
-from hmtl.communication.messages import nothing
+from hmtl.communication.messages import SERVER, nothing
 from hmtl.distributed.connections import Connection
 from hmtl.distributed.frames import BYE, CAST, CONTROL, HEADER, LACKS, PIECES, Frame, Header
 from hmtl.distributed.multicast import ROOM, Caster, Listener, digest, put
@@ -148,14 +148,15 @@ class Post:
         elif frame.kind == PIECES:
             self._pieces[frame.number] = frame
         elif frame.kind == LACKS:
-            if self.caster:
-                pieces = self.caster.pieces(frame.number, frame.payload[0].view(torch.int32))
+            asked = frame.payload.reshape(-1)
+            if self.caster and len(asked) % 4 == 0:
+                pieces = self.caster.pieces(frame.number, asked.view(torch.int32))
                 self.send(sender, Frame(PIECES, frame.round, pieces[None], nothing(1), number=frame.number))
         else:
             self._boxes[sender, frame.number] = frame
 
     def _connection(self, name: str) -> Connection:
         connection = self.wire.connections[name]
-        if not connection.alive and name != "server":
+        if not connection.alive and SERVER not in (name, self.wire.party.name):  # a controller has to know of it
             self.take_back(name)
         return connection
