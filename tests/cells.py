@@ -25,6 +25,7 @@ from hmtl.mtl import Learner
 from hmtl.training.engine import Build, Load, Values
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
+FIGURES = 1000  # see `Fault`
 LATE, DEAF, GONE = "answers late", "ends before", "ends after"
 
 
@@ -42,7 +43,7 @@ class Fault:
     Attributes:
         node: its name.
         action: the turn or the call.
-        round: of the turn; for other calls -1, the first one.
+        round: of the turn; for other calls -1, the first one; in a round of figures, FIGURES more.
         how: LATE: it plays late, when nobody waits any more; DEAF: its process ends before the turn; GONE: after it.
         away: how often the controller looks before it is there again.
     """
@@ -60,7 +61,7 @@ class Cells(Controller):
     Attributes:
         faults: what is still to happen.
         told: all answers, by node, as pairs of a call and what a cell returned.
-        frames: all messages, as triples of sender, receivers and frame.
+        frames: all messages: the name of the nodes that play, sender, receivers and frame.
         bits: of the messages whose envelopes arrived, by round and tier; of a round that was played again, the last.
         lost: whether a message from a sender gets lost on its way to a receiver.
     """
@@ -73,9 +74,10 @@ class Cells(Controller):
         self.cells: dict[str, Cell] = {}
         self.faults: list[Fault] = []
         self.told: dict[str, list[tuple[str, Any]]] = defaultdict(list)
-        self.frames: list[tuple[str, Sequence[str], Frame]] = []
+        self.frames: list[tuple[str, str, Sequence[str], Frame]] = []
         self.bits: dict[int, dict[str, int]] = defaultdict(lambda: dict.fromkeys(TIERS, 0))
         self.lost: Callable[[str, str, Frame], bool] = lambda sender, receiver, frame: False
+        self._plays = ""
         self._away = dict.fromkeys(broken, 10**6)
         self._answers: dict[int, Callable[[], Values | None]] = {}
 
@@ -92,11 +94,11 @@ class Cells(Controller):
         self.cells[name] = Cell(name, self.homes_of, *self._parts, hand, fetch)
 
     def _hand(self, sender: str, receivers: Sequence[str], frame: Frame) -> int:
-        self.frames.append((sender, receivers, frame))
+        self.frames.append((self._plays, sender, receivers, frame))
         return len(self.frames) - 1
 
     def _fetch(self, receiver: str, sender: str, handle: int) -> Frame | None:
-        own, receivers, frame = self.frames[handle]
+        _, own, receivers, frame = self.frames[handle]
         assert own == sender
         assert receiver in receivers
         if self.lost(sender, receiver, frame):
@@ -122,12 +124,15 @@ class Cells(Controller):
 
     def _is_due(self, fault: Fault, name: str, call: str, values: Values) -> bool:
         actions = [turn["action"] for turn in values.get("turns", ())] or [call]
-        return fault.node == name and fault.action in actions and fault.round in (-1, values.get("round"))
+        round = values.get("round", -1) + FIGURES * (values.get("name") == "figures")
+        return fault.node == name and fault.action in actions and fault.round in (-1, round)
 
     def _played(self, name: str, call: str, content: bytes) -> Values:
         if name in self._away:
             self._ended(name)
-        answer = from_bytes(to_bytes(self.cells[name].answer(call, from_bytes(content))))
+        values = from_bytes(content)
+        self._plays = values.get("name", "")
+        answer = from_bytes(to_bytes(self.cells[name].answer(call, values)))
         self.told[name].append((call, answer.get("answer")))
         return answer
 

@@ -43,7 +43,7 @@ def test_what_the_file_says(tmp_path: Path) -> None:
     }
     assert [site.role(name) for name in ("mast-b", "hub", "east")] == ["relay 1", "server", "host 0"]
     assert (site.relays[0].listen, site.relays[1].listen) == ("0.0.0.0:4701", None)
-    assert [home.tolist() for home in site.homes(6, 2)] == [[0, 1, 2], [3, 4, 5]]
+    assert {name: home.tolist() for name, home in site.homes(6).items()} == {"host 0": [0, 1, 2], "host 1": [3, 4, 5]}
     assert (site.certificates, site.training) == (tmp_path / "keys", ("H=2", "K=6", "topology=any_r"))
 
 
@@ -64,16 +64,16 @@ def test_users_live_where_the_file_says(
         words = data.draw(st.permutations(words))
         hosts.append({"name": f"h{n}", "users": data.draw(st.sampled_from([words, ", ".join(map(str, words))]))})
     site = read(tmp_path_factory.mktemp("site"), SITE | {"hosts": hosts})
-    assert [home.tolist() for home in site.homes(len(homes), 2)] == expected
+    assert [home.tolist() for home in site.homes(len(homes)).values()] == expected
 
 
 def test_without_users_hosts_share_them_evenly(tmp_path: Path) -> None:
     site = read(tmp_path, SITE | {"hosts": [{"name": name} for name in "abc"]})
-    homes = site.homes(8, 2)
+    homes = list(site.homes(8).values())
     assert np.concatenate(homes).tolist() == list(range(8))
     assert {len(home) for home in homes} == {2, 3}
     with pytest.raises(ConfigError, match="3 hosts"):
-        site.homes(2, 2)
+        site.homes(2)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,9 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
 
 @pytest.mark.parametrize(("K", "H", "named"), [(6, 3, "H=3"), (7, 2, "K=7"), (5, 2, "K=5")])
 def test_another_network_is_refused(tmp_path: Path, K: int, H: int, named: str) -> None:
+    site = read(tmp_path, SITE)
     with pytest.raises(ConfigError, match=named):
-        read(tmp_path, SITE).homes(K, H)
+        site.hosts_beside(H) and site.homes(K)
     with pytest.raises(ConfigError, match=r"name=relay-9.*mast-a"):
         read(tmp_path, SITE).role("relay-9")
 
