@@ -125,7 +125,7 @@ class Caster:
     def pieces(self, number: int, places: Tensor) -> Tensor:
         """Return the pieces at these ascending places [n], uint8; nothing if the body is forgotten."""
         body = self._bodies.get(number, torch.empty(0, dtype=torch.uint8))
-        parts = [body[place * ROOM : (place + 1) * ROOM] for place in places.unique().tolist()]
+        parts = [body[place * ROOM : (place + 1) * ROOM] for place in sorted(set(places.tolist()))]
         return torch.cat([body[:0], *parts])
 
     def close(self) -> None:
