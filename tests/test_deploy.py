@@ -33,7 +33,7 @@ def test_compose_has_each_node_with_its_own_key_alone() -> None:
     assert addresses == {name: f"{name}:4700" for name in addresses}, "services are hosts in Compose's network"
     for name, service in COMPOSE.items():
         assert f"name={name}" in service["command"]
-        assert f"engine.name='{name}'" in words(service["command"])
+        assert "engine=site" in words(service["command"])
         keys = {Path(volume.split(":")[0]).name for volume in service["volumes"] if "certs" in volume}
         assert keys == {"ca.pem", f"{name}.pem", f"{name}.key"}
     assert [name for name in NAMES if "runs:/hmtl/runs" in COMPOSE[name]["volumes"]] == ["server"]
@@ -42,7 +42,7 @@ def test_compose_has_each_node_with_its_own_key_alone() -> None:
 def test_all_share_a_configuration_that_composes() -> None:
     cfgs = [compose(*words([f"name={name}"]), "output_dir=.") for name in NAMES]
     assert {(cfg.K, cfg.H, cfg.rounds) for cfg in cfgs} == {(20, 3, 200)}
-    assert [home.tolist() for home in SITE.homes(20, 3)] == [list(range(10)), list(range(10, 20))]
+    assert [home.tolist() for home in SITE.homes(20).values()] == [list(range(10)), list(range(10, 20))]
 
 
 def test_a_checkpoint_fits_wherever_the_file_of_the_site_is(tmp_path: Path) -> None:
@@ -51,19 +51,11 @@ def test_a_checkpoint_fits_wherever_the_file_of_the_site_is(tmp_path: Path) -> N
     assert flat(cfgs[0], NOT_IDENTITY) == flat(cfgs[1], NOT_IDENTITY)
 
 
-def test_kubernetes_and_systemd_run_nodes_as_the_command_takes_them() -> None:
-    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
-    jobs = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in documents if each["kind"] == "Job"}
-    services = {each["metadata"]["name"] for each in documents if each["kind"] == "Service"}
-    assert services == {name for name in jobs if not name.startswith("host")}
-    for name, pod in jobs.items():
-        (container,) = pod["containers"]
-        assert f"engine.name='{name}'" in words(container["args"])
-        assert {volume["name"] for volume in pod["volumes"]} == {each["name"] for each in container["volumeMounts"]}
+def test_systemd_runs_nodes_as_the_command_takes_them() -> None:
     unit = (DEPLOY / "hmtl-node@.service").read_text()
     command = re.search("^ExecStart=.*-m hmtl.node (.*)$", unit, re.MULTILINE)
     assert command
-    assert "engine.name='relay-0'" in words(command[1].replace("%i", "relay-0").replace(" $SETTINGS", "").split())
+    assert "engine=site" in words(command[1].replace("%i", "relay-0").replace(" $SETTINGS", "").split())
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import contextlib
 
 import numpy as np
-
 from hmtl.distributed.multicast.group import Caster, Listener, Multicast
 
 HERE, RATE = "127.0.0.1", 400e6

@@ -87,7 +87,7 @@ BUILT = {
     "communicator=sums algorithm=fedavg secure=true participation=fraction": "secure",  # 2 users in a round
     "communicator=sums algorithm=fedavg communicator.colluding=0.2": "secure=true",
     "communicator=sums algorithm=fedper algorithm.coupled=true regularizer=mean metrics=sums": "algorithm.coupled",
-    "engine=torch_distributed": "engine",
+    "engine=site": "engine",
 }
 BUILT_MORE = {  # refused in the same places
     "K=0": "K",

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from hmtl.training.history import History
 
@@ -50,11 +49,3 @@ def test_a_resumed_history_replaces_the_file(tmp_path: Path, done: int) -> None:
         resumed.append(row)
     filled(tmp_path / "whole.csv", ROWS)
     assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-
-
-def test_without_a_file_rows_are_counted() -> None:
-    history = filled(None, [{}, {}])
-    assert history == [{}, {}]
-    history = History(None)
-    history.load_state_dict({"rounds": 7, "columns": {"round": torch.arange(7)}})
-    assert history == [{}] * 7
