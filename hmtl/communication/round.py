@@ -73,8 +73,8 @@ class Nodes:
         nodes = {node.name: node for node in self._members()}
         for turn in turns:
             node = nodes[turn.node]
+            check_turn(node.last_turn if isinstance(node, Host) else None, turn.action)
             if isinstance(node, Host):
-                check_turn(node.last_turn, turn.action)
                 node.last_turn = turn.action
             with watch.measure(turn.clock):
                 answers = list(getattr(node, turn.action)(*turn.numbers, *turn.heard) or ())

@@ -270,14 +270,22 @@ def _nodes(cfg: DictConfig) -> dict[str, Any]:
 
 def build(cfg: DictConfig) -> Run:
     """Return all objects of a training run."""
+    check(cfg)
+    free = set(NOT_IDENTITY) - {"rounds"} if cfg.privacy.epsilon else NOT_IDENTITY  # the noise follows from both
+    folder, identity = Path(cfg.output_dir), flat(cfg, free)
+    engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
+    try:
+        return _build(cfg, engine, folder, identity)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def _build(cfg: DictConfig, engine: Engine, folder: Path, identity: dict[str, Any]) -> Run:
     from hmtl.training.checkpoint import load_checkpoint
     from hmtl.training.sums_of_figures import SumsOfFigures
     from hmtl.training.trainer import Trainer, TrainerSettings
 
-    check(cfg)
-    free = set(NOT_IDENTITY) - {"rounds"} if cfg.privacy.epsilon else NOT_IDENTITY  # the noise follows from both
-    folder, identity, only_sums = Path(cfg.output_dir), flat(cfg, free), cfg.metrics == "sums"
-    engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
     checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
     if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
@@ -285,7 +293,7 @@ def build(cfg: DictConfig) -> Run:
     cfg.output_dir = str(folder)  # other processes do not know Hydra's
     built = engine.training(partial(load_tasks, cfg), partial(build_training, cfg), H)
     algorithm, communicator, accountant = built.algorithm, built.communicator, built.accountant
-    if engine.nodes and cfg.secure and not only_sums:
+    if engine.nodes and cfg.secure and not built.only_sums:
         log.warning(
             "with metrics=users, hosts tell the server each user's errors, and its model for checkpoints, although "
             "secure=true hides its terms. Set metrics=sums."
@@ -307,7 +315,7 @@ def build(cfg: DictConfig) -> Run:
         loggers=loggers,
         setups=built.setups,
         accountant=accountant,
-        sums=SumsOfFigures(algorithm, communicator) if only_sums else None,
+        sums=SumsOfFigures(algorithm, communicator, max(1, len(engine.hosts))) if built.only_sums else None,
     )
     return Run(communicator, algorithm, trainer, loggers, folder, engine, checkpoint)
 

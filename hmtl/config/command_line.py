@@ -68,8 +68,6 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
         if statuses[-1] > 2:
             sys.exit(statuses[-1])
 
-    if int(os.environ.get("RANK") or 0) > 0 and {"engine=torch_distributed", "engine=multicast"} & set(sys.argv):
-        sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]  # only the first process keeps results
     if config_name == "plan" and not os.access(".", os.W_OK):
         sys.argv[1:1] = ["hydra.run.dir=.", "hydra.output_subdir=null"]  # it only prints; a typed folder comes later
     Jobs.typed = sys.argv[1:] = [_quoted(word) for word in sys.argv[1:]]

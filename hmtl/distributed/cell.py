@@ -4,6 +4,7 @@ The controller plays rounds and keeps the ledger; a cell has the node, with what
 models, an aggregator its state. Messages go from cell to cell; the controller sees only how long they are.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Stopwatch, Turn
 from hmtl.data import Task
 from hmtl.data.preprocessing import Scaling
-from hmtl.distributed.frames import Frame
+from hmtl.distributed.frames import MAY_SEND, Frame, role
 from hmtl.distributed.hosted_users import HostedUsers
 from hmtl.distributed.mail import Homes, cut, may_speak, opened
 from hmtl.errors import CodingError, EngineError, HmtlError
@@ -33,6 +34,7 @@ from hmtl.mtl import Aggregator
 from hmtl.training.engine import Build, Load, Training, Values
 from hmtl.training.sums_of_figures import figure_sides
 
+log = logging.getLogger(__name__)
 Handle = Any
 """What leads to a message: numbers, or a reference of a library."""
 FACTS = {
@@ -41,6 +43,8 @@ FACTS = {
     "server": ("silent", "empty", "sizes", "handover_bits", "combining"),
 }
 """What the controller has to know of a node, by role."""
+BEGIN = ("update", "report", "attend", "advertise", "introduce")
+"""Turns whose first number is that of the round, if they have any."""
 
 
 class OwnLinks(InProcess):
@@ -73,6 +77,7 @@ class Cell:
     CALLS = (
         "load",
         "build",
+        "set_up",
         "nodes",
         "play",
         "measure",
@@ -105,14 +110,10 @@ class Cell:
         hand: Callable[[Sequence[str], Frame], Handle],
         fetch: Callable[[str, Handle], Frame | None],
     ) -> None:
-        self.name, self._homes_of, self._load, self._build, self._hand, self._fetch = (
-            name,
-            homes,
-            load,
-            build,
-            hand,
-            fetch,
-        )
+        self.name, self._homes_of, self._load, self._build = name, homes, load, build
+        self._hand, self._fetch = hand, fetch
+        self._training: Training | None = None
+        self._kept: Values = {}  # the state of nodes on this host's disk
         self._own: tuple[Task, ...] = ()
         self._homes: Homes = {}
         self._players: dict[str, tuple[Communicator, Nodes, Aggregator]] = {}  # by the name of nodes
@@ -120,19 +121,33 @@ class Cell:
         self._blocks: Iterator[Tensor] = iter(())
 
     def answer(self, call: str, values: Mapping[str, Any]) -> Values:
-        """Return what a call returns, or what went wrong.
-
-        Raises:
-            CodingError: there is no such call.
-        """
-        if call not in self.CALLS:
-            raise CodingError(f"the controller asked for {call[:20]!r}, which no cell answers")
-        if call in self.WITHHELD and self.training.only_sums:
-            raise CodingError(f"the controller asked for {call}, which hosts keep to themselves with metrics=sums")
+        """Return what a call returns, or what went wrong; or that this process knows nothing, as it has just begun."""
+        if self._training is None and call not in ("load", "build"):
+            return {"restarted": True}
         try:
+            if call not in self.CALLS:
+                raise CodingError(f"the controller asked for {call[:20]!r}, which no cell answers.")
+            if call in self.WITHHELD and self.training.only_sums:
+                raise CodingError(f"the controller asked for {call}, which hosts keep to themselves with metrics=sums.")
             return {"answer": getattr(self, call)(**values)}
         except HmtlError as error:
+            if isinstance(error, CodingError):
+                log.warning("%s refused: %s", self.name, error)
             return {"error": type(error).__name__, "text": str(error)}
+        except Exception as error:
+            log.exception("%s failed at %s", self.name, call)
+            return {"error": "EngineError", "text": f"{type(error).__name__}: {error}. The log of this node says more."}
+
+    @property
+    def training(self) -> Training:
+        """What is trained, once it is built."""
+        assert self._training
+        return self._training
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether this is a host that keeps what it knows of its users to itself."""
+        return self.training.only_sums and self.name in self._homes
 
     def load(self) -> list[Task]:
         """Load the rows of this host's users, and return their tasks without rows."""
@@ -144,17 +159,30 @@ class Cell:
         self._homes = self._homes_of(len(tasks))
         own = set(self._homes.get(self.name, np.empty(0)).tolist())
         known = [self._own[k] if k in own else task for k, task in enumerate(tasks)]
-        self.training: Training = self._build(known, lambda ledger: OwnLinks(ledger, self.name, self._homes))
+        self._training = self._build(known, lambda ledger: OwnLinks(ledger, self.name, self._homes))
         self._players.clear()
 
-    def nodes(self, name: str, aggregator: Values | None, memory: Values, facts: Tensor | None, numbers: int) -> None:
+    def set_up(self, number: int, facts: Tensor | None, answers: Tensor | None) -> None:
+        """Take what was exchanged in a set-up before this process was there.
+
+        Args:
+            number: of the set-up.
+            facts: of all users, for aggregators.
+            answers: for a host's users.
+        """
+        users, side = self.training.all_setups()[number]
+        if facts is not None:
+            side.update(np.arange(len(facts)), facts)
+        if answers is not None:
+            users.receive(np.arange(len(answers)), answers)
+
+    def nodes(self, name: str, aggregator: Values | None, memory: Values, numbers: int) -> None:
         """Make this cell's node for a set-up, for the learner or one of its sections, or for figures.
 
         Args:
             name: of the nodes.
             aggregator: the state with which the aggregator continues; None: it begins.
             memory: the state of the node, as `node_state` returned it; {}: it begins.
-            facts: what was exchanged in this set-up before this process was there; None: nothing.
             numbers: how many numbers a user's terms of figures have.
         """
         self._rounds.pop(name, None)
@@ -162,11 +190,6 @@ class Cell:
         own = self._homes.get(self.name, np.empty(0, np.int64))
         if name.startswith("set-up"):
             users, side = self.training.all_setups()[number := int(name.split()[1])]
-            if facts is not None:
-                answers = side.update(np.arange(len(facts)), facts)
-                if len(own):
-                    users.receive(np.arange(len(own)), answers[own])
-                return
             communicator = mine
             made = communicator.setup_nodes(HostedUsers(users, own), side, number)
         else:
@@ -178,7 +201,7 @@ class Cell:
                 communicator, users, side = parts[at], learner.users.sections[at], learner.aggregator.sections[at]
             if aggregator is not None:
                 side.load_state_dict(aggregator)
-            communicator.forget(memory)
+            communicator.forget(self._kept.get(name, {}) if self._keeps else memory)
             communicator.attach(HostedUsers(users, own), side)
             assert communicator.nodes
             made = communicator.nodes
@@ -195,6 +218,8 @@ class Cell:
                 leads to them, and `sample` is as in `hmtl.mtl.Users`.
         """
         communicator, nodes, _ = self._players[name]
+        if round < self._rounds.get(name, round):
+            raise CodingError(f"round {round} is over, and this node plays it once only.")
         if self._rounds.get(name) != round:
             if round != SETUP_ROUND:
                 communicator.follow(round)
@@ -207,6 +232,8 @@ class Cell:
         users.evaluates = evaluates
         node: Any = next(iter((*nodes.hosts, *nodes.relays, nodes.server)))
         for turn in turns:
+            if turn["action"] in BEGIN and turn["numbers"][:1] not in ([], [round]):
+                raise CodingError(f"round {turn['numbers'][0]} is another than the present one, {round}.")
             if turn["sample"] is not None:
                 users.sample = turn["sample"].numpy()
             heard = [
@@ -228,6 +255,8 @@ class Cell:
     def _handed(self, message: Message, communicator: Communicator) -> Values:
         """Hand a message over, and return how long it is, and what leads to it."""
         topology, to, handles = communicator.topology, message.receivers, dict[str, Handle]()
+        if wrong := [each for each in to if message.kind not in MAY_SEND[role(self.name), role(each)]]:
+            raise CodingError(f"a {role(self.name)} does not send {message.kind} to {wrong[0]}.")
         for receivers in [to] if message.users is None else [(each,) for each in to]:
             handle = self._hand(receivers, cut(message, receivers[0], topology, self._homes))
             handles |= dict.fromkeys(receivers, handle)
@@ -289,31 +318,38 @@ class Cell:
         derived = users.derived()
         users.load_state_dict({name: rows for name, rows in state.items() if name not in derived})
 
-    def save_users(self) -> None:
-        """Save the state of this host's users on its own disk."""
-        if len(self._homes.get(self.name, ())):
-            with replacing(self._file) as file:
-                torch.save(self.training.algorithm.users.state_dict(), file)
+    def save_users(self, rounds: int) -> None:
+        """Save the state of this host's users on its own disk, that of the last time beside it."""
+        nodes = {name: each.state_dict() for name, (_, each, _) in self._players.items()}
+        state = {"rounds": rounds, "users": self.training.algorithm.users.state_dict(), "nodes": nodes}
+        if self._file.exists():
+            self._file.replace(self._file.with_suffix(".before"))
+        with replacing(self._file) as file:
+            torch.save(state, file)
 
-    def restore_users(self, own: bool, common: Mapping[str, Tensor]) -> None:
+    def restore_users(self, rounds: int, common: Mapping[str, Tensor]) -> None:
         """Let this host's users continue from the state on its own disk, or from what all users have in common.
 
         Args:
-            own: whether the state on the disk is of the present round.
+            rounds: how many rounds the state on the disk is to be of.
             common: what all users have in common; {}: users have state of their own.
 
         Raises:
             EngineError: there is no such state.
         """
-        users = self.training.algorithm.users
-        if own and self._file.exists():
-            state = torch.load(self._file, weights_only=True)
-        elif common:
-            rows, other = users.state_dict(), common["averaged"]
-            state = {name: common.get(name, other).expand_as(each) for name, each in rows.items()}
-        else:
-            raise EngineError(f"{self._file} is missing, which has the state of the users of {self.name}. Restore it.")
-        users.load_state_dict(state)
+        users, self._kept = self.training.algorithm.users, {}
+        for file in (self._file, self._file.with_suffix(".before")):
+            if file.exists() and (saved := torch.load(file, weights_only=True))["rounds"] == rounds:
+                self._kept = saved["nodes"]
+                users.load_state_dict(saved["users"])
+                return
+        if not common:
+            raise EngineError(
+                f"{self._file} lacks the state of the users of {self.name} after {rounds} rounds. Restore it, or begin "
+                "another run."
+            )
+        rows, other = users.state_dict(), common["averaged"]
+        users.load_state_dict({name: common.get(name, other).expand_as(each) for name, each in rows.items()})
 
     def save_models(self) -> None:
         """Save the models of this host's users, which nobody else has."""
@@ -327,8 +363,8 @@ class Cell:
         return self.training.folder / f"state-{self.name.replace(' ', '-')}.pt"
 
     def node_state(self, name: str) -> Values:
-        """Return what the node remembers from round to round."""
-        return self._players[name][1].state_dict()
+        """Return what the node remembers from round to round; nothing, if a host keeps it to itself."""
+        return {} if self._keeps else self._players[name][1].state_dict()
 
     def aggregator_state(self, name: str) -> dict[str, Tensor]:
         """Return the state of the aggregator."""

@@ -54,7 +54,7 @@ class Controller(Engine):
         holders: by the name of nodes, the aggregators with the present state.
         facts: the facts of all users in each set-up.
         outdated: whether the state of some users is older than that of others.
-        resumes: whether the state that was loaded last is that of an earlier run.
+        rounds: of the state that was loaded last.
     """
 
     def __init__(self, seconds: float = 60.0, patience: float = 600.0) -> None:
@@ -67,14 +67,13 @@ class Controller(Engine):
         self.order = np.empty(0, np.int64)
         self.holders: dict[str, list[str]] = {}
         self.facts: list[Tensor] = []
-        self.outdated = self.resumes = False
+        self.outdated, self.rounds = False, 0
         self._late: dict[str, Any] = {}  # what was asked of a cell that has not yet answered, by its name
         self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
         self._back: set[str] = set()  # lost cells whose process is there again
         self._stale: set[str] = set()  # late cells that missed a state from which the others continue
         self._figures: Any = None  # the aggregator of figures, once there are any
         self._continues = False  # whether nodes continue from a state
-        self._begun = False  # whether a round was played
         self._tasks: Sequence[Task] = ()  # of all users, without rows
         self._built: Training | None = None
 
@@ -160,7 +159,7 @@ class Controller(Engine):
         if name == "figures":
             self._figures = side
         values: Values = {"aggregator": side.state_dict() if continues else None}
-        values |= {"name": name, "facts": None, "numbers": getattr(side, "numbers", 0)}
+        values |= {"name": name, "numbers": getattr(side, "numbers", 0)}
         calls: dict[str, tuple[str, Values]] = {}
         kept = {node: memory[key] for node in self.nodes if (key := f"aggregation of {node}") in memory}
         newest: Values = max(kept.values(), key=lambda each: int(each["version"]), default={})
@@ -187,10 +186,12 @@ class Controller(Engine):
             try:
                 while True:
                     begin = time.monotonic()
-                    answer = self.receive(name, what, min(MOMENT, left))
+                    answer = self.receive(name, what, max(0.0, min(MOMENT, left)))
                     left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
                     if answer is not None or left <= 0:
                         break
+                if answer is not None and "restarted" in answer:
+                    raise ProcessLost("its process was started again", "")
             except ProcessLost as lost:
                 self._lost[name] = lost.what
                 log.warning("%s is lost: %s", name, lost.what)
@@ -283,12 +284,12 @@ class Controller(Engine):
         return self._built is not None and self._built.only_sums
 
     def state_dict(self) -> Values:
-        return {"facts": self.facts}
+        return {"facts": self.facts, "outdated": self.outdated}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let all cells, those that came back among them, take the set-ups; the state of the learner follows."""
-        self.facts, self.holders = list(state["facts"]), {}
-        self.resumes, self._continues = not self._begun, True
+        self.facts, self.holders, self.outdated = list(state["facts"]), {}, state["outdated"]
+        self.rounds, self._continues = state["history"]["rounds"], True
         for name in self._back:
             self._lost.pop(name, None)
         back = self.call({name: ("load", {}) for name in self._back if name in self.homes}, START)
@@ -298,15 +299,12 @@ class Controller(Engine):
             log.warning("round %d: %s is back", state["history"]["rounds"], name)
         self._back, self._stale = set(), self._stale & set(self._late)
         for number, facts in enumerate(self.facts):
-            self.built.all_setups()[number][1].update(np.arange(len(facts)), facts)
-            values: Values = {
-                "name": f"set-up {number}",
-                "aggregator": None,
-                "memory": {},
-                "facts": facts,
-                "numbers": 0,
-            }
-            self.call(dict.fromkeys(self.nodes, ("nodes", values)))
+            answers = self.built.all_setups()[number][1].update(np.arange(len(facts)), facts)
+            told: Values = {"number": number, "facts": facts, "answers": None}  # of all users, for aggregators alone
+            calls = dict.fromkeys([SERVER, *([] if self.only_sums else self.relays)], ("set_up", told))
+            for host, home in self.homes.items():
+                calls[host] = "set_up", {"number": number, "facts": None, "answers": answers[home]}
+            self.call(calls)
         if self._figures is not None:
             self.make("figures", self._figures, {})
 
@@ -316,7 +314,7 @@ class Controller(Engine):
         Raises:
             EngineError: all hosts or all relays are missing, and none of them came back in time.
         """
-        deadline, self._begun = time.monotonic() + self.patience, True
+        deadline = time.monotonic() + self.patience
         self._look()
         for names in ([SERVER], self.hosts, self.relays):
             while set(names) <= set(self.missing()) - self._back and not stop():
@@ -354,5 +352,7 @@ def _as_error(faults: Mapping[str, Values], asked: int) -> HmtlError:
     first = next(iter(faults.values()))
     same = [name for name, fault in faults.items() if fault["text"] == first["text"]]
     text = first["text"] if len(same) == asked else f"{few(same)}: {first['text']}"
-    kind = getattr(errors, first["error"], EngineError)
-    return EngineError(text) if kind is ProcessLost else kind(text)
+    kind = getattr(errors, first["error"], None)
+    if not isinstance(kind, type) or not issubclass(kind, HmtlError) or kind is ProcessLost:
+        kind = EngineError
+    return kind(text)

@@ -51,7 +51,9 @@ class LocalNodes:
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))  # glibc then returns large freed blocks at once
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOAD))
-        self.processes = [context.Process(target=_work, args=(serve, party), name=party.name) for party in parties[1:]]
+        self.processes = [
+            context.Process(target=_work, args=(serve, party), name=party.name, daemon=True) for party in parties[1:]
+        ]
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they inherit the mask, see `_work`
         try:
             for process in self.processes:
@@ -62,7 +64,7 @@ class LocalNodes:
 
     def close(self) -> None:
         """Wait for all nodes to end, but not for long."""
-        for process in self.processes:
+        for process in filter(lambda process: process.pid, self.processes):
             process.join(GRACE / len(self.processes))
             process.kill()
             process.join()

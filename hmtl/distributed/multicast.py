@@ -158,7 +158,7 @@ class Listener:
             while have < int(there.sum()) < len(there):  # more arrived while it waited
                 have = int(there.sum())
                 self._lock.wait(QUIET)
-            body, there = self._bodies.pop(number)
+            body, _ = self._bodies.pop(number, (torch.empty(size, dtype=torch.uint8), there))  # or too many came since
         return body, (~there).nonzero().flatten()
 
     def close(self) -> None:

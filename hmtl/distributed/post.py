@@ -90,7 +90,10 @@ class Post:
                 self.send(sender, Frame(LACKS, frame.round, asked, nothing(1), number=number))
                 if not self._wait(sender, lambda: number in self._pieces):
                     return None
-                put(body, places, self._pieces.pop(number).payload[0])
+                pieces = self._pieces.pop(number).payload[0]
+                if len(pieces) < len(places):  # the server has forgotten the body
+                    return None
+                put(body, places, pieces)
             if digest(body) == seal:
                 return Frame.from_bytes(header, body)
         return None

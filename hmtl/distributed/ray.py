@@ -23,7 +23,7 @@ from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.errors import ConfigError, EngineError, ProcessLost
 from hmtl.training.engine import Build, Load, Values
 
-ENDED, RESTARTED = "its process has ended", "its process was started again"
+ENDED = "its process has ended"
 
 
 class Actor:
@@ -31,14 +31,11 @@ class Actor:
 
     def __init__(self, name: str, homes: Callable[[int], Homes], load: Load, build: Build, seconds: float) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        self._ray, self._seconds, self._knows = _ray(), seconds, False
+        self._ray, self._seconds = _ray(), seconds
         self._cell = Cell(name, homes, load, build, self._hand, self._fetch)
 
     def answer(self, call: str, values: Values) -> Values:
-        """Answer a call; a process that was started again knows nothing until it has built what is trained."""
-        self._knows = self._knows or call == "build"
-        if not (self._knows or call == "load"):
-            return {"restarted": True}
+        """Answer a call, see `Cell.answer`."""
         return self._cell.answer(call, values)
 
     def pid(self) -> int:
@@ -88,6 +85,8 @@ class RayCluster(Controller):
         patience: float = 600.0,
     ) -> None:
         super().__init__(seconds, patience)
+        if hosts < 1:
+            raise ConfigError(f"engine.hosts={hosts}: users need at least one host. Set it to 1 or more.")
         self._count, self._address, self._resources, self._num_gpus = hosts, address, resources, num_gpus
         self._ray, self._actors = _ray(), dict[str, Any]()
         self._probes: dict[str, Any] = {}  # of lost actors
@@ -125,12 +124,8 @@ class RayCluster(Controller):
             answer: Values = self._ray.get(asked, timeout=seconds)
         except self._ray.exceptions.GetTimeoutError:
             return None
-        except self._ray.exceptions.RayTaskError:
-            raise  # an error of hmtl's own
         except self._ray.exceptions.RayError as error:
             raise ProcessLost(ENDED, "") from error
-        if "restarted" in answer:
-            raise ProcessLost(RESTARTED, "")
         return answer
 
     def returned(self) -> Collection[str]:

@@ -94,7 +94,6 @@ class Site(Controller):
             party = self._deployment.party(SERVER, self._agreed, self._tls)
         self.post = Post(Wire(party, self.seconds), self.seconds / 2)
         if missing := self.post.wire.missing(self.patience):
-            self.close()
             name, trouble = next(iter(missing.items()))
             raise EngineError(f"{name} did not arrive: {trouble}. Start it.")
         self._cell = Cell(SERVER, self.homes_of, load, build, self.post.hand, self.post.fetch)
@@ -150,6 +149,7 @@ class Site(Controller):
             self.finish()
         if self.post:
             self.post.close()
+            self.post = None
         if self._local:
             self._local.close()
 
@@ -194,6 +194,8 @@ def serve(
             if asked["call"] == END:
                 return
             if asked["call"] == INVITE:
+                if post.listener:
+                    post.listener.close()
                 post.listener = Listener(
                     Group(asked["values"]["group"], interface), bytes(asked["values"]["key"]), LARGEST
                 )

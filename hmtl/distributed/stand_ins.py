@@ -14,7 +14,7 @@ from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import SERVER
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Nodes, Stopwatch, Turn
-from hmtl.distributed.cell import Handle
+from hmtl.distributed.cell import FACTS, Handle
 from hmtl.errors import EngineError, ProcessLost, StateLost
 from hmtl.mtl import Algorithm, Users
 from hmtl.mtl.algorithms.base import NOBODY, Ids
@@ -101,8 +101,8 @@ class StandIns(Nodes):
         self._waiting.pop(member.name, None)
 
     def _learn(self, member: Any, facts: Values) -> None:
-        for fact, value in facts.items():
-            setattr(member, fact, value)
+        for fact in FACTS[member.name.split()[0]]:
+            setattr(member, fact, facts[fact])
         if "phase" in facts:
             member.phase = Phase(facts["phase"])
         if "attendance" in facts:
@@ -261,7 +261,7 @@ class FarUsers(Users):
     def state_dict(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # as torch calls it
         """Return the state of all users, that of an absent host's as it was seen last."""
         if self.controller.only_sums:
-            saved = self._ask("save_users")
+            saved = self._ask("save_users", rounds=self.controller.built.communicator.ledger.rounds)
             self.controller.outdated = not self.personal and len(saved) < len(self.controller.hosts)
             return {}
         answers = self._ask("users_state")
@@ -285,7 +285,8 @@ class FarUsers(Users):
         if self.controller.only_sums:
             told = {} if self.inner.personal else self.algorithm.aggregator.agree({})
             common = {name: rows[:1] for name, rows in told.items()}
-            self._ask("restore_users", own=self.controller.resumes or self.inner.personal, common=common)
+            rounds = -1 if self.controller.outdated else self.controller.rounds  # then all begin from the common model
+            self._ask("restore_users", rounds=rounds, common=common)
             return
         calls = {}
         for host, home in self.controller.homes.items():

@@ -54,11 +54,12 @@ class Engine:
     """All nodes in this process.
 
     Attributes:
-        nodes: names of the nodes elsewhere, which may be lost.
+        nodes, hosts: names of the nodes elsewhere, which may be lost, and of the hosts among them.
         outdated: whether the state of some users is older than that of others.
     """
 
     nodes: Sequence[str] = ()
+    hosts: Sequence[str] = ()
     outdated = False
 
     def training(self, load: Load, build: Build, H: int) -> Training:

@@ -14,7 +14,7 @@ from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.coders import UserCoder
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.messages import IVS, Message, Users, host_name, nothing
+from hmtl.communication.messages import IVS, Message, Users, host_name, nothing, relay_name
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
@@ -115,6 +115,8 @@ class Host:
 
     def update(self, round: int, relays: Sequence[str]) -> None:
         """Compute the IVs of the users who take part."""
+        if not {*relays} <= {*map(relay_name, range(self.planner.topology.H))}:
+            raise CodingError("a host was asked to send rows to nodes that are no relays, which it refuses.")
         self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)

@@ -72,8 +72,27 @@ HOST_TURNS: Mapping[str, frozenset[str]] = {
 """The turns after which a host takes a turn, by turn. No matter who asks, it masks, shares and reveals once a round."""
 
 
-def check_turn(last: str, turn: str) -> None:
-    """Raise CodingError if a host does not take a turn after its last one in this round ("": before the first)."""
+OTHER_TURNS = frozenset(
+    {
+        *("report", "attend", "begin", "take", "up", "learn", "release", "aggregate", "confirm", "conclude", "deliver"),
+        *("send_state", "adopt_state", "pass_state", "attend_again", "down", "compare", "retry", "unmask", "settle"),
+        *("advertise", "introduce", "collect", "pass_on", "confirm_shares", "announce", "ask", "hear", "combine"),
+    }
+)
+"""The turns of relays and of the server, whose phases say what they do in them."""
+
+
+def check_turn(last: str | None, turn: str) -> None:
+    """Raise CodingError if a node does not take a turn.
+
+    Args:
+        last: the last turn of a host in this round ("": before the first); None: it is a relay or the server.
+        turn: the turn.
+    """
+    if last is None:
+        if turn not in OTHER_TURNS:
+            raise CodingError(f"a node was asked to {turn[:20]}, which it does not do.")
+        return
     if last not in HOST_TURNS.get(turn, ()):
         raise CodingError(
             f"a host was asked to {turn} after {last or 'nothing'}, which it refuses: turns have an order."
