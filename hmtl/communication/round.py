@@ -140,7 +140,7 @@ class Turn:
         action: the method of the node that it calls.
         numbers: arguments of the method, such as the number of a step.
         heard: further arguments, a list of messages each.
-        tells: whether the next turns depend on what it sends, or on what changed.
+        tells: whether its answer is needed before the next turns.
         task: what its CPU time is recorded as; "": as the node's coding.
     """
 

@@ -328,7 +328,7 @@ class Controller(Engine):
         return bool(self._back) or any(set(names) <= set(self._lost) for names in self.holders.values())
 
     def _look(self) -> None:
-        """See who is there again: take the answers of cells that were late, which take part again."""
+        """Collect overdue answers, and note which lost cells are back."""
         forgotten = self.hosts if self.only_sums and self.users.personal else []  # their users' state is nowhere else
         self._back |= set(self.returned()) - set(forgotten)
         for name, what in list(self._late.items()):

@@ -1,4 +1,4 @@
-"""What stands in for nodes and users elsewhere, so that rounds and the trainer look as in one process."""
+"""Stand-ins for nodes and users elsewhere, so that rounds and the trainer run unchanged."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class Envelope:
 
 @dataclass(frozen=True)
 class StandIns(Nodes):
-    """Stand-ins for the nodes of all cells, which have what cells told of them last.
+    """Stand-ins for the nodes of all cells; they hold the facts that each cell reported last.
 
     Args:
         name: of these nodes, see `Cell.nodes`.
@@ -222,7 +222,7 @@ class FarUsers(Users):
         raise NotImplementedError("hosts time their users")
 
     def measure(self) -> dict[str, Tensor]:
-        """Return the measures of all users; of those whose host is absent, the last ones. Aggregators tell figures."""
+        """Return the measures of all users; of those whose host is absent, the last ones. Aggregators are asked too."""
         controller = self.controller
         calls: dict[str, tuple[str, Values]] = {host: ("measure", {}) for host in controller.hosts}
         answers = controller.call(calls | controller.figure_calls())

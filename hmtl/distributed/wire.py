@@ -344,7 +344,8 @@ def settle() -> None:
     deadline = time.monotonic() + SETTLE
     for thread in threading.enumerate():
         if thread.daemon and type(thread) is Thread:  # neither a timer nor one of C++
-            thread.join(max(0.0, deadline - time.monotonic()))
+            with suppress(KeyboardInterrupt):
+                thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def check_loopback(address: str) -> None:
