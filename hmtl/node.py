@@ -6,8 +6,9 @@ dataset.path, dataset.test_path, dataset.root, logger, engine.interface and hydr
   metrics=PORT   metrics for Prometheus at http://.../metrics (pip install 'hmtl[site]')
 
 The server keeps the results in runs/NAME, or in hydra.run.dir. Started again, it continues from its checkpoint there;
-other nodes keep no files, but for hosts with metrics=sums. A node that ended may be started again at any time: it takes part from the next round on.
-At SIGTERM the server ends the run after the current round, with a checkpoint; any other node leaves the run.
+other nodes keep no files, but for hosts with metrics=sums. A node that ended may be started again at any time: it takes
+part from the next round on. At SIGTERM the server ends the run after the current round, with a checkpoint; any other
+node leaves the run.
 """
 
 import logging

@@ -116,7 +116,7 @@ class Host:
     def update(self, round: int, relays: Sequence[str]) -> None:
         """Compute the IVs of the users who take part."""
         if not {*relays} <= {*map(relay_name, range(self.planner.topology.H))}:
-            raise CodingError("a host was asked to send rows to nodes that are no relays, which it refuses.")
+            raise CodingError("a host was asked to send rows to others than relays, which it refuses.")
         self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
         K = len(self.waiting)
