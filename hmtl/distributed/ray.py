@@ -8,22 +8,21 @@ who controls it sees everything that nodes know, so that secure sums protect nob
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 
-from hmtl.communication.messages import nothing
 from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
-from hmtl.distributed.frames import Frame
+from hmtl.distributed.frames import Frame, Header
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.errors import ConfigError, EngineError, ProcessLost
 from hmtl.training.engine import Build, Load, Values
 
 ENDED = "its process has ended"
+SMALL = 1 << 12  # bytes of messages that are handed over by the controller, as references would take longer
 
 
 class Actor:
@@ -45,19 +44,17 @@ class Actor:
         """Return true, once the process is there."""
         return True
 
-    def _hand(self, receivers: Sequence[str], frame: Frame) -> list[Any]:
-        parts = {"payload": frame.payload.numpy(), "overhead": frame.overhead.numpy()}  # Ray does not pickle arrays
-        header = replace(frame, payload=nothing(0), overhead=nothing(0))
-        return [self._ray.put((header, parts))]  # in a list: Ray would fetch it before the call
+    def _hand(self, receivers: Sequence[str], frame: Frame) -> Any:
+        """Return a small message itself, or else, in a list, so that Ray does not fetch it, where it is."""
+        content = frame.header().to_bytes(), frame.body.numpy()
+        return content if len(content[1]) <= SMALL else [self._ray.put(content)]
 
-    def _fetch(self, sender: str, handle: list[Any]) -> Frame | None:
+    def _fetch(self, sender: str, handle: Any) -> Frame | None:
         try:
-            frame, parts = self._ray.get(handle[0], timeout=self._seconds)
+            header, body = self._ray.get(handle[0], timeout=self._seconds) if isinstance(handle, list) else handle
         except (self._ray.exceptions.RayError, self._ray.exceptions.GetTimeoutError):
             return None  # it was lost with its sender
-        tensors = {name: torch.from_numpy(part.copy()) for name, part in parts.items()}  # Ray's memory is read-only
-        arrived: Frame = replace(frame, **tensors)
-        return arrived
+        return Frame.from_bytes(Header.from_bytes(header), torch.from_numpy(body.copy()))  # Ray's memory is read-only
 
 
 class RayCluster(Controller):
