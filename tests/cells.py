@@ -184,7 +184,7 @@ def train(cfg: DictConfig) -> Trained:
     """Train in this process, in a folder `alone` beside those of other runs."""
     cfg = copy.deepcopy(cfg)
     cfg.output_dir += "/alone"
-    return _trained(cfg, lambda run: None)
+    return trained(cfg, lambda run: None)
 
 
 def train_in_cells(cfg: DictConfig, *faults: Fault, prepare: Callable[[Run], object] = bool, **options: Any) -> Trained:
@@ -196,10 +196,11 @@ def train_in_cells(cfg: DictConfig, *faults: Fault, prepare: Callable[[Run], obj
         run.engine.faults += faults  # type: ignore[attr-defined]
         prepare(run)
 
-    return _trained(cfg, begin)
+    return trained(cfg, begin)
 
 
-def _trained(cfg: DictConfig, begin: Callable[[Run], object]) -> Trained:
+def trained(cfg: DictConfig, begin: Callable[[Run], object]) -> Trained:
+    """Train as configured; `begin` is called before the first round."""
     Path(cfg.output_dir).mkdir(exist_ok=True)
     run = build(cfg)
     begin(run)

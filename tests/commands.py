@@ -122,6 +122,8 @@ def launched(words: Sequence[str]) -> int:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return launch(words)
+    except SystemExit as end:
+        return int(end.code or 0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from http.client import HTTPConnection
 from importlib import import_module
@@ -22,6 +22,7 @@ from commands import Command
 from hmtl.communication import TIERS
 from hmtl.distributed.deployment import Deployment
 from hmtl.distributed.launching import free_port
+from hmtl.distributed.multicast import Group
 
 NETWORK = Path(__file__).parent.parent.parent / "experiments" / "network"
 TRAINING = ("K=10", "H=3", "r=2", "topology=any_r", "dataset.rows_per_user=10", "engine.seconds=60")
@@ -104,6 +105,16 @@ def rounds(site: Site) -> int:
     return max(0, len(file.read_text().splitlines()) - 1) if file.exists() else 0
 
 
+def possible() -> bool:
+    """Whether a datagram to a group comes back on this machine."""
+    group = Group(f"239.255.71.83:{free_port()}", "127.0.0.1")
+    with suppress(Exception), group.socket(receive=True) as ear, group.socket(receive=False) as mouth:
+        ear.settimeout(1.0)
+        mouth.sendto(b"anybody?", group.place)
+        return bool(ear.recv(100))
+    return False
+
+
 @pytest.mark.slow
 def test_six_processes_learn_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
@@ -145,19 +156,21 @@ def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_relay_comes_back_to_a_multicast_group(tmp_path: Path) -> None:
     """It takes part with what the server sends to the group, and the run ends as one without losses."""
-    words = ("rounds=1000", "checkpoint_every=1000", "network.medium=broadcast")
-    site = local_site(tmp_path, *words, "engine=multicast", f"engine.multicast.port={free_port()}")
+    if not possible():
+        pytest.skip("this machine has no multicast")
+    group = (f"engine.multicast=239.255.71.84:{free_port()}", "engine.interface=127.0.0.1")
+    site = local_site(tmp_path, "rounds=1000", "checkpoint_every=1000", "network.medium=broadcast", *group)
     with site.running() as nodes:
         wait_for(lambda: rounds(site) > 3)
         nodes["relay-1"].send_signal(signal.SIGKILL)
         wait_for(lambda: "relay-1 is lost" in nodes["server"].stderr)
-        with site.start("relay-1") as relay:
+        with site.start("relay-1"):
             wait_for(lambda: "relay-1 is back" in nodes["server"].stderr)
-            assert [nodes[name].done().returncode for name in ("server", "relay-0", "host-1")] == [0, 0, 0]
-            assert relay.done().returncode == 0
-            assert "multicast" not in relay.stderr
+            played = rounds(site)
+            wait_for(lambda: rounds(site) > played + 3)
+            nodes["server"].send_signal(signal.SIGTERM)
+            assert nodes["server"].done().returncode == 128 + signal.SIGTERM
         assert nodes["server"].stderr.count("is lost") == 1
-    assert yaml.safe_load((site.results / "summary.json").read_text())["rounds"] == 1000
 
 
 @pytest.mark.parametrize(
@@ -180,7 +193,7 @@ def test_mistakes_end_before_anything_begins(tmp_path: Path, words: list[str], n
 
 @pytest.mark.slow
 def test_a_node_with_other_settings_is_refused(tmp_path: Path) -> None:
-    site = local_site(tmp_path, "rounds=1", "engine.patience=20")
+    site = local_site(tmp_path, "rounds=1", "engine.patience=8")
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump(site.content | {"training": [*site.content["training"], "lam=0.5"]}))
     with site.start("server") as server, site.start("relay-0", f"deployment={other}") as relay:
@@ -216,13 +229,9 @@ def remote_site(folder: Path, namespaces: Mapping[str, str], *training: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "training", [("communicator=sums", "regularizer=mean"), ("algorithm=fedu", "regularizer.neighbors=2")]
-)
-def test_six_networks_learn_what_one_process_does(
-    tmp_path: Path, namespaces: dict[str, str], training: tuple[str, ...]
-) -> None:
-    """Sums, and FedU on a graph: models are equal, and what was sent as payload."""
+def test_six_networks_learn_what_one_process_does(tmp_path: Path, namespaces: dict[str, str]) -> None:
+    """Models are equal, and what was sent as payload."""
+    training = ("communicator=sums", "regularizer=mean")
     (tmp_path / "site").mkdir()
     site = remote_site(tmp_path / "site", namespaces, "rounds=3", *training)
     with site.running() as nodes:
@@ -251,7 +260,7 @@ def test_a_cable_is_pulled_and_put_back(tmp_path: Path, namespaces: dict[str, st
 
         wait_for(lambda: rounds(site) > 3)
         cable("down")
-        wait_for(lambda: said("no ") or said("lost"))
+        wait_for(lambda: said("no answer") or said("lost"))
         played = rounds(site)
         wait_for(lambda: rounds(site) > played)
         cable("up")

@@ -1,0 +1,77 @@
+"""A run whose nodes are actors of Ray ends as one in one process, also if the process of a host is killed."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from cells import SMALL, Trained, check_equal, train, trained
+from omegaconf import DictConfig
+
+from hmtl.config.build import Run
+from hmtl.distributed.ray import RayCluster
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A cluster of this machine, which all runs use."""
+    variables = {"PYTHONPATH": os.environ.get("PYTHONPATH", ""), "OMP_NUM_THREADS": "1"}
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", runtime_env={"env_vars": variables})
+    yield
+    ray.shutdown()
+
+
+def train_by_actors(cfg: DictConfig, prepare: Callable[[Run], object] = bool) -> Trained:
+    cfg = cfg.copy()
+    cfg.engine = {"_target_": "hmtl.distributed.ray.RayCluster", "hosts": 2, "seconds": 30}
+    engines: list[RayCluster] = []
+
+    def begin(run: Run) -> None:
+        engines.append(run.engine)  # type: ignore[arg-type]
+        prepare(run)
+
+    try:
+        return trained(cfg, begin)
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+@pytest.mark.slow
+def test_actors_learn_what_one_process_does(configure: Callable[..., DictConfig], cluster: None) -> None:
+    cfg = configure(*SMALL, "aggregators=all", "participation.dropout=0.2")
+    check_equal(train_by_actors(cfg), train(cfg))
+
+
+@pytest.mark.slow
+def test_a_host_that_is_killed_in_a_turn_comes_back(configure: Callable[..., DictConfig], cluster: None) -> None:
+    words = ("loss=smooth_hinge", "algorithm.omega_every=0", "rounds=25", "checkpoint_every=5")
+    cfg = configure(*SMALL, *words)
+
+    def prepare(run: Run) -> None:
+        engine: Any = run.engine
+        call, pid, left = engine.call, ray.get(engine._actors["host 1"].pid.remote()), {3, 10}
+
+        def call_and_kill(calls: Any, *rest: Any) -> Any:
+            name, values = calls.get("host 1", ("", {}))
+            round = values["round"] if name == "play" else -1
+            if round in left:
+                left.remove(round)
+                if round == 3:
+                    os.kill(pid, signal.SIGKILL)
+                while round == 10 and engine._lost and not engine.returned():
+                    time.sleep(0.05)
+            return call(calls, *rest)
+
+        engine.call = call_and_kill
+
+    rows = train_by_actors(cfg, prepare).rows
+    assert [row["round"] for row in rows] == list(range(25))
+    assert min(row["users"] for row in rows) == 5
+    assert rows[-1]["users"] == 10
+    assert all(row["gap"] >= -1e-9 for row in rows)
+    assert rows[-1]["primal"] == pytest.approx(train(cfg).rows[-1]["primal"], rel=1e-6)
