@@ -353,7 +353,7 @@ def left_over_by_rare_users(rounds: int, K: int, visits: Callable[[int, np.rando
     largest, left = of_one[:, :M].abs().amax(1).double(), []
     for round in range(rounds):
         communicator.round(round, users, total)
-        (host,) = communicator._nodes.hosts  # type: ignore[union-attr]
+        (host,) = communicator.nodes.hosts  # type: ignore[union-attr]
         left.append(float((host.coder.owed.abs().amax(1) / largest).max()))
     return left
 
@@ -395,6 +395,6 @@ def test_scales_follow_terms_that_shrink_although_a_user_is_gone() -> None:
     communicator = Sums(symmetric(K=4, H=2, r=1), Network(), "int4", aggregators="server")
     for round in range(120):
         communicator.round(round, users, total)
-    (host,) = communicator._nodes.hosts  # type: ignore[union-attr]
+    (host,) = communicator.nodes.hosts  # type: ignore[union-attr]
     left = host.coder.owed[1:].abs().max()
     assert int(left) < 4 * int(ivs[-1].abs().max())

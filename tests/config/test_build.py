@@ -87,7 +87,8 @@ BUILT = {
     "communicator=sums algorithm=fedavg secure=true participation=fraction": "secure",  # 2 users in a round
     "communicator=sums algorithm=fedavg communicator.colluding=0.2": "secure=true",
     "communicator=sums algorithm=fedper algorithm.coupled=true regularizer=mean metrics=sums": "algorithm.coupled",
-    "engine=site": "engine",
+    "engine=site": "hmtl.launch",
+    "engine.seconds=0 engine=ray": "engine.seconds",
 }
 BUILT_MORE = {  # refused in the same places
     "K=0": "K",
@@ -143,8 +144,7 @@ NEEDED = {
     "files": "dataset.path=nowhere",
     "torchvision": "dataset.name=FakeData",
     "speeds": "participation.speeds=[1]",
-    "site": "engine.deployment=nowhere engine.name=server",
-    "site_multicast": "engine.deployment=nowhere engine.name=server",
+    "site": "engine.deployment=nowhere",
     "links": "network.links=nowhere",
 }
 

@@ -318,7 +318,7 @@ def test_a_relay_with_another_plan_is_told_from_damaged_data() -> None:
     t, relay = apart.t, apart.relays[2]
     plans = [make_plan(t, seed=seed) for seed in (5, 5, 6)]
     assert plans[0].digest == plans[1].digest != plans[2].digest
-    relay.confirm = lambda flow: Relay.confirm(relay, replace(flow, digest=plans[2].digest))
+    relay.flow = lambda: replace(Relay.flow(relay), digest=plans[2].digest)
     with pytest.raises(CodingError, match=r"^relay 2 made another plan than the server in round 0"):
         apart.play(0)
     assert not users.models
@@ -624,37 +624,3 @@ def test_without_the_present_state_nobody_aggregates() -> None:
     assert between == [apart.links.ledger.bits(tier).payload for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)]
     models, receipts = 3 * (64 + 32), 3 * 8  # one more number and the round that counted last; that none did
     assert apart.links.ledger.bits("relays_to_users").overhead == models + receipts
-
-
-def test_relays_of_another_process_than_the_server() -> None:
-    """In a process without the server, relays do the same on the same messages from it."""
-    t = symmetric(K=20, H=5, r=3)
-    whole, users = one(t)
-    said: dict[tuple[str, str], list[Message]] = defaultdict(list)
-
-    def keep(node: str, message: Message) -> Message:
-        if message.sender == SERVER:
-            said[node, message.kind].append(message)
-        return message
-
-    whole.play(0, change=keep)
-    part, others = one(t)
-    part.server, part.links = None, Replayed(part.links.ledger, said)
-    part.play(0)
-    assert not any(said.values())
-    assert others.models.keys() == users.models.keys() == set(range(20))
-    assert all(same_bits(model, others.models[k]) for k, model in users.models.items())
-
-
-class Replayed(Changed):
-    """Links that have what the server said elsewhere, one message at a time."""
-
-    def __init__(self, ledger: LinkLedger, said: dict[tuple[str, str], list[Message]]) -> None:
-        super().__init__(ledger)
-        self.said = said
-
-    def collect(self, node, kind, expected):
-        if expected != (SERVER,):
-            return super().collect(node, kind, expected)
-        box = self.said[node, kind]
-        return [box.pop(0)] if box else []

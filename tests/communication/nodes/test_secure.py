@@ -114,7 +114,7 @@ def test_models_are_those_of_plain_sums(contacts: Contacts, sums: str, seed: int
             if outcome.empty and secure:
                 absent[round] = set(range(K))
             if secure:  # keys and shares serve for one round only
-                nodes = communicator._nodes
+                nodes = communicator.nodes
                 assert not any(host._secrets or host._told for host in nodes.hosts)
                 assert not any(relay._kept or relay._revealed is not None for relay in nodes.relays)
         run[secure] = models, total.state["last"].tolist()

@@ -72,7 +72,7 @@ def test_what_rounding_leaves_out_is_known_and_the_certificate_holds(
     for round in range(8):
         away = learner.participation.absent_relays(seed, round, t.H)
         communicator.round(round, learner.users, learner.aggregator, away)
-        settled = ~communicator._nodes.hosts[0].pending
+        settled = ~communicator.nodes.hosts[0].pending
         V = np.stack([s * a @ x for s, a, x in zip(case.s, case.by_user(learner.a), case.X, strict=True)])
         known = learner.aggregator.V + learner.users.error
         np.testing.assert_allclose(known.numpy()[settled], V[settled], rtol=0, atol=1e-12)
