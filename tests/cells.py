@@ -85,13 +85,13 @@ class Cells(Controller):
         return self._count
 
     def start(self, load: Load, build: Build) -> None:
-        self._parts = load, build
+        self.parts = load, build
         for name in self.nodes:
             self._begin(name)
 
     def _begin(self, name: str) -> None:
         hand, fetch = partial(self._hand, name), partial(self._fetch, name)
-        self.cells[name] = Cell(name, self.homes_of, *self._parts, hand, fetch)
+        self.cells[name] = Cell(name, self.homes_of, *self.parts, hand, fetch)
 
     def _hand(self, sender: str, receivers: Sequence[str], frame: Frame) -> int:
         self.frames.append((self._plays, sender, receivers, frame))

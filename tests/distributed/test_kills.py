@@ -37,4 +37,4 @@ def test_a_site_survives_kills(
         kills.Site, "run", lambda site, *words, log="": Node(*words, cwd=site.folder, prepare=add_scripts)
     )
     monkeypatch.setattr(kills, "ALONE", 300.0)
-    assert kills.main([str(tmp_path / "site"), "kills=2", "checkpoint_every=3", *words]) == 0, capsys.readouterr().out
+    assert kills.main([str(tmp_path / "site"), "kills=1", "checkpoint_every=3", *words]) == 0, capsys.readouterr().out
