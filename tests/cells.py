@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -19,6 +20,8 @@ from hmtl.config.build import Run, build
 from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
 from hmtl.distributed.frames import Frame, Header
+from hmtl.distributed.launching import free_port
+from hmtl.distributed.multicast import Group
 from hmtl.distributed.values import from_bytes, to_bytes
 from hmtl.errors import ProcessLost
 from hmtl.mtl import Learner
@@ -216,3 +219,13 @@ def check_equal(ours: Trained, alone: Trained, rtol: float = 0) -> None:
     torch.testing.assert_close(ours.models, alone.models, rtol=rtol, atol=rtol)
     for row, expected in zip(ours.rows, alone.rows, strict=True):
         assert row == pytest.approx(expected, rel=rtol, abs=0, nan_ok=True)
+
+
+def has_multicast() -> bool:
+    """Whether a datagram to a group comes back on this machine."""
+    group = Group(f"239.255.71.83:{free_port()}", "127.0.0.1")
+    with suppress(Exception), group.socket(receive=True) as ear, group.socket(receive=False) as mouth:
+        ear.settimeout(1.0)
+        mouth.sendto(b"anybody?", group.place)
+        return bool(ear.recv(100))
+    return False

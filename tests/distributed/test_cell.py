@@ -173,13 +173,6 @@ def test_hosts_tell_sums_and_means_and_gap_are_the_usual_ones(
         assert {name: full[name] for name in row} == pytest.approx(row, rel=1e-12, abs=1e-12 * full["primal"])
 
 
-def test_the_same_look_finds_users_with_the_usual_metrics(configure: Callable[..., DictConfig]) -> None:
-    told = train_in_cells(configure(*UNEQUAL, *ADDING, "algorithm=cocoa")).cells.told
-    for name, users in (("host 0", 4), ("host 1", 3)):
-        shapes = {(call, path): tensor.shape for call, answer in told[name] for path, tensor in tensors(answer)}
-        assert shapes["measure", ("losses",)][0] == shapes["users_state", ("W",)][0] == users
-
-
 def test_r2_follows_from_sums(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     lines = ["task,a,b,y"]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.client import HTTPConnection
 from importlib import import_module
@@ -17,12 +17,12 @@ import commands
 import numpy as np
 import pytest
 import yaml
+from cells import has_multicast
 from commands import Command
 
 from hmtl.communication import TIERS
 from hmtl.distributed.deployment import Deployment
 from hmtl.distributed.launching import free_port
-from hmtl.distributed.multicast import Group
 
 NETWORK = Path(__file__).parent.parent.parent / "experiments" / "network"
 TRAINING = ("K=10", "H=3", "r=2", "topology=any_r", "dataset.rows_per_user=10", "engine.seconds=60")
@@ -105,16 +105,6 @@ def rounds(site: Site) -> int:
     return max(0, len(file.read_text().splitlines()) - 1) if file.exists() else 0
 
 
-def possible() -> bool:
-    """Whether a datagram to a group comes back on this machine."""
-    group = Group(f"239.255.71.83:{free_port()}", "127.0.0.1")
-    with suppress(Exception), group.socket(receive=True) as ear, group.socket(receive=False) as mouth:
-        ear.settimeout(1.0)
-        mouth.sendto(b"anybody?", group.place)
-        return bool(ear.recv(100))
-    return False
-
-
 @pytest.mark.slow
 def test_six_processes_learn_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
@@ -156,7 +146,7 @@ def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_relay_comes_back_to_a_multicast_group(tmp_path: Path) -> None:
     """It takes part with what the server sends to the group, and the run ends as one without losses."""
-    if not possible():
+    if not has_multicast():
         pytest.skip("this machine has no multicast")
     group = (f"engine.multicast=239.255.71.84:{free_port()}", "engine.interface=127.0.0.1")
     site = local_site(tmp_path, "rounds=1000", "checkpoint_every=1000", "network.medium=broadcast", *group)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cells import has_multicast
 
 from hmtl.communication.messages import BROADCAST, IVS, REPORT, SERVER, nothing
 from hmtl.distributed.connections import Connection, Stream
@@ -125,20 +126,10 @@ def test_kinds_of_another_role_end_the_stream(pair: Pair) -> None:
 HERE = "127.0.0.1"
 
 
-def possible() -> bool:
-    """Whether a datagram to a group comes back on this machine."""
-    group = Group(f"239.255.71.83:{free_port()}", HERE)
-    with contextlib.suppress(Exception), group.socket(receive=True) as ear, group.socket(receive=False) as mouth:
-        ear.settimeout(1.0)
-        mouth.sendto(b"anybody?", group.place)
-        return bool(ear.recv(100))
-    return False
-
-
 @pytest.fixture
 def group(pair: Pair) -> Iterator[Group]:
     """The group of a pair."""
-    if not possible():
+    if not has_multicast():
         pytest.skip("this machine has no multicast")
     group = Group(f"239.255.71.83:{free_port()}", HERE)
     server, relay = pair.posts[SERVER], pair.posts["relay 0"]

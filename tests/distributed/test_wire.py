@@ -5,8 +5,6 @@ import os
 import secrets
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -111,20 +109,6 @@ def test_neighbours_hear_each_other_and_nobody_else(site: Site) -> None:
         "host 1": ["server", "relay 0", "relay 1"],
     }
     check_all_hear_all(wires)
-
-
-def test_the_log_says_now_and_then_who_is_missing(
-    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(module, "REMIND", 0.2)
-    server = site.wire(SERVER)
-    site.wire("relay 0")
-    assert set(server.missing(1)) == {"relay 1", "host 0", "host 1"}
-    assert server.missing(10, ["relay 0"]) == {}
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines.count(
-        "server still waits for relay 1 (it has not arrived); host 0 (it has not arrived); host 1 (it has not arrived)"
-    ) in range(1, 6)
 
 
 def test_a_node_that_comes_back_is_heard(site: Site) -> None:
@@ -336,16 +320,3 @@ def test_without_tls_all_is_on_this_machine() -> None:
             site.wire("relay 0", listen="0.0.0.0:0")
     finally:
         site.close()
-
-
-@pytest.mark.slow
-def test_a_process_ends_in_order_while_a_thread_ends() -> None:
-    script = """
-import threading, time, torch, hmtl.distributed.wire
-end = time.monotonic() + 0.5
-def work():
-    while time.monotonic() < end:
-        torch.ones(100, 100).logdet()
-threading.Thread(target=work, daemon=True).start()
-"""
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
