@@ -241,16 +241,20 @@ class Controller(Engine):
     def figure_calls(self) -> Calls:
         """Return the calls by which aggregators tell what figures need of their state."""
         names = [name for name, side in self._sides() if name in self.holders and side.figure_state()]
-        present = {name: [each for each in self.holders[name] if each not in self.missing()] for name in names}
-        return {holders[0]: ("figure_state", {"name": name}) for name, holders in present.items() if holders}
+        present = [each for each in self.nodes if each not in self.missing()]
+        asked = {name: next((each for each in present if each in self.holders[name]), None) for name in names}
+        return {
+            holder: ("figure_state", {"names": [name for name in names if asked[name] == holder]})
+            for holder in asked.values()
+            if holder
+        }
 
     def take_figures(self, answers: Mapping[str, Values]) -> None:
         """Take what aggregators answered to `figure_calls`."""
+        told = {name: state for answer in answers.values() for name, state in answer.items()}
         for name, side in self._sides():
-            for holder in self.holders.get(name, ()):
-                if holder in answers:
-                    side.load_figure_state(answers[holder])
-                    break
+            if name in told:
+                side.load_figure_state(told[name])
 
     def _sides(self) -> list[tuple[str, Aggregator]]:
         """Return the aggregator of each section of the learner, and the name of its nodes."""

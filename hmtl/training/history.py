@@ -19,8 +19,9 @@ Measurements = dict[str, float]
 class History(list[Measurements]):
     """The rows of all rounds.
 
-    The first row names the columns of the file. Later rows may lack some of them: a round that is not evaluated has no
-    objective and no measures. A measure that is undefined for all users is NaN, and an empty field of the file.
+    The first row names the columns of the file; what later rows have beside them stays in memory. They may lack some of
+    them: a round that is not evaluated has no objective and no measures. A measure that is undefined for all users is
+    NaN, and an empty field of the file.
 
     Args:
         path: the file that gets each row as soon as it is complete.
@@ -39,7 +40,7 @@ class History(list[Measurements]):
         super().append(row)
         try:
             with self.path.open("a" if len(self) > 1 else "w", newline="") as file:
-                table = csv.DictWriter(file, self[0], lineterminator="\n")
+                table = csv.DictWriter(file, self[0], extrasaction="ignore", lineterminator="\n")
                 if len(self) == 1:
                     table.writeheader()
                 table.writerow({name: value for name, value in row.items() if not math.isnan(value)})
