@@ -95,7 +95,7 @@ def test_a_run_survives_the_loss_of_all_but_the_server(
         _, errors = launched.communicate(timeout=300)
     assert launched.returncode == status
     assert all(message in " ".join(errors.split()) for message in messages)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60  # the machine may be busy
     while alive := [process for process in processes if runs(process)]:
         assert time.monotonic() < deadline, alive
         time.sleep(0.02)

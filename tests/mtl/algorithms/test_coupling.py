@@ -280,8 +280,6 @@ def test_refusals(tmp_path):
     class Lossy(InProcess):
         reliable = False
 
-    with pytest.raises(ConfigError, match="engine=in_process"):
-        BySection(Sums(any_r(K=K, H=3, r=2, seed=1)), Uncoded(any_r(K=K, H=3, r=2, seed=1), links=Lossy))
     for regularizer in (graph(tmp_path), TaskRelationship(0.1)):
         with pytest.raises(ConfigError, match="communicator=coded"):
             coupled(FedPer(coupled=True), regularizer, coupled_messages="sums")
