@@ -61,7 +61,7 @@ def draw(target: Path) -> None:
     for level, row in enumerate(reversed(rows)):
         for n, name in enumerate(row):
             size = sum(lines(member) for member in members[name])
-            width, height = 1.0 + size / 2500, 0.5
+            width, height = 1.0 + size / 2800, 0.5
             x, y = (n - (len(row) - 1) / 2) * 4.0, level * 1.2
             place[name] = x, y
             corner = x - width / 2, y - height / 2

@@ -19,7 +19,7 @@ LEARNED = ("gap", "error", "AUC")  # lines with these words show what was learne
 LONGEST = 300  # seconds that a command may take
 USERS = ("north", "east", "south", "west", "heath", "shore")
 DATED = re.compile(r"(outputs|multirun)/\d{4}-\d\d-\d\d(/\d\d-\d\d-\d\d-\d+)?")
-MODULES = {"hmtl": "hmtl", "tensorboard": "tensorboard.main", "torchrun": "torch.distributed.run"}
+MODULES = {"hmtl": "hmtl", "tensorboard": "tensorboard.main"}
 
 
 def follow(piece: Piece, folder: Path) -> None:

@@ -111,4 +111,4 @@ def _stop_without_controller() -> None:
     """Stop this process once the controller's has ended."""
     if controller := multiprocessing.parent_process():
         controller.join()
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGTERM)
