@@ -8,12 +8,14 @@ who controls it sees everything that nodes know, so that secure sums protect nob
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 
+from hmtl.communication.messages import nothing
 from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
 from hmtl.distributed.frames import Frame, Header
@@ -46,15 +48,22 @@ class Actor:
 
     def _hand(self, receivers: Sequence[str], frame: Frame) -> Any:
         """Return a small message itself, or else, in a list, so that Ray does not fetch it, where it is."""
-        content = frame.header().to_bytes(), frame.body.numpy()
-        return content if len(content[1]) <= SMALL else [self._ray.put(content)]
+        if frame.header().body <= SMALL:
+            return frame.header().to_bytes(), frame.body.numpy()
+        bare = replace(frame, payload=nothing(0), overhead=nothing(0))
+        return [self._ray.put((bare, frame.payload.numpy(), frame.overhead.numpy()))]  # Ray does not pickle arrays
 
     def _fetch(self, sender: str, handle: Any) -> Frame | None:
+        if not isinstance(handle, list):
+            header, body = handle
+            return Frame.from_bytes(Header.from_bytes(header), torch.from_numpy(body.copy()))
         try:
-            header, body = self._ray.get(handle[0], timeout=self._seconds) if isinstance(handle, list) else handle
+            frame, *parts = self._ray.get(handle[0], timeout=self._seconds)
         except (self._ray.exceptions.RayError, self._ray.exceptions.GetTimeoutError):
             return None  # it was lost with its sender
-        return Frame.from_bytes(Header.from_bytes(header), torch.from_numpy(body.copy()))  # Ray's memory is read-only
+        payload, overhead = (torch.from_numpy(part.copy()) for part in parts)  # Ray's memory is read-only
+        arrived: Frame = replace(frame, payload=payload, overhead=overhead)
+        return arrived
 
 
 class RayCluster(Controller):
