@@ -8,7 +8,6 @@ from changed import Changed
 from torch import Tensor
 
 from hmtl.communication import LinkLedger, Network
-from hmtl.communication.few_bits import FewBits
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.nodes.aggregation import Aggregation
@@ -17,6 +16,7 @@ from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Schedule, Stopwatch, play
+from hmtl.communication.rounding_of_sums import FewBits
 from hmtl.communication.row_formats import PlainRows
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_round import SecureSchedule

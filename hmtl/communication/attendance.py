@@ -1,6 +1,7 @@
 """Who takes part in a round. K users, H relays.
 
-Relays report whom they heard, the server decides, and every node reads that decision.
+Relays report whom they heard, the server decides, and every node reads that decision. If a relay falls silent after
+that, the server decides again (`Server.attend_again`), and the round is attempted once more.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -97,7 +97,8 @@ def predict(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> flo
     """
     access = network.access(t)
     assert access is not None
-    segments, numbers = max(1, round(t.K * V_bits / 8 / WORKING_SET)), min(ceil(V_bits / 64), LONGEST)
+    segments = 1 if recipe.adds else max(1, round(t.K * V_bits / 8 / WORKING_SET))
+    numbers = min(ceil(V_bits / 64), LONGEST)
     links = partial(TimedLinks, contacts=t, access=access, scale=V_bits / 64 / numbers, segments=segments)
     return dry_round(recipe, t, network, numbers, links).seconds()
 

@@ -33,8 +33,8 @@ from hmtl.communication.accounting.ledger import (
     TIERS,
 )
 from hmtl.communication.accounting.network import Network, tier_loads
-from hmtl.communication.few_bits import FEW_BITS
 from hmtl.communication.flows.sums import SumsOfRows
+from hmtl.communication.rounding_of_sums import FEW_BITS
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import AddedBits, SecureCosts, added_bits, secure_costs
 from hmtl.communication.wires import check_wire, row_bits

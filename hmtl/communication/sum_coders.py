@@ -19,7 +19,7 @@ from torch import Tensor
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coders import AggregatorCoder, Ids, Read, State, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
-from hmtl.communication.few_bits import STAMP, FewBits, longest_absence
+from hmtl.communication.rounding_of_sums import STAMP, FewBits, longest_absence
 from hmtl.communication.row_formats import portions
 from hmtl.communication.wires import INT64
 from hmtl.errors import CodingError

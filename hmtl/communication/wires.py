@@ -15,7 +15,7 @@ from hmtl.errors import ConfigError, RangeError
 FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Types to which each number is converted."""
 PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}
-"""How the bits of an integer are stored, see `block_kernels`."""
+"""How the bits of an integer are stored, see `rounding`."""
 INT64, OWN = "int64", "own"  # words of 64 bits; a quantiser of your own
 NOTHING, BYTES, REQUEST, DIGEST = "nothing", "bytes", "request", "digest"  # rows without numbers
 NUMBERS = FLOATS | {INT64: torch.int64}
@@ -47,7 +47,7 @@ class Blocks:
 
     A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1, rounded up to a
     bfloat16. Before that, a whole block is rotated, so that what rounding leaves out has no preferred direction, see
-    `block_kernels`.
+    `rounding`.
 
     Args:
         width: b, the bits of an integer: 8, 4, 3 or 2.
@@ -63,10 +63,10 @@ class Blocks:
         return full * self._block_bits(BLOCK) + (self._block_bits(rest) if rest else 0)
 
     def encode(self, x: Tensor) -> Tensor:
-        from hmtl.communication import block_kernels  # compiles its loops, which takes a second
+        from hmtl.communication import rounding  # compiles its loops, which takes a second
 
         rows = np.empty((len(x), self.bits(x.shape[1]) // 8), np.uint8)
-        if block_kernels.encode(_compiled(x).contiguous().numpy(), self.width, np.array(PLANES[self.width]), rows):
+        if rounding.encode(_compiled(x).contiguous().numpy(), self.width, np.array(PLANES[self.width]), rows):
             raise RangeError(
                 "an update or model is not finite, or too large for a number of few bits: training diverges. Lower "
                 "solver.step or solver.passes, raise lam, or scale the data."
@@ -74,10 +74,10 @@ class Blocks:
         return torch.from_numpy(rows)
 
     def decode(self, rows: Tensor, out: Tensor) -> None:
-        from hmtl.communication import block_kernels
+        from hmtl.communication import rounding
 
         numbers = _compiled(out)
-        block_kernels.decode(rows.contiguous().numpy(), self.width, np.array(PLANES[self.width]), numbers.numpy())
+        rounding.decode(rows.contiguous().numpy(), self.width, np.array(PLANES[self.width]), numbers.numpy())
         if numbers is not out:
             out.copy_(numbers)
 

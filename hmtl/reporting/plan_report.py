@@ -7,9 +7,9 @@ from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
-from hmtl.communication.few_bits import FEW_BITS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.round_costs import Comparison
+from hmtl.communication.rounding_of_sums import FEW_BITS
 from hmtl.communication.secure_costs import SecureCosts
 from hmtl.communication.timetable import Timetable
 from hmtl.reporting.console import as_table

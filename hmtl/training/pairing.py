@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from hmtl.communication import BySection, Communicator, Uncoded, sums_if_faster
-from hmtl.communication.few_bits import FEW_BITS
 from hmtl.communication.flows.sums import SumsOfRows
+from hmtl.communication.rounding_of_sums import FEW_BITS
 from hmtl.communication.wires import row_bits
 from hmtl.mtl import Algorithm, Problem
 

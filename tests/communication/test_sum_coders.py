@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hmtl.coding import cover
 from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
-from hmtl.communication.few_bits import FewBits
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import IVS, MODELS, SERVER, Message
+from hmtl.communication.rounding_of_sums import FewBits
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError, RangeError
 from hmtl.testing.topologies import topologies

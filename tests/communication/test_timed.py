@@ -1,6 +1,7 @@
 """Seconds of a round over access links: what has to cross one narrow link, and how often nodes wait for each other."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -98,6 +99,14 @@ def test_latency_counts_once_for_each_wait(tmp_path_factory, t):
     for count, recipe in waits.items():
         expected = count if count == 6 or coded else 6
         assert predict(recipe, t, network, 64.0) == pytest.approx(expected, rel=1e-6)
+
+
+def test_sums_wait_no_longer_however_large_they_are(tmp_path):
+    t, times = any_r(10, 5, 3, 0), {}
+    for V, latency in product((64.0, 8e8), (0.0, 0.5)):
+        network = Network(medium="broadcast", links=file_of(tmp_path, t, [range(10)], latency=latency))
+        times[V, latency] = predict(SumsOfRows(aggregators=[0, 1, 2]), t, network, V)
+    assert times[64.0, 0.5] - times[64.0, 0.0] == pytest.approx(times[8e8, 0.5] - times[8e8, 0.0], rel=1e-3)
 
 
 def test_a_broadcast_leaves_once(tmp_path):

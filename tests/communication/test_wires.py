@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication.block_kernels import SIGNS
+from hmtl.communication.rounding import SIGNS
 from hmtl.communication.wires import QUANTISERS, Blocks, Wire, check_wire, rounding, row_bits
 from hmtl.errors import ConfigError, RangeError
 from hmtl.testing import QuantiserContract

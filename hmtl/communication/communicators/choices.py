@@ -5,10 +5,10 @@ import torch
 from hmtl.coding import CODED_SCHEMES, Aggregators, Scheme, scheme_of
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator, MakeLinks
-from hmtl.communication.few_bits import FEW_BITS
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess
+from hmtl.communication.rounding_of_sums import FEW_BITS
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.wires import Wire, row_bits
 from hmtl.errors import ConfigError
@@ -86,7 +86,7 @@ class Sums(Communicator):
         sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
         aggregators: who learns the sums. `auto`: the server, or those relays, with which a row takes the least time on
             this network; `server`; `all`; or the numbers of relays that together hear everybody.
-        wire: a name in FEW_BITS, for terms and sums in few bits, see `hmtl.communication.few_bits`; None: 64 bits.
+        wire: a name in FEW_BITS, for terms and sums of low precision, see `rounding_of_sums`; None: 64 bits.
         secure: whether relays and server learn nothing but the sums, see `hmtl.communication.secure.protocol`; the
             server then learns the sums.
         colluding, least: settings of secure sums, see `Secure`.

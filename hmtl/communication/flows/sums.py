@@ -29,10 +29,10 @@ from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
-from hmtl.communication.few_bits import FEW_BITS, FewBits
 from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe
 from hmtl.communication.flows.planner import SUMS, Planner, who_may_aggregate
 from hmtl.communication.messages import BROADCAST, IVS, Message, Users, relay_number
+from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits
 from hmtl.communication.row_formats import PlainRows, RowFormat
 from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder
 from hmtl.communication.wires import name_of

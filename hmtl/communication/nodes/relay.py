@@ -1,5 +1,7 @@
 """Relays. They execute the steps of a round's flow, and know nothing more of what steps send. K users, H relays.
 
+`flows.ivs` and `flows.sums` decide what they send.
+
 If a relay aggregates, it computes the models of what it learned. One that missed rounds is handed the state of another.
 Aggregators confirm by digests that they hold the same models, which the server compares before any user gets one.
 """

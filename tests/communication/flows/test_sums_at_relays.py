@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, sum_code
 from hmtl.communication import TIERS, Network, Sums
-from hmtl.communication.few_bits import FewBits
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import BROADCAST, DIGESTS, IVS, MODELS, REPORT, SERVER, STATE, VERDICT, Message
+from hmtl.communication.rounding_of_sums import FewBits
 from hmtl.errors import CodingError
 from hmtl.testing.topologies import moving, topologies
 from hmtl.topology import Contacts, Topology, symmetric

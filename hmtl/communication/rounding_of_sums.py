@@ -1,4 +1,4 @@
-"""Sums in few bits: terms as integers of b bits on scales that all users share.
+"""Rounding of sums: terms as integers of b bits on scales that all users share. IVs are rounded in `rounding`.
 
 K users, n rows, m numbers in a row of terms; B = ⌈m/64⌉ blocks of 64 numbers, the last of which may be shorter. A row
 has L = m + 2B words. All are int64, and all arithmetic is exact, so that sums have the same bits in any order.

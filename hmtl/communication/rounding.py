@@ -1,4 +1,6 @@
-"""Compiled loops that round blocks of numbers to few bits and back.
+"""Rounding of IVs and models: compiled loops that take blocks of numbers to few bits and back.
+
+Terms of sums are rounded in `rounding_of_sums`.
 
 A row of m numbers consists of blocks of BLOCK numbers, the last one perhaps shorter. A whole block is rotated first:
 some signs are changed, chosen at random once and for all, and it is multiplied by a Hadamard matrix. This spreads a

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hmtl.communication.few_bits import FEW_BITS, FewBits
+from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits
 from hmtl.errors import RangeError
 
 BITS = st.sampled_from(sorted(FEW_BITS.values()))
