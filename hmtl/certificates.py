@@ -48,8 +48,8 @@ def _make(settings: dict[str, str]) -> None:
     folder = Path(settings.get("folder", deployment.certificates))
     keys = Path(f"{folder.resolve()}-authority")  # also beside the folder "."
     authority = open_authority(folder, keys)
-    for role, node in deployment.nodes.items():
-        new = certify(folder, authority, node.name, role.split()[0], USUAL[settings.get("renew", "false")])
+    for node in deployment.nodes.values():
+        new = certify(folder, authority, node.name, USUAL[settings.get("renew", "false")])
         end = expiry(load_credentials(folder, node.name))
         print(f"{folder / node.name}.pem  {'made' if new else 'kept'}, valid until {end:%Y-%m-%d}")
     print(f"Copy to the machine of each node: {settings['deployment']}, and ca.pem, NAME.pem, NAME.key in {folder}.")

@@ -46,7 +46,7 @@ def open_authority(folder: Path, keys: Path) -> tuple[Key, x509.Certificate]:
     return signer, issuer
 
 
-def certify(folder: Path, authority: tuple[Key, x509.Certificate], identity: str, role: str, renew: bool) -> bool:
+def certify(folder: Path, authority: tuple[Key, x509.Certificate], identity: str, renew: bool) -> bool:
     """Write a node's new key and certificate, and return True; return False if it has some that do not expire soon.
 
     Raises:
@@ -57,7 +57,7 @@ def certify(folder: Path, authority: tuple[Key, x509.Certificate], identity: str
         return False
     key = make_key()
     _write(folder / f"{identity}.key", key_to_pem(key), 0o600)
-    _write(path, to_pem(issue(identity, role, key, DAYS, authority)))
+    _write(path, to_pem(issue(identity, key, DAYS, authority)))
     return True
 
 
@@ -93,7 +93,7 @@ def load_credentials(folder: Path, identity: str, renewed: bool = False) -> Cred
         ) from error
     if identity not in (dns := names.get_values_for_type(x509.DNSName)):
         raise ConfigError(f"{certificate} is the certificate of {', '.join(dns)}, not of {identity}. {MAKE}")
-    if not isinstance(public, ec.EllipticCurvePublicKey):  # see `hmtl.distributed.wire`: TLS 1.2 would be possible
+    if not isinstance(public, ec.EllipticCurvePublicKey):
         raise ConfigError(f"{key} is not a key on an elliptic curve, such as P-256. {MAKE}")
     if public != chain[0].public_key():
         raise ConfigError(f"{key} is not the key of {certificate}. Copy both files again.")

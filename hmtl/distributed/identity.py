@@ -1,7 +1,6 @@
 """Who a node is: keys and certificates, by which nodes know each other.
 
-A certificate names its node (DNS name) and the node's role (URI hmtl:ROLE). An authority issues it, or the node itself.
-Keys are on the curve P-256.
+A certificate names its node (DNS name). An authority issues it, or the node itself. Keys are on the curve P-256.
 """
 
 import datetime
@@ -51,11 +50,6 @@ def to_pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def role_uri(role: str) -> str:
-    """Return the name of a role in a certificate."""
-    return f"hmtl:{role}"
-
-
 def make_authority(name: str, days: int) -> tuple[Key, x509.Certificate]:
     """Return the key and the certificate of a new authority."""
     key = make_key()
@@ -66,20 +60,19 @@ def make_authority(name: str, days: int) -> tuple[Key, x509.Certificate]:
 
 
 def issue(
-    identity: str, role: str, key: Key, days: int, authority: tuple[Key, x509.Certificate] | None = None
+    identity: str, key: Key, days: int, authority: tuple[Key, x509.Certificate] | None = None
 ) -> x509.Certificate:
     """Return a node's certificate.
 
     Args:
         identity: a DNS name.
-        role: see `hmtl.distributed.frames.MAY_SEND`.
         key: the node's.
         days: how long the certificate is valid.
         authority: its key and certificate; None: the node signs its certificate itself.
     """
     subject = _subject(identity)
     issuer = authority[1].subject if authority else subject
-    names = x509.SubjectAlternativeName([x509.DNSName(identity), x509.UniformResourceIdentifier(role_uri(role))])
+    names = x509.SubjectAlternativeName([x509.DNSName(identity)])
     builder = _builder(subject, key, issuer, days).add_extension(names, critical=False)
     builder = builder.add_extension(x509.BasicConstraints(False, None), critical=True)
     builder = builder.add_extension(_usage(signs=False), critical=True)

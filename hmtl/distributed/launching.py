@@ -75,7 +75,7 @@ def _parties(names: Sequence[str], tls: bool) -> list[Party]:
     identities = {name: name.replace(" ", "-") for name in names}
     addresses = {name: f"127.0.0.1:{free_port()}" for name in names if role(name) != HOSTS}
     keys = {name: make_key() for name in names if tls}
-    own = {name: to_pem(issue(identities[name], role(name), key, DAYS)) for name, key in keys.items()}
+    own = {name: to_pem(issue(identities[name], key, DAYS)) for name, key in keys.items()}
     trusted = b"".join(own.values())
     return [
         Party(

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_address
-from threading import Event, Lock, Thread, Timer
+from threading import Event, Thread
 from typing import Any
 
 import grpc
 
-from hmtl.distributed import ONLY_TLS_1_3
 from hmtl.distributed.connections import CAME_BACK, CHUNK, ENDED, Connection, Stream
 from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, role
-from hmtl.distributed.identity import Credentials, role_uri
+from hmtl.distributed.identity import Credentials
 from hmtl.errors import ConfigError, EngineError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ SETTLE = 2.0  # seconds for threads to end at the end of the process
 HANDSHAKE = 20.0  # seconds for a handshake
 LONGEST = 2**31 - 1  # milliseconds that gRPC can count
 REMIND = 30.0  # seconds after which a node logs again for whom it is waiting
-REPEAT = 60.0  # seconds after which what was refused is logged again
+REPEAT = 60.0  # seconds in which what is refused is logged once
 SPARE = 64  # connections to a port besides those of nodes
 REFUSED = (
     grpc.StatusCode.PERMISSION_DENIED,
@@ -87,7 +87,7 @@ class Wire:
         connections: by name of the neighbour.
 
     Raises:
-        ConfigError: without TLS, an address is not of this machine; with it, gRPC might speak TLS 1.2.
+        ConfigError: without TLS, an address is not of this machine.
         EngineError: this node cannot listen at its address.
     """
 
@@ -110,18 +110,11 @@ class Wire:
             ("grpc.enable_http_proxy", 0),
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        self._refusals = Refusals(party.name)
         self._closed = Event()
         self._channels: list[grpc.Channel] = []
         self._server: grpc.Server | None = None
-        if party.credentials and not ONLY_TLS_1_3:
-            raise ConfigError(
-                "grpc was imported before hmtl.distributed, and would accept TLS 1.2. Import hmtl's first."
-            )
-        if party.listen and party.credentials is None:
-            check_loopback(party.listen)
         if party.credentials is None:
-            for address in party.addresses.values():
+            for address in (*filter(None, [party.listen]), *party.addresses.values()):
                 check_loopback(address)
         if party.listen:
             self._listen(party.listen)
@@ -182,7 +175,7 @@ class Wire:
                 call.cancel()
                 connection.trouble = _reason(call, name, address)
                 if call.code() in REFUSED:
-                    self._refusals.log(f"was refused by {name}: {call.details()}")
+                    self._log(f"was refused by {name}: {connection.trouble}")
             except (grpc.RpcError, ValueError) as error:  # ValueError: the channel is closed
                 connection.trouble = _reason(error, name, address)
             stream.end(connection.trouble or ENDED)
@@ -208,7 +201,7 @@ class Wire:
             if self.party.credentials:
                 own = self.party.credentials
                 config = grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.trusted)
-                trust = grpc.dynamic_ssl_server_credentials(config, self._refusals.knock, True)
+                trust = grpc.dynamic_ssl_server_credentials(config, lambda: None, True)
                 self._server.add_secure_port(address, trust)
             else:
                 self._server.add_insecure_port(address)
@@ -241,7 +234,7 @@ class Wire:
             reason = ENDED if ends else f"{type(error).__name__}: {error}"
             stream.end(reason)
         if reason != ENDED and not reason.endswith("has left"):
-            self._refusals.log(f"ended the stream of {stream.connection.name}: {reason}")
+            self._log(f"ended the stream of {stream.connection.name}: {reason}")
             cancel()
 
     def _who(self, context: Any) -> str:
@@ -249,26 +242,25 @@ class Wire:
         party, hello = self.party, dict(context.invocation_metadata())
         names = {party.identities[name]: name for name in party.names}
         if party.credentials:
-            self._refusals.known()
             proven = {each.decode(errors="replace") for each in context.peer_identities() or ()}
             name = next((names[each] for each in proven if each in names), None)
             who = ", ".join(sorted(proven))
-            roles = {each for each in proven if each.startswith(role_uri(""))}
-            if name and roles and role_uri(role(name)) not in roles:
-                self._refuse(context, f"{who}: the certificate is of another role")
         else:
             who = hello.get("name", "a stranger")
             name = who if who in party.names else None
         if name is None or name not in self.connections or name in party.dialled:
             self._refuse(context, f"{who}: no node that talks to {party.name}")
         elif hello.get("agreed") != party.agreed:
-            self._refuse(context, f"{name} has another configuration than {party.name}")
+            self._refuse(context, f"{name} has another configuration, or version of hmtl, than {party.name}")
         assert name is not None
         return name
 
     def _refuse(self, context: Any, why: str) -> None:
-        self._refusals.log(f"refused {why}")
+        self._log(f"refused {why}")
         context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+
+    def _log(self, sentence: str) -> None:
+        _warn(f"{self.party.name} {sentence}", time.monotonic() // REPEAT)
 
 
 class Daemons(Executor):
@@ -287,55 +279,10 @@ class Daemons(Executor):
         return done
 
 
-class Refusals:
-    """What a node refused, as warnings: the first of each kind at once, and their number now and then.
-
-    gRPC does not report connections that fail before they open a stream. `knock` counts all connections, and `known`
-    subtracts those of nodes.
-
-    Args:
-        name: of the node.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name, self._lock = name, Lock()
-        self._strangers = 0
-        self._timer: Timer | None = None
-        self._logged: dict[str, tuple[float, int]] = {}  # when a sentence was logged, and how often it was not since
-
-    def knock(self) -> None:
-        """Count a connection; gRPC calls this before each handshake."""
-        with self._lock:
-            self._strangers += 1
-            if self._timer is None:
-                self._timer = Timer(HANDSHAKE + 1, self._count)
-                self._timer.daemon = True
-                self._timer.start()
-
-    def known(self) -> None:
-        """Count a connection of a node that has proven who it is."""
-        with self._lock:
-            self._strangers = max(0, self._strangers - 1)
-
-    def log(self, sentence: str) -> None:
-        """Log a sentence, unless the same one was logged a short time ago."""
-        with self._lock:
-            now = time.monotonic()
-            then, omitted = self._logged.get(sentence, (-REPEAT, 0))
-            if now - then < REPEAT:
-                self._logged[sentence] = then, omitted + 1
-                return
-            if len(self._logged) > 1000:
-                self._logged.clear()
-            self._logged[sentence] = now, 0
-        log.warning("%s %s%s", self._name, sentence, f" ({omitted + 1} times)" if omitted else "")
-
-    def _count(self) -> None:
-        with self._lock:
-            count, self._strangers, self._timer = self._strangers, 0, None
-        if count:
-            plural = "s" if count > 1 else ""
-            log.warning("%s refused %d connection%s without a certificate that it trusts", self._name, count, plural)
+@lru_cache(1000)
+def _warn(sentence: str, when: float) -> None:
+    """Log a sentence, but not again for the same time: a node that is refused comes back each second."""
+    log.warning("%s", sentence)
 
 
 @atexit.register
@@ -343,7 +290,7 @@ def settle() -> None:
     """Let threads end before the process does: Python aborts if one of them is then within gRPC or torch."""
     deadline = time.monotonic() + SETTLE
     for thread in threading.enumerate():
-        if thread.daemon and type(thread) is Thread:  # neither a timer nor one of C++
+        if thread.daemon and type(thread) is Thread:  # not one of C++
             with suppress(KeyboardInterrupt):
                 thread.join(max(0.0, deadline - time.monotonic()))
 

@@ -25,7 +25,7 @@ def credentials():
     authority, made = make_authority("the authority", 1), []
     for name in NAMES:
         key = make_key()
-        certificate = issue(IDENTITIES[name], name.split()[0], key, 1, authority)
+        certificate = issue(IDENTITIES[name], key, 1, authority)
         made.append(Credentials(key_to_pem(key), to_pem(certificate), to_pem(authority[1])))
     return made
 

@@ -1,13 +1,14 @@
 """Checks of a whole configuration: ranges, settings without an effect, and parts that do not go together."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.config.build import build, check, conf_dir
+from hmtl.config.build import agreed, build, check, conf_dir
 from hmtl.data import Task
 from hmtl.errors import ConfigError, HmtlError
 
@@ -50,6 +51,15 @@ def test_what_is_wrong_by_itself_is_found_before_data_are_read(configure, words:
 def test_the_smallest_value_of_each_setting_is_accepted(configure) -> None:
     check(configure("rounds=1", "checkpoint_every=1", "evaluate_every=1", "seed=0", "gap_tolerance=0"))
     check(configure("V_bits=1", name="plan"))
+
+
+def test_nodes_agree_on_the_version_and_on_settings_of_all_nodes(configure, monkeypatch) -> None:
+    """Nodes that do not are refused, see tests/distributed/test_wire.py."""
+    before = agreed(configure())
+    assert agreed(configure("device=meta")) == before
+    assert agreed(configure("lam=0.5")) != before
+    monkeypatch.setattr("hmtl.config.build.distributions", lambda name: [SimpleNamespace(version="0.0.1")])
+    assert agreed(configure()) != before
 
 
 BUILT = {

@@ -19,14 +19,14 @@ relays: [{name: mast-a, address: "10.0.0.2:4700"}]
 hosts: [{name: east}]
 certificates: keys
 """
-NODES = {"hub": "server", "mast-a": "relay", "east": "host"}
+NODES = ("hub", "mast-a", "east")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the certificates of all nodes."""
     authority = open_authority(tmp_path / "keys", tmp_path / "authority")
-    assert all(certify(tmp_path / "keys", authority, *node, False) for node in NODES.items())
+    assert all(certify(tmp_path / "keys", authority, node, False) for node in NODES)
     return tmp_path / "keys"
 
 
@@ -63,7 +63,7 @@ def test_nodes_know_each_other_by_name(folder: Path) -> None:
 
 
 def test_a_node_of_another_authority_is_a_stranger(folder: Path, tmp_path: Path) -> None:
-    certify(folder, open_authority(tmp_path / "other", tmp_path / "other"), "mast-b", "relay", False)
+    certify(folder, open_authority(tmp_path / "other", tmp_path / "other"), "mast-b", False)
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(folder, "hub", "mast-b", expected="hub")
     with pytest.raises(ConfigError, match="mast-b"):
@@ -75,9 +75,9 @@ def test_keys_are_private_and_certificates_are_kept_until_they_expire_soon(
 ) -> None:
     assert {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.key")} == {0o600}
     authority, before = open_authority(folder, tmp_path / "authority"), (folder / "hub.key").read_bytes()
-    assert not certify(folder, authority, "hub", "server", renew=False)
+    assert not certify(folder, authority, "hub", renew=False)
     assert (folder / "hub.key").read_bytes() == before
-    assert certify(folder, authority, "hub", "server", renew=True)
+    assert certify(folder, authority, "hub", renew=True)
     assert (folder / "hub.key").read_bytes() != before
     now = datetime.now(UTC)
     for days, expired in ((certificates.DAYS - 29, False), (certificates.DAYS + 1, True)):
@@ -87,7 +87,7 @@ def test_keys_are_private_and_certificates_are_kept_until_they_expire_soon(
                 load_credentials(folder, "mast-a")
         else:
             load_credentials(folder, "mast-a")
-        assert certify(folder, authority, "mast-a", "relay", renew=False)
+        assert certify(folder, authority, "mast-a", renew=False)
 
 
 @pytest.mark.parametrize("missing", ["hub.key", "hub.pem", "ca.pem"])
@@ -96,7 +96,7 @@ def test_what_cannot_be_used_is_named(folder: Path, tmp_path: Path, missing: str
     path = folder / missing
     if how == "another":
         other = open_authority(tmp_path / "more", tmp_path / "more")
-        certify(tmp_path / "more", other, "hub", "server", False)
+        certify(tmp_path / "more", other, "hub", False)
         path.write_bytes((tmp_path / "more" / missing).read_bytes())
     elif how == "noise":
         path.write_bytes(os.urandom(100))
