@@ -5,7 +5,7 @@ kept where frames are taken from a connection, see `hmtl.distributed.post`.
 """
 
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
 
@@ -16,7 +16,7 @@ from hmtl.distributed.frames import BYE, HEADER, KINDS, Frame, Header
 from hmtl.errors import CodingError, EngineError, HmtlError
 
 CHUNK = 1 << 20  # bytes of a body in a message, at most
-AT_FIRST = 1 << 28  # bytes of a body, at most, until it is known what the run needs
+LARGEST = 1 << 28  # bytes of a body, at most
 ENDED = "its process has ended"
 CAME_BACK = "its process came back"
 OBJECT = 1 << 10  # bytes of a frame without its body, about
@@ -31,10 +31,11 @@ class Stream:
 
     Attributes:
         reason: why no more frames arrive, once that is so.
+        cancel: ends what carries the stream at once.
     """
 
-    def __init__(self, connection: "Connection") -> None:
-        self.connection, self.reason = connection, ""
+    def __init__(self, connection: "Connection", cancel: Callable[[], object] = bool) -> None:
+        self.connection, self.cancel, self.reason = connection, cancel, ""
         self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then the reason why no more will come
         self._taken = self._read = 0  # bytes that have arrived, and that were received
         self.outbox: SimpleQueue[Frame | None] = SimpleQueue()
@@ -61,26 +62,22 @@ class Stream:
         finally:
             self.sent.set()
 
-    def take(self, incoming: Iterator[bytes]) -> str:
-        """Take all frames that arrive, and return the reason why no more do.
+    def take(self, incoming: Iterator[bytes]) -> None:
+        """Take all frames that arrive, until the stream ends.
 
-        While frames of more than `Connection.largest` bytes wait to be received, no more are taken, so that the sender
-        has to wait.
+        While frames of more than LARGEST bytes wait to be received, no more are taken, so that the sender has to wait.
         """
-        reason = ENDED
         try:
-            while True:
+            while not self.ended.is_set():
                 frame = self._frame(incoming)
-                while self._taken - self._read > self.connection.largest and not self.ended.is_set():
+                while self._taken - self._read > LARGEST and not self.ended.is_set():
                     time.sleep(PAUSE)
                 self._taken += size_of(frame)
                 self.inbox.put(frame)
         except StopIteration:
-            pass
+            self.end(ENDED)
         except HmtlError as error:
-            reason = str(error)
-        self.end(reason)
-        return reason
+            self.end(str(error))
 
     def receive(self, seconds: float) -> Frame | str:
         """Return the next frame, or the reason why there is none; raise Empty if none arrives in time."""
@@ -106,12 +103,14 @@ class Stream:
 
     def _frame(self, incoming: Iterator[bytes]) -> Frame:
         message = memoryview(next(incoming))
-        header, terms = Header.from_bytes(bytes(message[:HEADER])), self.connection
+        header = Header.from_bytes(bytes(message[:HEADER]))
         kind = KINDS[header.kind]
-        if kind not in terms.hears:
+        if kind not in self.connection.hears:
             raise CodingError(f"it sent {kind}, which its role does not")
-        if header.body > terms.largest:
-            raise CodingError(f"it sent {kind} of {header.body:,} bytes, more than the run needs")
+        if header.body > LARGEST:
+            raise CodingError(
+                f"it sent {kind} of {header.body:,} bytes, more than the {LARGEST:,} that a frame may have"
+            )
         if kind == BYE:
             raise EngineError("it has left")
         return Frame.from_bytes(header, self._body(header.body, message[HEADER:], incoming))
@@ -137,7 +136,6 @@ class Connection:
         hears: the kinds of frames that its role may send.
 
     Attributes:
-        largest: bytes of a body, at most.
         stream: the stream in use.
         newer: the stream with which the neighbour came back, until `take_back`.
         trouble: why there is no stream at present, as far as it is known.
@@ -145,7 +143,6 @@ class Connection:
 
     def __init__(self, name: str, hears: Set[str]) -> None:
         self.name, self.hears = name, hears
-        self.largest = AT_FIRST
         self.stream: Stream | None = None
         self.newer: Stream | None = None
         self.trouble = ""

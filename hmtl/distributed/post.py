@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from hmtl.communication.messages import SERVER, nothing
-from hmtl.distributed.connections import Connection
+from hmtl.distributed.connections import LARGEST, Connection, size_of
 from hmtl.distributed.frames import BYE, CAST, CONTROL, HEADER, LACKS, PIECES, Frame, Header
 from hmtl.distributed.multicast import ROOM, Caster, Listener, digest, put
 from hmtl.distributed.wire import Wire
 from hmtl.errors import EngineError
 
 MOMENT = 1.0  # seconds after which this process looks at its clock
+UNASKED = 4 * LARGEST  # bytes of a neighbour's frames that wait until they are asked for, at most
 
 
 class Post:
@@ -37,9 +38,9 @@ class Post:
         self.caster: Caster | None = None
         self.listener: Listener | None = None
         self._numbers = count(1)
-        self._boxes: dict[tuple[str, int], Frame] = {}  # messages, by sender and number
+        self._boxes: dict[str, dict[int, Frame]] = defaultdict(dict)  # messages, by sender and number
         self._control: dict[str, deque[Frame]] = defaultdict(deque)  # by sender
-        self._pieces: dict[int, Frame] = {}  # of what came by multicast, by number
+        self._unasked: dict[str, int] = defaultdict(int)  # bytes of both, by sender, at most
         self._round = 0
 
     def hand(self, receivers: Sequence[str], frame: Frame) -> int:
@@ -47,7 +48,8 @@ class Post:
         frame = replace(frame, number=next(self._numbers))
         if frame.round != self._round:  # what nobody asked for in earlier rounds is late
             self._round = frame.round
-            self._boxes = {key: each for key, each in self._boxes.items() if each.round >= frame.round}
+            for name, box in self._boxes.items():
+                self._boxes[name] = {number: each for number, each in box.items() if each.round >= frame.round}
         if self.caster and len(receivers) > 1 and len(frame.body) > ROOM:
             self.caster.cast(frame.number, frame.body)
             known = np.frombuffer(frame.header().to_bytes() + digest(frame.body), np.uint8)
@@ -58,23 +60,20 @@ class Post:
 
     def fetch(self, sender: str, number: int) -> Frame | None:
         """Return a message that was sent, or None if it does not arrive."""
-        key = sender, number
-        if self._wait(sender, lambda: key in self._boxes):
-            frame = self._boxes.pop(key)
-            return self._cast(sender, frame) if frame.kind == CAST else frame
-        return None
+        frame = self._wait(sender, number)
+        return self._cast(sender, frame) if frame and frame.kind == CAST else frame
 
-    def _wait(self, sender: str, arrived: Callable[[], bool]) -> bool:
-        """Take frames of a neighbour until something has arrived; return False if it does not."""
+    def _wait(self, sender: str, number: int) -> Frame | None:
+        """Take frames of a neighbour until that with a number has arrived; return None if it does not."""
         left = self._seconds
         try:
-            while not arrived() and left > 0:
+            while number not in self._boxes[sender] and left > 0:
                 begin = time.monotonic()
                 self._take(sender, min(MOMENT, left))
                 left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
         except EngineError:  # it has ended
             pass
-        return arrived()
+        return self._boxes[sender].pop(number, None)
 
     def _cast(self, sender: str, frame: Frame) -> Frame | None:
         """Return the frame whose body came by multicast, with the pieces that it lacked."""
@@ -88,12 +87,10 @@ class Post:
             if len(places):
                 asked = places.int().view(torch.uint8)[None]
                 self.send(sender, Frame(LACKS, frame.round, asked, nothing(1), number=number))
-                if not self._wait(sender, lambda: number in self._pieces):
+                answer = self._wait(sender, number)
+                if answer is None or len(answer.payload[0]) < len(places):  # the server has forgotten the body
                     return None
-                pieces = self._pieces.pop(number).payload[0]
-                if len(pieces) < len(places):  # the server has forgotten the body
-                    return None
-                put(body, places, pieces)
+                put(body, places, answer.payload[0])
             if digest(body) == seal:
                 return Frame.from_bytes(header, body)
         return None
@@ -121,13 +118,8 @@ class Post:
         if not self.wire.connections[name].take_back():
             return False
         self._control[name].clear()
-        self._boxes = {key: each for key, each in self._boxes.items() if key[0] != name}
+        self._boxes[name].clear()
         return True
-
-    def limit(self, nbytes: int) -> None:
-        """Refuse bodies of more than `nbytes` bytes."""
-        for connection in self.wire.connections.values():
-            connection.largest = nbytes
 
     def close(self, seconds: float = 5.0) -> None:
         """Send what is still waiting, give neighbours at most `seconds` to do the same, and leave."""
@@ -143,20 +135,25 @@ class Post:
 
     def _take(self, sender: str, seconds: float) -> None:
         """Take the next frame of a neighbour, if one arrives in time."""
-        frame = self._connection(sender).receive(seconds)
+        connection = self._connection(sender)
+        frame = connection.receive(seconds)
         if frame is None:
             return
-        if frame.kind == CONTROL:
-            self._control[sender].append(frame)
-        elif frame.kind == PIECES:
-            self._pieces[frame.number] = frame
-        elif frame.kind == LACKS:
+        if frame.kind == LACKS:
             asked = frame.payload.reshape(-1)
             if self.caster and len(asked) % 4 == 0:
                 pieces = self.caster.pieces(frame.number, asked.view(torch.int32))
                 self.send(sender, Frame(PIECES, frame.round, pieces[None], nothing(1), number=frame.number))
+            return
+        if frame.kind == CONTROL:
+            self._control[sender].append(frame)
         else:
-            self._boxes[sender, frame.number] = frame
+            self._boxes[sender][frame.number] = frame
+        self._unasked[sender] += size_of(frame)
+        if self._unasked[sender] > UNASKED:  # or fewer, as some have been asked for
+            self._unasked[sender] = sum(map(size_of, (*self._control[sender], *self._boxes[sender].values())))
+            if self._unasked[sender] > UNASKED and connection.stream:
+                connection.stream.end(f"it sent {UNASKED:,} bytes that nobody asked for")
 
     def _connection(self, name: str) -> Connection:
         connection = self.wire.connections[name]

@@ -168,6 +168,7 @@ class Wire:
             stream = Stream(connection)
             try:
                 call = open_stream(stream.outgoing(), metadata=hello)
+                stream.cancel = call.cancel
                 call.initial_metadata()  # waits until the neighbour has accepted
                 if call.is_active():
                     connection.attach(stream)
@@ -215,27 +216,26 @@ class Wire:
     def _accept(self, incoming: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Take the stream of a neighbour that has dialled, or refuse it."""
         name = self._who(context)
-        connection, stream = self.connections[name], Stream(self.connections[name])
+        stream = Stream(self.connections[name], context.cancel)
         if not context.add_callback(lambda: stream.end(ENDED)):
             return
         context.send_initial_metadata(())
-        connection.attach(stream)
-        Thread(target=self._take, args=(stream, incoming, context.cancel), daemon=True).start()
+        stream.connection.attach(stream)
+        Thread(target=self._take, args=(stream, incoming), daemon=True).start()
         yield from stream.outgoing()
         stream.ended.wait(GRACE)
         if stream.reason == CAME_BACK:
             context.abort(grpc.StatusCode.ALREADY_EXISTS, "another process came under this name")
 
-    def _take(self, stream: Stream, incoming: Any, cancel: Callable[[], object] = bool) -> None:
+    def _take(self, stream: Stream, incoming: Any) -> None:
         try:
-            reason = stream.take(incoming)
+            stream.take(incoming)
         except Exception as error:  # grpc raises RpcError at one end, and a bare Exception at the other
             ends = isinstance(error, grpc.RpcError) or type(error) is Exception
-            reason = ENDED if ends else f"{type(error).__name__}: {error}"
-            stream.end(reason)
-        if reason != ENDED and not reason.endswith("has left"):
-            self._log(f"ended the stream of {stream.connection.name}: {reason}")
-            cancel()
+            stream.end(ENDED if ends else f"{type(error).__name__}: {error}")
+        if stream.reason not in (ENDED, CAME_BACK) and not stream.reason.endswith("has left"):
+            self._log(f"ended the stream of {stream.connection.name}: {stream.reason}")
+            stream.cancel()
 
     def _who(self, context: Any) -> str:
         """Return the name of the neighbour that dials, or refuse it."""

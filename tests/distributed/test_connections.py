@@ -80,7 +80,7 @@ def test_what_no_neighbour_may_send_ends_its_stream_and_costs_no_memory(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[list[bytes]], list[bytes]]
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", 1000)
-    connection.largest = 9_999
+    monkeypatch.setattr(module, "LARGEST", 9_999)
     arrive(connection, [*messages([frame(1)]), *spoil(messages([frame(2, size=2500)])), *messages([frame(3)])])
     assert [type(each) for each in numbers(connection)] == [int, str]
 
@@ -108,9 +108,10 @@ def test_a_neighbour_whose_connection_was_closed_does_not_come_back(connection: 
     assert not connection.take_back()
 
 
-def test_a_sender_waits_while_nobody_receives(connection: Connection) -> None:
+def test_a_sender_waits_while_nobody_receives(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits takes little memory, and all of it arrives in the end."""
-    connection.largest, sent, found = 100_000, list[bytes](), list[int | str]()
+    monkeypatch.setattr(module, "LARGEST", 100_000)
+    sent, found = list[bytes](), list[int | str]()
     expected = [n % 200 for n in range(300)]
     content = messages(frame(number, size=1000) for number in expected)
     stream = Stream(connection)

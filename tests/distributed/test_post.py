@@ -12,6 +12,8 @@ import torch
 from cells import has_multicast
 
 from hmtl.communication.messages import BROADCAST, IVS, REPORT, SERVER, nothing
+from hmtl.distributed import connections
+from hmtl.distributed import post as module
 from hmtl.distributed.connections import Connection, Stream
 from hmtl.distributed.frames import CONTROL, LACKS, MAY_SEND, Frame, role
 from hmtl.distributed.launching import free_port
@@ -109,12 +111,21 @@ def test_a_neighbour_that_comes_back_is_heard_and_what_it_sent_before_is_forgott
     assert content(server.control("relay 0", 5)) == 3
 
 
-def test_bodies_that_are_too_long_end_the_stream(pair: Pair) -> None:
-    pair.posts[SERVER].limit(1000)
-    number = pair.posts["relay 0"].hand([SERVER], frame(1, size=2000))
-    assert pair.posts[SERVER].fetch("relay 0", number) is None
-    with pytest.raises(EngineError, match="more than"):
-        pair.posts[SERVER].control("relay 0", 5)
+@pytest.mark.parametrize("kind", [REPORT, CONTROL])
+def test_what_nobody_asks_for_takes_bounded_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Those that are asked for do not count, however many they are."""
+    monkeypatch.setattr(module, "UNASKED", 100_000)
+    monkeypatch.setattr(connections, "LARGEST", 20_000)
+    relay, server = pair.posts["relay 0"], pair.posts[SERVER]
+    server._seconds = 10
+    for _ in range(30):
+        number = relay.hand([SERVER], frame(1, kind, size=9_000))
+        assert content(server.fetch("relay 0", number) if kind == REPORT else server.control("relay 0", 5)) == 1
+    for _ in range(30):
+        relay.hand([SERVER], frame(1, kind, size=9_000))
+    assert server.fetch("relay 0", 1000) is None
+    assert sum(map(len, (*server._boxes.values(), *server._control.values()))) < 17
+    assert "nobody asked for" in pair.wires[SERVER].connections["relay 0"].stream.reason
 
 
 def test_kinds_of_another_role_end_the_stream(pair: Pair) -> None:
@@ -205,7 +216,7 @@ def test_senseless_questions_for_pieces_harm_nobody(pair: Pair, group: Group, as
     assert pair.posts[SERVER].control("relay 0", 0.2) is None
     with contextlib.suppress(EngineError):
         pair.posts["relay 0"].control(SERVER, 0.1)
-    assert all(len(pieces.payload[0]) <= 3000 for pieces in pair.posts["relay 0"]._pieces.values())
+    assert all(len(pieces.payload[0]) <= 3000 for pieces in pair.posts["relay 0"]._boxes[SERVER].values())
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:4000", "239.1.1.1", "239.1.1.1:0", "239.1.1.1:70000", "name:1", ""])

@@ -283,10 +283,11 @@ def test_floods_of_known_nodes_cost_nothing(
             check_all_hear_all(wires)
     # strangers may knock at other nodes meanwhile, such as one that looks for a process that had this port before
     own = [record.getMessage() for record in caplog.records if record.getMessage().startswith("server")]
-    assert sorted(own) == [
+    assert {*own} == {
         "server refused relay 0 has another configuration, or version of hmtl, than server",
         "server refused stranger: no node that talks to server",
-    ]
+    }
+    assert len(own) < 8
     deadline = time.monotonic() + 20
     while descriptors() > before + 2:
         assert time.monotonic() < deadline, descriptors() - before
