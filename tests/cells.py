@@ -146,13 +146,13 @@ class Cells(Controller):
         self._looking = not seconds
         return self._answers[asked]()
 
-    def returned(self) -> Collection[str]:
-        for name in [name for name in self._away if name in self._lost]:
+    def returned(self, lost: Collection[str]) -> Collection[str]:
+        for name in [name for name in self._away if name in lost]:
             self._away[name] -= 1
             if self._away[name] < 0:
                 del self._away[name]
                 self._begin(name)
-        return [name for name in self._lost if name not in self._away]
+        return [name for name in lost if name not in self._away]
 
     def call(self, calls: Mapping[str, tuple[str, Values]], seconds: float | None = None) -> dict[str, Any]:
         answers = super().call(calls, seconds)

@@ -123,7 +123,7 @@ class Cell:
     def answer(self, call: str, values: Mapping[str, Any]) -> Values:
         """Return what a call returns, or what went wrong; or that this process knows nothing, as it has just begun."""
         if self._training is None and call not in ("load", "build"):
-            return {"restarted": True}
+            return {"lost": "its process was started again"}
         try:
             if call not in self.CALLS:
                 raise CodingError(f"the controller asked for {call[:20]!r}, which no cell answers.")
@@ -157,6 +157,8 @@ class Cell:
     def build(self, tasks: Sequence[Task]) -> None:
         """Build what is trained, given the tasks of all users without rows."""
         self._homes = self._homes_of(len(tasks))
+        if self.name in self._homes and not self._own:  # it came back, see `Controller.returned`
+            self.load()
         own = set(self._homes.get(self.name, np.empty(0)).tolist())
         known = [self._own[k] if k in own else task for k, task in enumerate(tasks)]
         self._training = self._build(known, lambda ledger: OwnLinks(ledger, self.name, self._homes))

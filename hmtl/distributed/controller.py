@@ -1,7 +1,7 @@
 """A controller plays rounds whose nodes are in cells elsewhere, see `hmtl.distributed.cell`.
 
-A cell that does not answer in time counts as absent until it does; one whose process has ended and is there again gets
-its state from the run.
+A cell that does not answer in time counts as absent until it does. One whose process has ended and is there again
+builds beside the rounds, and then gets its state from the run.
 """
 
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 PAUSE = 0.1  # seconds between looks at who has come back
 START = 600.0  # seconds for a cell to load its data and to build the learner
 MOMENT = 1.0  # seconds after which a controller looks at its clock
-SETS = ("load", "build", "nodes", "load_users", "restore_users")  # calls without which a cell has an old state
+SETS = ("nodes", "load_users", "restore_users")  # calls without which a cell has an old state
 Calls = Mapping[str, tuple[str, Values]]
 """What cells are asked, by name: a call and its arguments."""
 
@@ -70,8 +70,8 @@ class Controller(Engine):
         self.outdated, self.rounds = False, 0
         self._late: dict[str, Any] = {}  # what was asked of a cell that has not yet answered, by its name
         self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
-        self._back: set[str] = set()  # lost cells whose process is there again
-        self._stale: set[str] = set()  # late cells that missed a state from which the others continue
+        self._back: set[str] = set()  # cells that answer again, and wait for the present state
+        self._stale: set[str] = set()  # cells that missed a state from which the others continue
         self._figures: Any = None  # the aggregator of figures, once there are any
         self._continues = False  # whether nodes continue from a state
         self._tasks: Sequence[Task] = ()  # of all users, without rows
@@ -94,8 +94,8 @@ class Controller(Engine):
         """Return what `Cell.answer` returned, or None if it has not arrived; raise ProcessLost if it never will."""
 
     @abstractmethod
-    def returned(self) -> Collection[str]:
-        """Return the lost cells whose process is there again."""
+    def returned(self, lost: Collection[str]) -> Collection[str]:
+        """Return those of the lost cells whose process is there again."""
 
     def introduce(self, names: Sequence[str]) -> None:
         """Tell cells that have built what is trained what else they have to know."""
@@ -183,30 +183,35 @@ class Controller(Engine):
         asked = {name: self.send(name, *call) for name, call in calls.items() if name not in missing}
         left = self.seconds if seconds is None else seconds
         for name, what in asked.items():
-            try:
-                while True:
-                    begin = time.monotonic()
-                    answer = self.receive(name, what, max(0.0, min(MOMENT, left)))
-                    left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
-                    if answer is not None or left <= 0:
-                        break
-                if answer is not None and "restarted" in answer:
-                    raise ProcessLost("its process was started again", "")
-            except ProcessLost as lost:
-                self._lost[name] = lost.what
-                log.warning("%s is lost: %s", name, lost.what)
-                continue
+            while True:
+                begin = time.monotonic()
+                answer = self._received(name, what, max(0.0, min(MOMENT, left)))
+                left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
+                if answer is not None or left <= 0:
+                    break
             if answer is None:
                 self._late[name] = what
                 log.warning("%s: no answer in time", name)
             elif "error" in answer:
                 faults[name] = answer
-            else:
+            elif "answer" in answer:
                 answers[name] = answer["answer"]
         self._stale |= {name for name in self._late if name in calls and calls[name][0] in SETS}
         if faults:
             raise _as_error(faults, len(asked))
         return answers
+
+    def _received(self, name: str, asked: Any, seconds: float) -> Values | None:
+        """As `receive`, but note that a cell is lost, and return why."""
+        try:
+            answer = self.receive(name, asked, seconds)
+        except ProcessLost as lost:
+            answer = {"lost": lost.what}
+        if answer is not None and "lost" in answer:
+            if name not in self._lost:
+                log.warning("%s is lost: %s", name, answer["lost"])
+            self._lost[name] = answer["lost"]
+        return answer
 
     def ask_one(self, name: str, call: str) -> Any:
         """Return the answer of an aggregator that has the present state.
@@ -294,14 +299,11 @@ class Controller(Engine):
         """Let all cells, those that came back among them, take the set-ups; the state of the learner follows."""
         self.facts, self.holders, self.outdated = list(state["facts"]), {}, state["outdated"]
         self.rounds, self._continues = state["history"]["rounds"], True
+        self.introduce(list(self._back))
         for name in self._back:
             self._lost.pop(name, None)
-        back = self.call({name: ("load", {}) for name in self._back if name in self.homes}, START)
-        back |= self.call({name: ("build", {"tasks": self._tasks}) for name in self._back}, START)
-        self.introduce(list(back))
-        for name in back:
-            log.warning("round %d: %s is back", state["history"]["rounds"], name)
-        self._back, self._stale = set(), self._stale & set(self._late)
+            log.warning("round %d: %s is back", self.rounds, name)
+        self._back, self._stale = set(), self._stale - self._back
         for number, facts in enumerate(self.facts):
             answers = self.built.all_setups()[number][1].update(np.arange(len(facts)), facts)
             told: Values = {"number": number, "facts": facts, "answers": None}  # of all users, for aggregators alone
@@ -332,23 +334,24 @@ class Controller(Engine):
         return bool(self._back) or any(set(names) <= set(self._lost) for names in self.holders.values())
 
     def _look(self) -> None:
-        """Collect overdue answers, and note which lost cells are back."""
+        """Collect overdue answers, and let lost cells build whose process is there again."""
         forgotten = self.hosts if self.only_sums and self.users.personal else []  # their users' state is nowhere else
-        self._back |= set(self.returned()) - set(forgotten)
+        for name in self.returned(self._lost.keys() - self._late.keys() - self._back - set(forgotten)):
+            self._late[name] = self.send(name, "build", {"tasks": self._tasks})
+            self._stale.add(name)
         for name, what in list(self._late.items()):
-            try:
-                if self.receive(name, what, 0.0) is None:
-                    continue
-                log.warning("%s answers again", name)
-                if name in self._stale:
-                    self._back.add(name)
-            except ProcessLost as lost:
-                self._lost[name] = lost.what
-                log.warning("%s is lost: %s", name, lost.what)
+            if (answer := self._received(name, what, 0.0)) is None:
+                continue
             del self._late[name]
+            if "error" in answer and name in self._lost:
+                raise _as_error({name: answer}, 2)
+            if "lost" not in answer and name in self._stale:
+                self._back.add(name)
+            elif "lost" not in answer:
+                log.warning("%s answers again", name)
 
     def missing(self) -> Collection[str]:
-        return {*self._late, *self._lost}
+        return {*self._late, *self._lost, *self._back}
 
 
 def _as_error(faults: Mapping[str, Values], asked: int) -> HmtlError:

@@ -134,9 +134,9 @@ class RayCluster(Controller):
             raise ProcessLost(ENDED, "") from error
         return answer
 
-    def returned(self) -> Collection[str]:
+    def returned(self, lost: Collection[str]) -> Collection[str]:
         there = []
-        for name in self._lost:
+        for name in lost:
             probe = self._probes.setdefault(name, self._actors[name].ready.remote())
             try:
                 if self._ray.get(probe, timeout=0):

@@ -136,8 +136,8 @@ class Site(Controller):
             raise ProcessLost(str(error), "") from error
         return None
 
-    def returned(self) -> Collection[str]:
-        return [name for name in self._lost if self.post.take_back(name) or self.post.wire.connections[name].alive]
+    def returned(self, lost: Collection[str]) -> Collection[str]:
+        return [name for name in lost if self.post.take_back(name) or self.post.wire.connections[name].alive]
 
     def finish(self) -> None:
         for name in self.nodes:

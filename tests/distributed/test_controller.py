@@ -192,6 +192,21 @@ def test_several_cells_may_fail(configure: Callable[..., DictConfig], optimum: f
     check_sound(train_in_cells(cfg, prepare=prepare), optimum)
 
 
+@pytest.mark.parametrize("how", [LATE, DEAF])
+@pytest.mark.parametrize(("name", "peer", "turn"), [("host 1", "host 0", "update"), ("relay 0", "relay 1", "attend")])
+def test_rounds_go_on_while_a_cell_builds_that_came_back(
+    configure: Callable[..., DictConfig], optimum: float, name: str, peer: str, turn: str, how: str
+) -> None:
+    """Also if its process ends again in the meantime."""
+    trained = train_in_cells(
+        configure(*SMALL, *DUAL, "rounds=20"), Fault(name, turn, 2, GONE), Fault(name, "build", -1, how, 3)
+    )
+    check_sound(trained, optimum)
+    calls, others = ([call for call, _ in trained.cells.told[each]] for each in (name, peer))
+    assert (calls.count("build"), others.count("build")) == (2, 1)
+    assert others.count("play") >= calls.count("play") + 3 * 2  # in three rounds
+
+
 @pytest.mark.parametrize("kind", [IVS, MODELS, DIGESTS, ATTENDANCE])
 def test_messages_may_be_lost(configure: Callable[..., DictConfig], optimum: float, kind: str) -> None:
     """A third of those of some rounds, although all cells answer."""

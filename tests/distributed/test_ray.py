@@ -63,8 +63,9 @@ def test_a_host_that_is_killed_in_a_turn_comes_back(configure: Callable[..., Dic
                 left.remove(round)
                 if round == 3:
                     os.kill(pid, signal.SIGKILL)
-                while round == 10 and engine._lost and not engine.returned():
+                while round == 10 and engine._lost and not engine._back:
                     time.sleep(0.05)
+                    engine._look()
             return call(calls, *rest)
 
         engine.call = call_and_kill
