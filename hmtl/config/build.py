@@ -197,7 +197,8 @@ def build_problem(cfg: DictConfig, tasks: Sequence[Task]) -> Problem:
     from hmtl.mtl import Problem
 
     loss, regularizer = make_part(cfg, "loss"), make_part(cfg, "regularizer")
-    return Problem(tasks, loss, regularizer, cfg.reduction, _device(cfg.device), cfg.fraction_bits, build_measures(cfg))
+    device = _device(cfg.device) if any(task.is_local for task in tasks) else "cpu"  # other processes may have no GPU
+    return Problem(tasks, loss, regularizer, cfg.reduction, device, cfg.fraction_bits, build_measures(cfg))
 
 
 def build_measures(cfg: DictConfig) -> dict[str, OwnMeasure]:
@@ -291,7 +292,7 @@ def _build(cfg: DictConfig, engine: Engine, folder: Path, identity: dict[str, An
         raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
     H = cfg.H or build_topology(cfg).H
     cfg.output_dir = str(folder)  # other processes do not know Hydra's
-    built = engine.training(partial(load_tasks, cfg), partial(build_training, cfg), H)
+    built = engine.training(partial(load_tasks, cfg), partial(build_training, cfg), H, cfg.K)
     algorithm, communicator, accountant = built.algorithm, built.communicator, built.accountant
     if engine.nodes and cfg.secure and not built.only_sums:
         log.warning(

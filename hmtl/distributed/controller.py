@@ -104,9 +104,10 @@ class Controller(Engine):
         """Return the users of each host, in ascending order; by default, hosts share them evenly."""
         return shared_evenly(len(self.hosts), K)
 
-    def training(self, load: Load, build: Build, H: int) -> Training:
+    def training(self, load: Load, build: Build, H: int, K: int | None = None) -> Training:
         self.hosts, self.relays = [*map(host_name, range(self.hosts_for(H)))], [*map(relay_name, range(H))]
         self.nodes = [SERVER, *self.relays, *self.hosts]
+        self.homes = self.homes_of(K) if K else {}  # so that too many hosts are refused before any starts
         self.start(load, build)
         loaded = self._all({host: ("load", {}) for host in self.hosts})
         tasks = [task for host in self.hosts for task in loaded[host]]

@@ -62,8 +62,8 @@ class Engine:
     hosts: Sequence[str] = ()
     outdated = False
 
-    def training(self, load: Load, build: Build, H: int) -> Training:
-        """Return what is trained, on a network of H relays."""
+    def training(self, load: Load, build: Build, H: int, K: int | None = None) -> Training:
+        """Return what is trained, on a network of H relays and of K users; None: as many as are loaded."""
         return build(load(None), InProcess)
 
     def user_seconds(self, algorithm: Algorithm, round: int) -> float:

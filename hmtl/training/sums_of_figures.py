@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication import Communicator
-from hmtl.errors import ProcessLost
+from hmtl.errors import EngineError
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.base import NOBODY, Ids
 from hmtl.topology import Moving, Topology
@@ -117,7 +117,7 @@ class SumsOfFigures:
         """Play a round of figures, and return those of the users whose terms reached the server.
 
         Raises:
-            ProcessLost: the first figures are not of all users.
+            EngineError: the first figures are not of all users.
         """
         self._shapes = self._shapes or self._algorithm.users.figure_shapes(self._algorithm)
         lengths = [shape.numel() for shape in self._shapes.values()]
@@ -127,9 +127,9 @@ class SumsOfFigures:
         player.round(round, users, aggregator)
         counted, K = len(aggregator.users), self._communicator.topology.K
         if round == 0 and counted < (K if self._communicator.recipe.secure else self._hosts):
-            raise ProcessLost(
-                "too few users answered, so that the first figures cannot be unmasked, or are not of all users.",
-                "Start the run again.",
+            raise EngineError(
+                "too few users answered, so that the first figures cannot be unmasked, or are not of all users. Start "
+                "the run again."
             )
         if not counted:
             log.warning("figures of this round are unknown: no sum of them arrived, or it cannot be unmasked")

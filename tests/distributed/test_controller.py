@@ -17,7 +17,7 @@ from hmtl.communication import TIERS
 from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, MODELS
 from hmtl.config.build import Run, compose
 from hmtl.distributed import controller as module
-from hmtl.errors import CodingError, ConfigError, EngineError, ProcessLost
+from hmtl.errors import CodingError, ConfigError, EngineError, HmtlError, ProcessLost
 from hmtl.training.checkpoint import load_checkpoint
 
 TURN = {"action": "advertise", "numbers": [], "heard": [], "task": "", "sample": None}
@@ -273,11 +273,26 @@ def test_a_cell_that_never_gets_ready_ends_the_run(configure: Callable[..., Dict
 
 def test_an_error_of_all_cells_is_reported_once(configure: Callable[..., DictConfig]) -> None:
     """It has no names of cells; that of some has theirs."""
-    with pytest.raises(ConfigError) as caught:
-        train_in_cells(configure(*SMALL), hosts=11)
-    assert "\n" not in str(caught.value)
+    with pytest.raises(HmtlError, match="rows_per_user") as caught:
+        train_in_cells(configure(*SMALL, "dataset.rows_per_user=9999"))
+    assert "host" not in str(caught.value)
     with pytest.raises(CodingError, match=r"^host 0: "):
         train_in_cells(configure(*SMALL)).cells.call({"host 0": ("play", OUT_OF_ORDER), "host 1": ("keep", {})})
+
+
+def test_too_many_hosts_are_refused_before_any_starts(
+    configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cells, "start", None)
+    with pytest.raises(ConfigError, match="11 hosts"):
+        train_in_cells(configure(*SMALL), hosts=11)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="hosts can use the GPU")
+def test_only_hosts_use_the_device(configure: Callable[..., DictConfig]) -> None:
+    """Others may be on machines without a GPU."""
+    with pytest.raises(ConfigError, match=r"^host 0, host 1: device=cuda is not available"):
+        train_in_cells(configure(*SMALL, "device=cuda"))
 
 
 def test_a_timeout_must_be_positive() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hmtl.communication import TIERS
 from hmtl.communication.messages import IVS
-from hmtl.errors import ProcessLost
+from hmtl.errors import EngineError
 
 SECURE = (*SMALL, "K=20", "communicator=sums", "aggregators=server", "metrics=sums", "secure=true", "algorithm=cocoa")
 STEPS = {"advertise": 10, "share": 10, "read": 10, "rows": 10, "answer": 20}
@@ -89,7 +89,7 @@ def test_too_few_users_show_no_figures(configure: Callable[..., DictConfig]) -> 
 
 def test_a_run_ends_without_its_first_figures(configure: Callable[..., DictConfig]) -> None:
     cfg = configure(*SECURE)
-    with pytest.raises(ProcessLost):
+    with pytest.raises(EngineError, match="figures"):
         train_in_cells(cfg, Fault("host 1", "rows", FIGURES, away=10**6))
 
 
