@@ -9,7 +9,7 @@ anything of a single user. After the q's, a row has two votes for each block: wh
 (a number exceeds 1.5 times the largest q·s), and whether it *needs* it (a number exceeds half of that). A scale doubles
 if there is a vote that a block does not fit. It halves once every user has taken part without needing it; a scale that
 has doubled outlasts HOLD rounds before. So what rounding leaves over is bounded, however rarely a user takes part
-(docs/theory/few_bits.md).
+(docs/theory/low_precision.md).
 """
 
 import math

@@ -5,7 +5,7 @@ m numbers in a row of terms, K users. In few bits, S, the row of absolute sums, 
 last S stays idle and requests it; in that round, everybody gets the whole S, with the scales.
 
 The errors of rounding terms are kept here and nowhere else: what rounding leaves over of a user's terms is added to its
-next terms, so that terms sent plus what is owed always equal the terms that counted (docs/theory/few_bits.md).
+next terms, so that terms sent plus what is owed always equal the terms that counted (docs/theory/low_precision.md).
 """
 
 import zlib
