@@ -10,17 +10,23 @@ root_doc = "docs/index"
 include_patterns = ["docs/**.md", "notebooks/*.ipynb", "experiments/**.md", "*.md"]
 exclude_patterns = [".*", "README.md", "outputs", "multirun", "build", "dist", "hmtl", "tests"]
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx_copybutton"]
 extensions += ["sphinx-mathjax-offline"]  # formulas are set without a network, too
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # the notebooks have a test of their own
+nb_execution_mode = "cache"  # notebooks are in git without outputs
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
 
 html_theme = "furo"
 html_title = "hmtl"
 html_static_path = ["static"]
 html_css_files = ["formulas.css"]
 html_extra_path = ["start"]  # index.html, which leads to docs/
+
+autosummary_generate = False
+copybutton_prompt_text = r">>> |\.\.\. "  # which is not copied, nor are outputs
+copybutton_prompt_is_regexp = True
 
 default_role = "code"  # docstrings have `names` in single backticks
 autodoc_member_order = "bysource"

@@ -4,16 +4,20 @@ import re
 import subprocess
 import sys
 import tomllib
+from doctest import DocTestParser, DocTestRunner
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from pages import PAGES, ROOT
 
+REFERENCE = ROOT / "docs" / "reference"
+
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    words = ["-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ROOT, tmp_path / "site"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    words = ["-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", "-D", "nb_execution_mode=off"]
+    done = subprocess.run([sys.executable, *words, ROOT, tmp_path / "site"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     page = (tmp_path / "site" / "docs" / "reference" / "coding.html").read_text()
     assert 'id="hmtl.coding.make_plan"' in page
@@ -34,3 +38,23 @@ def test_speeds_in_the_readme_are_those_of_the_page() -> None:
     rows = [line for line in short.splitlines() if line.startswith("|")]
     assert len(rows) > 5
     assert set(rows) <= set((ROOT / "docs" / "speed.md").read_text().splitlines())
+
+
+def test_examples_of_the_reference_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the sessions on each page, which start from the data on the first page."""
+    monkeypatch.chdir(tmp_path)
+    shared: dict[str, object] = {}
+    for page in sorted(REFERENCE.glob("*.md"), key=lambda page: page.stem != "index"):
+        sessions = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        test = DocTestParser().get_doctest("".join(sessions), shared, page.stem, str(page), 0)
+        assert DocTestRunner().run(test, clear_globs=False).failed == 0, page.name
+        shared = shared or test.globs
+
+
+@pytest.mark.parametrize("package", ["topology", "coding", "communication", "data", "mtl", "testing"])
+def test_each_public_class_and_function_has_its_reference(package: str) -> None:
+    module = import_module(f"hmtl.{package}")
+    parts = {name: getattr(module, name) for name in module.__all__}
+    public = {name for name, part in parts.items() if getattr(part, "__module__", "").startswith("hmtl.")}
+    text = "".join(page.read_text() for page in REFERENCE.glob("*.md"))
+    assert public <= set(re.findall(r"^\.\. auto(?:class|function):: (\w+)$", text, re.MULTILINE))
