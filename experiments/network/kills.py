@@ -1,10 +1,12 @@
-"""Kill and suspend the nodes of a site at random, start each again, and compare with a run that nobody disturbs.
+"""Kill and suspend the nodes of a run at random, start each again, and compare with a run that nobody disturbs.
 
-`python experiments/network/kills.py FOLDER [kills=40] [seed=0] [SETTING ...]` makes a site of a server, three relays
-and two hosts on this machine, with TLS, and starts its nodes by `python -m hmtl.node`. Every few seconds, one of them
-gets SIGKILL and starts again under its name, or gets SIGSTOP and, some seconds later, SIGCONT. Once all of this has
-happened, the run is left alone. Prints what it did and what came out, and exits with 1 if the run did not end, if a gap
-is below -1e-9, or if the optimum differs by more than 1e-6 from that of the same run in one process.
+`python experiments/network/kills.py FOLDER [kills=40] [seed=0] [signal=SIGKILL|SIGSTOP] [seconds=8] [engine=site|ray]
+[SETTING ...]` makes a site of a server, three relays and two hosts on this machine, with TLS, and starts its nodes by
+`python -m hmtl.node`; or it starts them as actors of Ray. Every few seconds, one of them gets SIGKILL and starts again
+under its name, or gets SIGSTOP and, at most `seconds` later, SIGCONT; each gets its turn. Once all of this has
+happened, the run is left alone. Prints what it did and what came out, and exits with 1 if the run did not end, if
+rounds or bits are missing, if a gap is below -1e-9, or if the optimum differs by more than 1e-6 from that of the same
+run in one process.
 """
 
 import csv
@@ -15,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +52,14 @@ class Site:
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True)
         self.pause(PAUSE)
-        training = [*settings, "+measures.rest._target_=kills.rest", "engine.seconds=3"]
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.begin([*settings, "+measures.rest._target_=kills.rest", "engine.seconds=3"])
+
+    def begin(self, training: list[str]) -> None:
+        """Start all nodes for the first time."""
         nodes = [{"name": name, "address": f"127.0.0.1:{free_port()}"} for name in NAMES[:4]]
         content = {"server": nodes[0], "relays": nodes[1:], "hosts": [{"name": name} for name in NAMES[4:]]}
         OmegaConf.save(OmegaConf.create({**content, "training": training}), self.folder / "site.yaml")
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.run("hmtl.certificates", "deployment=site.yaml").wait()
         for name in NAMES:
             self.start(name)
@@ -71,6 +77,12 @@ class Site:
     def start(self, name: str) -> None:
         """Start a node, whether for the first time or again."""
         self.processes[name] = self.run("hmtl.node", f"name={name}", "deployment=site.yaml", log=name)
+
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to a node, and wait until it has ended if this is SIGKILL."""
+        self.processes[name].send_signal(number)
+        if number == signal.SIGKILL:
+            self.processes[name].wait()
 
     @property
     def rounds(self) -> list[dict[str, str]]:
@@ -104,22 +116,43 @@ class Site:
                 process.wait()
 
 
-def disturb(site: Site, kills: int, dice: random.Random) -> None:
+class Cluster(Site):
+    """The actors of a run by Ray, which starts them again."""
+
+    def begin(self, training: list[str]) -> None:
+        words = [*training, "engine=ray", "engine.hosts=2", "logger=none", "hydra.run.dir=runs/server"]
+        self.processes["trainer"] = self.run("hmtl.train", *words, log="server")
+
+    def start(self, name: str) -> None:
+        assert name in NAMES, "the trainer ended"
+
+    def signal(self, name: str, number: int) -> None:
+        while not self.finished:
+            for process in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    title = (process / "cmdline").read_text().partition(".")[0].strip(" \0")
+                    if title == f"ray::{name.replace('-', ' ')}" and (process / "cwd").readlink() == self.folder:
+                        os.kill(int(process.name), number)
+                        return
+            self.wait(0.5)  # it starts again
+
+
+def disturb(site: Site, kills: int, dice: random.Random, longest: float, only: str | None) -> None:
     """Kill or suspend one node after another."""
+    names: list[str] = []
     while len(site.rounds) < 3:
         site.wait(1)
     for n in range(kills):
-        name, suspend = dice.choice(NAMES), dice.random() < 0.3
-        at, process = len(site.rounds), site.processes[name]
-        seconds = dice.uniform(0.5, 8.0)
+        names = names or dice.sample(NAMES, len(NAMES))
+        name, suspend = names.pop(), only == "SIGSTOP" if only else dice.random() < 0.3
+        at, seconds = len(site.rounds), dice.uniform(longest / 16, longest)
         print(f"{n + 1}: round {at}: {name} {f'suspended for {seconds:.0f} s' if suspend else 'killed'}", flush=True)
         if suspend:
-            process.send_signal(signal.SIGSTOP)
+            site.signal(name, signal.SIGSTOP)
             time.sleep(seconds)
-            process.send_signal(signal.SIGCONT)
+            site.signal(name, signal.SIGCONT)
         else:
-            process.kill()
-            process.wait()
+            site.signal(name, signal.SIGKILL)
             time.sleep(dice.choice([0.0, seconds]))
             site.start(name)
         reached, deadline = at + dice.randint(0, 4), time.monotonic() + LONG
@@ -129,13 +162,14 @@ def disturb(site: Site, kills: int, dice: random.Random) -> None:
 
 
 def main(words: list[str]) -> int:
-    own = dict(word.split("=") for word in words[1:] if word.split("=")[0] in ("kills", "seed"))
+    keys = ("kills", "seed", "signal", "seconds", "engine")
+    own = dict(word.split("=") for word in words[1:] if word.split("=")[0] in keys)
     given = [word for word in words[1:] if word.split("=")[0] not in own]
     settings = [*USUAL, *(given if any(word.startswith("algorithm=") for word in given) else (*MOCHA, *given))]
     dice = random.Random(int(own.get("seed", 0)))
-    site = Site(Path(words[0]), settings)
+    site = (Cluster if own.get("engine") == "ray" else Site)(Path(words[0]), settings)
     try:
-        disturb(site, int(own.get("kills", 40)), dice)
+        disturb(site, int(own.get("kills", 40)), dice, float(own.get("seconds", 8)), own.get("signal"))
         print(f"left alone after round {len(site.rounds)}", flush=True)
         site.pause(0)
         site.wait(ALONE)
@@ -163,7 +197,10 @@ def judge(site: Site, alone: Path) -> int:
     print(f"{len(rows)} rounds, {sum(row['users'] != '12' for row in rows)} without all users")
     print(f"gap: least {min(gaps):.2g}, last {gaps[-1]:.2g}, alone {summaries[1]['gap']:.2g}")
     print(f"primal {primal:.9g}, alone {expected:.9g}, relative difference {off:.2g}")
-    return int(min(gaps) < -1e-9 or off > 1e-6)
+    bits = sum(int(row[key]) for row in rows[1:] for key in row if key.startswith("bits/")) + int(rows[0]["bits_total"])
+    whole = len(rows) == summaries[1]["rounds"] and bits == summaries[0]["bits_total"]
+    print("the ledger is whole" if whole else f"the rounds have {bits} bits, the summary {summaries[0]['bits_total']}")
+    return int(not whole or min(gaps) < -1e-9 or off > 1e-6)
 
 
 if __name__ == "__main__":

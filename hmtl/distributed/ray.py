@@ -120,7 +120,8 @@ class RayCluster(Controller):
             if self._resources:
                 place = {"resources": {name.replace(" ", "-"): 1}}
             options = {"num_cpus": 0, "num_gpus": gpus, "max_restarts": -1, **place}
-            self._actors[name] = ray.remote(**options)(Actor).remote(name, homes, load, build, self.seconds / 2)
+            kind = type(name, (Actor,), {})  # Ray shows processes by it
+            self._actors[name] = ray.remote(**options)(kind).remote(name, homes, load, build, self.seconds / 2)
 
     def send(self, name: str, call: str, values: Values) -> Any:
         return self._actors[name].answer.remote(call, values)
