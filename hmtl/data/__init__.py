@@ -4,15 +4,19 @@ A source reads rows, a partition deals them to K users, each user's rows are spl
 `prepare` scales them.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from hmtl.data.datasets import deal, from_datasets
 from hmtl.data.partitions import Dirichlet, Partition, Pathological, Quantity, Shards
 from hmtl.data.preprocessing import Preprocessing, Scaling
-from hmtl.data.sources.files import files
 from hmtl.data.sources.har import har
 from hmtl.data.sources.mnist import mnist, mnist5k
 from hmtl.data.sources.torchvision import torchvision
 from hmtl.data.splitting import Wanted, with_validation
 from hmtl.data.tasks import Task, prepare
+
+if TYPE_CHECKING:
+    from hmtl.data.sources.files import files
 
 __all__ = [
     "Dirichlet",
@@ -34,3 +38,11 @@ __all__ = [
     "torchvision",
     "with_validation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "files":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hmtl.data.sources.files import files  # late, as pandas is
+
+    return files

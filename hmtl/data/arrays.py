@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pandas.api.types import infer_dtype
 from scipy.sparse import csr_array, issparse
 
 from hmtl.errors import DataError
@@ -90,6 +89,8 @@ def targets(y: ArrayLike, name: str) -> NDArray[Any]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name} is not a list of labels or numbers ({error}). Give one value per row.") from error
     if values.dtype == object:
+        from pandas.api.types import infer_dtype  # late, as in `table_features`
+
         if (kind := infer_dtype(values.ravel(), skipna=False)) not in KINDS:
             raise DataError(f"{name} holds {kind} values. Give labels of one kind, or numbers.")
         values = np.array(values.tolist())

@@ -3,19 +3,23 @@
 Shapes: K users, n rows, d features, q numeric columns.
 """
 
+from __future__ import annotations  # so that pandas, half a second, is imported by the first table
+
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from hmtl.data.arrays import column_names
 from hmtl.errors import DataError, few
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Categories = Literal["auto"] | list[str] | None
 Missing = Literal["mean"] | None
@@ -54,6 +58,8 @@ class TableFeatures:
         Raises:
             DataError: if columns are missing. `name` is that of x in the message.
         """
+        import pandas as pd
+
         x = x.to_pandas() if hasattr(x, "to_pandas") else x
         table = x if isinstance(x, pd.DataFrame) else pd.DataFrame(np.asarray(x, dtype=object))
         if not column_names(x) and table.shape[1] == len(self.columns):
@@ -71,6 +77,8 @@ class TableFeatures:
         Raises:
             DataError: if a numeric column holds text.
         """
+        import pandas as pd
+
         numbers = pd.DataFrame({name: _numbers(table[name]) for name in self.numeric}, index=range(len(table)))
         if self.means:
             numbers = numbers.fillna(dict(zip(self.numeric, self.means, strict=True)))
@@ -85,7 +93,7 @@ class TableFeatures:
         return json.dumps([self.columns, self.categories, self.means])
 
     @classmethod
-    def from_json(cls, text: str) -> "TableFeatures":
+    def from_json(cls, text: str) -> TableFeatures:
         """Return what `to_json` wrote; raise ValueError or TypeError if the text is something else."""
         columns, categories, means = json.loads(text)
         known = {str(name): tuple(map(str, each)) for name, each in dict(categories).items()}
@@ -167,6 +175,8 @@ def _numbers(column: pd.Series) -> NDArray[np.float64]:
 
 def holds_text(column: pd.Series) -> bool:
     """Return whether a column has a cell that is neither a number nor empty."""
+    import pandas as pd
+
     if pd.api.types.is_numeric_dtype(column):
         return False
     return bool(pd.to_numeric(column.dropna().astype(str), errors="coerce").isna().any())
@@ -174,6 +184,8 @@ def holds_text(column: pd.Series) -> bool:
 
 def category_names(column: pd.Series) -> NDArray[Any]:
     """Return the cells of a column as names of categories: "" if empty; 01, 1 and 1.0 are the same number."""
+    import pandas as pd
+
     names = np.array([str(cell) for cell in column.astype(object).where(column.notna(), "")], dtype=object)
     numbers = pd.to_numeric(pd.Series(names), errors="coerce").to_numpy(np.float64)
     is_number = np.abs(numbers) < 2**53

@@ -31,10 +31,8 @@ from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
 from hmtl.communication.nodes.host import Host, UserSide
 from hmtl.communication.nodes.relay import Relay
-from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
-from hmtl.communication.secure_round import SecureSchedule
 from hmtl.communication.timed import TimedLinks
 from hmtl.topology import Moving, Names, Topology
 
@@ -70,7 +68,13 @@ class Kinds:
     schedule: Schedule = Schedule()  # noqa: RUF009, it has no state
 
 
-PLAIN, SECURE = Kinds(), Kinds(SecureHost, SecureRelay, SecureServer, SecureSchedule())
+def _kinds(recipe: Recipe) -> Kinds:
+    if not recipe.secure:
+        return Kinds()
+    from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer  # late, as cryptography is
+    from hmtl.communication.secure_round import SecureSchedule
+
+    return Kinds(SecureHost, SecureRelay, SecureServer, SecureSchedule())
 
 
 class Communicator:
@@ -310,7 +314,7 @@ class Communicator:
         self, name: str, recipe: Recipe, planner: Planner, users: UserSide, aggregator: AggregatorSide
     ) -> Nodes:
         """Make those nodes of the network that this process plays, or stand-ins for those that others play."""
-        kinds = SECURE if recipe.secure else PLAIN
+        kinds = _kinds(recipe)
         if self._links.stand_ins:
             elsewhere: Nodes = self._links.stand_ins(name, recipe, planner, aggregator, kinds.schedule)
             return elsewhere
