@@ -1,6 +1,6 @@
 """Count the rounds, bits and seconds that a good model costs: `python experiments/rounds.py --har PATH`.
 
-The learner is MOCHA with task_relationship: with hmtl's defaults, with the defaults and few bits in each number, and as
+The learner is MOCHA with task_relationship: with hmtl's defaults, also with plain forwarding or low precision, and as
 its authors run it (half a pass per round, the largest curvature for all users, no momentum, Ω learned every 10 rounds,
 no eigenvalue floor). The result is the number of rounds after which the mean over seeds stays below the bar, and the
 least and the most among single seeds; the bits between relays and server in both directions; and the seconds: measured
@@ -29,6 +29,7 @@ AUTHORS = (
     "regularizer.floor=1e-12"
 )
 VARIANTS = {
+    "plain forwarding": "communicator=uncoded",
     "default": "",
     **{f"{bits} bits": f"wire=int{bits}" for bits in (8, 4, 3)},
     "as its authors": AUTHORS,
