@@ -142,7 +142,7 @@ def best_methods(data: str, curves: dict[tuple[str, str], list[Point]]) -> str:
 def draw(curves: Curves, seeds: int) -> Figure:
     """Return a picture with a row per data set and a column per wire, with common axes."""
     columns = list(dict.fromkeys(wire for methods in curves.values() for _, wire in methods))
-    figure = Figure(figsize=(4 * len(columns), 3.6 * len(curves) + 0.6), layout="constrained")
+    figure = Figure(figsize=(2.8 * len(columns), 2.6 * len(curves) + 0.8), layout="constrained")
     grid = figure.subplots(len(curves), len(columns), squeeze=False, sharex=True, sharey="row")
     handles: dict[str, Artist] = {}
     for row, (data, methods) in zip(grid, curves.items(), strict=True):
@@ -159,7 +159,7 @@ def draw(curves: Curves, seeds: int) -> Figure:
         row[0].set_ylabel("test error [%]")
     for axes in grid[-1]:
         axes.set_xlabel("between relays and server [Mbit]")
-    title = f"mean over users and {seeds} seeds; bands: the least and the largest error of a seed"
+    title = f"mean over users and {seeds} seeds; bands: the lowest and the highest error of a seed"
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3, title=title)
     return figure
 
@@ -191,7 +191,7 @@ def main() -> None:
             for (method, wire), points in methods.items():
                 for n, (mbit, *errors) in enumerate(points, 1):
                     writer.writerow((data, method, wire, n, f"{mbit:.5g}", *(f"{e:.6f}" for e in errors)))
-    draw(curves, args.seeds).savefig(args.out / "error_by_bits.png", dpi=110)
+    draw(curves, args.seeds).savefig(args.out / "error_by_bits.png", dpi=160)
     console = Console(width=120)
     for data, methods in curves.items():
         console.print(budget_table(data, methods))
