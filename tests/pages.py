@@ -92,7 +92,7 @@ def commands_in(part: re.Match[str]) -> Iterator[str]:
     if part["code"] and re.match(rf"({'|'.join(PROGRAMS)})\s", part["code"]):
         lines = [part["code"].replace("\n", " ").strip()]
     for line in lines:
-        command = re.sub(r"(^|\s+)#.*", "", line)
+        command = re.sub(r"(^|\s+)#.*", "", re.sub(r"\s*\\\n\s*", " ", line))
         if command and not re.search(r"(?<!=)\.\.\.", command):
             yield command
 
