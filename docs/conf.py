@@ -30,5 +30,7 @@ copybutton_prompt_is_regexp = True
 
 default_role = "code"  # docstrings have `names` in single backticks
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+requests = "set_fit_request, set_predict_request, set_score_request, set_decision_function_request"
+requests += ", set_predict_proba_request"  # which scikit-learn adds to estimators
+autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": requests}
 maximum_signature_line_length = 88
