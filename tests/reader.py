@@ -1,11 +1,13 @@
 """A reader who follows a page from top to bottom, in a folder with the files that the page takes for granted."""
 
 import ast
+import io
 import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +26,9 @@ MODULES = {"hmtl": "hmtl", "tensorboard": "tensorboard.main"}
 
 def follow(piece: Piece, folder: Path) -> None:
     """Run a piece, and compare the output shown with what is printed; the current folder is `folder`."""
-    if piece.is_python:
-        python(piece.text, folder)
-    elif is_run(piece.text):
-        printed = {line.rstrip() for line in shell(substituted(piece.text), folder).splitlines()}
+    if piece.is_python or is_run(piece.text):
+        output = python(piece.text, folder) if piece.is_python else shell(substituted(piece.text), folder)
+        printed = {line.rstrip() for line in output.splitlines()}
         shown = [line for line in piece.output.splitlines() if line != "..."]
         # with fewer rounds the learned models differ, but not the traffic of a round
         missing = {line for line in shown if not any(word in line for word in LEARNED)} - printed
@@ -55,24 +56,26 @@ def shell(line: str, folder: Path) -> str:
     return command.stdout
 
 
-def python(block: str, folder: Path) -> None:
-    """Run a block, and compare values with the comments that show them. A block that starts with a file's name is
-    written to that file.
+def python(block: str, folder: Path) -> str:
+    """Run a block, compare values with the comments that show them, and return what it prints. A block that starts with
+    a file's name is written to that file.
     """
     if name := re.match(r"# (\S+\.py)\n", block):
         (folder / name[1]).write_text(block)
-        return
+        return ""
     draw = np.random.default_rng(1)
     X = [draw.normal(size=(30, 3)) for _ in USERS]
     names = {"x": X[0], "X": X, "y": [np.sign(x[:, 0]) for x in X]}
-    for line in ast.parse(block).body:
-        if not isinstance(line, ast.Expr):
-            exec(compile(ast.Module([line], []), "block", "exec"), names)
-            continue
-        value = eval(compile(ast.Expression(line.value), "block", "eval"), names)
-        comment = block.splitlines()[line.lineno - 1].partition("  # ")[2]
-        if comment.startswith(f"{type(value).__name__}("):
-            assert comment.startswith(repr(value)), comment
+    with redirect_stdout(io.StringIO()) as printed:
+        for line in ast.parse(block).body:
+            if not isinstance(line, ast.Expr):
+                exec(compile(ast.Module([line], []), "block", "exec"), names)
+                continue
+            value = eval(compile(ast.Expression(line.value), "block", "eval"), names)
+            comment = block.splitlines()[line.lineno - 1].partition("  # ")[2]
+            if comment.startswith(f"{type(value).__name__}("):
+                assert comment.startswith(repr(value)), comment
+    return printed.getvalue()
 
 
 def lay(folder: Path, page: Sequence[Piece]) -> None:
