@@ -8,11 +8,14 @@ import tomllib
 from pathlib import Path
 
 import grimp
-from matplotlib.figure import Figure
+import matplotlib
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from hmtl.reporting.style import PAGE, PRINT, Picture
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = "commands"
+SPREAD = {"config": 2.2, "distributed": 7.2, "inference": 5.2}  # of rows, so that no arrow crosses a box
 COMMAND_NAMES = ("train", "plan", "tune", "report", "predict", "launch", "node", "certificates")
 
 
@@ -50,34 +53,35 @@ def arrows(members: dict[str, list[str]]) -> set[tuple[str, str]]:
     return {(a, b) for a, b in direct if not any((a, m) in reached and (m, b) in reached for m in members)}
 
 
+@matplotlib.rc_context(PRINT)
 def draw(target: Path) -> None:
-    """Write the picture to `target`."""
+    """Write the picture to `target`, without its ending."""
     rows = layers()[:-2]  # everything may import io, rng and errors
     commands = [path.stem for path in (ROOT / "hmtl").glob("*.py") if path.stem in COMMAND_NAMES]
     members = {name: commands if name == COMMANDS else [name] for row in rows for name in row}
-    figure = Figure(figsize=(8, 8), layout="constrained")
+    figure = Picture(figsize=(PAGE, 8), layout="constrained")
     axes = figure.subplots()
     place = {}
     for level, row in enumerate(reversed(rows)):
         for n, name in enumerate(row):
             size = sum(lines(member) for member in members[name])
             width, height = 1.0 + size / 2800, 0.5
-            x, y = (n - (len(row) - 1) / 2) * 4.0, level * 1.2
+            x, y = (n - (len(row) - 1) / 2) * SPREAD.get(row[0], 4.0), level * 1.2
             place[name] = x, y
             corner = x - width / 2, y - height / 2
             axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.05", fc="#eef3f8", ec="#33556b"))
-            axes.text(x, y, f"{name}\n{size:,} lines", ha="center", va="center", fontsize=9)
+            axes.text(x, y, f"{name}\n{size:,} lines", ha="center", va="center")
     for source, imported in arrows(members):
         (x, y), (u, v) = place[source], place[imported]
-        bend = 0.25 if abs(x - u) < 0.1 and abs(y - v) > 1.5 else 0.0
         style = {"arrowstyle": "-|>", "mutation_scale": 9, "lw": 0.9, "color": "#55697a"}
         ends = (x, y - 0.31), (u, v + 0.31)
-        axes.add_patch(FancyArrowPatch(*ends, connectionstyle=f"arc3,rad={bend}", zorder=0, **style))
+        axes.add_patch(FancyArrowPatch(*ends, zorder=0, **style))
+    axes.set_aspect("equal")
     axes.set_xlim(-4.8, 4.8)
     axes.set_ylim(-0.5, (len(rows) - 1) * 1.2 + 0.5)
     axes.set_axis_off()
-    figure.savefig(target, dpi=120)
+    figure.write(target, "png", dpi=130)
 
 
 if __name__ == "__main__":
-    draw(ROOT / "docs" / "static" / "house.png")
+    draw(ROOT / "docs" / "static" / "house")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from joblib import Memory, Parallel, delayed, parallel_config
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from paths import data_path
 from rich import box
@@ -26,9 +26,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hmtl.config.build import build_topology
-from hmtl.io.files import replacing, write_whole
+from hmtl.io.files import write_whole
 from hmtl.reporting.console import Console
-from hmtl.reporting.style import OKABE_ITO
+from hmtl.reporting.style import OKABE_ITO, Picture, curve_styles
 from hmtl.topology import Topology
 from hmtl.tuning.grid import with_values
 
@@ -40,14 +40,15 @@ Row = dict[str, Any]
 UNCODED, EQUAL, PAPER, ALL, BEST, BOUND = "uncoded", "equal", "paper", "all relays", "best aggregators", "Theorem 2"
 CODED = {EQUAL: ("equal", "all"), PAPER: ("paper", "all"), ALL: ("optimal", "all"), BEST: ("optimal", "auto")}
 """Scheme and aggregators of each coded curve."""
-STYLES = {  # lines and markers are distinct in grey as well
-    UNCODED: ("black", ":", "", "uncoded"),
-    EQUAL: (OKABE_ITO["purple"], "--", "x", "all relays, equal allocation"),
-    PAPER: (OKABE_ITO["vermilion"], "-", "s", "all relays, the paper's scheme"),
-    ALL: (OKABE_ITO["blue"], "-", "o", "all relays, optimal"),
-    BEST: (OKABE_ITO["green"], "-", "^", "best aggregators"),
-    BOUND: ("black", "--", "", "all relays, Theorem 2"),
+LOOKS = {
+    UNCODED: {"label": "uncoded", "color": "silver", "marker": "", "linestyle": "-"},
+    EQUAL: {"label": "all relays, equal allocation", "color": OKABE_ITO["orange"]},
+    PAPER: {"label": "all relays, the paper's scheme", "color": OKABE_ITO["vermilion"]},
+    ALL: {"label": "all relays, optimal", "color": OKABE_ITO["blue"]},
+    BEST: {"label": "best aggregators", "color": OKABE_ITO["green"], "linestyle": "-"},
+    BOUND: {"label": "all relays, Theorem 2", "color": "black", "marker": ""},
 }
+STYLES = {curve: style | look for style, (curve, look) in zip(curve_styles(len(LOOKS)), LOOKS.items(), strict=True)}
 LABELS = {"K": "users K", "r": "relays per user r", "d": "heterogeneity d"}
 
 
@@ -59,6 +60,7 @@ class Options:
         draws: number of draws.
         jobs: number of processes; −1 for one per core.
         quick: whether to compute only the ends of each curve.
+        redraw: whether to draw recorded results, and compute nothing.
         out: folder of the results.
         data: settings that choose each data set, by its name, quoted as for a shell.
     """
@@ -66,6 +68,7 @@ class Options:
     draws: int
     jobs: int
     quick: bool
+    redraw: bool
     out: Path
     data: dict[str, str]
 
@@ -81,6 +84,7 @@ def read_options(description: str | None, data_sets: Mapping[str, str] | None = 
     parser.add_argument("--draws", type=int, help="by default 50, or 2 with --quick")
     parser.add_argument("--jobs", type=int, default=-1, help="processes; by default one per core")
     parser.add_argument("--quick", action="store_true", help="try it: the ends of each curve, on little data")
+    parser.add_argument("--redraw", action="store_true", help="only draw the picture of the recorded results")
     parser.add_argument("--out", type=Path, help="folder; by default experiments/results, or outputs with --quick")
     for name in data_sets or {}:
         parser.add_argument(f"--{name.lower()}", default="data", help=f"folder of {name}, which may be downloaded")
@@ -89,7 +93,8 @@ def read_options(description: str | None, data_sets: Mapping[str, str] | None = 
     for name, settings in (data_sets or {}).items():
         data[name] = f"{settings} {shlex.quote(data_path(getattr(args, name.lower())))}"
     out = args.out or (Path("outputs") if args.quick else RESULTS)
-    return Options(args.draws or (2 if args.quick else 50), 1 if args.quick else args.jobs, args.quick, out, data)
+    draws, jobs = args.draws or (2 if args.quick else 50), 1 if args.quick else args.jobs
+    return Options(draws, jobs, args.quick, args.redraw, out, data)
 
 
 def points_of(panels: Panels, quick: bool) -> list[tuple[str, Point]]:
@@ -144,47 +149,42 @@ def mean_rows(rows: Iterable[Row], by: Sequence[str], spread: Sequence[str] = ()
     return means
 
 
-def save(name: str, out: Path, rows: Sequence[Row], figure: Figure) -> None:
-    """Write the rows as CSV, and the picture as PNG and PDF, to the folder `out`."""
+def save(name: str, out: Path, rows: Sequence[Row]) -> None:
+    """Write the rows as CSV to the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([rows[0], *([_cell(value) for value in row.values()] for row in rows)])
     write_whole(out / f"{name}.csv", table.getvalue())
-    for kind in ("png", "pdf"):
-        with replacing(out / f"{name}.{kind}") as file:
-            metadata = {"CreationDate": None} if kind == "pdf" else None  # the same picture gives the same file
-            figure.savefig(file, format=kind, dpi=90, metadata=metadata)
+
+
+def recorded(name: str, out: Path) -> list[Row]:
+    """Return the rows that `save` wrote."""
+    rows: list[Row] = pd.read_csv(out / f"{name}.csv").to_dict("records")
+    return rows
 
 
 def _cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def finish(figure: Figure, title: str, handles: Mapping[str, Any], columns: int) -> None:
-    """Add the title and the legend, and start the axes at zero, once all lines are drawn."""
+def finish(figure: Picture, x: str) -> None:
+    """Label the axes, start them at zero, and add the legend, once all curves are drawn."""
+    handles = {}
     for axes in figure.axes:
+        axes.grid()
+        axes.set_xlabel(LABELS[x])
         axes.set_ylim(0)
-    figure.suptitle(title)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
-
-
-def legend(axes: Axes) -> dict[str, Any]:
-    """Return the handles of the legend by label."""
-    handles, labels = axes.get_legend_handles_labels()
-    return dict(zip(labels, handles, strict=True))
+        axes.tick_params(labelbottom=True)
+        handles |= {handle.get_label(): handle for handle in axes.get_legend_handles_labels()[0]}
+    figure.fit_legend(list(handles.values()), "outside lower center")
 
 
 def lines(axes: Axes, x: str, rows: Sequence[Row], y: str, curves: Iterable[str]) -> None:
     """Draw a line for each curve from the rows of one panel."""
     for curve in curves:
-        color, line, marker, label = STYLES[curve]
         here = [row for row in rows if row["curve"] == curve]
-        (drawn,) = axes.plot([row[x] for row in here], [row[y] for row in here], line, color=color, marker=marker)
-        drawn.set(label=label, markersize=5, zorder=2.1 if curve == EQUAL else 2)  # visible where it equals the paper's
-        drawn.set_markerfacecolor("none" if curve in (PAPER, BEST) else color)
-    axes.grid(alpha=0.3)
-    axes.set_xlabel(LABELS[x])
+        axes.plot([row[x] for row in here], [row[y] for row in here], **STYLES[curve])
 
 
 def savings(title: str, x: str, rows: Sequence[Row], keys: Sequence[str], y: str) -> Table:

@@ -8,6 +8,7 @@ broadcast downlink. "saved" is the share of transmission time over all hops by t
 from collections.abc import Sequence
 from itertools import chain
 
+import matplotlib
 from figures import (
     ALL,
     BEST,
@@ -22,27 +23,23 @@ from figures import (
     Row,
     finish,
     in_parallel,
-    legend,
     lines,
     mean_rows,
     network,
     points_of,
     read_options,
+    recorded,
     save,
     savings,
     unfinished,
 )
-from matplotlib.figure import Figure
 
 from hmtl.coding import best_aggregators, bounds, loads
 from hmtl.config.build import compose
 from hmtl.reporting.console import Console
+from hmtl.reporting.style import PAGE, PRINT, Picture
 
-AXES = {
-    "up": "load, relays to server [IVs]",
-    "down": "load, server to relays [IVs]",
-    "saved %": "time to send saved [%]",
-}
+AXES = {"up": "load up [IVs]", "down": "load down [IVs]", "saved %": "time saved [%]"}
 
 
 def draw(name: str, points: Sequence[tuple[str, Point]], seed: int) -> list[Row]:
@@ -67,10 +64,11 @@ def draw(name: str, points: Sequence[tuple[str, Point]], seed: int) -> list[Row]
     return rows
 
 
-def picture(title: str, x: str, rows: Sequence[Row]) -> Figure:
+@matplotlib.rc_context(PRINT)
+def picture(x: str, rows: Sequence[Row]) -> Picture:
     """Draw a row of axes for each panel."""
     panels = list(dict.fromkeys(row["panel"] for row in rows))
-    figure = Figure(figsize=(12, 0.9 + 3.1 * len(panels)), layout="constrained")
+    figure = Picture(figsize=(PAGE, 2 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), len(AXES), sharex=True, sharey="col", squeeze=False)
     for axes_row, panel in zip(grid, panels, strict=True):
         panel_rows = [row for row in rows if row["panel"] == panel]
@@ -78,21 +76,22 @@ def picture(title: str, x: str, rows: Sequence[Row]) -> Figure:
             lines(axes, x, panel_rows, column, CODED if column == "saved %" else STYLES)
             axes.set_ylabel(label)
             axes.set_title(panel)
-    finish(figure, title, legend(grid[0, 0]), 3)
+    finish(figure, x)
     return figure
 
 
 def main(name: str, description: str, x: str, panels: Panels) -> None:
     """Make the figure as the command line says."""
     options = read_options(description)
-    points = points_of(panels, options.quick)
-    with unfinished(name, options.quick) as memory:
-        arguments = [(name, points, seed) for seed in range(options.draws)]
-        draws = in_parallel(f"{name}, draws", options.jobs, memory, draw, arguments)
-    rows = mean_rows(chain.from_iterable(draws), ["panel", *points[0][1], "curve"])
-    title = (
-        f"{name.replace('fig', 'Fig. ')}: loads of a round over a broadcast downlink, mean of {options.draws} networks"
-    )
-    save(name, options.out, rows, picture(title, x, rows))
+    if options.redraw:
+        rows = recorded(name, options.out)
+    else:
+        points = points_of(panels, options.quick)
+        with unfinished(name, options.quick) as memory:
+            arguments = [(name, points, seed) for seed in range(options.draws)]
+            draws = in_parallel(f"{name}, draws", options.jobs, memory, draw, arguments)
+        rows = mean_rows(chain.from_iterable(draws), ["panel", *points[0][1], "curve"])
+        save(name, options.out, rows)
+    picture(x, rows).write(options.out / name, "png", "pdf")
     coded = [row for row in rows if row["curve"] in CODED]
     Console().table(savings("Saved transmission time [%]", x, coded, ["panel"], "saved %"))

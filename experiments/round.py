@@ -7,6 +7,7 @@ numbers are the payload that the ledger counted on each link, in IVs. Writes rou
 import tempfile
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -14,13 +15,12 @@ from matplotlib.lines import Line2D
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.config.build import build, compose
-from hmtl.io.files import replacing
-from hmtl.reporting.style import Picture, colors
+from hmtl.reporting.style import PAGE, PRINT, Picture, colors
 
 PANELS = {  # settings by title
     "Plain forwarding": "communicator=uncoded",
     "Coded: the same models": "",
-    "Sums, where a learner needs no more": "regularizer=mean communicator=sums",
+    "Sums, if they suffice": "regularizer=mean communicator=sums",
 }
 RESULTS = Path(__file__).parent / "results"
 HEIGHTS = (0.0, 1.0, 2.0)  # of users, relays, server
@@ -47,20 +47,21 @@ def panel(axes: Axes, title: str, settings: str) -> None:
     to_server = np.stack([np.tile(server, (t.H, 1)), relays], axis=1)
     widths = np.where(up > 0, 0.8 + up, 0.0)
     axes.add_collection(LineCollection(list(to_server), colors=GREY, linewidths=widths, zorder=1))
-    axes.scatter(users[:, 0], users[:, 1], 45, "white", marker="o", edgecolors=DARK, linewidths=0.8, zorder=3)
-    axes.scatter(relays[:, 0], relays[:, 1], 130, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
-    axes.scatter(server[:1], server[1:], 260, DARK, marker="^", zorder=3)
-    for at, IVs in zip(0.45 * server + 0.55 * relays, up, strict=True):
+    axes.scatter(users[:, 0], users[:, 1], 20, "white", marker="o", edgecolors=DARK, linewidths=0.8, zorder=3)
+    axes.scatter(relays[:, 0], relays[:, 1], 80, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
+    axes.scatter(server[:1], server[1:], 160, DARK, marker="^", zorder=3)
+    for at, IVs in zip(0.2 * server + 0.8 * relays, up, strict=True):  # near the relays, where links are apart
         if IVs:
-            axes.text(*at, f"{IVs:.3g}", ha="center", va="center", fontsize=8, zorder=4, bbox=PATCH)
-    axes.text(0.5, 2.25, f"{up.sum():.3g} up, {down:.3g} down", ha="center", fontsize=12, fontweight="bold")
-    axes.set(xlim=(0, 1), ylim=(-0.2, 2.45))
-    axes.set_title(title, fontsize=11)
+            axes.text(*at, f"{IVs:.2g}", ha="center", va="center", zorder=4, bbox=PATCH)
+    axes.text(0.5, 2.25, f"{up.sum():.2g} up, {down:.2g} down", ha="center", fontweight="bold")
+    axes.set(xlim=(0, 1), ylim=(-0.2, 2.5))
+    axes.set_title(title)
     axes.set_axis_off()
 
 
+@matplotlib.rc_context(PRINT)
 def main() -> Picture:
-    figure = Picture(figsize=(10, 3.8), layout="constrained")
+    figure = Picture(figsize=(PAGE, 2.8), layout="constrained")
     for axes, (title, settings) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         panel(axes, title, settings)
     entries = [
@@ -70,9 +71,8 @@ def main() -> Picture:
         for marker, face, label in (("^", DARK, "server"), ("s", GREY, "relay"), ("o", "white", "user"))
     ]
     entries.append(Line2D([], [], color=GREY, linewidth=4, label="IVs that a relay sends up in a round"))
-    figure.legend(handles=entries, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    with replacing(RESULTS / "round.png") as file:
-        figure.savefig(file, dpi=150)
+    figure.fit_legend(entries, "outside lower center")
+    figure.write(RESULTS / "round", "png", dpi=120)
     return figure
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from unittest.mock import patch
 
+import matplotlib
 import numpy as np
 import torch
 from figures import (
@@ -29,17 +30,16 @@ from figures import (
     Row,
     finish,
     in_parallel,
-    legend,
     lines,
     mean_rows,
     network,
     points_of,
     read_options,
+    recorded,
     save,
     savings,
     unfinished,
 )
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from hmtl.coding import Loads, bounds, loads, obstacle
@@ -48,6 +48,7 @@ from hmtl.config.build import build_algorithm, build_problem, build_tasks, compo
 from hmtl.io.cpu_time import cpu_seconds
 from hmtl.mtl import Algorithm
 from hmtl.reporting.console import Console
+from hmtl.reporting.style import PAGE, PRINT, Picture
 from hmtl.topology import Topology
 from hmtl.tuning.grid import with_values
 
@@ -183,24 +184,25 @@ def with_totals(rows: Sequence[Row], rounds: int) -> list[Row]:
     return extended
 
 
-def picture(title: str, x: str, rows: Sequence[Row], rounds: int) -> Figure:
+@matplotlib.rc_context(PRINT)
+def picture(x: str, rows: Sequence[Row], rounds: int) -> Picture:
     """Draw a row of axes for each panel: the total time for each data set, and the compute in it."""
     panels, sets = (list(dict.fromkeys(row[column] for row in rows)) for column in ("panel", "data"))
-    figure = Figure(figsize=(15 if len(sets) > 1 else 8, 0.9 + 3.1 * len(panels)), layout="constrained")
+    figure = Picture(figsize=(PAGE, 2 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), 2 * len(sets), sharex=True, sharey="col", squeeze=False)
     for axes_row, panel in zip(grid, panels, strict=True):
         for n, which in enumerate(sets):
             selected = [row for row in rows if (row["panel"], row["data"]) == (panel, which)]
             total, compute = axes_row[2 * n : 2 * n + 2]
             lines(total, x, selected, "total_s", STYLES)
-            total.set(title=f"{which}, {panel}", ylabel=f"time of {rounds} rounds [s]")
+            total.set(title=f"{which}, {panel}", ylabel="time [s]")
             computes = [{**row, "all_compute_s": rounds * row["compute_s"] + row["planning_s"]} for row in selected]
             lines(compute, x, computes, "all_compute_s", [UNCODED, *CODED])
             users = [row for row in selected if row["curve"] == UNCODED]
             positions, local = [row[x] for row in users], [rounds * row["local_s"] for row in users]
             compute.fill_between(positions, local, color="0.85", label="users' local updates alone")
-            compute.set(title=f"{which}, {panel}", ylabel="of which compute [CPU s]")
-    finish(figure, title, legend(grid[0, 0]) | legend(grid[0, 1]), 2 * len(sets))
+            compute.set(title=f"{which}, {panel}", ylabel="compute [CPU s]")
+    finish(figure, x)
     return figure
 
 
@@ -210,12 +212,15 @@ def main(name: str, description: str, x: str, panels: Panels) -> None:
     data, points = (QUICK if options.quick else options.data), points_of(panels, options.quick)
     cfg = compose(f"experiment={name}", *shlex.split(next(iter(data.values()))), "output_dir=.")
     rounds = int(cfg.rounds)
-    with unfinished(name, options.quick) as memory:
-        arguments = [(name, data, points, seed) for seed in range(options.draws)]
-        draws = in_parallel(f"{name}, draws", options.jobs, memory, draw, arguments)
-    rows = with_totals(list(chain.from_iterable(draws)), rounds)
-    rows = mean_rows(rows, ["data", "panel", *points[0][1], "curve"], ["total_s"])
-    title = f"{name.replace('fig', 'Fig. ')}: time of training, links of 100 Mbit/s, mean of {options.draws} draws"
-    save(name, options.out, rows, picture(title, x, rows, rounds))
+    if options.redraw:
+        rows = recorded(name, options.out)
+    else:
+        with unfinished(name, options.quick) as memory:
+            arguments = [(name, data, points, seed) for seed in range(options.draws)]
+            draws = in_parallel(f"{name}, draws", options.jobs, memory, draw, arguments)
+        rows = with_totals(list(chain.from_iterable(draws)), rounds)
+        rows = mean_rows(rows, ["data", "panel", *points[0][1], "curve"], ["total_s"])
+        save(name, options.out, rows)
+    picture(x, rows, rounds).write(options.out / name, "png", "pdf")
     coded = [row for row in rows if row["curve"] in CODED]
     Console().table(savings("Saved time [%]", x, coded, ["data", "panel"], "saved %"))

@@ -22,7 +22,6 @@ def plan(cfg: DictConfig) -> None:
     from hmtl.communication.secure.neighbors import Secure
     from hmtl.communication.timetable import timetable
     from hmtl.config.build import build_topology, check, make_part
-    from hmtl.io.files import replacing
     from hmtl.reporting.console import Console, progress
     from hmtl.reporting.network_picture import draw
     from hmtl.reporting.plan_report import (
@@ -31,9 +30,8 @@ def plan(cfg: DictConfig) -> None:
         format_table,
         plan_table,
         remarks,
-        secure_remarks,
+        secure_remark,
         secure_table,
-        time_remarks,
         time_table,
         verdict,
     )
@@ -50,7 +48,7 @@ def plan(cfg: DictConfig) -> None:
         result: Any = compute(topology, network, cfg.V_bits, cfg.wire, Secure(cfg.colluding) if cfg.secure else None)
     if network.links:
         best = resolve(topology, result.choices[0][0])
-        tables, lines, facts = [time_table(result), duties_table(result)], list(time_remarks(result)), {}
+        tables, lines, facts = [time_table(result), duties_table(result)], [], {}
     else:
         best = result.aggregators[network.medium].nodes
         tables, lines = [plan_table(result), choices_table(result)], list(remarks(result))
@@ -58,14 +56,13 @@ def plan(cfg: DictConfig) -> None:
         facts = {"verdict": verdict(result)}
     if result.secure:
         tables.append(secure_table(result.secure, topology.K))
-        lines += ["", *secure_remarks(result.secure, topology.K, cfg.wire)]
+        lines += ["", secure_remark(result.secure, topology.K)]
     if isinstance(contacts, Moving):
         lines.append("The users move: all of this holds for the first contacts only.")
         facts["note"] = lines[-1]
     picture = Path(cfg.output_dir) / "topology.png"
     try:
-        with replacing(picture) as file:
-            draw(contacts, best.relays, with_server=best.server).savefig(file, format="png", dpi=150)
+        draw(contacts, best.relays, with_server=best.server).write(picture.with_suffix(""), "png")
     except OSError as error:
         log.warning(
             "%s was not saved: %s. Set hydra.run.dir to a folder that can be written to.", picture, error.strerror

@@ -2,27 +2,31 @@
 
 FOLDER is the folder of a run, of a sweep, or one that contains such folders. Runs that differ only by seed are one
 line: their mean, and the standard deviation over the n seeds. Written are FOLDER/report.csv (all numbers of each line),
-report_runs.csv (the same of each run), report.md and report.tex (the table and its caption), and report.png and
-report.pdf (curves with bands, and the values of all users in the end).
+report_runs.csv (the same of each run), report.md and report.tex (the table), and report.png, report.pdf and report.svg
+(curves with bands, and the values of all users in the end).
 
 measure=NAME     what to compare, a column of metrics.csv such as test_error (the default), test_error_weighted,
                  test_error_worst, test_balanced_error, test_auc or gap
 panels=A,B,...   panels of the picture: rounds, bits, seconds (of compute and communication), communication (seconds
                  without measured compute), users; default: rounds,bits,seconds,users. One panel is as wide as a column.
+labels='{coded: ours}'   new labels by those in the table: of a line, or of a setting in it
 output=NAME      write NAME.csv, NAME.md and so on instead
 """
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+import yaml
 
 from hmtl.config.command_line import exit_status
 from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.files import write_whole
 
-SETTINGS = ("measure", "panels", "output")
+SETTINGS = ("measure", "panels", "labels", "output")
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -38,15 +42,14 @@ def report(arguments: Sequence[str]) -> None:
     # Imported here so that --help does not wait for torch and matplotlib.
     from hmtl.reporting.console import Console
     from hmtl.reporting.run_comparison import (
-        as_latex,
         as_lines,
         as_markdown,
-        caption,
         comparison,
         comparison_table,
         find_runs,
+        readable,
     )
-    from hmtl.reporting.run_comparison_picture import comparison_picture, write_picture
+    from hmtl.reporting.run_comparison_picture import comparison_picture
 
     folders, settings = _parse(arguments)
     if not folders:
@@ -57,20 +60,19 @@ def report(arguments: Sequence[str]) -> None:
             f"output={settings['output']} is not the name of a file. Give a name without an ending, such as output=all."
         )
     runs = find_runs(folders, settings.get("measure"))
-    lines = as_lines(runs)
+    lines = as_lines(runs, labels=_labels(settings.get("labels", "{}")))
     picture = comparison_picture(lines, settings["panels"].split(",") if "panels" in settings else ())
     for ending, text in {
         ".csv": comparison(lines).to_csv(index=False),
         "_runs.csv": comparison(as_lines(runs, over_seeds=False)).to_csv(index=False),
         ".md": as_markdown(lines),
-        ".tex": as_latex(lines),
+        ".tex": readable(lines).to_latex(index=False, escape=True).replace("λ", r"$\lambda$"),
     }.items():
         write_whole(output.with_name(output.name + ending), text)
-    write_picture(picture, output)
+    picture.write(output, "png", "pdf", "svg")
     console = Console()
     console.table(comparison_table(lines))
-    console.print(caption(lines), markup=False)
-    console.print(f"Picture: {output}.png and .pdf; tables: .csv, .md and .tex", markup=False, soft_wrap=True)
+    console.print(f"Picture: {output}.png, .pdf and .svg; tables: .csv, .md and .tex", markup=False, soft_wrap=True)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
@@ -85,6 +87,13 @@ def _parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
         else:
             raise ConfigError(no_setting(key, SETTINGS))
     return folders, settings
+
+
+def _labels(text: str) -> dict[str, str]:
+    """Return new labels by the usual ones, from a mapping in YAML."""
+    with suppress(yaml.YAMLError, AttributeError):
+        return {str(usual): str(new) for usual, new in yaml.safe_load(text).items()}
+    raise ConfigError(f"labels={text} is not a mapping. Write labels='{{coded: ours}}' to call what is coded ours.")
 
 
 def main() -> int:

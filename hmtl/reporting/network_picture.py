@@ -1,37 +1,40 @@
-"""The picture of a network.
+"""The picture of a network: nodes and links, or with many users a map of how many each two relays share.
 
-Shapes: K users, H relays, n marks for users; a mark is one user or, in a large network, a group of users.
+Shapes: K users, H relays.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
+from matplotlib.patches import Rectangle
 
-from hmtl.reporting.style import Picture, colors
+from hmtl.reporting.style import PAGE, PRINT, Picture, colors
 from hmtl.topology import Moving, Topology
 
-LONGEST_INSIDE = 4  # characters that fit a mark
-MOST_NUMBERED = 40  # with more marks in a row, their numbers would overlap
-ROW = 640.0  # points, width of all marks side by side
-DARK, GREY, USER = "#333333", "#8c8c8c", "#ffffff"
+MOST_USERS = 100  # that have a mark each
+MOST_NUMBERED = 30  # users in a row whose numbers do not overlap
+MOST_COUNTED, MOST_NAMED = 12, 40  # relays whose counts fit the cells of a map, and whose names fit beside it
+LONGEST_INSIDE = 3  # characters that fit a mark
+DARK, GREY = "#333333", "#8c8c8c"
+INSIDE: Any = {"xytext": (0, 0), "va": "center_baseline"}
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
 
+@matplotlib.rc_context(PRINT)
 def draw(
     network: Topology | Moving,
     aggregators: Collection[int] | None = None,
     role: str = "computes models",
     with_server: bool = False,
 ) -> Picture:
-    """Draw server, relays, users and links; a link has the colour of its relay.
+    """Draw server, relays, users and links; beyond 100 users, how many users each two relays share.
 
-    A layout is drawn to scale, with the server above it. Without layout, server, relays and users form three rows. With
-    more than 40 users, those with the same relays share a mark, which is labelled with their number if there are at
-    most 40 marks. Absent users have no links. A `Moving` network is drawn as in round 0, and the title says so.
+    A link has the colour of its relay. A layout is drawn to scale, with the server above it. Without layout, server,
+    relays and users form three rows. A `Moving` network is drawn as in round 0, and the title says so.
 
     Args:
         network: the network to draw.
@@ -39,97 +42,94 @@ def draw(
         role: what the legend says about nodes with a frame.
         with_server: whether the server has a frame beside these relays.
     """
-    topology, H = network.at(0), network.H
-    heard, labels, sizes, kind = _marks(topology)
+    topology = network.at(0)
+    first = "; first contacts" if isinstance(network, Moving) else ""
+    title = f"K = {topology.K} users, H = {topology.H} relays, mean r = {topology.r:.3g}{first}"
+    framed = sorted(aggregators or ())
+    server_framed = aggregators is not None and (with_server or not framed)
+    return (_links if topology.K <= MOST_USERS else _map)(topology, title, framed, server_framed, role)
+
+
+def _links(topology: Topology, title: str, framed: Sequence[int], server_framed: bool, role: str) -> Picture:
+    """Draw all nodes and links."""
+    K, H = topology.K, topology.H
     if topology.layout:
         users, relays = topology.layout
         low, top = (f(np.concatenate(topology.layout), axis=0) for f in (np.min, np.max))
         server = np.array([(low[0] + top[0]) / 2, top[1] + 0.12 * (top - low).max()])
     else:
-        users, relays, server = _row(len(labels), 0.0), _row(H, 1.0), np.array([0.5, 1.7])
+        users, relays = (np.column_stack([(np.arange(n) + 0.5) / n, np.full(n, y)]) for n, y in ((K, 0.0), (H, 1.0)))
+        server = np.array([0.5, 1.7])
+        centre = np.arange(H) @ topology.G / topology.degrees.clip(min=1)
+        users = users[np.argsort(np.lexsort((np.arange(K), centre)))]  # ordered by relays, so that links are short
     hues = colors(H)
-
-    figure = Picture(figsize=(7.5, 8.5) if topology.layout else (10, 5), layout="constrained")
+    figure = Picture(figsize=(PAGE, 7 if topology.layout else 4), layout="constrained")
     axes = figure.add_subplot(aspect="equal" if topology.layout else "auto")
     axes.set_axis_off()
-    axes.set(xticks=[], yticks=[])  # invisible ticks would still take time
+    axes.set(xticks=[], yticks=[], title=title)  # invisible ticks would still take time
     axes.margins(0.03, 0.08)
-    first = "; first contacts" if isinstance(network, Moving) else ""
-    axes.set_title(f"K = {topology.K} users, H = {H} relays, mean r = {topology.r:.3g}{first}")
     to_server = [np.stack([relays[i], server]) for i in topology.active]
     axes.add_collection(LineCollection(to_server, colors=DARK, linestyles="dashed", linewidths=0.8, zorder=1))
-    mark, i = np.nonzero(heard.T)  # ordered by mark, so that the links of one relay do not cover all others
-    links, thin = list(np.stack([relays[i], users[mark]], axis=1)), min(0.9, 10 / max(1, len(i)) ** 0.5)
-    axes.add_collection(LineCollection(links, colors=hues[i], alpha=thin, linewidths=min(1, 5 * thin), zorder=1))
-    edge = 0.8 if len(labels) < 400 else 0.4
-    axes.scatter(users[:, 0], users[:, 1], sizes, USER, marker="o", edgecolors=DARK, linewidths=edge, zorder=2)
-    frame = "s" if aggregators else "^"
-    if aggregators is not None:
-        framed = [(relays[sorted(aggregators)], 620, "s")] if aggregators else []
-        framed += [(server[None], 1300, "^")] if with_server or not aggregators else []
-        for at, size, marker in framed:
-            axes.scatter(at[:, 0], at[:, 1], size, "white", marker=marker, edgecolors=DARK, linewidths=1.6, zorder=2.5)
+    k, i = np.nonzero(topology.G.T)  # ordered by user, so that the links of one relay do not cover all others
+    links, width = np.stack([relays[i], users[k]], axis=1), 1.0 if K <= MOST_NUMBERED else 0.7
+    axes.add_collection(LineCollection(list(links), colors=hues[i], alpha=0.8, linewidths=width, zorder=1))
+    size = 200.0 if K <= MOST_NUMBERED else 60.0 if topology.layout else 20.0
+    axes.scatter(users[:, 0], users[:, 1], size, "white", marker="o", edgecolors=DARK, linewidths=0.8, zorder=2)
+    frames = [(relays[framed], 620, "s")] * bool(framed) + [(server[None], 1300, "^")] * server_framed
+    for at, area, marker in frames:
+        axes.scatter(at[:, 0], at[:, 1], area, "white", marker=marker, edgecolors=DARK, linewidths=1.6, zorder=2.5)
     axes.scatter(relays[:, 0], relays[:, 1], 260, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(server[:1], server[1:], 420, DARK, marker="^", zorder=3)
-    relay_labels = [str(topology.names.relay(i)) for i in range(H)]
-    texts = [
-        (xy, label, DARK if hue[:3] @ LUMINANCE > 0.5 else "white")
-        for xy, label, hue in zip(relays, relay_labels, hues, strict=True)
-    ]
-    if len(labels) <= MOST_NUMBERED:
-        texts += [(xy, label, DARK) for xy, label in zip(users, labels, strict=True)]
-    inside = [topology.layout or max(map(len, each), default=0) <= LONGEST_INSIDE for each in (relay_labels, labels)]
-    for n, (xy, label, color) in enumerate(texts):
-        place: dict[str, Any] = {"xytext": (0, 0), "va": "center_baseline", "color": color}
-        if n < H and not inside[0]:
-            above = {"xytext": (0, 14), "va": "bottom"}  # above the frame, and over the link to the server
-            place = {**above, "color": DARK, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
-        elif n >= H and not inside[1]:
-            place = {"xytext": (0, -10), "va": "top", "rotation": 90, "color": DARK}
-        axes.annotate(label, xy, textcoords="offset points", ha="center", fontsize=7, zorder=4, **place)
-    entries = [
-        Line2D([], [], marker="^", color=DARK, linestyle="none", markersize=11, label="server"),
-        Line2D([], [], marker="s", color=GREY, markeredgecolor=DARK, linestyle="none", markersize=9, label="relay"),
-        Line2D([], [], marker="o", color=USER, markeredgecolor=DARK, linestyle="none", markersize=9, label=kind),
+    patch = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    above: Any = {"xytext": (0, 14), "va": "bottom", "bbox": patch}  # over the link to the server
+    below: Any = INSIDE if topology.layout else {"xytext": (0, -10), "va": "top", "rotation": 90}
+    on_relay = [DARK if hue[:3] @ LUMINANCE > 0.5 else "white" for hue in hues]
+    texts = [(relays, [str(topology.names.relay(i)) for i in range(H)], above, on_relay)]
+    if K <= MOST_NUMBERED:
+        texts.append((users, [str(topology.names.user(k)) for k in range(K)], below, [DARK] * K))
+    for places, names, beside, inks in texts:
+        fits = max(map(len, names)) <= LONGEST_INSIDE
+        how: Any = {"textcoords": "offset points", "ha": "center", "zorder": 4, **(INSIDE if fits else beside)}
+        for xy, name, ink in zip(places, names, inks, strict=True):
+            axes.annotate(name, xy, color=ink if fits else DARK, **how)
+    entries = [_entry("^", DARK, "server"), _entry("s", GREY, "relay"), _entry("o", "white", "user")]
+    entries += [_entry("s" if framed else "^", "white", role, 1.6)] if frames else []
+    entries += [
         Line2D([], [], color=DARK, linestyle="dashed", linewidth=0.8, label="relay to server"),
         Line2D([], [], color=GREY, linewidth=1, label="user to relay"),
     ]
-    if aggregators is not None:
-        computes = Line2D([], [], marker=frame, color="white", markeredgecolor=DARK, linestyle="none", markersize=12)
-        computes.set(markeredgewidth=1.6, label=role)
-        entries.insert(3, computes)
-    figure.legend(
-        handles=entries,
-        loc="outside lower center",
-        ncols=len(entries) if kind == "user" and not topology.layout else 3,
-        frameon=False,
-    )
+    figure.fit_legend(entries, "outside lower center")
     return figure
 
 
-def _marks(topology: Topology) -> tuple[NDArray[np.uint8], list[str], NDArray[np.float64], str]:
-    """Return the users' marks: which relay hears them [H, n], labels, areas [pt²], legend entry."""
-    if topology.layout:
-        size = 180.0 if topology.K <= MOST_NUMBERED else max(3.0, min(60.0, 6000 / topology.K))
-        return (
-            topology.G,
-            [str(topology.names.user(k)) for k in range(topology.K)],
-            np.full(topology.K, size),
-            "user",
-        )
-    together = topology.K > MOST_NUMBERED
-    groups = [*topology.types.values(), topology.I(0)] if together else [(k,) for k in range(topology.K)]
-    groups = [users for users in groups if users]
-    centre = np.arange(topology.H) @ topology.G / topology.degrees.clip(min=1)
-    groups.sort(key=lambda users: (centre[users[0]], users))  # ordered by relays, so that links are short
-    kind = "users with the same relays" + ", × number" * (len(groups) <= MOST_NUMBERED) if together else "user"
-    heard = topology.G[:, [users[0] for users in groups]]
-    labels = [f"×{len(users)}" if together else str(topology.names.user(users[0])) for users in groups]
-    longest = max(map(len, labels)) if together else LONGEST_INSIDE
-    wide = min(4.8 * longest + 1, ROW / len(groups))  # points, fits the longest number
-    return heard, labels, np.full(len(groups), wide**2 if together else 200.0), kind
+def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: bool, role: str) -> Picture:
+    """Draw how many users each two relays both hear, and on the diagonal, how many a relay hears."""
+    G, H = topology.G.astype(np.int64), topology.H
+    counts = G @ G.T
+    shared = np.where(np.eye(H), np.nan, counts)
+    figure = Picture(figsize=(5.5, 4.6), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel="relay", ylabel="relay", facecolor="lightgrey")
+    image = axes.imshow(shared, cmap="Blues", vmin=0)
+    figure.colorbar(
+        image, ax=axes, label="users that both relays hear" + "; diagonal: that one hears" * (H <= MOST_COUNTED)
+    )
+    for i in framed:
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=DARK, linewidth=2, zorder=2))
+    if H <= MOST_COUNTED:
+        dark = shared > 0.6 * np.nanmax(shared, initial=0)
+        for (i, j), count in np.ndenumerate(counts):
+            axes.text(j, i, str(count), ha="center", va="center", color="white" if dark[i, j] else DARK)
+    if H <= MOST_NAMED:
+        names = [str(topology.names.relay(i)) for i in range(H)]
+        axes.set_xticks(range(H), names, rotation=90 if max(map(len, names)) > LONGEST_INSIDE else 0)
+        axes.set_yticks(range(H), names)
+    entries = [_entry("s", "white", role, 1.6)] * bool(framed) + [_entry("^", DARK, f"server {role}")] * server_framed
+    if entries:
+        figure.fit_legend(entries, "outside lower center")
+    return figure
 
 
-def _row(n: int, height: float = 0.0) -> NDArray[np.float64]:
-    """Return n evenly spaced points [n, 2] with abscissas in (0, 1)."""
-    return np.column_stack([(np.arange(n) + 0.5) / n, np.full(n, height)])
+def _entry(marker: str, color: str, label: str, width: float = 1.0) -> Line2D:
+    """Return the entry of a node in a legend."""
+    style: Any = {"markeredgecolor": DARK, "markeredgewidth": width, "linestyle": "none", "markersize": 9}
+    return Line2D([], [], marker=marker, color=color, label=label, **style)

@@ -9,7 +9,6 @@ from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.round_costs import Comparison
-from hmtl.communication.rounding_of_sums import FEW_BITS
 from hmtl.communication.secure_costs import SecureCosts
 from hmtl.communication.timetable import Timetable
 from hmtl.reporting.console import as_table
@@ -87,14 +86,8 @@ def choices_table(comparison: Comparison) -> Table:
 
 
 def remarks(comparison: Comparison) -> Iterator[str]:
-    """Yield the sentences under the tables: what the columns mean, what is proven, and whether coding pays."""
+    """Yield the sentences under the tables: what the columns mean, and whether coding pays."""
     yield "up, down: IVs between relays and server per round; saved: share of the round's transmission time."
-    partition = map(comparison.names.of_relays, comparison.proof["partition"])
-    parts = " ".join("{" + ",".join(map(str, part)) + "}" for part in partition)
-    yield (
-        f"If all relays learn all IVs, up is at least {comparison.proof[RELAYS_TO_SERVER]:.2f}, as the partition "
-        f"{parts} of the relays proves."
-    )
     for scheme, reason in comparison.not_trainable.items():
         yield f"* scheme={scheme} cannot be used for training. {reason}"
     yield verdict(comparison)
@@ -131,15 +124,12 @@ def secure_table(costs: SecureCosts, K: int) -> Table:
     return as_table("What secure sums add to a round in which everybody is present", headers, rows)
 
 
-def secure_remarks(costs: SecureCosts, K: int, wire: str | None) -> Iterator[str]:
-    """Yield the sentences under `secure_table`: who protects whom, and what masks do to few bits."""
-    yield (
+def secure_remark(costs: SecureCosts, K: int) -> str:
+    """Return the sentence under `secure_table`: who protects whom."""
+    return (
         f"Secure sums: {costs.neighbors} neighbours of a user, {costs.threshold} of whom can reveal a mask; "
         f"{costs.colluding} of {K} users may collude with relays and server; at least {costs.fewest} terms in a sum."
     )
-    if wire in FEW_BITS:
-        b, more = FEW_BITS[wire], (K - 1).bit_length()
-        yield f"A masked term is uniform, so users send {b} + {more} = {b + more} bits per number instead of {b}."
 
 
 def time_table(times: Timetable) -> Table:
@@ -147,7 +137,8 @@ def time_table(times: Timetable) -> Table:
     usual = [choice for choice in times.choices[MOST_CHOICES:] if _is_usual(times, choice[0])]
     rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MOST_CHOICES], *usual)]
     rows += [(f"sums, by {_who(times, setting)}", seconds) for setting, seconds in times.sums[:2]]
-    title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; V={times.V_bits:,} bits; a round over all links"
+    tried = f"best of {'all ' * times.every}{len(times.choices)} choices"
+    title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; V={times.V_bits:,} bits; no compute; {tried}"
     rows += [("secure sums, by the server", times.secure_seconds)] if times.secure_seconds is not None else []
     cells = [[who, f"{seconds:.4g}", f"{1 - seconds / times.uncoded:.1%}"] for who, seconds in rows]
     return as_table(title, ("who aggregates", "seconds", "saved"), cells)
@@ -161,11 +152,6 @@ def duties_table(times: Timetable) -> Table:
     ]
     headers = ("", "MB of V, IVs\nand models", "MB multiplied\nin GF(2^8)", "multiplications\nof an update")
     return as_table("A round with the first choice", headers, rows)
-
-
-def time_remarks(times: Timetable) -> Iterator[str]:
-    """Yield the sentence under `time_table`: whether the choice is the best of all."""
-    yield f"{'All' if times.every else 'Not all'} choices were tried: {len(times.choices)}. Computing is not counted."
 
 
 def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:

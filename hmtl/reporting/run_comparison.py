@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -21,7 +21,7 @@ from hmtl.reporting.console_logger import OVER_USERS
 from hmtl.training.folder import overrides
 from hmtl.training.summary import Summary
 
-SETTINGS = ("algorithm", "dataset", "communicator", "K", "H", "r")
+SETTINGS = ("error_measure", "algorithm", "dataset", "communicator", "K", "H", "r")
 SECONDS = ("compute_s", "communication_s", "total_s", "uncoded_total_s")
 UPLINK, DOWNLINK = f"bits/{RELAYS_TO_SERVER}", f"bits/{SERVER_TO_RELAYS}"
 FIRST_HOP = [f"bits/{USERS_TO_RELAYS}", f"bits/{RELAYS_TO_USERS}"]
@@ -29,6 +29,13 @@ NEEDED = [*FIRST_HOP, UPLINK, DOWNLINK, "users", "compute_s", "communication_s",
 """Columns of `metrics.csv` that a comparison reads, beside that of the measure."""
 UNLIKE = re.compile(r"^(seed|output_dir|resume): .*\n", re.MULTILINE)
 """Settings in which runs that are averaged may differ."""
+SHARE = re.compile(r"(\w+_)?(train|test|validation)_(balanced_)?error")
+"""Measures that are shares of rows, unless the targets are numbers."""
+CHOICES = ("algorithm", "regularizer", "communicator", "scheme", "dataset", "partition", "topology", "loss", "solver")
+"""Settings whose values say enough without their names."""
+LEARNERS = "APFL CoCoA Ditto FedAdam FedAvg FedAvgM FedNova FedPer FedProx FedRep FedU FedYogi LG-FedAvg MOCHA pFedMe"
+SPELLING = {name.replace("-", "_").lower(): name for name in (*LEARNERS.split(), "SCAFFOLD")}
+SPELLING |= {"lam": "λ", "null": "full precision"}
 
 
 @dataclass(frozen=True)
@@ -85,18 +92,25 @@ class FinishedRun:
 
     @cached_property
     def users(self) -> pd.Series:
-        """The final value of the measure at each user, from `users.csv`; empty if users have none."""
+        """The final value of the measure at each user [`unit`], from `users.csv`; empty if users have none."""
         path, column = self.folder / "users.csv", over_users(self.measure)[0]
         try:
-            return pd.read_csv(path, usecols=lambda name: name == column).get(column, pd.Series(dtype=float)).dropna()
+            values = pd.read_csv(path, usecols=lambda name: name == column).get(column, pd.Series(dtype=float))
         except (OSError, ValueError) as error:
             raise _unreadable(path, str(error)) from error
+        return self.unit * values.dropna()
 
     @property
-    def described(self) -> str:
-        """The measure in words, such as "test error (share misclassified)"."""
+    def unit(self) -> int:
+        """What the measure is multiplied by to show it: 100 if it is a share of rows, shown in %."""
+        is_share = SHARE.fullmatch(over_users(self.measure)[0]) and self.summary.error_measure == "share misclassified"
+        return 100 if is_share else 1
+
+    def described(self, how: str = "") -> str:
+        """Return the measure in words, such as "test error, worst user [%]" with `how` = ", worst user"."""
         base = over_users(self.measure)[0]
-        return base.replace("_", " ") + f" ({self.summary.error_measure})" * base.endswith("_error")
+        unit = " [%]" if self.unit == 100 else f" ({self.summary.error_measure})" * bool(SHARE.fullmatch(base))
+        return base.replace("_", " ") + how + unit
 
     @property
     def identity(self) -> str:
@@ -118,12 +132,13 @@ class Line:
     """One line of a table, and one curve of a picture: a run, or runs that differ only by seed."""
 
     name: str
+    settings: tuple[str, ...]  # those that not all lines share
     runs: tuple[FinishedRun, ...]
 
     @cached_property
     def curve(self) -> pd.DataFrame:
         """Mean and standard deviation (`sd`) of the measure, and mean costs, after each round that all runs have."""
-        tables = [run.costs.assign(mean=run.rounds[run.measure]).dropna() for run in self.runs]
+        tables = [run.costs.assign(mean=run.unit * run.rounds[run.measure]).dropna() for run in self.runs]
         by_round = pd.concat(tables).groupby(level=0)
         return by_round.mean().assign(sd=by_round["mean"].std())[by_round.size() == len(self.runs)]
 
@@ -147,7 +162,7 @@ def find_runs(folders: Iterable[Path], measure: str | None = None) -> list[Finis
     """
     runs: dict[Path, FinishedRun] = {}
     for folder in folders:
-        paths = sorted(folder.rglob("summary.json"), key=lambda path: [_sort_key(part) for part in path.parts])
+        paths = sorted(folder.rglob("summary.json"), key=_sort_key)
         if not paths:
             raise DataError(f"{folder} has no finished run. Give the folder of a run or a sweep.")
         for path in paths:
@@ -170,10 +185,26 @@ def find_runs(folders: Iterable[Path], measure: str | None = None) -> list[Finis
     return list(runs.values())
 
 
-def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True) -> list[Line]:
+def as_label(setting: str) -> str:
+    """Return a setting as a paper would name it, such as "FedAvg", "4 bits" or "λ = 0.1"."""
+    key, equals, value = setting.lstrip("+~").partition("=")
+    name = key.removesuffix("._target_").rpartition(".")[2]
+    if key == "wire":
+        value = re.sub(r"^(int|float)(\d+)$", r"\2 bits", value)
+    if key in ("wire", *CHOICES) or key.endswith("._target_"):
+        value = value.rpartition(".")[2]
+        return SPELLING.get(value, value.replace("_", " "))
+    return f"{SPELLING.get(name, name.replace('_', ' '))}{equals and ' = '}{value}"
+
+
+def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True, labels: Mapping[str, str] = {}) -> list[Line]:
     """Return a line for each run, or for all runs that differ only by seed.
 
-    A line is named by the settings that not all runs share, or by the folder if these names are not unique.
+    A line is named by the settings that not all runs share, or by the folder if these names are not unique. `labels`
+    has new names for settings and lines, by the usual ones.
+
+    Raises:
+        ConfigError: no setting or line has one of the labels.
     """
     groups: dict[Any, list[FinishedRun]] = {}
     for n, run in enumerate(runs):
@@ -185,10 +216,15 @@ def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True) -> list[Line]
     common = set.intersection(*(set(run.overrides) for run in runs))
     if over_seeds:
         common |= {word for run in runs for word in run.overrides if word.startswith("seed=")}
-    names = [", ".join(word for word in group[0].overrides if word not in common) for group in groups.values()]
-    if not all(names) or len(set(names)) < len(names):
-        names = [os.path.commonpath([run.folder for run in group]) for group in groups.values()]
-    return [Line(name, tuple(group)) for name, group in zip(names, groups.values(), strict=True)]
+    settings = [tuple(word for word in group[0].overrides if word not in common) for group in groups.values()]
+    parts = [list(map(as_label, words)) for words in settings]
+    if not all(parts) or len(set(map(tuple, parts))) < len(parts):
+        parts = [[os.path.commonpath([run.folder for run in group])] for group in groups.values()]
+    usual = dict.fromkeys([*(part for each in parts for part in each), *map(", ".join, parts)])
+    if unknown := labels.keys() - usual:
+        raise ConfigError(f"labels: there is no {min(unknown)!r}. Choose from {'; '.join(usual)}.")
+    names = [labels.get(", ".join(each), ", ".join(labels.get(part, part) for part in each)) for each in parts]
+    return [Line(*each) for each in zip(names, settings, map(tuple, groups.values()), strict=True)]
 
 
 def comparison(lines: Sequence[Line]) -> pd.DataFrame:
@@ -196,10 +232,11 @@ def comparison(lines: Sequence[Line]) -> pd.DataFrame:
     tables = []
     for line in lines:
         first = line.runs[0]
-        settings = {key: getattr(first.summary, key) for key in SETTINGS}
-        settings["folder"] = os.path.commonpath([run.folder for run in line.runs])
+        row = {"run": line.name, "settings": ", ".join(line.settings), "runs": len(line.runs), "measure": first.measure}
+        row |= {key: getattr(first.summary, key) for key in SETTINGS}
+        row["folder"] = os.path.commonpath([run.folder for run in line.runs])
         numbers = pd.DataFrame(map(_numbers, line.runs))
-        row = {"run": line.name, "runs": len(line.runs), **settings, "measure": first.described, **numbers.mean()}
+        row |= numbers.mean()
         tables.append(row | {f"{name}_sd": numbers[name].std() for name in VARYING})
     return pd.DataFrame(tables)
 
@@ -224,7 +261,7 @@ ENDS = {"mean": "", "weighted": "_weighted", "worst": "_worst"}
 """Columns of a comparison that hold a measure, and the ends of its name."""
 VARYING = (*ENDS, "gap", *SECONDS)
 COLUMNS = {
-    "n": ("runs", "d"),
+    "n": ("runs", "g"),
     "rounds": ("rounds", ".4g"),
     "mean": ("mean", ".4f"),
     "weighted": ("weighted", ".4f"),
@@ -242,71 +279,48 @@ ONLY_FILES = ["weighted", "compute s", "comm. s"]  # there is no room in a termi
 def readable(lines: Sequence[Line]) -> pd.DataFrame:
     """Return the table of a report as text, with a row per line: means, ± standard deviations of measures."""
     numbers = comparison(lines)
-    key, names = short_names(lines)
-    table = {key or "run": names}
-    if numbers["measure"].nunique() > 1:  # then the errors of a column differ in kind
-        table["measure"] = numbers["measure"].tolist()
+    table = {"run": [line.name for line in lines]}
+    kinds = [line.runs[0].described() for line in lines]
+    if len(set(kinds)) > 1:  # then the errors of a column differ in kind
+        table["measure"] = kinds
     for header, (name, form) in COLUMNS.items():
-        spread = numbers.get(f"{name}_sd") if name in ENDS else None
-        cells = [f"{number:{form}}" if number == number else "" for number in numbers[name].tolist()]
-        if spread is not None:
-            cells = [f"{cell} ± {sd:{form}}" if sd == sd else cell for cell, sd in zip(cells, spread, strict=True)]
+        column, spread = numbers[name], numbers.get(f"{name}_sd", numbers[name] * math.nan)
+        if name in ENDS:
+            units = [line.runs[0].unit for line in lines]
+            column, spread, form = column * units, spread * units, ".2f" if set(units) == {100} else ".4f"
+        shown = zip(column, spread, strict=True)
+        cells = [f"{n:{form}}" * (n == n) + f" ± {sd:{form}}" * (sd == sd and name in ENDS) for n, sd in shown]
         if any(cells) and not (header == "n" and set(cells) == {"1"}):
             table[header] = cells
     return pd.DataFrame(table)
 
 
-def short_names(lines: Sequence[Line]) -> tuple[str, list[str]]:
-    """Return the only setting that differs between lines, and its values; else "" and the names of the lines."""
-    pairs = [line.name.partition("=") for line in lines]
-    keys = {key for key, _, _ in pairs}
-    if len(keys) > 1 or any("/" in key or not value or ", " in value for key, _, value in pairs):
-        return "", [line.name for line in lines]
-    return keys.pop().lstrip("+"), [value for _, _, value in pairs]
+def title(lines: Sequence[Line]) -> str:
+    """Return what the table of a report shows."""
+    runs = [run for line in lines for run in line.runs]
+    what, seeds = " or ".join(sorted({run.described() for run in runs})), {len(line.runs) for line in lines}
+    spread = "" if seeds == {1} else "; ±: standard deviation over seeds"
+    return f"{len(runs)} run{'s' * (len(runs) > 1)}; {what}{spread}; Mbit: between relays and server"
 
 
 def comparison_table(lines: Sequence[Line]) -> Table:
     """Return the table that `report` and a sweep print, with a row per line."""
     table = readable(lines).drop(columns=ONLY_FILES, errors="ignore")
-    runs = [run for line in lines for run in line.runs]
-    measures = sorted({run.described for run in runs})
-    what = f"; {measures[0]}" if len(measures) == 1 else ""
-    title = f"{len(runs)} run{'s' * (len(runs) > 1)}{what}; Mbit: between relays and server"
-    return as_table(title, list(table), table.itertuples(index=False), 1 + ("measure" in table))
+    return as_table(title(lines), list(table), table.itertuples(index=False), 1 + ("measure" in table))
 
 
 def as_markdown(lines: Sequence[Line]) -> str:
-    """Return the table of a report, and its caption, in Markdown."""
+    """Return the table of a report in Markdown."""
     table = readable(lines)
     rule = ["---", *("---:" for _ in list(table)[1:])]
     rows = [list(table), rule, *table.itertuples(index=False)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{caption(lines)}\n"
-
-
-def as_latex(lines: Sequence[Line]) -> str:
-    """Return the table of a report in LaTeX, for the package booktabs, with its caption."""
-    style = readable(lines).style.format(escape="latex").format_index(escape="latex", axis=1).hide(axis="index")
-    text: str = style.to_latex(hrules=True, caption=caption(lines))
-    return text
-
-
-def caption(lines: Sequence[Line]) -> str:
-    """Return what the numbers and pictures of a report show."""
-    measures = " or ".join(sorted({run.described for line in lines for run in line.runs}))
-    seeds = sorted({len(line.runs) for line in lines})
-    spread = (
-        "" if seeds == [1] else f" ± and bands: one standard deviation over n={' or '.join(map(str, seeds))} seeds."
-    )
-    return (
-        f"{measures[0].upper()}{measures[1:]} of the models that a run hands out, over users.{spread} Mbit: sent "
-        "between relays and server in all rounds. Saved, uncoded: the same rounds if each IV and model were forwarded."
-    )
+    return f"{title(lines)}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _unreadable(path: Path, why: str) -> DataError:
     return DataError(f"{path} cannot be read ({why}). Leave this run out.")
 
 
-def _sort_key(part: str) -> list[tuple[int, int, str]]:
-    """Return a key that sorts the numbers in names as numbers, before other characters."""
-    return [(0, int(each), "") if each.isdecimal() else (1, 0, each) for each in re.split(r"(\d+)", part) if each]
+def _sort_key(path: Path) -> str:
+    """Return a key that sorts the numbers in names as numbers."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(30), str(path))

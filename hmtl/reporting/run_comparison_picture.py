@@ -2,8 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,9 +12,8 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hmtl.errors import ConfigError
-from hmtl.io.files import replacing
-from hmtl.reporting.run_comparison import Line, over_users, short_names
-from hmtl.reporting.style import COLUMN, PAGE, PRINT, Picture, colors
+from hmtl.reporting.run_comparison import Line, over_users
+from hmtl.reporting.style import COLUMN, PAGE, PRINT, Picture, curve_styles
 
 USERS = "users"
 AXES = {
@@ -27,32 +24,21 @@ AXES = {
 }
 """Panels with curves: the cost that is the horizontal axis, and its label."""
 USUAL_PANELS = ("rounds", "bits", "seconds", USERS)
-HEIGHT = 2.3  # inches, of each panel
-MARKERS = "os^DvPX"  # distinguish the curves in grey print
-LONGEST_NAME, LONGEST_LABEL, LONGEST_TICK = 59, 28, 20
-LETTERS = 16  # of a legend, per inch
+HEIGHT = 2.2  # inches, of each panel
+LABEL_WIDTH, LETTERS = 28, 11  # letters of a vertical label, and of a legend per inch
 WIDE = 5  # an axis is logarithmic if costs differ, or curves fall, by more than this factor
-
-
-def write_picture(picture: Picture, path: Path) -> None:
-    """Write a picture as PNG and as PDF; the same picture gives the same bytes."""
-    with matplotlib.rc_context(PRINT):
-        for ending, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
-            with replacing(path.with_name(path.name + ending)) as file:
-                picture.savefig(file, format=ending[1:], dpi=300, metadata=metadata)
 
 
 @matplotlib.rc_context(PRINT)
 def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Picture:
     """Draw a panel for each of `panels`, by default `USUAL_PANELS`.
 
-    One panel is a column wide, several are together as wide as a page. Bands show a standard deviation over seeds, and
-    dashed curves the same rounds with plain forwarding.
+    One panel is a column wide, several are together as wide as a page. Bands show a standard deviation over seeds. Thin
+    curves show the same rounds with plain forwarding, unless one of the runs forwards plainly.
 
     Raises:
         ConfigError: a panel is unknown, or is that of users, and the measure has no values at users.
     """
-    styles = _styles(lines)
     possible = [*AXES, *[USERS] * any(len(run.users) for line in lines for run in line.runs)]
     if unknown := [panel for panel in panels if panel not in possible]:
         raise ConfigError(
@@ -60,80 +46,73 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
             f"{', '.join(possible)}."
         )
     panels = panels or [panel for panel in USUAL_PANELS if panel in possible]
-    size = (COLUMN if len(panels) == 1 else PAGE, HEIGHT)
-    figure = Picture(figsize=size, layout="constrained")
+    columns = len(panels) if len(panels) < 4 else -(-len(panels) // 2)
+    rows = -(-len(panels) // columns)
+    figure = Picture(figsize=(COLUMN if columns == 1 else PAGE, HEIGHT * rows), layout="constrained")
+    styles = curve_styles(len(lines))
+    with_uncoded = all(line.runs[0].summary.communicator != "uncoded" for line in lines)
     first: Axes | None = None  # of the panels with curves
-    for n, panel in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), n, sharey=None if panel == USERS else first)
+    for n, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, n + 1, sharey=None if panel == USERS else first)
         axes.grid()
-        axes.set_axisbelow(True)
         if panel == USERS:
             _draw_users(axes, lines, styles)
             continue
         for line, style in zip(lines, styles, strict=True):
-            _draw_curve(axes, line, panel, style)
+            _draw_curve(axes, line, panel, style, with_uncoded)
         _scale(axes, panel, lines)
-        if len(panels) == 1:
-            axes.set_xlabel(AXES[panel].replace("\n", " "))
-        if first:
-            axes.tick_params(labelleft=False)
-        else:
+        axes.tick_params(labelleft=n % columns == 0 or not first)
+        if n % columns == 0 or not first:
             axes.set_ylabel(_label(lines))
         first = first or axes
     means = pd.concat([line.curve["mean"] for line in lines])
-    if first and _falls(lines[0]) and 0 < WIDE * means.min() < means.max():
+    falls = over_users(lines[0].runs[0].measure)[0].endswith(("error", "loss", "gap", "primal"))
+    if first and falls and 0 < WIDE * means.min() < means.max():
         first.set_yscale("log")
         first.set_ylim(bottom=0.8 * means.min())  # bands may reach 0
         _label_powers(first.yaxis, (1, 2, 5))
-    if set(panels) != {USERS} or not figure.axes[0].get_xticks().size:  # lines have no names yet
-        _draw_legend(figure, lines, styles, panels)
+    width = int(LETTERS * figure.get_figwidth())
+    names = [textwrap.fill(line.name, width).replace("$", r"\$") for line in lines]  # no formulas
+    handles = [figure.axes[0].plot([], [], label=name, **style)[0] for name, style in zip(names, styles, strict=True)]
+    if with_uncoded and {*panels} - {"rounds", USERS} and any(line.curve["bits"].any() for line in lines):
+        handles += figure.axes[0].plot([], [], "k", linewidth=0.7, label="the same with plain forwarding")
+    figure.fit_legend(handles)
     return figure
 
 
 def _label(lines: Sequence[Line]) -> str:
-    """Return the label of the vertical axis of curves; the caption of a report says what an error is."""
+    """Return the label of the vertical axis of curves."""
     runs = [run for line in lines for run in line.runs]
     base, how = over_users(runs[0].measure)
-    kinds = sorted({run.described for run in runs})
-    name = base.replace("_", " ") if len(kinds) == 1 else " or ".join(kinds)
-    if f"{base}_weighted" not in runs[0].summary.figures:
-        return name
-    space = " " if len(name) < LONGEST_LABEL / 2 else "\n"
-    return f"{textwrap.fill(name, LONGEST_LABEL)},{space}{how}"
+    how = f", {how}" if f"{base}_weighted" in runs[0].summary.figures else ""
+    return textwrap.fill(" or ".join(dict.fromkeys(run.described(how) for run in runs)), LABEL_WIDTH)
 
 
-def _draw_curve(axes: Axes, line: Line, panel: str, style: dict[str, Any]) -> None:
+def _draw_curve(axes: Axes, line: Line, panel: str, style: dict[str, Any], with_uncoded: bool) -> None:
     curve, color = line.curve, style["color"]
     cost, mean, sd = curve[panel], curve["mean"], curve["sd"]
     if not cost.any():  # nothing is sent: a level
-        axes.axhline(mean.iloc[-1], color=color, linestyle=":", zorder=style["zorder"])
+        axes.axhline(mean.iloc[-1], **{key: value for key, value in style.items() if key != "marker"})
         return
     axes.plot(cost, mean, **style)
     if sd.notna().any():
-        axes.fill_between(cost, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0, zorder=style["zorder"] - 1)
-    if _has_uncoded(line, panel):
-        axes.plot(curve[f"{panel} uncoded"], mean, color=color, linestyle="--", linewidth=0.8, zorder=2)
-
-
-def _has_uncoded(line: Line, panel: str) -> bool:
-    """Return whether a panel shows the same rounds with plain forwarding beside a line."""
-    sent = line.runs[0].costs["bits"].any() and line.runs[0].summary.communicator != "uncoded"
-    return bool(sent and panel not in ("rounds", USERS))
+        axes.fill_between(cost, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0, zorder=2)
+    if with_uncoded and panel != "rounds" and curve["bits"].any():
+        axes.plot(curve[f"{panel} uncoded"], mean, color=color, linewidth=0.7, zorder=2.5)
 
 
 def _draw_users(axes: Axes, lines: Sequence[Line], styles: Sequence[dict[str, Any]]) -> None:
-    """Draw the final values of the measure at the users of all seeds: a point each, and a box of their quartiles."""
+    """Draw the final values at the users of all seeds: a point each, a box of their quartiles, and their mean."""
     for n, (line, style) in enumerate(zip(lines, styles, strict=True)):
         values, color = np.concatenate([run.users.to_numpy() for run in line.runs]), style["color"]
         spread = 0.5 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # the golden ratio keeps neighbours apart
-        axes.scatter(n + spread, values, s=3, color=color, alpha=0.4, linewidths=0, zorder=2)
-        box: Any = {f"{part}props": {"color": color} for part in ("box", "median", "whisker", "cap")}
-        axes.boxplot(values, positions=[n], widths=0.7, showfliers=False, manage_ticks=False, zorder=3, **box)
-    names = [_shown(name) for name in short_names(lines)[1]]
-    short = max(map(len, names)) <= LONGEST_TICK
-    axes.set_xticks(range(len(names)) if short else [], names if short else [], rotation=30, ha="right")
-    axes.set_ylabel(f"{over_users(lines[0].runs[0].measure)[0].replace('_', ' ')}, each user")
-    axes.grid(visible=False, axis="x")
+        axes.scatter(values, n + spread, s=4, color=color, alpha=0.5, linewidths=0, zorder=2)
+        low, high = np.quantile(values, (0.25, 0.75)) if len(values) else (np.nan, np.nan)
+        axes.broken_barh([(low, high - low)], (n - 0.35, 0.7), facecolor="none", edgecolor=color, zorder=3)
+        axes.plot(values.mean(), n, marker=style["marker"], markersize=6, color=color, zorder=4)
+    axes.set_yticks([])
+    axes.invert_yaxis()  # in the order of the legend
+    axes.set_xlabel(lines[0].runs[0].described(" of each user"))
 
 
 def _scale(axes: Axes, panel: str, lines: Sequence[Line]) -> None:
@@ -144,46 +123,14 @@ def _scale(axes: Axes, panel: str, lines: Sequence[Line]) -> None:
         axes.set_xscale("log")
         _label_powers(axes.xaxis, (1, 3))
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(3, integer=panel == "rounds"))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=panel == "rounds"))
         axes.set_xlim(left=0)
 
 
 def _label_powers(axis: Axis, subs: tuple[int, ...]) -> None:
     """Label the powers of ten of a logarithmic axis; if these are few, also their multiples `subs`."""
     low, high = axis.get_view_interval()
-    if high < 100 * low:
+    if high < 300 * low:
         axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_major_formatter("{x:g}")
+    axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
-
-
-def _draw_legend(
-    figure: Picture, lines: Sequence[Line], styles: Sequence[dict[str, Any]], panels: Sequence[str]
-) -> None:
-    axes = figure.axes[0]
-    handles = [axes.plot([], [], **style)[0] for style in styles]
-    if any(_has_uncoded(line, panel) for line in lines for panel in panels):
-        handles += axes.plot([], [], "k--", linewidth=0.8, label="the same, uncoded")
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, int(LETTERS * figure.get_figwidth() / (longest + 8)))  # 8 letters stand for marker and gap
-    title = short_names(lines)[0] or None
-    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=columns, frameon=False)
-
-
-def _styles(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Return colour, marker and label of the curve of each line."""
-    names = map(_shown, short_names(lines)[1])
-    each = zip(colors(len(lines)), names, cycle(MARKERS), strict=False)
-    how = {"zorder": 3, "markevery": 0.15, "markersize": 3}
-    return [{"color": color, "label": label, "marker": marker, **how} for color, label, marker in each]
-
-
-def _falls(line: Line) -> bool:
-    """Return whether the measure of a line is the better the smaller it is."""
-    return over_users(line.runs[0].measure)[0].endswith(("error", "loss", "gap", "primal"))
-
-
-def _shown(name: str) -> str:
-    """Return a name as matplotlib shows it unchanged, or its end if it is long."""
-    text = (name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}").replace("$", r"\$")  # no formula
-    return f"\u200b{text}" if text.startswith("_") else text  # matplotlib hides such labels

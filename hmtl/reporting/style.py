@@ -1,11 +1,15 @@
-"""The style of pictures: figures that a notebook shows, and colours for colour-blind readers and grey print."""
+"""The style of all pictures: as wide as a column or a page, text of 9 points, colours for colour-blind readers."""
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
+
+from hmtl.io.files import replacing
 
 OKABE_ITO = {
     "blue": "#0072B2",
@@ -17,19 +21,25 @@ OKABE_ITO = {
     "black": "#000000",
 }
 """The palette of Okabe and Ito (2008) for colour-blind readers, without yellow, which is faint on white."""
+DASHES = ("-", (0, (5, 2)), (0, (6, 1.5, 1, 1.5)), (0, (1, 1)), (0, (2, 2)), (0, (9, 2)), (0, (4, 1, 1, 1, 1, 1)))
+MARKERS = "os^DvPX"
 
 PRINT: Any = {
-    "font.size": 8,
-    "legend.fontsize": 7,
-    "lines.linewidth": 1.2,
+    "font.size": 9,
+    "axes.titlesize": "medium",
     "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "lines.markersize": 4,
     "pdf.fonttype": 42,
+    "svg.hashsalt": "hmtl",
 }
-"""Settings of matplotlib for pictures in a paper; fonts are TrueType, which publishers accept."""
+"""Settings of matplotlib; fonts are TrueType, which publishers accept, and the same picture gives the same bytes."""
 COLUMN, PAGE = 3.4, 7.0  # inches: the width of a column, and of a page with two columns
+NO_DATE: Any = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 class Picture(Figure):
@@ -41,6 +51,23 @@ class Picture(Figure):
         self.savefig(content, format="png", dpi=dpi)
         return content.getvalue()
 
+    def write(self, path: Path, *endings: str, dpi: float = 200) -> None:
+        """Write the picture to a file for each ending: png, pdf or svg."""
+        with matplotlib.rc_context(PRINT):
+            for ending in endings:
+                with replacing(path.with_name(f"{path.name}.{ending}")) as file:
+                    self.savefig(file, format=ending, dpi=dpi, metadata=NO_DATE[ending])
+
+    def fit_legend(self, handles: Sequence[Any], loc: Any = "outside upper center") -> None:
+        """Add a legend of as few rows as the picture is wide enough for, and make the picture higher by them."""
+        for rows in range(1, len(handles) + 1):
+            legend = self.legend(handles=handles, loc=loc, ncols=-(-len(handles) // rows))
+            space = legend.get_window_extent()
+            if rows == len(handles) or space.width <= self.bbox.width:
+                self.set_figheight(self.get_figheight() + space.height / self.dpi)
+                return
+            legend.remove()
+
     def _repr_png_(self) -> bytes:
         return self.to_png(dpi=80)
 
@@ -50,3 +77,18 @@ def colors(n: int) -> Any:
     if n <= len(OKABE_ITO):
         return to_rgba_array(list(OKABE_ITO.values())[:n])
     return matplotlib.colormaps["cividis"]([0.85 * i / (n - 1) for i in range(n)])  # the end is faint on white
+
+
+def curve_styles(n: int) -> list[dict[str, Any]]:
+    """Return colour, dashes, width and marker of n curves: each leaves the curves visible that it covers."""
+    return [
+        {
+            "color": color,
+            "linestyle": DASHES[i % len(DASHES)],
+            "linewidth": 2.2 - 1.2 * i / max(1, n - 1),
+            "marker": MARKERS[i % len(MARKERS)],
+            "markevery": (0.16 * i / n, 0.16),
+            "zorder": 3 + 0.01 * i,
+        }
+        for i, color in enumerate(colors(n))
+    ]

@@ -187,7 +187,7 @@ def test_a_round_in_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setitem(made["main"].__globals__, "RESULTS", tmp_path)
     figure = made["main"]()
     texts = [{text.get_text() for text in axes.texts} for axes in figure.axes]
-    assert texts == [{"4", "20 up, 20 down"}, {"4", "8 up, 8 down"}, {"0.337", "1.68 up, 1 down"}]
+    assert texts == [{"4", "20 up, 20 down"}, {"4", "8 up, 8 down"}, {"0.34", "1.7 up, 1 down"}]
     assert 0 < (tmp_path / "round.png").stat().st_size < 200 * 1024
     assert (EXPERIMENTS / "results" / "round.png").stat().st_size < 200 * 1024
 

@@ -41,64 +41,48 @@ def test_few_users_are_drawn_one_by_one_with_their_numbers():
     assert sorted(number[tuple(xy)] for xy in users) == list(range(t.K))
 
 
-def test_users_of_one_type_share_a_mark_with_their_number():
-    t = any_r(2000, 5, 3, seed=1)
-    users, _, links, labels, kind = parts(t)
-    assert len(users) == len(t.types) == 10
-    assert len(links) == 30
-    assert "number" in kind
-    points = {tuple(xy) for xy in users}
-    assert sorted(int(text.removeprefix("×")) for xy, text in labels if xy in points) == sorted(
-        map(len, t.types.values())
-    )
+def test_beyond_100_users_the_picture_counts_those_that_two_relays_share():
+    t = any_r(101, 5, 3, seed=1)
+    (axes, bar) = draw(t, [1, 3]).axes
+    counts = t.G.astype(int) @ t.G.T
+    shown = np.array([int(text.get_text()) for text in axes.texts]).reshape(5, 5)
+    assert (shown == counts).all()
+    values = axes.images[0].get_array()
+    off = ~np.eye(5, dtype=bool)
+    assert (values[off] == counts[off]).all()
+    assert np.isnan(values.diagonal().filled(np.nan)).all()
+    assert [patch.get_xy() for patch in axes.patches] == [(0.5, 0.5), (2.5, 2.5)]
+    assert "both relays hear" in bar.get_ylabel()
+    (legend,) = draw(t, []).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["server computes models"]
 
 
-@pytest.mark.parametrize(("K", "H", "r"), [(60, 4, 2), (1000, 7, 4), (100_000, 6, 3)])
-def test_numbers_stand_within_their_marks_and_marks_are_apart(K, H, r):
-    figure = draw(any_r(K, H, r, seed=0))
-    figure.set_dpi(72)
+@pytest.mark.parametrize(("K", "H"), [(101, 1), (2000, 12), (100_000, 45)])
+def test_counts_stand_within_their_cells(K, H):
+    figure = draw(any_r(K, H, min(H, 3), seed=0))
     figure.draw_without_rendering()
-    (axes,) = figure.axes
-    texts = [text for text in axes.texts if text.get_text().startswith("×")]
-    assert texts
-    users = next(marks for marks in axes.collections if isinstance(marks, PathCollection))
-    (area,) = set(users.get_sizes().tolist())
-    places = sorted(axes.transData.transform(text.xy)[0] for text in texts)
-    assert min(np.diff(places)) > area**0.5
-    for text in texts:
-        assert text.get_window_extent().width < area**0.5
+    axes = figure.axes[0]
+    assert len(axes.texts) == (H * H if H <= 12 else 0)
+    cell = axes.bbox.width / H
+    assert all(text.get_window_extent().width < cell for text in axes.texts)
 
 
-def test_many_types_have_marks_without_numbers():
-    t = any_r(200, 10, 3)
-    users, relays, links, labels, _ = parts(t)
-    assert len(users) == len(t.types) > 40
-    assert [text for _, text in labels] == list(map(str, range(t.H)))
-    place = {tuple(xy): i for i, xy in enumerate(relays)}
-    drawn = {}
-    for relay, user in links:
-        drawn.setdefault(tuple(user), set()).add(place[tuple(relay)])
-    assert sorted(map(sorted, drawn.values())) == sorted(map(sorted, t.types))
-
-
-@pytest.mark.parametrize("K", [1, 20, 300])
+@pytest.mark.parametrize("K", [1, 20, 100])
 def test_layout_is_drawn_true_to_scale(K):
     t = geometric(K, 4, 0.4)
     users, relays, links, labels, _ = parts(t)
     assert np.array_equal(users, t.layout[0])
     assert np.array_equal(relays, t.layout[1])
     assert len(links) == t.G.sum()
-    assert len(labels) == t.H + (K if K <= 40 else 0)
+    assert len(labels) == t.H + (K if K <= 30 else 0)
     assert draw(t).axes[0].get_aspect() == 1
 
 
-@pytest.mark.parametrize("t", [any_r(20, 4, 2), any_r(300, 4, 2), geometric(20, 4, 0.4)], ids=repr)
+@pytest.mark.parametrize("t", [any_r(20, 4, 2), any_r(90, 4, 2), geometric(20, 4, 0.4)], ids=repr)
 def test_absent_users_are_drawn_without_links(t):
     cut = t.restricted(users=range(2, t.K), relays=[1, 2])
     users, relays, links, _, _ = parts(cut)
-    together = t.K > 40
-    assert len(users) == (len(cut.types) + 1 if together else t.K)
-    assert len(links) == (sum(map(len, cut.types)) if together else cut.G.sum())
+    assert (len(users), len(links)) == (t.K, cut.G.sum())
     assert not any((segment == relays[0]).all(axis=1).any() for segment in links)
     assert parts(t.restricted(users=()))[2] == []
 

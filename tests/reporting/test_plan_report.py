@@ -66,11 +66,6 @@ def test_a_choice_that_is_not_proven_is_not_called_best(capsys: pytest.CaptureFi
     assert "12.50%" in row(replace(comparison, sums=replace(comparison.sums, best=False, excess=0.125)), "learn")[1]
 
 
-def test_the_proof_names_the_partition(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = " ".join(text(compare(symmetric(4, 2, 2), Network(), 1000), capsys).split())
-    assert "at least 0.00, as the partition {0} {1}" in printed
-
-
 def test_sums_meet_their_bound_or_whole_rows_do() -> None:
     assert row(compare(symmetric(20, 5, 3), Network(), 1000), "send sums, shares of 1/3 row")[1] == "proven"
     whole = compare(heterogeneous(20, 4, 2, 0.2), Network(), 1000)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -23,7 +24,7 @@ from hmtl.communication import TIERS
 from hmtl.errors import ConfigError, DataError
 from hmtl.report import report
 from hmtl.reporting.console import Console
-from hmtl.reporting.run_comparison import FinishedRun, as_lines, comparison, comparison_table, find_runs
+from hmtl.reporting.run_comparison import FinishedRun, as_label, as_lines, comparison, comparison_table, find_runs
 from hmtl.reporting.run_comparison_picture import comparison_picture
 from hmtl.train import train
 
@@ -57,7 +58,7 @@ def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Done]) -> Non
     assert done.returncode == 2, "as one of its jobs"
     assert done.stderr.count(",r=4: r=4") == 2
     closing = done.stdout[done.stdout.index("2 runs; test error") :]
-    assert "mocha" in closing
+    assert "MOCHA" in closing
     assert "local" in closing
     assert f"python -m hmtl.report {folder}" in closing
     assert "Jobs that failed: algorithm=local,r=4; algorithm=mocha,r=4." in done.stdout
@@ -78,7 +79,8 @@ def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Done]
     for line, run, name in zip(table.to_dict("records"), runs, ("local", "mocha"), strict=True):
         job = folder / f"algorithm={name},r=2"
         summary, rows = json.loads((job / "summary.json").read_text()), pd.read_csv(job / "metrics.csv")
-        assert (run.folder, line["run"]) == (job, f"algorithm={name}")
+        assert (run.folder, line["settings"]) == (job, f"algorithm={name}")
+        assert line["run"] == {"local": "local", "mocha": "MOCHA"}[name]
         bits = rows["bits/relays_to_server"] + rows["bits/server_to_relays"]
         assert line["Mbit"] == pytest.approx(bits.sum() / 1e6)
         assert line["mean"] == summary["test_error"] == rows["test_error"].iloc[-1]
@@ -95,14 +97,14 @@ def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path)
     """Their mean and standard deviation, and the values of all their users."""
     report([str(seeds), f"output={tmp_path}/all"])
     table = pd.read_csv(tmp_path / "all.csv")
-    assert table["run"].tolist() == ["regularizer=mean", "regularizer=ridge"]
+    assert table["run"].tolist() == ["mean", "ridge"]
     assert table["runs"].tolist() == [3, 3]
     assert len(pd.read_csv(tmp_path / "all_runs.csv")) == 6
     lines = as_lines(find_runs([seeds]))
     figure = comparison_picture(lines, ("rounds", "bits", "communication", "users"))
     markdown, latex = (tmp_path / "all.md").read_text(), (tmp_path / "all.tex").read_text()
     for n, line in enumerate(lines):
-        folders = [seeds / f"{line.name},seed={seed}" for seed in range(3)]
+        folders = [seeds / f"regularizer={line.name},seed={seed}" for seed in range(3)]
         rows = [pd.read_csv(folder / "metrics.csv") for folder in folders]
         errors = np.array([each["test_error"].dropna() for each in rows])
         assert errors.shape == (3, 2), "evaluate_every=2: the first and the last of three rounds"
@@ -110,24 +112,23 @@ def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path)
         mean, sd = errors[:, -1].mean(), errors[:, -1].std(ddof=1)
         assert (table["mean"][n], table["mean_sd"][n]) == pytest.approx((mean, sd))
         assert (table["worst"][n], table["worst_sd"][n]) == pytest.approx((np.mean(worst), np.std(worst, ddof=1)))
-        cell = f"{mean:.4f} ± {sd:.4f}"
-        assert f"| {line.name.partition('=')[2]} | 3 | 3 | {cell} |" in markdown
+        cell = f"{100 * mean:.2f} ± {100 * sd:.2f}"
+        assert f"| {line.name} | 3 | 3 | {cell} |" in markdown
         assert cell in latex
         by_round, bits, seconds, users = figure.axes
         curve = by_round.lines[n].get_xydata()
-        assert curve == pytest.approx(np.column_stack([[1, 3], errors.mean(0)]))
+        assert curve == pytest.approx(np.column_stack([[1, 3], 100 * errors.mean(0)]))
         band = by_round.collections[n].get_datalim(by_round.transData).intervaly
         spread = errors.std(0, ddof=1)
-        assert band == pytest.approx([(errors.mean(0) - spread).min(), (errors.mean(0) + spread).max()])
+        assert band / 100 == pytest.approx([(errors.mean(0) - spread).min(), (errors.mean(0) + spread).max()])
         communication = np.mean([each["communication_s"].cumsum()[[0, 2]] for each in rows], axis=0)
         uncoded = np.mean([each["uncoded_communication_s"].cumsum()[[0, 2]] for each in rows], axis=0)
         shown = [curve.get_xdata() for curve in seconds.lines if len(curve.get_xdata())]
         assert any(x == pytest.approx(communication) for x in shown)
         assert any(x == pytest.approx(uncoded) for x in shown)
-        points = np.sort(np.asarray(users.collections[n].get_offsets())[:, 1])
+        points = np.sort(np.asarray(users.collections[2 * n].get_offsets())[:, 0])
         each = [pd.read_csv(folder / "users.csv")["test_error"] for folder in folders]
-        assert points == pytest.approx(np.sort(np.concatenate(each)))
-    assert "n=3 seeds" in markdown
+        assert points == pytest.approx(100 * np.sort(np.concatenate(each)))
     assert bits.get_ylim() == by_round.get_ylim()
 
 
@@ -139,7 +140,7 @@ def test_a_run_repeated_is_not_another_seed(seeds: Path, tmp_path: Path) -> None
 def test_the_same_report_has_the_same_bytes(seeds: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         report([str(seeds), f"output={tmp_path}/{name}"])
-    for ending in (".csv", "_runs.csv", ".md", ".tex", ".png", ".pdf"):
+    for ending in (".csv", "_runs.csv", ".md", ".tex", ".png", ".pdf", ".svg"):
         first, second = ((tmp_path / f"{name}{ending}").read_bytes() for name in ("one", "two"))
         assert first == second, ending
     pdf = (tmp_path / "one.pdf").read_bytes()
@@ -153,7 +154,8 @@ def test_the_user_chooses_the_measure(seeds: Path, measure: str) -> None:
     final = [[run.summary.figures[measure] for run in line.runs] for line in lines]
     figure = comparison_picture(lines)
     curves = [curve.get_ydata()[-1] for curve in figure.axes[0].lines if len(curve.get_ydata())]
-    assert curves == pytest.approx(np.mean(final, axis=1))
+    assert curves == pytest.approx(lines[0].runs[0].unit * np.mean(final, axis=1))
+    assert lines[0].runs[0].unit == (100 if "error" in measure else 1)
     assert len(figure.axes) == (3 if measure == "primal" else 4), "users have no objective of their own"
     assert {"worst": "worst user", "weighted": "weighted by rows"}.get(measure.rpartition("_")[2], "") in (
         figure.axes[0].get_ylabel()
@@ -174,9 +176,11 @@ def test_the_table_fits_80_columns(
         printed = capsys.readouterr().out
         assert max(map(len, printed.splitlines())) <= columns
         cells = [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")]
-        told = "".join(cells).replace(" ", "")
-        assert told == "".join(f"{word},{lam}" for word in words for lam in ("lam=0.01", "lam=0.1"))
-        assert (words[0] in printed) == (columns == 200)
+        labels = [
+            f"{word}, {lam}" for word in ("task relationship", "mean regularized") for lam in ("λ = 0.01", "λ = 0.1")
+        ]
+        assert "".join(cells).replace(" ", "") == "".join(labels).replace(" ", "")
+        assert (labels[0] in printed) == (columns == 200)
 
 
 def test_files_and_picture(
@@ -186,15 +190,15 @@ def test_files_and_picture(
     mocha, local = folder / "algorithm=mocha,r=2", folder / "algorithm=local,r=2"
     report([str(mocha), str(local), f"output={tmp_path}/both"])
     assert "local" in capsys.readouterr().out
-    assert pd.read_csv(tmp_path / "both.csv")["run"].tolist() == ["algorithm=mocha", "algorithm=local"]
+    assert pd.read_csv(tmp_path / "both.csv")["run"].tolist() == ["MOCHA", "local"]
     assert Image.open(tmp_path / "both.png").size[0] > 1000
     runs = find_runs([mocha, local])
     _, left, right, _ = comparison_picture(as_lines(runs)).axes
-    coded, dashed = (line for line in left.lines if len(line.get_xdata()) == 3)
-    assert (dashed.get_xdata() / coded.get_xdata()).tolist() == pytest.approx([12 / 4] * 3, rel=0.01), (
+    coded, plain = (line for line in left.lines if len(line.get_xdata()) == 3)
+    assert (plain.get_xdata() / coded.get_xdata()).tolist() == pytest.approx([12 / 4] * 3, rel=0.01), (
         "K=6 each way, 4 in all"
     )
-    assert coded.get_ydata().tolist() == dashed.get_ydata().tolist()
+    assert coded.get_ydata().tolist() == plain.get_ydata().tolist()
     assert "seconds" in right.get_xlabel()
     curves = [line for line in right.lines if len(line.get_xdata()) == 3]
     assert len(curves) == 3, "what local would take uncoded is what it takes"
@@ -234,7 +238,7 @@ def test_runs_that_send_nothing(sweep: tuple[Path, commands.Done], tmp_path: Pat
     (run,) = find_runs([local])
     _, left, right, _ = comparison_picture(single([run])).axes
     (level,) = (line for line in left.lines if len(line.get_xdata()))
-    assert set(level.get_ydata()) == {run.summary.figures["test_error"]}
+    assert level.get_ydata() == pytest.approx([100 * run.summary.figures["test_error"]] * 2)
     assert len(right.lines[0].get_xdata()) == len(run.rounds)
 
 
@@ -274,6 +278,8 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
         ("measures=test_error", "Did you mean measure"),
         ("measure=test_eror", "test_error"),
         ("panels=bits,bit", "'bit' is not a panel"),
+        ("labels={loca: ours}", "'loca'"),
+        ("labels=[ours]", "labels="),
     ):
         with pytest.raises(ConfigError, match=says):
             report([str(folder), word])
@@ -306,7 +312,7 @@ def test_beside_each_run_is_what_it_would_send_uncoded(
     assert uncoded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
     if "relays" not in absent:  # without which the coded run may have empty rounds, where the uncoded one has none
         assert coded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
-    assert [line.name for line in lines] == ["communicator=coded", "communicator=uncoded"]
+    assert [line.name for line in lines] == ["coded", "uncoded"]
 
 
 def test_runs_of_different_measures(
@@ -314,22 +320,67 @@ def test_runs_of_different_measures(
 ) -> None:
     """Errors in one column or on one axis that are not alike are named; names are shown as they are."""
     run = find_runs([sweep[0]])[1]
-    words = ("x=${lam}_a_b y=${K}", "_old")
-    runs = [replace(run, overrides=(word,)) for word in words]
+    words = ("$\\lambda$", "old")
+    runs = [replace(run, overrides=(f"dataset={word}",)) for word in "ab"]
     summary = run.summary.model_copy(update={"error_measure": "mean squared error"})
     runs[1] = replace(runs[1], summary=summary)
     monkeypatch.setenv("COLUMNS", "120")
-    Console().table(comparison_table(single(runs)))
+    lines = as_lines(runs, labels=dict(zip("ab", words, strict=True)))
+    Console().table(comparison_table(lines))
     printed = capsys.readouterr().out
-    assert "mean squared error" in printed
-    assert "share misclassified" in printed
-    figure = comparison_picture(single(runs))
+    assert "(mean squared error)" in printed
+    assert "[%]" in printed
+    figure = comparison_picture(lines)
     figure.draw_without_rendering()
     label = figure.axes[0].yaxis.label
-    assert label.get_text().replace("\n", " ").count("test error (") == 2
+    assert label.get_text().replace("\n", " ") == "test error, mean [%] or test error, mean (mean squared error)"
     assert label.get_window_extent().height < figure.bbox.height
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert [text.replace("\\$", "$").lstrip("\u200b") for text in shown] == [*words, "the same, uncoded"]
+    assert [text.replace("\\$", "$") for text in shown] == [*words, "the same with plain forwarding"]
+
+
+def test_labels_are_what_a_paper_would_say() -> None:
+    for setting, label in (
+        ("algorithm=lg_fedavg", "LG-FedAvg"),
+        ("algorithm=own", "own"),
+        ("algorithm.model._target_=hmtl.mtl.cnn", "cnn"),
+        ("wire=int4", "4 bits"),
+        ("wire=null", "full precision"),
+        ("regularizer=task_relationship", "task relationship"),
+        ("lam=1e-3", "λ = 1e-3"),
+        ("dataset.rows_per_user=20", "rows per user = 20"),
+        ("aggregators=[0,2]", "aggregators = [0,2]"),
+        ("~logger.tensorboard", "tensorboard"),
+    ):
+        assert as_label(setting) == label
+
+
+def test_new_labels(seeds: Path) -> None:
+    """Of settings, wherever they occur, or of a line."""
+    runs = find_runs([seeds])
+    assert [line.name for line in as_lines(runs, labels={"mean": "ours"})] == ["ours", "ridge"]
+    runs = [replace(run, overrides=(*run.overrides, "wire=int4")) for run in runs[:1]] + runs[3:4]
+    labels = {"ridge": "theirs", "mean, 4 bits": "ours"}
+    assert [line.name for line in as_lines(runs, labels=labels)] == ["ours", "theirs"]
+
+
+@pytest.mark.parametrize("panels", [(), ("bits",), ("rounds", "bits", "users")])
+def test_the_picture_is_fit_for_print(seeds: Path, panels: tuple[str, ...]) -> None:
+    """All text has at least 9 points and is inside the picture, each axis but that of the boxes has a label."""
+    runs = find_runs([seeds])
+    long = "a label that is too long for a line of the legend, or has_no_space_where_a_line_could_end_before_it_does"
+    for lines in (as_lines(runs), [replace(line, name=f"{n}: {long}") for n, line in enumerate(single(runs))]):
+        figure = comparison_picture(lines, panels)
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert figure.bbox.x0 <= legend.get_window_extent().x0
+        assert legend.get_window_extent().x1 <= figure.bbox.x1
+        assert figure.get_figwidth() in (3.4, 7.0)
+        assert {text.get_fontsize() for text in figure.findobj(Text)} == {9}
+        assert all(axes.get_xlabel() for axes in figure.axes)
+        assert min(axes.bbox.height for axes in figure.axes) > figure.dpi
+        styles = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in legend.get_lines()]
+        assert len(set(map(str, styles))) == len(styles)
 
 
 @pytest.mark.slow
