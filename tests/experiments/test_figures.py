@@ -184,7 +184,7 @@ def test_pictures_are_small(name: str) -> None:
 @pytest.mark.slow
 def test_a_round_in_one_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = runpy.run_path(str(EXPERIMENTS / "round.py"))
-    monkeypatch.setitem(made["main"].__globals__, "RESULTS", tmp_path)
+    monkeypatch.setitem(made["panel"].__globals__, "RESULTS", tmp_path)
     figure = made["main"]()
     texts = [{text.get_text() for text in axes.texts} for axes in figure.axes]
     assert texts == [{"4", "20 up, 20 down"}, {"4", "8 up, 8 down"}, {"0.34", "1.7 up, 1 down"}]
