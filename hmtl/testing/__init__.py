@@ -1,4 +1,4 @@
-"""Contracts to inherit for tests of your own parts; needs pytest and hypothesis.
+"""Contracts to inherit for tests of your own parts. They need pytest and hypothesis::
 
     # test_mine.py
     from hmtl.testing import RegularizerContract
