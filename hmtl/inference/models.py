@@ -79,6 +79,7 @@ class Models:
         columns: names of the features, [d], or of the raw columns of `table`; empty if they have none.
         maker: function that creates the network; None: the models are linear.
         table: how raw rows with categories or missing numbers become features; None: they are the features.
+        outputs: number of scores of a row; 0: one for each class if there are more than two, else 1.
     """
 
     names: tuple[str, ...]
@@ -93,6 +94,7 @@ class Models:
     columns: tuple[str, ...] = ()
     maker: MakeModel | None = None
     table: TableFeatures | None = None
+    outputs: int = 0
 
     def model(self, user: str) -> UserModel:
         """Return a new module with this user's model, which maps raw rows, or their features by `table`, to scores.
@@ -121,7 +123,7 @@ class Models:
     @property
     def _outputs(self) -> int:
         """How many scores a prediction has, C."""
-        return len(self.labels) if len(self.labels) > 2 else 1
+        return self.outputs or (len(self.labels) if len(self.labels) > 2 else 1)
 
     def _number(self, user: str) -> int:
         """Return a user's number; raise DataError if there is no such user."""
@@ -203,6 +205,7 @@ def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], Ma
         for name in ("names", "shape", "columns"):
             saved[name] = tuple(saved[name].tolist())
         saved |= {"intercept": bool(saved["intercept"]), "seed": int(saved["seed"])}
+        saved["outputs"] = int(saved.get("outputs", 0))
         text = str(saved.pop("table", ""))
         models = Models(**saved, table=TableFeatures.from_json(text) if text else None)
         _check(models, is_network)
@@ -219,7 +222,7 @@ def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], Ma
 
 def _check(models: Models, is_network: bool) -> None:
     """Raise ValueError if the arrays do not match each other, or are not finite."""
-    K, d, C = len(models.names), int(np.prod(models.shape)), len(models.labels) if len(models.labels) > 2 else 1
+    K, d, C = len(models.names), int(np.prod(models.shape)), models._outputs
     m = models.W.size // max(1, K) if is_network else C * (d + models.intercept)
     for name, shape in {"W": (K, m), "mean": (K, d), "scale": (K, d), "target_mean": (K,)}.items():
         array = getattr(models, name)
@@ -262,6 +265,7 @@ def models_of(
         columns=tasks[0].columns or (),
         table=tasks[0].table.features if tasks[0].table else None,
         maker=network.make if network else None,
+        outputs=problem.outputs,
     )
 
 
