@@ -24,7 +24,6 @@ import yaml
 from hmtl.config.command_line import exit_status
 from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError, DataError
-from hmtl.io.files import write_whole
 
 SETTINGS = ("measure", "panels", "labels", "output")
 
@@ -39,40 +38,14 @@ def report(arguments: Sequence[str]) -> None:
         ConfigError: a setting is unknown or has a wrong value.
         DataError: no folder is given, a folder has no finished run, or a file of a run is damaged.
     """
-    # Imported here so that --help does not wait for torch and matplotlib.
-    from hmtl.reporting.console import Console
-    from hmtl.reporting.run_comparison import (
-        as_lines,
-        as_markdown,
-        comparison,
-        comparison_table,
-        find_runs,
-        readable,
-    )
-    from hmtl.reporting.run_comparison_picture import comparison_picture
+    from hmtl.reporting.comparison_report import write_report  # late: --help waits for neither torch nor matplotlib
 
     folders, settings = _parse(arguments)
     if not folders:
         raise DataError("No folder was given. Give the folders of runs or sweeps, such as multirun/2026-01-31.")
-    output = Path(settings["output"]) if "output" in settings else folders[0] / "report"
-    if not output.name:
-        raise ConfigError(
-            f"output={settings['output']} is not the name of a file. Give a name without an ending, such as output=all."
-        )
-    runs = find_runs(folders, settings.get("measure"))
-    lines = as_lines(runs, labels=_labels(settings.get("labels", "{}")))
-    picture = comparison_picture(lines, settings["panels"].split(",") if "panels" in settings else ())
-    for ending, text in {
-        ".csv": comparison(lines).to_csv(index=False),
-        "_runs.csv": comparison(as_lines(runs, over_seeds=False)).to_csv(index=False),
-        ".md": as_markdown(lines),
-        ".tex": readable(lines).to_latex(index=False, escape=True).replace("λ", r"$\lambda$"),
-    }.items():
-        write_whole(output.with_name(output.name + ending), text)
-    picture.write(output, "png", "pdf", "svg")
-    console = Console()
-    console.table(comparison_table(lines))
-    console.print(f"Picture: {output}.png, .pdf and .svg; tables: .csv, .md and .tex", markup=False, soft_wrap=True)
+    panels = settings["panels"].split(",") if "panels" in settings else ()
+    labels = _labels(settings.get("labels", "{}"))
+    write_report(folders, settings.get("measure"), panels, labels, settings.get("output"))
 
 
 def _parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:

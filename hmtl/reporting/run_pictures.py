@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from hmtl.communication import TIERS, LinkLedger
+from hmtl.communication import TIERS, Communicator, LinkLedger
 from hmtl.mtl.symmetric import Symmetric
+from hmtl.reporting.network_picture import draw
 from hmtl.reporting.style import OKABE_ITO, Picture
 
 MOST_LABELS = 10  # labels of links that fit below a panel
@@ -19,6 +20,13 @@ def run_pictures(ledger: LinkLedger, Omega: Symmetric | None) -> dict[str, bytes
     """Return the pictures of a finished run as PNG files by name, that of Ω only if there is one."""
     figures = {"links": link_figure(ledger)} | ({} if Omega is None else {"omega": omega_figure(Omega)})
     return {name: figure.to_png(dpi=100) for name, figure in figures.items()}
+
+
+def topology_picture(communicator: Communicator) -> bytes:
+    """Return the PNG file with the network of a run, and the nodes that compute models or learn the sums."""
+    role = "learns the sums" if communicator.recipe.messages == "sums" else "computes models"
+    planner = communicator.planner
+    return draw(communicator.contacts, planner.preferred, role, planner.server).to_png(dpi=150)
 
 
 def omega_figure(Omega: Symmetric) -> Picture:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hmtl.communication import Communicator
 from hmtl.errors import CheckpointError, EngineError, StateLost
+from hmtl.inference.models import models_of
+from hmtl.io.files import as_csv, write_json, write_whole
 from hmtl.mtl import Algorithm
 from hmtl.training.accountant import Accountant
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
@@ -19,7 +21,7 @@ from hmtl.training.engine import Engine, Setups, Training
 from hmtl.training.folder import remove_results
 from hmtl.training.history import History, Measurements, measure_round
 from hmtl.training.signals import catch_signals
-from hmtl.training.summary import Summary
+from hmtl.training.summary import Summary, UserRow, summarize, user_rows
 from hmtl.training.sums_of_figures import SumsOfFigures
 
 log = logging.getLogger(__name__)
@@ -154,6 +156,28 @@ class Trainer:
                     self._go_back(lost)
             self.interrupted = sum(self._caught[:1])
         return self.history
+
+    def write_results(self, summary: Summary) -> bool:
+        """Write `users.csv`, `models.npz` and `summary.json`; return whether the models are here, not at the hosts."""
+        folder = self.settings.folder
+        write_whole(folder / "users.csv", as_csv(self._user_rows()))
+        models = self.engine.models(self.algorithm, self.state)
+        if models is not None:
+            models_of(self.algorithm, models).save(folder / "models.npz")
+        write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
+        return models is not None
+
+    def summarize(self, **settings: Any) -> Summary:
+        """Return the summary of the rounds so far, with further fields such as `dataset` and `seed`."""
+        settings |= {"stopped_early": self.stopped_early or None}
+        if self.accountant:
+            settings |= self.accountant.describe()
+        settings |= {"metrics": "sums"} if self.sums else {}
+        users = self._user_rows()
+        return summarize(self.algorithm, self.communicator, self.history, users, self.best, **settings)
+
+    def _user_rows(self) -> list[UserRow]:
+        return user_rows(self.algorithm, {} if self.sums else self.user_figures or self.algorithm.users.measure())
 
     def _play(self, user_seconds: float) -> None:
         """Play the remaining rounds."""
