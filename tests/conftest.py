@@ -4,8 +4,6 @@ import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,7 +38,7 @@ def configure(tmp_path: Path) -> Callable[..., DictConfig]:
 
     def configure(*overrides: str, name: str = "config") -> DictConfig:
         values = [each for each in overrides if _is_value(each)]
-        cfg = deepcopy(_of_groups(name, *(each for each in overrides if not _is_value(each))))
+        cfg = compose("output_dir=.", *(each for each in overrides if not _is_value(each)), name=name)
         for each in OverridesParser.create().parse_overrides([f"output_dir={tmp_path}", *values]):
             OmegaConf.update(cfg, each.key_or_group, each.value())
         return cfg
@@ -51,11 +49,6 @@ def configure(tmp_path: Path) -> Callable[..., DictConfig]:
 def _is_value(override: str) -> bool:
     """Whether it sets a value, and neither chooses from a group nor adds or deletes."""
     return override[0] not in "+~" and not (conf_dir() / override.partition("=")[0]).is_dir()
-
-
-@cache  # Hydra reads two dozen files each time
-def _of_groups(name: str, *overrides: str) -> DictConfig:
-    return compose("output_dir=.", *overrides, name=name)
 
 
 @pytest.fixture(scope="session")

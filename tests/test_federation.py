@@ -1,5 +1,6 @@
 """Federations of own modules and data: the same as a configured run, continued runs, transforms, and what travels."""
 
+import doctest
 from functools import partial
 
 import pytest
@@ -11,7 +12,8 @@ import hmtl
 from hmtl.communication import CodedHierarchical, Uncoded
 from hmtl.config.build import build
 from hmtl.data import Dirichlet, deal, from_datasets, with_validation
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import CheckpointError, ConfigError, DataError, TopologyError
+from hmtl.interfaces import federation as module
 from hmtl.mtl import FedPer, FedU, Graph, LocalSGD, TorchTrainer, mlp
 from hmtl.topology import Topology, symmetric
 
@@ -67,32 +69,39 @@ def numbers(models):
     return torch.stack([torch.cat([each.flatten().double() for each in m.state_dict().values()]) for m in models])
 
 
-def test_a_federation_is_the_configured_run(configure):
-    """Same data, network, solver and seed: the same bits as `hmtl.train`, in all rounds."""
-    words = (
-        "algorithm=fedavg loss=cross_entropy partition=dirichlet dataset.seed=0 solver.epochs=1 K=6 H=3 r=2 rounds=2"
-    )
-    run = build(configure(*words.split(), "topology=any_r", "algorithm.model._target_=hmtl.mtl.mlp", "logger=none"))
+@pytest.mark.parametrize("algorithm", ["mocha", "fedu", pytest.param("ditto", marks=pytest.mark.slow)])
+def test_a_federation_is_the_configured_run(configure, algorithm):
+    """The same bits as `hmtl.train` by the defaults of both, in all rounds and on all links."""
+    run = build(configure(f"algorithm={algorithm}", "K=10", "rounds=6", "dataset.rows_per_user=20", "logger=none"))
     run.trainer.fit()
-    model, tasks, topology = run.algorithm.model, run.algorithm.problem.everybody, run.communicator.topology
-    first = model.holding(model.start)
-    federation = hmtl.Federation(first, tasks, topology, trainer=LocalSGD(epochs=1))
-    models = federation.train(2)
-    trained = [network.state_dict() for network in models]
-    expected = [model.split(w) for w in run.algorithm.W.T]
-    assert all(torch.equal(a[name], b[name]) for a, b in zip(trained, expected, strict=True) for name in b)
-    same = ("primal", "test_error", "bits_total")
-    assert [[row[name] for name in same] for row in federation.history] == [
-        [row[name] for name in same] for row in run.trainer.history
+    tasks = run.algorithm.problem.everybody
+    linear = algorithm == "mocha"
+    first = None if linear else run.algorithm.model.holding(run.algorithm.model.start)
+    options = {} if linear else {"solver": "sgd", "loss": "logistic"}
+    federation = hmtl.Federation(first, tasks, algorithm=algorithm, **options)
+    models = federation.train(6)
+    best = run.trainer.engine.models(run.algorithm, run.trainer.state).T.double()
+    assert torch.equal(numbers(model.learned if linear else model for model in models), best)
+    figures = [{name: value for name, value in row.items() if not name.endswith("_s")} for row in federation.history]
+    assert figures == [
+        {name: value for name, value in row.items() if not name.endswith("_s")} for row in run.trainer.history
     ]
-    assert federation.ledger.bits("relays_to_server") == run.communicator.ledger.bits("relays_to_server")
+    assert (
+        federation.ledger.per_link("relays_to_server") == run.communicator.ledger.per_link("relays_to_server")
+    ).all()
+
+
+def test_the_solver_for_any_module_takes_the_usual_steps():
+    tasks, first = from_datasets(users()), nn.Linear(D, C)
+    usual, quick = (hmtl.Federation(first, tasks, **kind).train(1) for kind in ({}, {"solver": "sgd"}))
+    assert torch.allclose(numbers(usual), numbers(quick), atol=1e-6)
 
 
 def test_training_continues_and_is_reproducible():
     """Four rounds are twice two, with BatchNorm, and transforms that draw; the seed matters."""
 
     def make(seed=0):
-        return hmtl.Federation(network, users(Noisy), trainer=adam(), seed=seed)
+        return hmtl.Federation(network, users(Noisy), solver=adam(), seed=seed)
 
     whole, parts = make(), make()
     models = whole.train(4)
@@ -118,7 +127,7 @@ def test_training_continues_after_an_error():
             return super().forward(*arguments)
 
     def make():
-        return hmtl.Federation(partial(mlp, D, C), users(), trainer=Failing(0.1, 1))
+        return hmtl.Federation(partial(mlp, D, C), users(), solver=Failing(0.1, 1))
 
     whole, parts = make(), make()
     models = whole.train(4)
@@ -133,9 +142,104 @@ def test_training_continues_after_an_error():
         assert [row[name] for row in parts.history] == [row[name] for row in whole.history]
 
 
+def test_training_resumes_from_a_folder(tmp_path):
+    """Also in another process, for all that it keeps; another learner or module is refused."""
+
+    def make(model=mlp, algorithm="ditto", **settings):
+        return hmtl.Federation(partial(model, D, C), users(), algorithm=algorithm, solver="sgd", **settings)
+
+    whole = make().train(4)
+    make(output_dir=tmp_path / "first").train(2)
+    resumed = make(resume=tmp_path / "first")
+    assert len(resumed.history) == 2
+    resumed.train(1)
+    assert torch.equal(numbers(whole), numbers(resumed.train(1)))
+    for other in ({"algorithm": "fedavg"}, {"model": nn.Linear}):
+        with pytest.raises(CheckpointError, match=min(other)):
+            make(resume=tmp_path / "first", **other)
+
+
+def test_what_a_run_leaves(tmp_path, capsys):
+    """Rows for functions and loggers, own measures, the files of a run, its report, and a description."""
+
+    class Kept:
+        def __init__(self):
+            self.rows, self.summary, self.closed = [], None, 0
+
+        def log(self, row):
+            self.rows.append(row)
+
+        def finish(self, summary, draw):
+            self.summary = summary
+            assert draw().keys() == {"topology", "links", "omega"}
+
+        def close(self):
+            self.closed += 1
+
+    kept, rounds = Kept(), []
+    federation = hmtl.Federation(
+        None,
+        users(),
+        algorithm="mocha",
+        rounds=3,
+        evaluate_every=2,
+        measures={"lowest": lambda p, y: p.min()},
+        logger=[kept, lambda row: rounds.append(row["round"])],
+        output_dir=tmp_path,
+    )
+    assert "not yet" in str(federation)
+    models = federation.train()
+    assert rounds == [row["round"] for row in kept.rows] == [0, 1, 2]
+    assert ["test_lowest" in row for row in kept.rows] == [True, False, True]
+    assert (kept.summary, kept.closed) == (federation.summary, 1)
+    assert f"{federation.summary.figures['test_error']:.4f}" in str(federation)
+    assert all(word in str(federation) for word in ("mocha", "hinge", "coded IVs of 18 numbers", "5 relays"))
+    loaded, x = hmtl.load_run(tmp_path), users()[1][1].tensors[0]
+    assert torch.equal(torch.tensor(loaded.scores("user 1", x)), models[1](x))
+    assert federation.report(panels=["rounds"]).axes
+    assert "worst user" in capsys.readouterr().out
+    assert (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm": "random_effects"},
+        {"algorithm": "cocoa", "communicator": "sums", "secure": True, "aggregators": "server", "metrics": "sums"},
+        {"algorithm": "local", "lam": 0.1},
+    ],
+)
+def test_linear_models_of_numbers(settings):
+    data = [(rows(torch.randn(12)), rows(torch.randn(4))) for _ in range(2 * K)]
+    federation = hmtl.Federation(None, data, **settings)
+    models = federation.train(2)
+    assert federation.summary.loss == "squared"
+    assert models[0](torch.zeros(3, D)).shape == (3,)
+
+
+def test_the_example_runs():
+    assert doctest.testmod(module).failed == 0
+
+
+def test_two_classes_by_number_are_loaded_again(tmp_path):
+    """Networks have a score for each class, and linear models learn one against the rest."""
+    x = users(C=2)[1][1].tensors[0]
+    for name, model in {"fedavg": partial(nn.Linear, D, 2), "mocha": None}.items():
+        models = hmtl.Federation(model, users(C=2), algorithm=name, output_dir=tmp_path / name).train(1)
+        loaded = hmtl.load_run(tmp_path / name, model and nn.Linear)
+        assert loaded.predict("user 1", x).tolist() == models[1](x).argmax(1).tolist()
+
+
+def test_private_sums():
+    privacy = {"clip": 1.0, "epsilon": 8.0, "delta": 1e-3}
+    federation = hmtl.Federation(partial(mlp, D, C), users(), communicator="sums", privacy=privacy)
+    federation.train(2)
+    assert 0 < federation.summary.epsilon <= 8
+
+
 def test_transforms_draw_anew_in_each_epoch():
     data = users(Noisy)
-    federation = hmtl.Federation(network, data, trainer=adam())
+    federation = hmtl.Federation(network, data, solver=adam())
     data[0][0].read.clear()
     federation.algorithm.users.local_update(0)
     read = data[0][0].read
@@ -146,11 +250,11 @@ def test_transforms_draw_anew_in_each_epoch():
 def test_models_do_not_depend_on_what_carries_them():
     """Coded and uncoded messages give the same bits; sums agree with them."""
     coded, uncoded = (
-        numbers(hmtl.Federation(network, users(), trainer=adam(), communicator=kind).train(2))
+        numbers(hmtl.Federation(network, users(), solver=adam(), communicator=kind).train(2))
         for kind in (partial(CodedHierarchical, aggregators="all"), Uncoded)
     )
     assert torch.equal(coded, uncoded)
-    assert torch.equal(coded, numbers(hmtl.Federation(network, users(), trainer=adam()).train(2)))
+    assert torch.equal(coded, numbers(hmtl.Federation(network, users(), solver=adam()).train(2)))
 
 
 class Adapted(nn.Module):
@@ -166,7 +270,7 @@ class Adapted(nn.Module):
 
 
 def test_frozen_parameters_do_not_travel():
-    federation = hmtl.Federation(Adapted, users(), trainer=adam(), communicator=Uncoded)
+    federation = hmtl.Federation(Adapted, users(), solver=adam(), communicator=Uncoded)
     base = federation.models[0].base.weight
     models = federation.train(1)
     assert federation.communicator.V_bits == 32 * (D + C)
@@ -195,7 +299,7 @@ ANY = {
     "matrices": (
         partial(nn.Linear, D, C, bias=False),
         users(),
-        {"trainer": TorchTrainer(partial(ForMatrices, lr=0.1))},
+        {"solver": TorchTrainer(partial(ForMatrices, lr=0.1))},
         "cross_entropy",
     ),
     "topology": (network, users(), {"topology": symmetric(K=5, H=5, r=2)}, "cross_entropy"),
@@ -207,7 +311,7 @@ def test_validation_rows_choose_the_round():
     tasks = with_validation(from_datasets(users()), 0.4, seed=0)
     torch.manual_seed(0)
     first = nn.Linear(D, C)
-    continued, whole = (hmtl.Federation(first, tasks, trainer=LocalSGD(step=3.0)) for _ in range(2))
+    continued, whole = (hmtl.Federation(first, tasks, solver=LocalSGD(step=3.0)) for _ in range(2))
     for rounds in (3, 4):
         models = continued.train(rounds)
         errors = [row["validation_error"] for row in continued.history]
@@ -228,7 +332,7 @@ def test_any_data_and_algorithm(model, data, options, loss):
     assert numbers(models).isfinite().all()
 
 
-WRONG = (-1, 0, 1.5, "3", None)
+WRONG = (-1, 0, 1.5, "3")
 """What is not a number of rounds."""
 
 
@@ -237,22 +341,32 @@ WRONG = (-1, 0, 1.5, "3", None)
     [
         (lambda: hmtl.Federation(nn.Linear(D, 7), users()), ConfigError),
         (lambda: hmtl.Federation(Paired(D, C), users()), ConfigError),
-        (lambda: hmtl.Federation(network, users(), trainer=LocalSGD()), ConfigError),
-        (lambda: hmtl.Federation(network, users(), trainer=torch.optim.SGD), ConfigError),
-        (lambda: hmtl.Federation(network, users(), trainer=TorchTrainer), ConfigError),
-        (lambda: hmtl.Federation(network, users(), trainer="sgd"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), solver=LocalSGD()), ConfigError),
+        (lambda: hmtl.Federation(network, users(), solver=torch.optim.SGD), ConfigError),
+        (lambda: hmtl.Federation(network, users(), solver=TorchTrainer), ConfigError),
+        (lambda: hmtl.Federation(network, users(), solver="sgd"), ConfigError),
         (lambda: hmtl.Federation("mlp", users()), ConfigError),
         (lambda: hmtl.Federation(network, users(), topology="G.csv"), ConfigError),
         (lambda: hmtl.Federation(network, users(), topology=[[1] * K]), ConfigError),
-        (lambda: hmtl.Federation(network, users(), algorithm="fedavg"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), algorithm="fedavgg"), ConfigError),
         (lambda: hmtl.Federation(network, users(), regularizer="mean"), ConfigError),
-        (lambda: hmtl.Federation(network, users(), communicator="uncoded"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), algorithm="mocha"), ConfigError),
+        (lambda: hmtl.Federation(None, users()), ConfigError),
+        (lambda: hmtl.Federation(network, users(), engine="ray"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), logger=["console"]), ConfigError),
+        (lambda: hmtl.Federation(network, users(), evaluate_evry=2), ConfigError),
+        (lambda: hmtl.Federation(network, users(), seed="zero"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), partition="shards"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), early_stopping=3), ConfigError),
+        (lambda: hmtl.Federation(network, users(), privacy={"clip": 1.0}), ConfigError),
+        (lambda: hmtl.Federation(network, users(), wire="int9"), ConfigError),
+        (lambda: hmtl.Federation(network, users(), resume="nowhere"), CheckpointError),
+        (lambda: hmtl.Federation(network, users()).report(), DataError),
         (lambda: hmtl.Federation(network, users(), communicator=Uncoded(symmetric(K, K, 1))), ConfigError),
         *((lambda rounds=rounds: hmtl.Federation(network, users()).train(rounds), ConfigError) for rounds in WRONG),
-        (lambda: hmtl.Federation(network, []), DataError),
-        (lambda: hmtl.Federation(network, users(), Topology([[1, 1]])), ConfigError),
+        (lambda: hmtl.Federation(network, []), TopologyError),
+        (lambda: hmtl.Federation(network, users(), topology=Topology([[1, 1]])), ConfigError),
         (lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),
-        (lambda: hmtl.Federation(network, users()).summary, ConfigError),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(make, kind):

@@ -6,8 +6,9 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import distributions
 from pathlib import Path
 from threading import Lock
@@ -119,8 +120,16 @@ def conf_dir() -> Path:
 
 def compose(*overrides: str, name: str = "config") -> DictConfig:
     """Return the configuration `name` of `conf/` with `overrides`, as on the command line, `output_dir` among them."""
-    with _composing, hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra.compose(name, list(overrides))
+    return deepcopy(_composed(name, *overrides))
+
+
+@lru_cache  # Hydra reads two dozen files each time
+def _composed(name: str, *overrides: str) -> DictConfig:
+    try:
+        with _composing, hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra.compose(name, list(overrides))
+    except HydraException as error:
+        raise ConfigError(" ".join(re.split(r"\s+Config search path", str(error))[0].split())) from error
 
 
 def build_topology(cfg: DictConfig) -> Topology | Moving:
@@ -151,7 +160,10 @@ def build_tasks(cfg: DictConfig, tasks: Sequence[Task] | None = None) -> tuple[t
     tasks = tuple(tasks or load_tasks(cfg))
     if "K" in cfg.topology and not cfg.topology.get("path"):
         cfg.K = len(tasks)
-    return _with_names(tasks, build_topology(cfg))
+    topology = build_topology(cfg)
+    if len(tasks) != topology.K:
+        raise ConfigError(f"The topology is for {topology.K} users, but {len(tasks)} have data. Choose another one.")
+    return _with_names(tasks, topology)
 
 
 def _with_names(tasks: tuple[Task, ...], contacts: Topology | Moving) -> tuple[tuple[Task, ...], Topology | Moving]:

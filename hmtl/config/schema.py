@@ -175,5 +175,5 @@ def flat(cfg: DictConfig, omitted: Collection[str] = (), resolve: bool = True) -
         if isinstance(value, dict):
             stack += [(f"{key}.{k}", v) for k, v in value.items()]
         else:
-            values[key] = value
+            values[key] = value.__qualname__ if callable(value) else value
     return values

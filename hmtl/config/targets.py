@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -16,6 +16,23 @@ if TYPE_CHECKING:
 
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 """Keys that Hydra's `instantiate` reads."""
+
+
+def given(part: Any, make: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Return what stands in a configuration for the object `part`, or for what `make` returns when it is called."""
+
+    def given(*arguments: Any, **objects: Any) -> Any:  # a function, which Hydra does not copy as it does data
+        return make(*arguments, **objects) if make else part
+
+    named = getattr(part, "func", part)  # of a functools.partial
+    named = named if hasattr(named, "__qualname__") else type(named)
+    given.__qualname__ = f"{named.__module__}.{named.__qualname__}"  # it stands for the part in checkpoints and errors
+    return {"_target_": f"{__name__}.call", "given": given}
+
+
+def call(*arguments: Any, given: Callable[..., Any], **objects: Any) -> Any:
+    """Return a part that is `given`."""
+    return given(*arguments, **objects)
 
 
 def make(name: str, part: Mapping[str, Any], kinds: tuple[type, ...], **objects: Any) -> Any:
@@ -40,7 +57,7 @@ def make(name: str, part: Mapping[str, Any], kinds: tuple[type, ...], **objects:
     except SystemExit as error:
         raise ConfigError(f"{name}._target_={target} ends the process. Set it to what makes a part.") from error
     if not isinstance(made, kinds):
-        raise _wrong_kind(name, target, kinds)
+        raise _wrong_kind(name, part, kinds)
     return made
 
 
@@ -54,8 +71,8 @@ def check(name: str, part: Mapping[str, Any], kinds: tuple[type, ...] = ()) -> d
     """
     target = locate(f"{name}._target_", part.get("_target_"))
     made = target if inspect.isclass(target) else _hints(target).get("return")
-    if kinds and inspect.isclass(made) and not issubclass(made, kinds):
-        raise _wrong_kind(name, part["_target_"], kinds)
+    if kinds and inspect.isclass(made) and made is not Any and not issubclass(made, kinds):
+        raise _wrong_kind(name, part, kinds)
     part = {key: None if is_part(value) and value["_target_"] is None else value for key, value in part.items()}
     nested = {key: check(f"{name}.{key}", value) for key, value in part.items() if is_part(value)}
     plain = {key: value for key, value in part.items() if key not in nested and key not in HYDRAS}
@@ -159,12 +176,16 @@ def _hints(maker: Any) -> dict[str, Any]:
         return {}
 
 
-def _wrong_kind(name: str, target: Any, kinds: Collection[type]) -> ConfigError:
+def _wrong_kind(name: str, part: Mapping[str, Any], kinds: Collection[type]) -> ConfigError:
     wanted = " or ".join(kind.__name__ for kind in kinds)
+    if "given" in part:
+        return ConfigError(
+            f"{name}={part['given'].__qualname__} is not a {wanted}. Give one, or a name in conf/{name}."
+        )
     remedy = "Choose a part of this group, see --help."
     if name == "dataset":
         remedy = "Return one Dataset or Task for each user, such as hmtl.data.deal makes of one Dataset."
-    return ConfigError(f"{name}._target_={target} does not make a {wanted}. {remedy}")
+    return ConfigError(f"{name}._target_={part['_target_']} does not make a {wanted}. {remedy}")
 
 
 def no_setting(setting: str, known: Collection[str]) -> str:

@@ -1,1 +1,1 @@
-"""Training from Python, without a configuration: `MultiTask` in one process, `Federation` over a network."""
+"""Training from Python: `MultiTask` without a network, `Federation` over one by the settings of `hmtl.train`."""

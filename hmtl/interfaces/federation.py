@@ -1,165 +1,282 @@
-"""Federated training of your own modules on your own data sets: `Federation(module, datasets).train(rounds=20)`."""
+"""Federated training from Python, by the settings of `hmtl.train`: `Federation(module, datasets).train(rounds=20)`."""
 
-import copy
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from hmtl.communication import CodedHierarchical, Communicator, LinkLedger
-from hmtl.data import from_datasets
+from hmtl.communication import LinkLedger
+from hmtl.config.build import KINDS, build, build_topology, compose, conf_dir
+from hmtl.config.targets import given, no_setting
+from hmtl.data import Task, from_datasets
 from hmtl.data.datasets import UserData
 from hmtl.data.tasks import classified
-from hmtl.errors import ConfigError
-from hmtl.mtl import (
-    CrossEntropy,
-    FedAvg,
-    Learner,
-    Logistic,
-    Loss,
-    Mean,
-    NetworkAlgorithm,
-    Participation,
-    Problem,
-    Regularizer,
-    Squared,
-    TorchTrainer,
-)
-from hmtl.mtl.solvers.networks import NetworkSolver
+from hmtl.errors import ConfigError, TopologyError
+from hmtl.inference.models import models_of
+from hmtl.mtl import Learner, NetworkAlgorithm
+from hmtl.mtl.measures import OwnMeasure
 from hmtl.reporting.console_logger import ConsoleLogger
-from hmtl.topology import Moving, Topology, any_r
+from hmtl.training.folder import held
 from hmtl.training.history import Measurements
-from hmtl.training.pairing import matched
-from hmtl.training.summary import Summary, summarize, user_rows
-from hmtl.training.trainer import Trainer, TrainerSettings
+from hmtl.training.summary import Summary
+from hmtl.training.trainer import Logger
+
+if TYPE_CHECKING:
+    from hmtl.reporting.style import Picture
+
+Model = nn.Module | Callable[[], nn.Module] | None
 
 
 class Federation:
-    """Users who train a module together over a two-hop network, in one process and without a configuration.
+    """Users who train together over a two-hop network, in one process.
 
-    The loss is the cross-entropy for class numbers, the logistic loss for ±1 and the squared error for floats, see
-    `hmtl.data.from_datasets`; a module returns [n, C] for C classes and [n, 1] otherwise.
+    Keywords are settings of `hmtl.train`, with the names, defaults and checks that they have there. A part of a run is
+    the name of a file in `conf/`, or an object. `print(federation)` shows what was chosen, and what was reached.
+
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> data = [TensorDataset(torch.randn(50, 8), torch.randint(3, (50,))) for user in range(20)]
+        >>> federation = Federation(torch.nn.Linear(8, 3), data, algorithm="ditto", lam=0.5)
+        >>> len(federation.train(rounds=5)), federation.summary.rounds
+        (20, 5)
 
     Args:
-        model: the module, or a class or function that makes it without arguments. Rows and models are on its device.
-        datasets: the training rows of each user, as a torch Dataset, or its training and test rows; `hmtl.data.deal`
-            divides one Dataset. The order and size of minibatches are those of the trainer. Tasks may have validation
-            rows (`hmtl.data.with_validation`).
-        topology: who hears whom; None: each user is heard by 3 of 5 relays.
-        algorithm: a learner of networks, or its class.
-        participation: who takes part in a round; `Participation(fraction=0.1)` samples a tenth of the users.
-        regularizer: couples models with algorithms such as FedU; None: `Mean(0.1)`.
-        trainer: how users train, such as a `LocalTrainer` of your own; None: `TorchTrainer` with SGD(lr=0.03).
-        communicator: class of the communicator; `functools.partial` sets its options. Sums replace coded IVs if they
-            take less time.
-        seed: seed of the first parameters, of orders of rows, and of the network that is drawn.
+        model: a module, or a class or function that makes it without arguments. It returns [n, C] for C classes and
+            [n, 1] otherwise. None for algorithms with linear models: "mocha", "cocoa", "local" and "random_effects".
+        dataset: the training rows of each user, as a torch Dataset, or its training and test rows; `hmtl.data.deal`
+            divides one Dataset. Or a `Task` for each user.
+        algorithm: a name, or a learner of networks.
+        measures: functions of a user's predictions and targets by name, see `OwnMeasure`.
+        logger: loggers, which are closed at the end of `train`, or functions that get the row of each round.
+        output_dir: folder of the results, which are those of the command; None: a temporary one.
+        settings: all others. Parts are `topology`, `solver`, `loss`, `regularizer`, `participation`, `network` and
+            `communicator`; of the last, a class or `functools.partial` takes the place of an object. Values are such as
+            `seed=1`, `H=10`, `evaluate_every=5`, `secure=True`, `resume=FOLDER`, `privacy={"clip": 1.0, "noise": 1.0}`,
+            and `**{"algorithm.alpha": 0.3}` in a part.
+
+    Four defaults depend on the model and the data. `device` is that of the module. `topology="any_r"` replaces
+    "symmetric" if that cannot have this number of users. `solver="torch"` takes the steps of "sgd" with any module.
+    `loss` is "squared" for floats; networks learn class numbers by "cross_entropy" and ±1 by "logistic".
 
     Attributes:
-        history: one row of measurements per round, as in metrics.csv.
         algorithm, communicator: what trains, and what counts bits and time.
+        history: one row of measurements per round, as in metrics.csv.
+        summary: loads, times, errors and users, as in summary.json; None before the first round.
 
     Raises:
-        ConfigError, DataError: the parts do not fit each other, or data cannot be read.
+        ConfigError, DataError: the settings do not fit each other, or data cannot be read.
     """
 
     def __init__(
         self,
-        model: nn.Module | Callable[[], nn.Module],
-        datasets: Sequence[UserData],
-        topology: Topology | Moving | None = None,
-        algorithm: Learner | type[Learner] = FedAvg,
-        participation: Participation = Participation(),  # noqa: B008, it is frozen
-        regularizer: Regularizer | None = None,
-        trainer: NetworkSolver | None = None,
-        communicator: Callable[..., Communicator] = CodedHierarchical,
-        seed: int = 0,
+        model: Model,
+        dataset: Sequence[UserData],
+        *,
+        algorithm: str | Learner = "fedavg",
+        measures: Mapping[str, OwnMeasure] | None = None,
+        logger: Sequence[Logger | Callable[[Measurements], None]] = (),
+        output_dir: str | Path | None = None,
+        **settings: Any,
     ) -> None:
-        def make(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
-            return copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-
-        try:
-            learner = algorithm() if isinstance(algorithm, type) else algorithm
-        except TypeError as error:
-            raise ConfigError(f"algorithm={algorithm}: {error}. Give a learner, such as Ditto(lam=0.1).") from error
+        communicator = settings.get("communicator") or ""
         for name, part, is_right, wanted in (
-            ("model", model, callable(model), "a module, or a function that makes one"),
-            ("topology", topology, isinstance(topology, Topology | Moving | None), "a Topology: from_file reads one"),
-            ("algorithm", learner, isinstance(learner, Learner), "a learner such as hmtl.mtl.FedAvg()"),
-            ("regularizer", regularizer, isinstance(regularizer, Regularizer | None), "one such as Mean(0.1)"),
-            ("trainer", trainer, isinstance(trainer, NetworkSolver | None), "a TorchTrainer, LocalSGD or LocalTrainer"),
-            ("communicator", communicator, callable(communicator), "a class such as hmtl.communication.Uncoded"),
+            ("model", model, callable(model) or model is None, "a module, or a function that makes one"),
+            ("algorithm", algorithm, isinstance(algorithm, str | Learner), "a name, or a learner such as FedAvg()"),
+            ("communicator", communicator, callable(communicator) or isinstance(communicator, str), "a class"),
+            (
+                "logger",
+                logger,
+                all(isinstance(each, Logger) or callable(each) for each in logger),
+                "loggers, functions",
+            ),
+            ("engine", settings.get("engine"), "engine" not in settings, "it to hmtl.train: this is one process"),
         ):
             if not is_right:
                 raise ConfigError(f"{name}={part!r} does not fit. Give {wanted}.")
-        tasks = from_datasets(datasets)
-        loss: Loss = Squared()
-        tasks = classified(tasks)
-        if tasks and tasks[0].classes:
-            loss = CrossEntropy()
-        elif all(set(y.tolist()) <= {-1.0, 1.0} for task in tasks for y in (task.y_train, task.y_test)):
-            loss = Logistic()
-        first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        device = torch.device("cpu") if first is None else first.device
-        problem = Problem(tasks, loss, regularizer or Mean(0.1), device=device)
-        topology = any_r(len(tasks), 5, 3, seed) if topology is None else topology
-        if len(tasks) != topology.K:
-            raise ConfigError(f"The topology is for {topology.K} users, but {len(tasks)} have data. Give another one.")
-        self.seed = seed
-        solver = trainer or TorchTrainer(partial(torch.optim.SGD, lr=0.03))
-        make_algorithm = partial(
-            NetworkAlgorithm, learner, problem, solver, make, seed=seed, participation=participation
-        )
-        made, self.communicator = matched(make_algorithm, problem, communicator(topology))
-        assert isinstance(made, NetworkAlgorithm)
-        self.algorithm = made
+        if output_dir is None:
+            output_dir = tempfile.mkdtemp(prefix="hmtl-")
+            weakref.finalize(self, shutil.rmtree, output_dir, ignore_errors=True)
+        self.output_dir = Path(output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        parts = {name: part for name in KINDS if (part := settings.pop(name, None)) is not None}
+        parts |= {"algorithm": algorithm, **{f"measures.{name}": each for name, each in (measures or {}).items()}}
+        settings |= {"output_dir": str(output_dir)}
+        self._cfg = _configuration(model, classified(from_datasets(dataset)), parts, settings)
+        self._loggers = [each if isinstance(each, Logger) else _calling(each) for each in logger]
+        self._build()
+        self._state: Mapping[str, Any] | None = self._run.checkpoint
+        self.summary: Summary | None = None
         self.history: list[Measurements] = []
-        self._trainer: Trainer | None = None
+        if self._state:
+            self._run.trainer.history.load_state_dict(self._state["history"])
+            self.history = list(self._run.trainer.history)
 
-    def train(self, rounds: int) -> list[nn.Module]:
+    def _build(self) -> None:
+        self._run, self._failed = build(self._cfg), False
+        self.algorithm, self.communicator = self._run.algorithm, self._run.communicator
+
+    def train(self, rounds: int | None = None) -> list[nn.Module]:
         """Train for further rounds, with a progress bar on a terminal, and return each user's module.
+
+        Args:
+            rounds: how many; None: until there are as many in total as the setting `rounds` says.
 
         Raises:
             ConfigError: `rounds` is not a whole number from 1.
             KeyboardInterrupt: by Ctrl-C, after the round has been finished; `history` and `models` are up to date.
                 After any other error, the next call continues from the last one that ended without.
         """
+        cfg, done = self._cfg, len(self.history)
+        rounds = cfg.rounds - done if rounds is None else rounds
         if not isinstance(rounds, Integral) or rounds < 1:
             raise ConfigError(f"rounds={rounds!r} is not a whole number from 1. Give the number of further rounds.")
-        total, before = len(self.history) + rounds, self._trainer.state if self._trainer else None
-        console = ConsoleLogger(total)
-        with tempfile.TemporaryDirectory() as folder:
-            settings = TrainerSettings(Path(folder), total, checkpoint_every=total)
-            trainer = Trainer(self.algorithm, self.communicator, settings, loggers=[console])
-            try:
-                self.history = list(trainer.fit(before))
-            finally:
-                console.close()
-        self._trainer = trainer
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        total = done + int(rounds)
+        is_read = "${rounds}" in str(OmegaConf.to_container(cfg.algorithm)) or cfg.privacy.epsilon  # for Ω, or noise
+        if self._failed or (is_read and total != cfg.rounds):
+            cfg.rounds = total
+            self._build()
+        trainer, self._failed = self._run.trainer, True
+        trainer.settings = replace(trainer.settings, rounds=total)
+        trainer.loggers = [ConsoleLogger(total), *self._loggers]
+        with ExitStack() as stack:
+            stack.enter_context(held(self.output_dir))
+            for logger in trainer.loggers:
+                stack.callback(logger.close)
+            self.history = list(trainer.fit(self._state))
+            self._state, self.summary = trainer.state, trainer.summarize(dataset="own", seed=cfg.seed)
+            self._failed = False
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            trainer.write_results(self.summary)
+            for logger in self._loggers:
+                logger.finish(self.summary, self._pictures)
         return self.models
+
+    def report(self, **settings: Any) -> "Picture":
+        """Print the table of `hmtl.report`, write its files to `output_dir`, and return its picture.
+
+        Args:
+            settings: measure, panels and output, see `hmtl.reporting.comparison_report.write_report`.
+        """
+        from hmtl.reporting.comparison_report import write_report  # late, as pandas and matplotlib are
+
+        return write_report([self.output_dir], **settings)
 
     @property
     def models(self) -> list[nn.Module]:
-        """A new module for each user, in evaluation mode: of the best round by validation rows, if there are any."""
-        users = self.algorithm.users
-        return [self.algorithm.model.holding(w).eval() for w in users.handed_out(users.state_dict())]
+        """A new module for each user, in evaluation mode: of the best round by validation rows, if there are any.
+
+        A linear model is a `hmtl.inference.models.UserModel`, which maps rows [n, d] to [n] or, for C classes, [n, C].
+        """
+        state = self._state or {"algorithm": self.algorithm.state_dict()}
+        W = self._run.engine.models(self.algorithm, state)
+        assert W is not None  # all users are in this process
+        if isinstance(self.algorithm, NetworkAlgorithm):
+            return [self.algorithm.model.holding(w).eval() for w in W.T]
+        models = models_of(self.algorithm, W)
+        return [models.model(name) for name in models.names]
 
     @property
     def ledger(self) -> LinkLedger:
         """The bits that every link has carried."""
         return self.communicator.ledger
 
-    @property
-    def summary(self) -> Summary:
-        """Loads, times, errors and users, as in summary.json."""
-        if self._trainer is None:
-            raise ConfigError("There is no summary before the first round. Call train.")
-        users = user_rows(self.algorithm, self._trainer.user_figures or self.algorithm.users.measure())
-        about: Mapping[str, Any] = {"dataset": "own", "seed": self.seed}
-        return summarize(self.algorithm, self.communicator, self.history, users, self._trainer.best, **about)
+    def _pictures(self) -> Mapping[str, bytes]:
+        from hmtl.reporting.run_pictures import run_pictures, topology_picture  # late, as in report
+
+        topology = topology_picture(self.communicator)
+        return {"topology": topology, **run_pictures(self.ledger, self.algorithm.Omega)}
+
+    def __repr__(self) -> str:
+        network, problem, about = self.communicator.topology, self.algorithm.problem, self.algorithm.describe()
+        tests = sum(len(task.y_test) for task in problem.everybody)
+        regularizer = f"; {about['regularizer']} with lam={about['lam']:g}" if "regularizer" in about else ""
+        sent = []  # of each section of numbers
+        carriers = getattr(self.communicator, "parts", [self.communicator])
+        for carrier, users in zip(carriers, self.algorithm.users.sections, strict=True):
+            kind = "sums" if carrier.recipe.messages == "sums" else "coded IVs" if carrier.recipe.coded else "IVs"
+            nodes = str(carrier.recipe.aggregators).translate(dict.fromkeys(map(ord, "[]'")))
+            how = f"{'secure ' * bool(carrier.recipe.secure)}{kind} of {users.numbers:,} numbers"
+            how += f" in {carrier.recipe.wire}" * bool(carrier.recipe.wire)
+            sent += [f"{how}; aggregators: {nodes}"] * (users.numbers > 0)
+        lines = {
+            "users": f"{problem.K}: {sum(problem.counts):,} training and {tests:,} test rows of {problem.d} numbers",
+            "network": f"{network.H} relays, {network.r:.3g} hear each user; {self.communicator.network.medium}",
+            "learner": f"{about['algorithm']}; {about['loss']}{regularizer}",
+            "travels": "; ".join(sent) or "nothing",
+            "trained": "not yet",
+        }
+        if done := self.summary:
+            name = "test_error" if "test_error" in done.figures else "train_error"
+            error = f"{name.replace('_', ' ')} {done.figures[name]:.4f} ({done.error_measure})"
+            lines["trained"] = f"{done.rounds} rounds: {error}, {done.figures['bits_total']:,} bits"
+        return "\n".join(["Federation", *(f"  {name:9}{line}" for name, line in lines.items())])
+
+
+def network(d: int, C: int, shape: tuple[int, ...], given: Callable[[], nn.Module]) -> nn.Module:
+    """Return the module of a Federation, for rows in their own shape."""
+    return given()
+
+
+def _calling(function: Callable[[Measurements], None]) -> Any:
+    """Return a logger that calls a function with the row of each round."""
+    return SimpleNamespace(log=function, finish=lambda *_: None, close=lambda: None)
+
+
+def _configuration(
+    model: Model, tasks: Sequence[Task], parts: Mapping[str, Any], settings: Mapping[str, Any]
+) -> DictConfig:
+    """Return the configuration of `hmtl.train` with these parts, by name or as objects, and settings."""
+    named = {"algorithm": "own"} | {name: part for name, part in parts.items() if isinstance(part, str)}
+    cfg = compose("output_dir=.", "dataset=own", "logger=none", *map("=".join, named.items()))
+    is_network = "model" in cfg.algorithm
+    if is_network == (model is None):
+        kinds = ("networks", "a module") if is_network else ("linear models", "None")
+        raise ConfigError(f"algorithm={named['algorithm']} trains {kinds[0]}. Set model to {kinds[1]}.")
+    objects = {"dataset": given(tasks)}
+    for name, part in parts.items():
+        if not isinstance(part, str):
+            makes = name.startswith(("communicator", "measures."))  # parts that get arguments
+            objects["algorithm.learner" if name == "algorithm" else name] = given(part, part if makes else None)
+    if is_network:
+        make = (lambda: deepcopy(model)) if isinstance(model, nn.Module) else model
+        objects["algorithm.model"] = given(model, make) | {"_target_": f"{__name__}.network", "_partial_": True}
+        first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        cfg.device = cfg.device if first is None else str(first.device)
+    for name, part in objects.items():
+        OmegaConf.update(cfg, name, OmegaConf.create(part, flags={"allow_objects": True}), merge=False, force_add=True)
+    if "topology" in objects:
+        cfg.K = cfg.H = cfg.r = None
+    loss = "squared"
+    if tasks and tasks[0].classes:
+        loss = "cross_entropy"
+    elif all(set(y.tolist()) <= {-1.0, 1.0} for task in tasks for y in (task.y_train, task.y_test)):
+        loss = "logistic"
+    usual = {"solver": "torch", "loss": loss} if is_network else {"loss": loss} if loss == "squared" else {}
+    for group in usual.keys() - parts.keys():
+        cfg[group] = OmegaConf.load(conf_dir() / group / f"{usual[group]}.yaml")
+    for name, value in settings.items():
+        if name.partition(".")[0] not in cfg:
+            raise ConfigError(no_setting(name, list(map(str, cfg))))
+        try:
+            OmegaConf.update(cfg, name, value, force_add=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{name}={value!r}: {str(error).splitlines()[0]}.") from error
+    if "topology" not in parts:
+        cfg.K = len(tasks)
+        try:
+            build_topology(cfg)
+        except TopologyError:
+            cfg.topology = OmegaConf.load(conf_dir() / "topology" / "any_r.yaml")
+    return cfg
