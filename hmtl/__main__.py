@@ -15,6 +15,7 @@ COMMANDS = {
     "launch": "start all processes of a run on this machine",
     "node": "run one node of a deployment over several machines",
     "certificates": "make the certificates of a deployment",
+    "new": "write a small project to begin with",
 }
 
 

@@ -167,7 +167,7 @@ class Federation:
         """Print the table of `hmtl.report`, write its files to `output_dir`, and return its picture.
 
         Args:
-            settings: measure, panels and output, see `hmtl.reporting.comparison_report.write_report`.
+            settings: measure, panels, labels and output, see `hmtl.reporting.comparison_report.write_report`.
         """
         from hmtl.reporting.comparison_report import write_report  # late, as pandas and matplotlib are
 

@@ -1,0 +1,48 @@
+"""Write a small project that runs: `python -m hmtl.new FOLDER`.
+
+The folder gets data.py (the data of each user), model.py (the module that they train), conf/ (settings that name both),
+test_project.py (a test) and README.md (the commands).
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hmtl.errors import ConfigError, complain
+
+TEMPLATE = Path(__file__).parent / "template"
+
+
+def new(folder: Path) -> None:
+    """Write the project.
+
+    Raises:
+        ConfigError: `folder` is not empty, or cannot be written to.
+    """
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty. Give the name of a new folder.")
+        shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror or error}). Give another folder.") from error
+    print(f"Project: {folder}. Its README.md has three commands to begin with.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit status."""
+    if {"--help", "-h"} & set(arguments):
+        print(__doc__, end="")
+        return 0
+    try:
+        if len(arguments) != 1:
+            raise ConfigError("Give one folder, such as python -m hmtl.new project.")
+        new(Path(arguments[0]))
+    except ConfigError as error:
+        complain(str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
