@@ -15,7 +15,7 @@ from hmtl.reporting.style import PAGE, PRINT, Picture
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = "commands"
-SPREAD = {"config": 2.2, "distributed": 7.2, "inference": 5.2}  # of rows, so that no arrow crosses a box
+SPREAD = {"tuning": 5.2, "distributed": 7.2, "inference": 5.2}  # of rows, so that no arrow crosses a box
 COMMAND_NAMES = ("train", "plan", "tune", "report", "predict", "launch", "node", "certificates", "new")
 
 
