@@ -24,65 +24,21 @@ BYE = "bye"  # the last frame of a connection
 CAST = "cast"  # the header and the digest of a body that comes by multicast
 LACKS = "lacks"  # places of pieces of it that did not arrive
 PIECES = "pieces"  # these pieces
+UP = messages.IVS, messages.REPORT, messages.STATE, messages.COMBINATIONS, messages.DIGESTS, messages.MODELS
+DOWN = messages.ATTENDANCE, messages.STATE, messages.BROADCAST, messages.VERDICT, messages.MODELS
+SECRETS = messages.KEYS, messages.SHARES, messages.SHARED, messages.UNMASK  # of secure sums, by relays
 # A receiver trusts the indices of a header: change MAGIC along with KINDS, DTYPES or FORMATS.
-KINDS = (
-    CONTROL,
-    BYE,
-    CAST,
-    LACKS,
-    PIECES,
-    messages.IVS,
-    messages.REPORT,
-    messages.ATTENDANCE,
-    messages.STATE,
-    messages.COMBINATIONS,
-    messages.BROADCAST,
-    messages.DIGESTS,
-    messages.VERDICT,
-    messages.RECEIPTS,
-    messages.MODELS,
-    messages.KEYS,
-    messages.SHARES,
-    messages.SHARED,
-    messages.UNMASK,
-)
-SECRETS = {messages.KEYS, messages.SHARES, messages.SHARED, messages.UNMASK}  # of secure sums, by relays
+KINDS = tuple(dict.fromkeys((CONTROL, BYE, CAST, LACKS, PIECES, *UP, *DOWN, messages.RECEIPTS, *SECRETS)))
 DTYPES = tuple(NUMBERS.values())
-MAGIC = b"hmt6"  # the digit is the version of the layout
+MAGIC = b"hmt7"  # the digit is the version of the layout
 LAYOUT = struct.Struct("<4s B B B I i i I I I")
 HEADER = LAYOUT.size  # bytes
 SERVES, RELAYS, HOSTS = "server", "relay", "host"  # the roles of nodes
 MAY_SEND: dict[tuple[str, str], frozenset[str]] = {
     (HOSTS, RELAYS): frozenset({messages.IVS, *SECRETS, BYE}),
     (RELAYS, HOSTS): frozenset({messages.RECEIPTS, messages.MODELS, *SECRETS, BYE}),
-    (RELAYS, SERVES): frozenset(
-        {
-            messages.IVS,
-            messages.REPORT,
-            messages.STATE,
-            messages.COMBINATIONS,
-            messages.DIGESTS,
-            messages.MODELS,
-            *SECRETS,
-            CONTROL,
-            LACKS,
-            BYE,
-        }
-    ),
-    (SERVES, RELAYS): frozenset(
-        {
-            messages.ATTENDANCE,
-            messages.STATE,
-            messages.BROADCAST,
-            messages.VERDICT,
-            messages.MODELS,
-            *SECRETS,
-            CONTROL,
-            CAST,
-            PIECES,
-            BYE,
-        }
-    ),
+    (RELAYS, SERVES): frozenset({*UP, *SECRETS, CONTROL, LACKS, BYE}),
+    (SERVES, RELAYS): frozenset({*DOWN, *SECRETS, CONTROL, CAST, PIECES, BYE}),
     (HOSTS, SERVES): frozenset({CONTROL, BYE}),
     (SERVES, HOSTS): frozenset({CONTROL, BYE}),
 }
