@@ -1,8 +1,9 @@
 """Make the certificates of a deployment: `python -m hmtl.certificates deployment=site.yaml`.
 
-There is an authority of the deployment's own, and a key and a certificate for each node. Those that exist are kept,
-unless they expire within a month; renew=true makes all of them again. They are in the folder that the deployment names,
-or in folder=PATH. The authority's own key is in PATH-authority. No node needs it; keep it to make more certificates.
+There is an authority of the deployment's own, and a key and a certificate for each node. Those that exist are kept, but
+for those that are revoked or expire within a month; renew=true makes all of them again. They are in the folder that the
+deployment names, or in folder=PATH. The authority's own key is in PATH-authority. No node needs it; keep it to make
+more certificates.
 """
 
 import sys
@@ -41,6 +42,7 @@ USUAL = {"true": True, "false": False}
 def _make(settings: dict[str, str]) -> None:
     from hmtl.distributed.certificates import certify, expiry, load_credentials, open_authority
     from hmtl.distributed.deployment import Deployment
+    from hmtl.distributed.identity import serial_of
 
     if "deployment" not in settings:
         raise ConfigError("deployment is not set. Set it to the file of the site, such as deployment=site.yaml.")
@@ -49,9 +51,10 @@ def _make(settings: dict[str, str]) -> None:
     keys = Path(f"{folder.resolve()}-authority")  # also beside the folder "."
     authority = open_authority(folder, keys)
     for node in deployment.nodes.values():
-        new = certify(folder, authority, node.name, USUAL[settings.get("renew", "false")])
-        end = expiry(load_credentials(folder, node.name))
-        print(f"{folder / node.name}.pem  {'made' if new else 'kept'}, valid until {end:%Y-%m-%d}")
+        new = certify(folder, authority, node.name, USUAL[settings.get("renew", "false")], deployment.revoked)
+        own = load_credentials(folder, node.name)
+        state = f"{'made' if new else 'kept'}, valid until {expiry(own):%Y-%m-%d}"
+        print(f"{folder / node.name}.pem  {state}, serial number {serial_of(own.certificate):X}")
     print(f"Copy to the machine of each node: {settings['deployment']}, and ca.pem, NAME.pem, NAME.key in {folder}.")
     print(f"Keep {keys / 'ca.key'} to yourself: with it, anybody can join under any name.")
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, to_pem
+from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, serial_of, to_pem
 from hmtl.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -46,15 +46,53 @@ def open_authority(folder: Path, keys: Path) -> tuple[Key, x509.Certificate]:
     return signer, issuer
 
 
-def certify(folder: Path, authority: tuple[Key, x509.Certificate], identity: str, renew: bool) -> bool:
-    """Write a node's new key and certificate, and return True; return False if it has some that do not expire soon.
+class Files:
+    """A node's credentials as its files have them, which are read again whenever one has changed.
+
+    Args:
+        files: those files.
+        read: reads them, or raises `ConfigError`.
+    """
+
+    def __init__(self, files: Sequence[Path], read: Callable[[], Credentials]) -> None:
+        self._files, self._read = files, read
+        self._seen, self._credentials = [*map(_state, files)], read()
+
+    def present(self) -> Credentials:
+        """Return the present credentials; if the files cannot be used, warn once, and return those before."""
+        if (seen := [*map(_state, self._files)]) != self._seen:
+            self._seen = seen
+            try:
+                self._credentials = self._read()
+                log.info("The certificate with serial number %X is in use.", serial_of(self._credentials.certificate))
+            except (ConfigError, OSError) as error:
+                log.warning("%s Until then, what was read before is used.", error)
+        return self._credentials
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def certify(
+    folder: Path, authority: tuple[Key, x509.Certificate], identity: str, renew: bool, revoked: Collection[int] = ()
+) -> bool:
+    """Write a node's new key and certificate, and return True; return False if it has some that can be kept.
+
+    They can, if they do not expire soon, and are not revoked.
 
     Raises:
         ConfigError: it has some that cannot be used, and they are not to be renewed.
     """
     path = folder / f"{identity}.pem"
-    if not renew and path.exists() and expiry(load_credentials(folder, identity, renewed=True)) > _now() + SOON:
-        return False
+    if not renew and path.exists():
+        present = load_credentials(folder, identity, renewed=True)
+        if expiry(present) > _now() + SOON and serial_of(present.certificate) not in revoked:
+            return False
     key = make_key()
     _write(folder / f"{identity}.key", key_to_pem(key), 0o600)
     _write(path, to_pem(issue(identity, key, DAYS, authority)))
@@ -80,7 +118,7 @@ def load_credentials(folder: Path, identity: str, renewed: bool = False) -> Cred
     """
     key, certificate, authority = folder / f"{identity}.key", folder / f"{identity}.pem", folder / "ca.pem"
     try:
-        credentials = Credentials(*(path.read_bytes() for path in (key, certificate, authority)))
+        credentials = Credentials(key.read_bytes(), certificate.read_bytes(), authority.read_bytes())
         public = serialization.load_pem_private_key(credentials.key, None).public_key()
         chain, trusted = map(x509.load_pem_x509_certificates, (credentials.certificate, credentials.trusted))
         names = chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -6,6 +6,7 @@ kept where frames are taken from a connection, see `hmtl.distributed.post`.
 
 import time
 from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
 
@@ -19,6 +20,7 @@ CHUNK = 1 << 20  # bytes of a body in a message, at most
 LARGEST = 1 << 28  # bytes of a body, at most
 ENDED = "its process has ended"
 CAME_BACK = "its process came back"
+LEFT = "this process has left"
 OBJECT = 1 << 10  # bytes of a frame without its body, about
 PAUSE = 0.01  # seconds between looks at whether there is room for more frames
 
@@ -32,11 +34,12 @@ class Stream:
     Attributes:
         reason: why no more frames arrive, once that is so.
         cancel: ends what carries the stream at once.
+        serial: serial number of the neighbour's certificate; 0: it has none.
     """
 
-    def __init__(self, connection: "Connection", cancel: Callable[[], object] = bool) -> None:
-        self.connection, self.cancel, self.reason = connection, cancel, ""
-        self.inbox: SimpleQueue[Frame | str] = SimpleQueue()  # frames, then the reason why no more will come
+    def __init__(self, connection: "Connection", cancel: Callable[[], object] = bool, serial: int = 0) -> None:
+        self.connection, self.cancel, self.serial, self.reason = connection, cancel, serial, ""
+        self.inbox: SimpleQueue[Frame | None] = SimpleQueue()  # None: no more will come
         self._taken = self._read = 0  # bytes that have arrived, and that were received
         self.outbox: SimpleQueue[Frame | None] = SimpleQueue()
         self.sent, self.ended = Event(), Event()  # nothing more is sent; nothing more arrives
@@ -79,20 +82,22 @@ class Stream:
         except HmtlError as error:
             self.end(str(error))
 
-    def receive(self, seconds: float) -> Frame | str:
-        """Return the next frame, or the reason why there is none; raise Empty if none arrives in time."""
-        if self.ended.is_set() and self.inbox.empty():
-            return self.reason
-        frame = self.inbox.get(timeout=max(0.0, seconds))
-        self._read += 0 if isinstance(frame, str) else size_of(frame)
-        return frame
+    def receive(self, seconds: float) -> Frame | None:
+        """Return the next frame, or None if none arrives in time; raise EngineError if no more will."""
+        with suppress(Empty):
+            if frame := self.inbox.get(timeout=0 if self.ended.is_set() else max(0.0, seconds)):
+                self._read += size_of(frame)
+                return frame
+        if self.ended.is_set():
+            raise EngineError(self.reason)
+        return None
 
     def end(self, reason: str) -> None:
         """Let no more frames arrive, and send none."""
         if not self.ended.is_set():
             self.reason = reason
             self.ended.set()
-            self.inbox.put(reason)
+            self.inbox.put(None)
         self.close()
 
     def _messages(self, header: Header, body: Tensor) -> Iterator[bytes]:
@@ -147,13 +152,13 @@ class Connection:
         self.newer: Stream | None = None
         self.trouble = ""
         self._attached, self._lock = Event(), Lock()
-        self._closed = ""  # why, once it is
+        self._closed = False
 
     def attach(self, stream: Stream) -> None:
         """Use a stream: the first one at once, a later one after `take_back`, none after `close`. End those before."""
         with self._lock:
             if self._closed:
-                stream.end(self._closed)
+                stream.end(LEFT)
                 return
             for former in (self.stream, self.newer):
                 if former:
@@ -194,13 +199,7 @@ class Connection:
         """
         if self.stream is None:
             raise EngineError(self.trouble or "it never arrived")
-        try:
-            frame = self.stream.receive(seconds)
-        except Empty:
-            return None
-        if isinstance(frame, str):
-            raise EngineError(frame)
-        return frame
+        return self.stream.receive(seconds)
 
     def join(self, deadline: float) -> None:
         """Wait until both sides have sent BYE, at most until the deadline (`time.monotonic()`)."""
@@ -208,13 +207,13 @@ class Connection:
             for event in (self.stream.sent, self.stream.ended):
                 event.wait(max(0.0, deadline - time.monotonic()))
 
-    def close(self, reason: str = "this process has left") -> None:
+    def close(self) -> None:
         """End all streams, also those that are yet to come."""
         with self._lock:
-            self._closed = reason
+            self._closed = True
             for stream in (self.stream, self.newer):
                 if stream:
-                    stream.end(reason)
+                    stream.end(LEFT)
 
 
 def size_of(frame: Frame) -> int:

@@ -4,17 +4,20 @@ import hashlib
 import json
 import re
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from yaml import YAMLError
 
 from hmtl.communication.messages import SERVER, host_name, relay_name
-from hmtl.distributed.certificates import load_credentials
+from hmtl.distributed.certificates import Files, load_credentials
+from hmtl.distributed.identity import Credentials
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.wire import Party
 from hmtl.errors import ConfigError, few
@@ -46,6 +49,12 @@ def _users(value: Any) -> tuple[int, ...]:
     if not users:
         raise ValueError("each host needs at least one user; remove the host, or leave out users at all hosts")
     return tuple(sorted(users))
+
+
+def _serial(value: Any) -> int:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]+", value):
+        raise ValueError("write the serial number in quotes, as python -m hmtl.certificates prints it")
+    return int(value, 16)
 
 
 Address = Annotated[str, BeforeValidator(_address)]
@@ -89,6 +98,7 @@ class Deployment(BaseModel):
     Attributes:
         server, relays, hosts: the nodes.
         certificates: folder with the node's certificate and key, and with `ca.pem`.
+        revoked: serial numbers of certificates that are trusted no more.
         training: settings of `hmtl.train` that all nodes share, as on its command line.
     """
 
@@ -97,7 +107,9 @@ class Deployment(BaseModel):
     relays: Annotated[tuple[ListeningNode, ...], Field(min_length=1)]
     hosts: Annotated[tuple[HostNode, ...], Field(min_length=1)]
     certificates: Path = Path("certs")
+    revoked: tuple[Annotated[int, BeforeValidator(_serial)], ...] = ()
     training: tuple[str, ...] = ()
+    _file: Path = PrivateAttr()
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -117,6 +129,7 @@ class Deployment(BaseModel):
             raise ConfigError(f"deployment={path}: {_first(error)}.") from error
         except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
             raise ConfigError(f"deployment={path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
+        deployment._file = Path(path)
         return deployment.model_copy(update={"certificates": Path(path).parent / deployment.certificates})
 
     @model_validator(mode="after")
@@ -184,7 +197,8 @@ class Deployment(BaseModel):
 
     def party(self, role: str, settings: str, tls: bool) -> Party:
         """Return a node, such as "relay 3", among all; raise ConfigError if its certificate cannot be used."""
-        nodes = self.nodes
+        nodes, name = self.nodes, self.nodes[role].name
+        files = [self._file, *(self.certificates / each for each in (f"{name}.key", f"{name}.pem", "ca.pem"))]
         listening = {each: node for each, node in nodes.items() if isinstance(node, ListeningNode)}
         return Party(
             role,
@@ -192,9 +206,13 @@ class Deployment(BaseModel):
             {each: node.name for each, node in nodes.items()},
             listening[role].listens_at if role in listening else None,
             {each: node.address for each, node in listening.items()},
-            load_credentials(self.certificates, nodes[role].name) if tls else None,
+            Files(files, partial(self._credentials, name)).present if tls else None,
             self.agreed(settings),
         )
+
+    def _credentials(self, name: str) -> Credentials:
+        """Return the credentials of a node, and what is revoked at present."""
+        return replace(load_credentials(self.certificates, name), revoked=frozenset(self.read(self._file).revoked))
 
 
 def _first(error: ValidationError) -> str:

@@ -1,10 +1,11 @@
 """Who a node is: keys and certificates, by which nodes know each other.
 
-A certificate names its node (DNS name). An authority issues it, or the node itself. Keys are on the curve P-256.
+A certificate names its node (DNS name). An authority issues it. Keys are on the curve P-256.
 """
 
 import datetime
 from dataclasses import dataclass
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -22,15 +23,21 @@ class Credentials:
     Attributes:
         key: its private key.
         certificate: its certificate.
-        trusted: certificates of the authority, or of all nodes that signed their own.
+        trusted: certificates of authorities.
+        revoked: serial numbers of certificates that are trusted no more.
     """
 
     key: bytes
     certificate: bytes
     trusted: bytes
+    revoked: frozenset[int] = frozenset()
 
     def __repr__(self) -> str:
         return "Credentials(...)"  # keys must not reach a log
+
+    def present(self) -> Self:
+        """Return those of the present: these."""
+        return self
 
 
 def make_key() -> Key:
@@ -50,51 +57,46 @@ def to_pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
+def serial_of(certificate: bytes) -> int:
+    """Return the serial number of a certificate in PEM."""
+    return x509.load_pem_x509_certificate(certificate).serial_number
+
+
 def make_authority(name: str, days: int) -> tuple[Key, x509.Certificate]:
     """Return the key and the certificate of a new authority."""
     key = make_key()
-    subject = _subject(name)
-    builder = _builder(subject, key, subject, days).add_extension(x509.BasicConstraints(True, 0), critical=True)
-    usage = _usage(signs=True)
-    return key, builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
+    return key, _builder(name, key, _subject(name), days, signs=True).sign(key, hashes.SHA256())
 
 
-def issue(
-    identity: str, key: Key, days: int, authority: tuple[Key, x509.Certificate] | None = None
-) -> x509.Certificate:
+def issue(identity: str, key: Key, days: int, authority: tuple[Key, x509.Certificate]) -> x509.Certificate:
     """Return a node's certificate.
 
     Args:
         identity: a DNS name.
         key: the node's.
         days: how long the certificate is valid.
-        authority: its key and certificate; None: the node signs its certificate itself.
+        authority: its key and certificate.
     """
-    subject = _subject(identity)
-    issuer = authority[1].subject if authority else subject
     names = x509.SubjectAlternativeName([x509.DNSName(identity)])
-    builder = _builder(subject, key, issuer, days).add_extension(names, critical=False)
-    builder = builder.add_extension(x509.BasicConstraints(False, None), critical=True)
-    builder = builder.add_extension(_usage(signs=False), critical=True)
-    return builder.sign(authority[0] if authority else key, hashes.SHA256())
+    builder = _builder(identity, key, authority[1].subject, days, signs=False).add_extension(names, critical=False)
+    return builder.sign(authority[0], hashes.SHA256())
 
 
 def _subject(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
-def _builder(subject: x509.Name, key: Key, issuer: x509.Name, days: int) -> x509.CertificateBuilder:
+def _builder(name: str, key: Key, issuer: x509.Name, days: int, signs: bool) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
+    usage = x509.KeyUsage(not signs, False, False, False, False, signs, signs, False, False)
     return (
         x509.CertificateBuilder()
-        .subject_name(subject)
+        .subject_name(_subject(name))
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - EARLIER)
         .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.BasicConstraints(signs, 0 if signs else None), critical=True)
+        .add_extension(usage, critical=True)
     )
-
-
-def _usage(signs: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(not signs, False, False, False, False, signs, signs, False, False)

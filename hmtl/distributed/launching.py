@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 
 from hmtl.distributed.frames import HOSTS, role
-from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_key, to_pem
+from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_authority, make_key, to_pem
 from hmtl.distributed.wire import Party
 from hmtl.errors import ConfigError, HmtlError, complain
 
@@ -75,8 +75,8 @@ def _parties(names: Sequence[str], tls: bool) -> list[Party]:
     identities = {name: name.replace(" ", "-") for name in names}
     addresses = {name: f"127.0.0.1:{free_port()}" for name in names if role(name) != HOSTS}
     keys = {name: make_key() for name in names if tls}
-    own = {name: to_pem(issue(identities[name], key, DAYS)) for name, key in keys.items()}
-    trusted = b"".join(own.values())
+    authority = make_authority("hmtl", DAYS)
+    own = {name: to_pem(issue(identities[name], key, DAYS, authority)) for name, key in keys.items()}
     return [
         Party(
             name,
@@ -84,7 +84,7 @@ def _parties(names: Sequence[str], tls: bool) -> list[Party]:
             identities,
             addresses.get(name),
             addresses,
-            Credentials(key_to_pem(keys[name]), own[name], trusted) if tls else None,
+            Credentials(key_to_pem(keys[name]), own[name], to_pem(authority[1])).present if tls else None,
         )
         for name in names
     ]

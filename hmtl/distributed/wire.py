@@ -7,6 +7,8 @@ backoff between attempts to connect, flow control and limits of messages are tho
 
 import atexit
 import logging
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ import grpc
 
 from hmtl.distributed.connections import CAME_BACK, CHUNK, ENDED, Connection, Stream
 from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, role
-from hmtl.distributed.identity import Credentials
+from hmtl.distributed.identity import Credentials, serial_of
 from hmtl.errors import ConfigError, EngineError
 
 log = logging.getLogger(__name__)
@@ -35,11 +37,8 @@ LONGEST = 2**31 - 1  # milliseconds that gRPC can count
 REMIND = 30.0  # seconds after which a node logs again for whom it is waiting
 REPEAT = 60.0  # seconds in which what is refused is logged once
 SPARE = 64  # connections to a port besides those of nodes
-REFUSED = (
-    grpc.StatusCode.PERMISSION_DENIED,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.ALREADY_EXISTS,
-)
+REVOKED = "its certificate is revoked"
+REFUSED = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.ALREADY_EXISTS
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Party:
         identities: by name, the DNS name in the node's certificate.
         listen: HOST:PORT at which this node listens; None: it does not. Port 0: one that is free.
         addresses: HOST:PORT by which others reach the server and the relays, by name.
-        credentials: who this node is, and whom it trusts; None: without TLS, on this machine only.
+        credentials: returns who this node is at present, and whom it trusts; None: without TLS, on this machine only.
         agreed: what all nodes have to agree on, such as a hash of the configuration.
     """
 
@@ -61,7 +60,7 @@ class Party:
     identities: Mapping[str, str]
     listen: str | None
     addresses: Mapping[str, str] = field(default_factory=dict)
-    credentials: Credentials | None = None
+    credentials: Callable[[], Credentials] | None = None
     agreed: str = ""
 
     @property
@@ -104,20 +103,20 @@ class Wire:
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.max_frame_size", 4 * CHUNK),
             ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.initial_reconnect_backoff_ms", int(1000 * PAUSE)),
-            ("grpc.max_reconnect_backoff_ms", int(1000 * PAUSE)),
             ("grpc.max_metadata_size", 8192),
             ("grpc.enable_http_proxy", 0),
             ("grpc.use_local_subchannel_pool", 1),
         ]
         self._closed = Event()
-        self._channels: list[grpc.Channel] = []
+        self._channels: dict[str, grpc.Channel] = {}
         self._server: grpc.Server | None = None
         if party.credentials is None:
             for address in (*filter(None, [party.listen]), *party.addresses.values()):
                 check_loopback(address)
         if party.listen:
             self._listen(party.listen)
+        if party.credentials:
+            Thread(target=self._watch, args=(party.credentials,), name="revoked certificates", daemon=True).start()
         for name in party.dialled:
             Thread(target=self._dial, args=(name, party.addresses[name]), name=f"to {name}", daemon=True).start()
 
@@ -146,41 +145,67 @@ class Wire:
         self._closed.set()
         for connection in self.connections.values():
             connection.close()
-        for channel in self._channels:
+        for channel in list(self._channels.values()):
             channel.close()
         if self._server:
             self._server.stop(None).wait(GRACE)
 
     def _dial(self, name: str, address: str) -> None:
         """Open a stream to a neighbour, and another whenever it has ended, until the wire is closed."""
-        party, connection = self.party, self.connections[name]
-        options = [*self._options, ("grpc.ssl_target_name_override", party.identities[name])]
-        if party.credentials:
-            own = party.credentials
-            trust = grpc.ssl_channel_credentials(own.trusted, own.key, own.certificate)
-            channel = grpc.secure_channel(address, trust, options)
-        else:
-            channel = grpc.insecure_channel(address, options)
-        self._channels.append(channel)
-        open_stream = channel.stream_stream(METHOD)
-        hello = (("agreed", party.agreed), ("name", party.name))
+        connection = self.connections[name]
+        hello = (("agreed", self.party.agreed), ("name", self.party.name))
         while not self._closed.is_set():
             stream = Stream(connection)
             try:
-                call = open_stream(stream.outgoing(), metadata=hello)
-                stream.cancel = call.cancel
-                call.initial_metadata()  # waits until the neighbour has accepted
-                if call.is_active():
-                    connection.attach(stream)
-                self._take(stream, call)
-                call.cancel()
+                with self._channel(name, address, stream) as channel:
+                    self._channels[name] = channel
+                    if self._closed.is_set():
+                        return
+                    call = channel.stream_stream(METHOD)(stream.outgoing(), metadata=hello)
+                    stream.cancel = call.cancel
+                    call.initial_metadata()  # waits until the neighbour has accepted
+                    if call.is_active():
+                        connection.attach(stream)
+                    self._take(stream, call)
+                    call.cancel()
                 connection.trouble = _reason(call, name, address)
                 if call.code() in REFUSED:
                     self._log(f"was refused by {name}: {connection.trouble}")
-            except (grpc.RpcError, ValueError) as error:  # ValueError: the channel is closed
+            except (grpc.RpcError, OSError, ValueError) as error:  # ValueError: the channel is closed
                 connection.trouble = _reason(error, name, address)
             stream.end(connection.trouble or ENDED)
             self._closed.wait(PAUSE)
+
+    def _channel(self, name: str, address: str, stream: Stream) -> grpc.Channel:
+        """Return a channel to a neighbour with the present credentials.
+
+        gRPC for Python does not say which certificate a listener has shown, so this one is learned beforehand, and the
+        channel trusts no other.
+
+        Raises:
+            OSError: nobody is there, or not with a certificate that is trusted.
+        """
+        identity = self.party.identities[name]
+        options = [*self._options, ("grpc.ssl_target_name_override", identity)]
+        if self.party.credentials is None:
+            return grpc.insecure_channel(address, options)
+        own = self.party.credentials()
+        shown = certificate_at(address, identity, own.trusted)
+        stream.serial = serial_of(shown)
+        if stream.serial in own.revoked:
+            self._log(f"refused {name}: {REVOKED}")
+            raise ConnectionRefusedError(REVOKED)
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(shown, own.key, own.certificate), options)
+
+    def _watch(self, credentials: Callable[[], Credentials]) -> None:
+        """End streams whose certificates are revoked meanwhile."""
+        while not self._closed.wait(PAUSE):
+            revoked = credentials().revoked
+            for connection in self.connections.values():
+                for stream in (connection.stream, connection.newer):
+                    if stream and stream.serial in revoked and not stream.ended.is_set():
+                        stream.end(REVOKED)
+                        stream.cancel()
 
     def _listen(self, address: str) -> None:
         """Listen at an address."""
@@ -199,10 +224,13 @@ class Wire:
         )
         self._server = grpc.server(Daemons(), [handlers], options=options, maximum_concurrent_rpcs=streams)
         try:
-            if self.party.credentials:
-                own = self.party.credentials
-                config = grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.trusted)
-                trust = grpc.dynamic_ssl_server_credentials(config, lambda: None, True)
+            if credentials := self.party.credentials:
+
+                def present() -> grpc.ServerCertificateConfiguration:
+                    own = credentials()
+                    return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.trusted)
+
+                trust = grpc.dynamic_ssl_server_credentials(present(), present, True)  # asked at each handshake
                 self._server.add_secure_port(address, trust)
             else:
                 self._server.add_insecure_port(address)
@@ -215,8 +243,7 @@ class Wire:
 
     def _accept(self, incoming: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Take the stream of a neighbour that has dialled, or refuse it."""
-        name = self._who(context)
-        stream = Stream(self.connections[name], context.cancel)
+        stream = self._known(context)
         if not context.add_callback(lambda: stream.end(ENDED)):
             return
         context.send_initial_metadata(())
@@ -237,27 +264,24 @@ class Wire:
             self._log(f"ended the stream of {stream.connection.name}: {stream.reason}")
             stream.cancel()
 
-    def _who(self, context: Any) -> str:
-        """Return the name of the neighbour that dials, or refuse it."""
-        party, hello = self.party, dict(context.invocation_metadata())
-        names = {party.identities[name]: name for name in party.names}
+    def _known(self, context: Any) -> Stream:
+        """Return a stream of the neighbour that dials, or refuse it."""
+        party, hello, serial, why = self.party, dict(context.invocation_metadata()), 0, ""
+        name = who = hello.get("name", "a stranger")
         if party.credentials:
-            proven = {each.decode(errors="replace") for each in context.peer_identities() or ()}
-            name = next((names[each] for each in proven if each in names), None)
-            who = ", ".join(sorted(proven))
-        else:
-            who = hello.get("name", "a stranger")
-            name = who if who in party.names else None
-        if name is None or name not in self.connections or name in party.dialled:
-            self._refuse(context, f"{who}: no node that talks to {party.name}")
+            proven = sorted(each.decode(errors="replace") for each in context.peer_identities() or ())
+            name, who = next((name for name in party.names if party.identities[name] in proven), ""), ", ".join(proven)
+            serial = serial_of(context.auth_context()["x509_pem_cert"][0])
+        if party.credentials and serial in party.credentials().revoked:
+            why = f"{who}: {REVOKED}"
+        elif name not in self.connections or name in party.dialled:
+            why = f"{who}: no node that talks to {party.name}"
         elif hello.get("agreed") != party.agreed:
-            self._refuse(context, f"{name} has another configuration, or version of hmtl, than {party.name}")
-        assert name is not None
-        return name
-
-    def _refuse(self, context: Any, why: str) -> None:
-        self._log(f"refused {why}")
-        context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+            why = f"{name} has another configuration, or version of hmtl, than {party.name}"
+        if why:
+            self._log(f"refused {why}")
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+        return Stream(self.connections[name], context.cancel, serial)
 
     def _log(self, sentence: str) -> None:
         _warn(f"{self.party.name} {sentence}", time.monotonic() // REPEAT)
@@ -271,9 +295,9 @@ class Daemons(Executor):
 
         def run() -> None:
             try:
-                done.set_result(work(*args, **kwargs))
-            except BaseException as error:
-                done.set_exception(error)
+                work(*args, **kwargs)
+            finally:
+                done.set_result(None)
 
         Thread(target=run, daemon=True).start()
         return done
@@ -295,6 +319,22 @@ def settle() -> None:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
 
+def certificate_at(address: str, identity: str, trusted: bytes) -> bytes:
+    """Return the certificate, in PEM, that a node shows at an address HOST:PORT.
+
+    Raises:
+        OSError: nobody is there, or not with a certificate that is trusted and has the DNS name `identity`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=trusted.decode(errors="ignore"))
+    host, _, port = address.rpartition(":")
+    with (
+        socket.create_connection((host.strip("[]"), int(port)), HANDSHAKE) as plain,
+        context.wrap_socket(plain, server_hostname=identity) as secured,
+    ):
+        return ssl.DER_cert_to_PEM_cert(secured.getpeercert(True) or b"").encode()
+
+
 def check_loopback(address: str) -> None:
     """Raise ConfigError if an address HOST:PORT may be reached from other machines."""
     host = address.rpartition(":")[0].strip("[]")
@@ -306,7 +346,7 @@ def check_loopback(address: str) -> None:
 
 def _reason(error: Any, name: str, address: str) -> str:
     """Return why a stream ended, or was not opened."""
-    details = error.details() if isinstance(error, grpc.RpcError) and hasattr(error, "details") else str(error)
+    details = error.details() if hasattr(error, "details") else getattr(error, "strerror", "") or error
     if "handshake" in str(details).lower() or "CERTIFICATE" in str(details):
         return f"{name} at {address} and this node do not trust each other's certificates"
     first = str(details or ENDED).splitlines()[0]

@@ -166,9 +166,13 @@ def test_the_command(tmp_path: Path) -> None:
     first = commands.here("hmtl.certificates", f"deployment={site}")
     again = commands.here("hmtl.certificates", f"deployment={site}", "renew=false")
     renewed = commands.here("hmtl.certificates", f"deployment={site}", "renew=true")
-    assert (first.returncode, again.returncode, renewed.returncode) == (0, 0, 0)
-    counts = [(done.stdout.count("made"), done.stdout.count("kept")) for done in (first, again, renewed)]
-    assert counts == [(3, 0), (0, 3), (3, 0)]
+    openssl = ["openssl", "x509", "-noout", "-serial", "-in", tmp_path / "keys" / "hub.pem"]
+    serial = subprocess.run(openssl, check=True, capture_output=True, text=True).stdout.strip().partition("=")[2]
+    assert f"serial number {int(serial, 16):X}\n" in renewed.stdout
+    site.write_text(SITE + f"revoked: ['{serial}']\n")
+    revoked = commands.here("hmtl.certificates", f"deployment={site}")
+    counts = [(done.stdout.count("made"), done.stdout.count("kept")) for done in (first, again, renewed, revoked)]
+    assert counts == [(3, 0), (0, 3), (3, 0), (1, 2)]
     assert handshake(tmp_path / "keys", "hub", "east", expected="hub") == ("east", "hub")
     assert [path.name for path in (tmp_path / "keys-authority").iterdir()] == ["ca.key"]
     for words in ([], ["deployment=none.yaml"], [f"deployment={site}", "renew=perhaps"], [f"deployment={site}", "x=1"]):

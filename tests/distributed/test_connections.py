@@ -102,7 +102,7 @@ def test_a_neighbour_that_comes_back_is_heard_again_once_it_is_taken_back(connec
 
 def test_a_neighbour_whose_connection_was_closed_does_not_come_back(connection: Connection) -> None:
     connection.attach(Stream(connection))
-    connection.close("it spoke for others")
+    connection.close()
     connection.attach(again := Stream(connection))
     assert again.ended.is_set()
     assert not connection.take_back()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmtl.distributed.certificates import certify, open_authority
 from hmtl.distributed.deployment import Deployment
+from hmtl.distributed.identity import serial_of
 from hmtl.errors import ConfigError
 
 SITE: dict[str, Any] = {
@@ -98,6 +101,8 @@ def test_without_users_hosts_share_them_evenly(tmp_path: Path) -> None:
         ("training", "K=6", "training=K=6"),
         ("training", ["K=6", {"r": 2}], "training.1={'r': 2}"),
         ("certs", "keys", "certs"),
+        ("revoked", [12], "revoked.0=12"),
+        ("revoked", ["0x12"], "revoked.0=0x12"),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path: Path, place: str, value: Any, named: str) -> None:
@@ -136,6 +141,7 @@ def test_all_agree_on_settings_names_and_users_but_not_on_addresses(tmp_path: Pa
     agreed = read(tmp_path, SITE).agreed("settings")
     moved = read(tmp_path, SITE | {"server": {"name": "hub", "address": "192.168.0.1:1", "listen": "0.0.0.0:1"}})
     assert moved.agreed("settings") == agreed
+    assert read(tmp_path, SITE | {"revoked": ["4F2A"]}).agreed("settings") == agreed
     others = [
         read(tmp_path, SITE).agreed("other settings"),
         read(tmp_path, SITE | {"server": {"name": "hub-2", "address": "10.0.0.1:4700"}}).agreed("settings"),
@@ -145,3 +151,28 @@ def test_all_agree_on_settings_names_and_users_but_not_on_addresses(tmp_path: Pa
         ),
     ]
     assert len({agreed, *others}) == 5
+
+
+def test_files_are_read_again_when_they_change_and_kept_out_while_they_are_broken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, authority = tmp_path / "keys", open_authority(tmp_path / "keys", tmp_path / "authority")
+    certify(folder, authority, "east", False)
+    present = read(tmp_path, SITE).party("host 0", "settings", True).credentials
+    assert present is not None
+    first = present()
+    assert present() is first
+    certify(folder, authority, "east", True)
+    assert present().certificate == (folder / "east.pem").read_bytes() != first.certificate
+    key, before = (folder / "east.key").read_bytes(), present()
+    for break_it in (
+        lambda: (folder / "east.key").write_text(""),
+        lambda: (tmp_path / "site.yaml").write_text("hosts: ]"),
+    ):
+        caplog.clear()
+        break_it()
+        assert [present() for _ in range(3)] == [before] * 3
+        assert len(caplog.records) == 1
+        (folder / "east.key").write_bytes(key)
+    read(tmp_path, SITE | {"revoked": [f"{serial_of(first.certificate):x}"]})
+    assert present() == replace(before, revoked=frozenset({serial_of(first.certificate)}))

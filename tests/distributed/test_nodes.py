@@ -22,6 +22,7 @@ from commands import Command
 
 from hmtl.communication import TIERS
 from hmtl.distributed.deployment import Deployment
+from hmtl.distributed.identity import serial_of
 from hmtl.distributed.launching import free_port
 
 NETWORK = Path(__file__).parent.parent.parent / "experiments" / "network"
@@ -141,6 +142,27 @@ def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
         with site.start("server"), site.start("host-1"):
             wait_for(lambda: rounds(site) > stopped)
             assert [name for name in NAMES if nodes[name].poll() is None] == [*RELAYS, "host-0"]
+
+
+@pytest.mark.slow
+def test_a_certificate_is_revoked_and_another_made_during_a_run(tmp_path: Path) -> None:
+    """Other nodes play on, and nothing is started again."""
+    site = local_site(tmp_path, "rounds=3000", "checkpoint_every=1000")
+    with site.running() as nodes:
+        wait_for(lambda: rounds(site) > 3)
+        serials = {name: serial_of((tmp_path / "certs" / f"{name}.pem").read_bytes()) for name in ("host-1", "relay-1")}
+        site.file.write_text(yaml.safe_dump(site.content | {"revoked": [f"{each:X}" for each in serials.values()]}))
+        for name in serials:
+            wait_for(lambda name=name: f"{name} is lost: its certificate is revoked" in nodes["server"].stderr)
+        wait_for(lambda: "refused relay-1: its certificate is revoked" in nodes["host-0"].stderr)
+        played = rounds(site)
+        wait_for(lambda: rounds(site) > played + 3)
+        assert commands.here("hmtl.certificates", f"deployment={site.file}").stdout.count("made") == 2
+        for name in serials:
+            wait_for(lambda name=name: f"{name} is back" in nodes["server"].stderr)
+        nodes["server"].send_signal(signal.SIGTERM)
+        assert nodes["server"].done().returncode == 128 + signal.SIGTERM
+        assert {node.poll() for name, node in nodes.items() if name != "server"} == {None}
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from hmtl.communication.messages import IVS, REPORT, SERVER
 from hmtl.distributed import wire as module
 from hmtl.distributed.frames import CONTROL, Frame
-from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, to_pem
+from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, serial_of, to_pem
 from hmtl.distributed.launching import free_port
 from hmtl.distributed.wire import METHOD, Party, Wire, grpc
 from hmtl.errors import ConfigError, EngineError
@@ -39,7 +40,7 @@ def credentials(authority: Authority, name: str, trusted: bytes = b"") -> Creden
     return Credentials(key_to_pem(key), to_pem(certificate), trusted or to_pem(authority[1]))
 
 
-def party(name: str, own: Credentials | None, **how: Any) -> Party:
+def party(name: str, own: Callable[[], Credentials] | None, **how: Any) -> Party:
     return replace(Party(name, NAMES, IDENTITIES, None, credentials=own, agreed="this run"), **how)
 
 
@@ -48,9 +49,12 @@ class Site:
 
     def __init__(self, authority: Authority | None) -> None:
         self.authority, self.ports, self.wires = authority, {}, {}
+        self.held: dict[str, Credentials] = {}  # by name, at present
 
     def wire(self, name: str, **how: Any) -> Wire:
-        own = credentials(self.authority, name) if self.authority else None
+        own = partial(self.held.__getitem__, name) if self.authority else None
+        if self.authority:
+            self.held[name] = credentials(self.authority, name)
         if not name.startswith("host"):
             self.ports.setdefault(name, free_port())
             how = {"listen": f"127.0.0.1:{self.ports[name]}", **how}
@@ -63,6 +67,10 @@ class Site:
             self.wire(name)
         assert [wire.missing(10) for wire in self.wires.values()] == [{}] * len(NAMES)
         return self.wires
+
+    def revoke(self, name: str) -> None:
+        revoked = frozenset({serial_of(self.held[name].certificate)})
+        self.held.update({each: replace(own, revoked=revoked) for each, own in self.held.items()})
 
     def close(self) -> None:
         for wire in self.wires.values():
@@ -177,6 +185,48 @@ def test_what_a_role_may_not_send_ends_the_stream_of_its_sender_alone(site: Site
     for name in ("host 1", "relay 0"):
         wires[name].connections[SERVER].send(frame(2))
         assert hears(wires[SERVER], name) == 2
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_revoked_certificate_ends_the_streams_of_its_node_alone_until_it_has_another(
+    site: Site, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    wires = site.all()
+    streams = {name: wires[name].connections["relay 1"].stream for name in ("server", "host 0", "host 1")}
+    site.revoke("relay 1")
+    for name, stream in streams.items():
+        until(stream.ended.is_set)
+        assert "revoked" in stream.reason
+        until(lambda name=name: f"{name} refused relay" in caplog.text and "was refused by server" in caplog.text)
+    own = [record.getMessage() for record in caplog.records]
+    assert len(own) == len({*own}) == 7, own
+    del wires["relay 1"]
+    assert not any(connection.newer for connection in wires["host 0"].connections.values())
+    for name in ("relay 0", "host 1"):
+        wires[name].connections[SERVER].send(frame(2))
+        assert hears(wires[SERVER], name) == 2
+    site.held["relay 1"] = credentials(authority, "relay 1")
+    for name in streams:
+        until(wires[name].connections["relay 1"].take_back)
+
+
+def test_who_shows_the_certificate_of_another_is_not_trusted(
+    site: Site, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revoked server lets the genuine one answer when it is asked for its certificate."""
+    genuine = credentials(authority, SERVER)
+    monkeypatch.setattr(module, "certificate_at", lambda *_: genuine.certificate)
+    site.wire(SERVER)
+    connection = site.wire("relay 0").connections[SERVER]
+    until(lambda: "trust" in connection.trouble)
+    site.held[SERVER] = genuine
+    assert connection.wait(10)
 
 
 def descriptors() -> int:
