@@ -186,6 +186,7 @@ def test_dual_never_falls_by_either_pass(loss, name, tmp_path):
     torch.testing.assert_close(*models, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "name"), [("hinge", "task_relationship"), ("logistic", "graph"), ("squared", "shared")]
 )
@@ -200,6 +201,7 @@ def test_momentum_saves_rounds_and_restarts_keep_progress(loss, name, tmp_path):
     assert (best - duals)[10:].max() <= 1e-3 * abs(best[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "name"),
     [("hinge", "task_relationship"), ("smooth_hinge", "task_relationship2"), ("logistic", "clustered")],

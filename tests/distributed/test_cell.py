@@ -207,11 +207,13 @@ def test_hosts_save_models_that_the_controller_does_not_know(
     assert np.array_equal(np.concatenate([models.W for models in saved]).T, expected.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learner", "wire", "rtol"),
     [
         ("fedavg", "null", 0),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("fedavg", "int4", 0.02), ("fedadam", "null", 0))),
+        ("fedavg", "int4", 0.02),
+        ("fedadam", "null", 0),
     ],
 )
 def test_who_ends_comes_back_with_the_common_model(
@@ -231,6 +233,7 @@ def test_who_ends_comes_back_with_the_common_model(
     assert torch.linalg.norm(models - expected) <= rtol * torch.linalg.norm(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [LATE, DEAF])
 def test_users_with_state_of_their_own_are_gone_with_their_host(configure: Callable[..., DictConfig], how: str) -> None:
     """A relay comes back, and a late host, too; without all users there is no objective."""

@@ -143,18 +143,10 @@ def optimum(tmp_path_factory: pytest.TempPathFactory) -> float:
     return train(cfg).rows[-1]["primal"]
 
 
-def slow(*case: str) -> object:
-    return pytest.param(*case, marks=pytest.mark.slow)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learner", "how"),
-    [
-        ("coded", LATE),
-        ("few bits", DEAF),
-        slow("server too", GONE),
-        slow("moving", GONE),
-    ],
+    [("coded", LATE), ("few bits", DEAF), ("server too", GONE), ("moving", GONE)],
 )
 def test_a_cell_may_fail_in_any_turn(
     configure: Callable[..., DictConfig], optimum: float, learner: str, how: str
@@ -168,6 +160,7 @@ def test_a_cell_may_fail_in_any_turn(
     assert len(trained.cells.faults) < len(faults) / 2, "some turns are not played in some rounds"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
@@ -192,6 +185,7 @@ def test_several_cells_may_fail(configure: Callable[..., DictConfig], optimum: f
     check_sound(train_in_cells(cfg, prepare=prepare), optimum)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [LATE, DEAF])
 @pytest.mark.parametrize(("name", "peer", "turn"), [("host 1", "host 0", "update"), ("relay 0", "relay 1", "attend")])
 def test_rounds_go_on_while_a_cell_builds_that_came_back(
@@ -207,6 +201,7 @@ def test_rounds_go_on_while_a_cell_builds_that_came_back(
     assert others.count("play") >= calls.count("play") + 3 * 2  # in three rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [IVS, MODELS, DIGESTS, ATTENDANCE])
 def test_messages_may_be_lost(configure: Callable[..., DictConfig], optimum: float, kind: str) -> None:
     """A third of those of some rounds, although all cells answer."""
