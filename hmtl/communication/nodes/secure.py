@@ -106,9 +106,9 @@ class SecureHost(Host):
         return self._of_users(SHARED, {k: np.packbits(self._secrets[k].take(own)) for k, own in read})
 
     def prepare(self, messages: Sequence[Message]) -> None:
-        """Hold the terms of those users only who were told which of their neighbours shared seeds."""
-        told = self._received(messages)
-        self._told = {k: row for k, row in told.items() if len(self._secrets[k].neighbors)}
+        """Hold the terms of those users only who were told which of their neighbours shared seeds, and can mask."""
+        told = {k: row for k, row in self._received(messages).items() if len(self._secrets[k].neighbors)}
+        self._told = {k: row for k, row in told.items() if self._secrets[k].can_mask(_bools(row, self._neighbors))}
         users = np.array(list(self._told), np.int64)
         self._places = np.searchsorted(self._users, users)
         self._hold(users, self._ivs)

@@ -63,6 +63,8 @@ class MaskingUser:
         self.advertised: Bytes = _bytes(b"".join(key.public_bytes_raw() for key in keys))
         self.neighbors: Users = np.empty(0, np.int64)
         self._keys: list[tuple[bytes, bytes]] = []  # agreed with each neighbour
+        self._strangers: NDArray[np.bool_] = np.empty(0, bool)  # neighbours without usable keys
+        self._threshold = 0
         self._shares: dict[int, bytes] = {}  # of the seeds of neighbours, by their places
         self._shared: NDArray[np.bool_] = np.empty(0, bool)  # which neighbours shared their seeds
         self._revealed = False
@@ -70,12 +72,15 @@ class MaskingUser:
     def share(self, neighbors: Users, keys: Bytes, threshold: int) -> Bytes | None:
         """Return a sealed pair of shares for each neighbour [k, 48], given what these advertised [k, 64].
 
-        None: it refuses. A user shares its seeds only once: more shares, for other neighbours, would tell more of them.
+        Nobody reads what is sealed for a neighbour whose keys are zero. None: it refuses. A user shares its seeds only
+        once, and with each neighbour once: more shares would tell more of them.
         """
-        if len(self.neighbors):
+        if len(self.neighbors) or len({self.number, *neighbors.tolist()}) <= len(neighbors):
             return None
-        self.neighbors = neighbors
-        self._keys = [self._agreed(key[:KEY].tobytes(), key[KEY:].tobytes()) for key in keys]
+        self.neighbors, self._threshold = neighbors, threshold
+        agreed = [self._agreed(key[:KEY].tobytes(), key[KEY:].tobytes()) for key in keys]
+        self._strangers = np.array([each is None for each in agreed])
+        self._keys = [each or (2 * new_seed(), 2 * new_seed()) for each in agreed]
         own, common = shamir.split(np.stack([_bytes(self._own), _bytes(self._common)]), len(neighbors), threshold)
         contents = np.concatenate([own, common], axis=1)
         sealed = [
@@ -93,6 +98,14 @@ class MaskingUser:
             if content := unseal(key, j < self.number, row.tobytes()):
                 self._shares[place] = content
         return np.isin(np.arange(len(sealed)), list(self._shares))
+
+    def can_mask(self, shared: NDArray[np.bool_]) -> bool:
+        """Return whether its masks can cancel, given which neighbours shared their seeds [k].
+
+        It needs keys agreed with all of these, and t of them to reveal its seeds; honest nodes never report fewer.
+        """
+        usable = not (shared & self._strangers).any()
+        return usable and int(shared.sum()) >= self._threshold
 
     def mask(self, shared: NDArray[np.bool_], parts: Parts) -> list[Mask]:
         """Return the mask of each part of the term [L], given which neighbours shared their seeds [k]."""
@@ -116,12 +129,12 @@ class MaskingUser:
                 shares[place] = _bytes(content[:SEED] if counted[place] else content[SEED:])
         return shares
 
-    def _agreed(self, sealing: bytes, masking: bytes) -> tuple[bytes, bytes]:
-        """Return what it agrees on with the owner of two keys, for sealing and for masks."""
+    def _agreed(self, sealing: bytes, masking: bytes) -> tuple[bytes, bytes] | None:
+        """Return what it agrees on with the owner of two keys, for sealing and for masks; None: nothing secret."""
         try:
             return agree(self._sealing, sealing), agree(self._masking, masking)
-        except ValueError:  # with a point of small order, all agree on zeros; nobody reads what is sealed with these
-            return 2 * new_seed(), 2 * new_seed()
+        except ValueError:  # a point of small order, with which all agree on zeros
+            return None
 
 
 @dataclass

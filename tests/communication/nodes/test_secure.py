@@ -70,7 +70,7 @@ def test_what_is_lost_leaves_an_exact_sum_or_an_empty_round(
         readers = begun - misses[KEYS] - misses[SHARES]
         enough = max(most + 1, min(2 * most + 1, len(begun) - 2))
         shared = {k for k in begun - misses[KEYS] if len(readers - {k}) >= enough}
-        heard = {k for k in shared - misses[SHARED] if arrives[there, k].any()}
+        heard = {k for k in shared - misses[SHARED] if arrives[there, k].any() and len(shared - {k}) > most}
         answering = (shared & readers) - misses[SHARED] - misses[UNMASK] - unheard
         known = len(heard) >= most + 2 and all(len(answering - {k}) > most for k in shared)
         nobody = not heard and len(begun) != 1

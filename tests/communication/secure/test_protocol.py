@@ -61,8 +61,11 @@ def test_a_user_without_a_neighbour_that_counted_is_not_needed() -> None:
 
 
 def test_a_user_shares_its_seeds_once() -> None:
+    """And with each neighbour once: one that is there twice would have two shares."""
     user, others = MaskingUser(3), [MaskingUser(number) for number in (1, 2, 5)]
     keys = np.stack([other.advertised for other in others])
+    for wrong in ([1, 1], [1, 3]):
+        assert user.share(np.array(wrong), keys[:2], 2) is None
     assert user.share(np.array([1, 2]), keys[:2], 2) is not None
     for again in ([0, 1], [1, 2]):
         assert user.share(np.array([1, 2, 5])[again], keys[again], 1) is None
@@ -81,6 +84,8 @@ def test_a_neighbour_with_keys_that_are_none_did_not_share(part: slice) -> None:
         assert users[k].take(rows).tolist() == [True, True, False]
         rows[0, 5] ^= 1
         assert users[k].take(rows).tolist()[0], "what it has read, it keeps"
+        bits = [[True, True, False], [True, False, False], [True, True, True]]
+        assert [users[k].can_mask(np.array(shared)) for shared in bits] == [True, False, False]
 
 
 def test_a_user_reveals_one_share_of_each_neighbour_and_once() -> None:
