@@ -20,8 +20,10 @@ from hmtl.config.build import Run, build
 from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
 from hmtl.distributed.frames import Frame, Header
+from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, to_pem
 from hmtl.distributed.launching import free_port
 from hmtl.distributed.multicast import Group
+from hmtl.distributed.signed_keys import SignedKeys
 from hmtl.distributed.values import from_bytes, to_bytes
 from hmtl.errors import ProcessLost
 from hmtl.mtl import Learner
@@ -58,8 +60,14 @@ class Fault:
     away: int = 1
 
 
+def certified(authority: tuple[Key, Any], name: str, days: int = 1) -> Credentials:
+    """Return credentials of a node by an authority."""
+    own = issue(name.replace(" ", "-"), key := make_key(), days, authority)
+    return Credentials(key_to_pem(key), to_pem(own), to_pem(authority[1]))
+
+
 class Cells(Controller):
-    """A controller and cells that share nothing but bytes.
+    """A controller and cells that share nothing but bytes; with `signs`, hosts sign keys.
 
     Attributes:
         faults: what is still to happen.
@@ -67,10 +75,16 @@ class Cells(Controller):
         frames: all messages: the name of the nodes that play, sender, receivers and frame.
         bits: of the messages whose envelopes arrived, by round and tier; of a round that was played again, the last.
         lost: whether a message from a sender gets lost on its way to a receiver.
+        change: what arrives at a receiver instead of a frame.
     """
 
     def __init__(
-        self, hosts: int = 2, seconds: float = 0.01, patience: float = 600.0, broken: Sequence[str] = ()
+        self,
+        hosts: int = 2,
+        seconds: float = 0.01,
+        patience: float = 600.0,
+        broken: Sequence[str] = (),
+        signs: bool = False,
     ) -> None:
         super().__init__(seconds, patience)
         self._count, self._numbers = hosts, count()
@@ -80,6 +94,9 @@ class Cells(Controller):
         self.frames: list[tuple[str, str, Sequence[str], Frame]] = []
         self.bits: dict[int, dict[str, int]] = defaultdict(lambda: dict.fromkeys(TIERS, 0))
         self.lost: Callable[[str, str, Frame], bool] = lambda sender, receiver, frame: False
+        self.change: Callable[[str, Frame], Frame] = lambda receiver, frame: frame
+        self.credentials: dict[str, Credentials] = {}
+        self._signs = signs
         self._plays = ""
         self._away = dict.fromkeys(broken, 10**6)
         self._answers: dict[int, Callable[[], Values | None]] = {}
@@ -89,12 +106,16 @@ class Cells(Controller):
 
     def start(self, load: Load, build: Build) -> None:
         self.parts = load, build
+        authority = make_authority("tests", 1)
+        self.credentials = {host: certified(authority, host) for host in self.hosts if self._signs}
         for name in self.nodes:
             self._begin(name)
 
     def _begin(self, name: str) -> None:
         hand, fetch = partial(self._hand, name), partial(self._fetch, name)
-        self.cells[name] = Cell(name, self.homes_of, *self.parts, hand, fetch)
+        own, identities = self.credentials.get(name), {each: each.replace(" ", "-") for each in self.nodes}
+        sign = partial(SignedKeys, name, identities, own.present) if own else None
+        self.cells[name] = Cell(name, self.homes_of, *self.parts, hand, fetch, sign)
 
     def _hand(self, sender: str, receivers: Sequence[str], frame: Frame) -> int:
         self.frames.append((self._plays, sender, receivers, frame))
@@ -106,7 +127,8 @@ class Cells(Controller):
         assert receiver in receivers
         if self.lost(sender, receiver, frame):
             return None
-        return Frame.from_bytes(Header.from_bytes(frame.header().to_bytes()), frame.body.clone())
+        frame = Frame.from_bytes(Header.from_bytes(frame.header().to_bytes()), frame.body.clone())
+        return self.change(receiver, frame)
 
     def send(self, name: str, call: str, values: Values) -> int:
         number, content = next(self._numbers), bytes(to_bytes(values))

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from hmtl.io.files import replacing
 from hmtl.mtl import Aggregator
 from hmtl.training.engine import Build, Load, Training, Values
 from hmtl.training.sums_of_figures import figure_sides
+
+if TYPE_CHECKING:
+    from hmtl.distributed.signed_keys import SignedKeys  # engines without signatures do without cryptography
 
 log = logging.getLogger(__name__)
 Handle = Any
@@ -72,6 +75,7 @@ class Cell:
         load, build: see `hmtl.training.engine.Engine`.
         hand: makes a frame available to receivers, and returns what leads to it.
         fetch: returns the frame to which this leads, or None if it is lost.
+        sign: makes what signs the keys of this host's users, see `SignedKeys`; None: keys are not signed.
     """
 
     CALLS = (
@@ -109,14 +113,16 @@ class Cell:
         build: Build,
         hand: Callable[[Sequence[str], Frame], Handle],
         fetch: Callable[[str, Handle], Frame | None],
+        sign: "Callable[[Homes, str], SignedKeys] | None" = None,
     ) -> None:
         self.name, self._homes_of, self._load, self._build = name, homes, load, build
-        self._hand, self._fetch = hand, fetch
+        self._hand, self._fetch, self._sign = hand, fetch, sign
         self._training: Training | None = None
         self._kept: Values = {}  # the state of nodes on this host's disk
         self._own: tuple[Task, ...] = ()
         self._homes: Homes = {}
         self._players: dict[str, tuple[Communicator, Nodes, Aggregator]] = {}  # by the name of nodes
+        self._notaries: dict[str, SignedKeys] = {}  # of hosts, likewise
         self._rounds: dict[str, int] = {}
         self._blocks: Iterator[Tensor] = iter(())
 
@@ -178,8 +184,10 @@ class Cell:
         if answers is not None:
             users.receive(np.arange(len(answers)), answers)
 
-    def nodes(self, name: str, aggregator: Values | None, memory: Values, numbers: int) -> None:
+    def nodes(self, name: str, aggregator: Values | None, memory: Values, numbers: int) -> str:
         """Make this cell's node for a set-up, for the learner or one of its sections, or for figures.
+
+        Return its nonce, see `SignedKeys`; "": it signs nothing.
 
         Args:
             name: of the nodes.
@@ -188,6 +196,7 @@ class Cell:
             numbers: how many numbers a user's terms of figures have.
         """
         self._rounds.pop(name, None)
+        self._notaries.pop(name, None)
         learner, mine = self.training.algorithm, self.training.communicator
         own = self._homes.get(self.name, np.empty(0, np.int64))
         if name.startswith("set-up"):
@@ -208,6 +217,11 @@ class Cell:
             assert communicator.nodes
             made = communicator.nodes
         self._players[name] = communicator, made, side
+        hosts: Sequence[Any] = made.hosts
+        for host in hosts:
+            if self._sign and host.recipe.secure:
+                host.notary = self._notaries[name] = self._sign(self._homes, name)
+        return self._notaries[name].nonce if name in self._notaries else ""
 
     def play(self, name: str, round: int, evaluates: bool, turns: Sequence[Values]) -> Values:
         """Give the node one turn after another, and return what it sends, what changed, and the CPU seconds.
@@ -217,7 +231,7 @@ class Cell:
             round: of the round.
             evaluates: see `hmtl.mtl.Users`.
             turns: see `hmtl.communication.round.Turn`; `heard` has, for each kind of messages, their senders and what
-                leads to them, and `sample` is as in `hmtl.mtl.Users`.
+                leads to them, `sample` is as in `hmtl.mtl.Users`, and `notes` as in `SignedKeys`.
         """
         communicator, nodes, _ = self._players[name]
         if round < self._rounds.get(name, round):
@@ -232,19 +246,23 @@ class Cell:
             self._rounds[name] = round
         users, watch, sent = self.training.algorithm.users, Stopwatch(), list[Values]()
         users.evaluates = evaluates
+        notary = self._notaries.get(name)
         node: Any = next(iter((*nodes.hosts, *nodes.relays, nodes.server)))
         for turn in turns:
             if turn["action"] in BEGIN and turn["numbers"][:1] not in ([], [round]):
                 raise CodingError(f"round {turn['numbers'][0]} is another than the present one, {round}.")
             if turn["sample"] is not None:
                 users.sample = turn["sample"].numpy()
+            if notary:
+                notary.notes, notary.note = turn.get("notes", {}), {}
             heard = [
                 [m for each in kind for m in self._opened(each[0], each[1], communicator)] for kind in turn["heard"]
             ]
             played = Turn(node.name, turn["action"], tuple(turn["numbers"]), heard, task=turn["task"])
             (answers,) = nodes.play([played], watch)
             sent += [self._handed(message, communicator) for message in answers]
-        return {"sent": sent, "facts": self._facts(node), "seconds": watch.seconds}
+        note = {"note": notary.note} if notary else {}
+        return {"sent": sent, "facts": self._facts(node) | note, "seconds": watch.seconds}
 
     def _opened(self, sender: str, handle: Handle, communicator: Communicator) -> Iterator[Message]:
         frame = self._fetch(sender, handle)

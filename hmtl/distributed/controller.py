@@ -53,6 +53,7 @@ class Controller(Engine):
         users: the user side of the learner, once it is built.
         holders: by the name of nodes, the aggregators with the present state.
         facts: the facts of all users in each set-up.
+        nonces: by the name of nodes, that of each host, see `hmtl.distributed.signed_keys`.
         outdated: whether the state of some users is older than that of others.
         rounds: of the state that was loaded last.
     """
@@ -66,6 +67,7 @@ class Controller(Engine):
         self.homes: Homes = {}
         self.order = np.empty(0, np.int64)
         self.holders: dict[str, list[str]] = {}
+        self.nonces: dict[str, dict[str, str]] = {}
         self.facts: list[Tensor] = []
         self.outdated, self.rounds = False, 0
         self._late: dict[str, Any] = {}  # what was asked of a cell that has not yet answered, by its name
@@ -172,7 +174,8 @@ class Controller(Engine):
                 version = torch.tensor(newest["version"])  # as of the aggregator's state, which all get
                 own = {node: {"version": version, "adopted": version}, "aggregation": newest}
             calls[node] = "nodes", {**values, "memory": own} | ({"aggregator": None} if is_host else {})
-        self.call(calls)
+        answers = self.call(calls)
+        self.nonces[name] = {host: answers[host] for host in self.hosts if answers.get(host)}
 
     def call(self, calls: Calls, seconds: float | None = None) -> dict[str, Any]:
         """Return the answers of cells, without those that are missing or do not answer in time.

@@ -18,6 +18,7 @@ from hmtl.distributed.launching import LocalNodes
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.multicast import Caster, Group, Listener
 from hmtl.distributed.post import Post
+from hmtl.distributed.signed_keys import SignedKeys
 from hmtl.distributed.values import as_frame, of_frame
 from hmtl.distributed.wire import Party, Wire
 from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost
@@ -178,7 +179,8 @@ def serve(
         ProcessLost: the server is lost, or another node is not there at the start.
     """
     post = Post(Wire(party, seconds), seconds / 2)
-    cell = Cell(party.name, homes, load, build, post.hand, post.fetch)
+    sign = partial(SignedKeys, party.name, party.identities, party.credentials) if party.credentials else None
+    cell = Cell(party.name, homes, load, build, post.hand, post.fetch, sign)
     try:
         if trouble := post.wire.missing(patience, [SERVER]).get(SERVER):
             raise EngineError(f"{party.name} cannot reach the server: {trouble}. Start it.")

@@ -53,6 +53,7 @@ class StandIns(Nodes):
     controller: Any = None
     side: Any = None
     _round: list[int] = field(default_factory=lambda: [SETUP_ROUND])
+    _notes: dict[str, Values] = field(default_factory=dict)  # what hosts signed in this round
     _waiting: dict[str, list[Values]] = field(default_factory=dict)  # turns that go along with a node's next ones
 
     def play(self, turns: Sequence[Turn], watch: Stopwatch) -> Iterator[Sequence[Any]]:
@@ -74,6 +75,8 @@ class StandIns(Nodes):
             for clock, seconds in answer["seconds"].items():
                 watch.seconds[clock] = watch.seconds.get(clock, 0.0) + seconds
             self._learn(member, answer["facts"])
+            if note := answer["facts"].get("note"):
+                self._notes[turn.node] = note
             yield [_envelope(turn.node, sent) for sent in answer["sent"]]
         if turns and turns[0].action == "deliver":
             self._note_holders()
@@ -83,15 +86,18 @@ class StandIns(Nodes):
         users, sample = self.controller.users, None
         if turn.action == "update":
             self._round[:] = turn.numbers[:1]
+            self._notes.clear()
             if users.sample is not None:
                 sample = torch.from_numpy(np.intersect1d(users.sample, self.controller.homes[turn.node]))
         heard: Any = turn.heard  # envelopes
+        passed = {"advertise": self.controller.nonces.get(self.name, {}), "share": self._notes}
         return {
             "action": turn.action,
             "numbers": list(turn.numbers),
             "heard": [[(each.sender, each.handles[turn.node]) for each in kind] for kind in heard],
             "task": turn.task,
             "sample": sample,
+            "notes": passed.get(turn.action, {}),
         }
 
     def _miss(self, member: Any) -> None:

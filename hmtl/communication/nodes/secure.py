@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ from hmtl.communication.secure.crypto import DIGEST_BYTES, digest
 from hmtl.communication.secure.neighbors import Degree
 from hmtl.communication.secure.protocol import Bytes, Mask, Roster, UnmaskingError
 from hmtl.communication.wires import DIGEST
+from hmtl.errors import few
 from hmtl.topology import Topology
 
 NUMBER = 4  # bytes of a number
@@ -57,13 +58,26 @@ NOBODY: Users = np.empty(0, np.int64)
 log = logging.getLogger(__name__)
 
 
+class Notary(Protocol):
+    """Signs which keys a host's users advertise, and knows those that others signed, as digests of their entries."""
+
+    def sign(self, round: int, digests: Mapping[int, bytes]) -> bool: ...
+
+    def signed(self, round: int) -> Mapping[int, bytes]: ...
+
+
 class SecureHost(Host):
-    """A host whose users mask their terms."""
+    """A host whose users mask their terms.
+
+    Attributes:
+        notary: by which users believe only keys that their hosts signed; None: they believe all.
+    """
 
     def __init__(self, planner: Planner, recipe: SumsOfRows, *args: Any) -> None:
         super().__init__(planner, recipe, *args)
         assert recipe.secure
         self.formats, self.secure = recipe.formats, recipe.secure
+        self.notary: Notary | None = None
         self._secrets: dict[int, protocol.MaskingUser] = {}  # of the users who take part
         self._fewest = 0  # users behind a sum
         self._neighbors = 0  # of each user
@@ -73,6 +87,11 @@ class SecureHost(Host):
     def advertise(self) -> list[Message]:
         """Advertise keys of the users who take part."""
         self._secrets = {k: protocol.MaskingUser(k) for k in self._users.tolist()}
+        if self.notary:
+            entries = {k: (numbers_to_bytes([k]), user.advertised) for k, user in self._secrets.items()}
+            digests = {k: digest(np.concatenate(each).tobytes()) for k, each in entries.items()}
+            if not self.notary.sign(self._round, digests):
+                self._secrets = {}
         return self._of_users(KEYS, {k: user.advertised for k, user in self._secrets.items()})
 
     def share(self, messages: Sequence[Message]) -> list[Message]:
@@ -84,13 +103,26 @@ class SecureHost(Host):
         if chosen is None:
             return []
         self._fewest, self._neighbors = self.secure.fewest(n, K), chosen.neighbors
+        signed, refused = self.notary.signed(self._round) if self.notary else None, set[int]()
         for k, row in rows.items():
             if len(row) != NUMBER + chosen.neighbors * ENTRY:
                 continue
             entries = row[NUMBER:].reshape(-1, ENTRY)
             numbers, keys = bytes_to_numbers(entries[:, :NUMBER].ravel()), entries[:, NUMBER:]
+            if signed is not None:
+                pairs = zip(numbers.tolist(), entries, strict=True)
+                genuine = np.array([signed.get(j) == digest(entry.tobytes()) for j, entry in pairs])
+                keys = keys * genuine[:, None]
+                refused.update(numbers[~genuine].tolist())
             if (shares := self._secrets[k].share(numbers, keys, chosen.threshold)) is not None:
                 sealed[k] = shares.ravel()
+        if refused:
+            log.warning(
+                "round %d: keys of users %s are not used, because their hosts did not sign them: a relay or the server "
+                "swapped them, or a host has no valid certificate",
+                self._round,
+                few([*map(str, sorted(refused))]),
+            )
         return self._of_users(SHARES, sealed)
 
     def read(self, messages: Sequence[Message]) -> list[Message]:
