@@ -14,7 +14,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx
 extensions += ["sphinx-mathjax-offline"]  # formulas are set without a network, too
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"  # notebooks are in git without outputs
+nb_execution_mode = "cache"  # in git without outputs; executed anew if they changed, or after `make clean`
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 
