@@ -1,4 +1,4 @@
-"""The TensorBoard logger: charts of learning first, then of what it cost, pictures, and settings of a run."""
+"""The TensorBoard logger: five charts first, then learning, what it cost, pictures, and settings of a run."""
 
 import io
 import math
@@ -9,77 +9,72 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmtl.training.folder import event_files, job_name, overrides
+from hmtl.training.folder import event_files, overrides, run_name
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# TensorBoard sorts groups of charts by name, hence the numbers.
-LEARNING = "1 learning"
-TIER_BITS = "2 bits"
-SECONDS = "3 seconds"
-ERROR_BY_BITS = "4 against kbit between relays and server"
-ERROR_BY_TIME = "5 against milliseconds"
-ATTENDANCE = "6 attendance"
-GROUPS = {"bits_total": TIER_BITS, "users": ATTENDANCE, "empty": ATTENDANCE}
-"""The group of a measurement; seconds have their own, and all others belong to LEARNING."""
-ERRORS = ("test_error", "train_error")
+FIRST = {
+    "test_error": "1 overview/1 test_error",
+    "gap": "1 overview/2 log10 of gap",
+    "Mbit": "1 overview/3 Mbit between relays and server, so far",
+    "seconds": "1 overview/4 seconds of compute and communication, so far",
+    "by Mbit": "1 overview/5 test_error against Mbit so far, in steps of 0.001 Mbit",
+}
+"""The charts that TensorBoard, which sorts by name, shows first, by measurement."""
 MIDDLE_TIERS = ("bits/relays_to_server", "bits/server_to_relays")
 SETTINGS = (
     *("algorithm", "regularizer", "lam", "loss", "passes", "dataset", "K", "H", "r"),
-    *("communicator", "scheme", "aggregators", "medium", "rounds", "seed"),
+    *("communicator", "scheme", "medium", "rounds", "seed"),
 )
-"""The tab "HParams": settings of the summary, and as results the last measurements of RESULTS."""
 RESULTS = ("test_error", "test_balanced_error", "test_auc", "test_r2", "train_error", "gap", "primal", "bits_total")
+"""The tab "HParams": settings of the summary, and as results the last measurements of RESULTS."""
 
 
 class TensorBoardLogger:
     """A logger that writes TensorBoard events.
 
-    TensorBoard shows the name of the folder that the events are in. It is a subfolder of the run's folder, named after
-    the settings on the command line, or the run's folder if that is named so already, as those of a sweep's jobs.
-    A resumed run writes its earlier rounds again, and they supersede the old events.
+    TensorBoard shows the name of the folder that the events are in. It is a subfolder of the run's folder, see
+    `run_name`. A resumed run writes its earlier rounds again, and they supersede the old events.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
-        self._kbit = 0.0
-        self._milliseconds = 0.0
+        self._mbit = 0.0
+        self._seconds = 0.0
 
     def log(self, row: Measurements) -> None:
-        """Write the measurements of a round; errors also against bits and time so far."""
+        """Write the measurements of a round, and the test error against the bits so far."""
         round_number = int(row["round"])
-        self._kbit += sum(row.get(tier, 0) for tier in MIDDLE_TIERS) / 1e3
-        self._milliseconds += 1e3 * (row.get("compute_s", 0) + row.get("communication_s", 0))
-        for key, value in row.items():
-            if key == "round" or math.isnan(value):
-                continue
-            self._writer.add_scalar(_tag(key), value, round_number)
-            if key in ERRORS:
-                self._writer.add_scalar(f"{ERROR_BY_BITS}/{key}", value, round(self._kbit))
-                self._writer.add_scalar(f"{ERROR_BY_TIME}/{key}", value, round(self._milliseconds))
+        self._mbit += sum(row.get(tier, 0) for tier in MIDDLE_TIERS) / 1e6
+        self._seconds += row.get("compute_s", 0) + row.get("communication_s", 0)
+        for key, value in (row | {"Mbit": self._mbit, "seconds": self._seconds}).items():
+            if key == "gap":
+                value = math.log10(value) if value > 0 else math.nan
+            elif key.startswith("bits"):
+                value /= 1e6
+            if key != "round" and not math.isnan(value):
+                self._writer.add_scalar(_tag(key), value, round_number)
+        if "test_error" in row:
+            self._writer.add_scalar(FIRST["by Mbit"], row["test_error"], round(1e3 * self._mbit))
 
     def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
-        """Write pictures, hyperparameters, command and configuration of the finished run."""
+        """Write pictures, hyperparameters and the command of the finished run."""
         from matplotlib.image import imread  # late, as are those of torch
         from torch.utils.tensorboard.summary import hparams
 
         writer = self._writer
         for name, png in draw().items():
             writer.add_image(name, imread(io.BytesIO(png)), summary.rounds, dataformats="HWC")
-        content = summary.to_dict()
-        settings = {name: content[name] for name in SETTINGS if name in content}
-        settings = {name: each if isinstance(each, str | int | float) else str(each) for name, each in settings.items()}
-        results = {_tag(name): content[name] for name in RESULTS if name in content}
+        figures = summary.figures
+        settings = {key: each for key, each in summary if key in SETTINGS and each is not None}
+        results = {_tag(name): figures[name] for name in RESULTS if name in figures}
         # SummaryWriter.add_hparams would open a second run; the results are the last points of existing charts.
         for part in hparams(settings, results):  # type: ignore[no-untyped-call]  # torch has no types here
             writer.file_writer.add_summary(part)  # type: ignore[attr-defined]  # None until the first record
         writer.add_text("command", " ".join(["python -m hmtl.train", *overrides(self._folder)]))
-        with suppress(OSError):  # a run from Python has no such file
-            configuration = (self._folder / ".hydra" / "config.yaml").read_text()
-            writer.add_text("configuration", "".join(f"    {line}\n" for line in configuration.splitlines()))
         writer.flush()
 
     def close(self) -> None:
@@ -93,15 +88,14 @@ class TensorBoardLogger:
         """The writer of events, opened at the first round because it creates a file."""
         from torch.utils.tensorboard import SummaryWriter
 
-        name = re.sub(r"[^\w=.,+-]+", "_", job_name(self._folder))[:100] or "events"
-        place = self._folder if self._folder.name == name else self._folder / name
+        name = re.sub(r"[^\w=.,+-]+", "_", run_name(self._folder))[:100]
         earlier = event_files(self._folder)  # before a resume
-        return SummaryWriter(str(earlier[0].parent if earlier else place), purge_step=0)
+        return SummaryWriter(str(earlier[0].parent if earlier else self._folder / name), purge_step=0)
 
 
 def _tag(measurement: str) -> str:
     """Return the name of a measurement's chart."""
-    if "/" in measurement:  # bits/TIER
-        return f"2 {measurement}"
-    group = SECONDS if measurement.endswith("_s") else GROUPS.get(measurement, LEARNING)
-    return f"{group}/{measurement}"
+    if measurement.startswith("bits"):  # bits/TIER, and bits_total with the set-up
+        return f"3 Mbit/{measurement[5:]}"
+    group = "5 attendance" if measurement in ("users", "empty") else "2 learning"
+    return FIRST.get(measurement, f"{'4 seconds' if measurement.endswith('_s') else group}/{measurement}")

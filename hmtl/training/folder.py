@@ -36,7 +36,7 @@ def remove_results(folder: Path, resumed: bool) -> None:
     New events would otherwise go to a folder that is named after the old settings.
     """
     if (folder / "metrics.csv").exists():
-        results = [folder / name for name in ("summary.json", "users.csv", "models.npz")]
+        results = [folder / name for name in ("summary.json", "users.csv", "models.npz", "omega.png")]
         for path in (*results, *([] if resumed else event_files(folder))):
             path.unlink(missing_ok=True)
 
@@ -57,7 +57,12 @@ def overrides(folder: Path) -> list[str]:
     return [word for word in map(str, words) if not word.lstrip("+~").startswith(("hydra", "output_dir"))]
 
 
-def job_name(folder: Path) -> str:
-    """Return the settings that Hydra names the run in `folder` by: in a sweep, those that differ between its jobs."""
+def run_name(folder: Path) -> str:
+    """Return learner, communicator and topology of the run in `folder`, and further settings that its folder lacks."""
     path = folder / ".hydra" / "hydra.yaml"
-    return str(OmegaConf.load(path).hydra.job.override_dirname) if path.exists() else ""
+    if not path.exists():
+        return "events"
+    hydra: Any = OmegaConf.load(path).hydra
+    job, groups = str(hydra.job.override_dirname), ("algorithm", "communicator", "topology")
+    further = [word for word in job.split(",") if job != folder.name and word.partition("=")[0] not in groups]
+    return ",".join(filter(None, [*(str(hydra.runtime.choices[group]) for group in groups), *further]))

@@ -17,7 +17,7 @@ from omegaconf.errors import InterpolationKeyError
 from hmtl.config.build import check
 from hmtl.config.command_line import ERROR, main
 from hmtl.errors import ConfigError, DataError, Interrupted
-from hmtl.training.folder import job_name
+from hmtl.training.folder import run_name
 
 Run = Callable[..., tuple[int, str]]
 slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -204,7 +204,8 @@ def test_jobs_whose_names_no_folder_can_have_are_numbered(run: Run, tmp_path: Pa
     assert run(lambda cfg: None, "dataset=mnist", *words, "-m") == (0, "")
     folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert [path.name for path in folders] == ["0", "1"]
-    assert [job_name(path) for path in folders] == ["dataset.path=a/b", "dataset.path=c"], "as TensorBoard names them"
+    names = [f"mocha,coded,symmetric,dataset.path={path}" for path in ("a/b", "c")]
+    assert [run_name(path) for path in folders] == names, "as TensorBoard names them"
 
 
 @pytest.mark.slow
