@@ -50,6 +50,7 @@ NOT_IDENTITY = (
     "checkpoint_every",
     "evaluate_every",
     "early_stopping",
+    "baseline",
     "engine.seconds",
     "engine.patience",
     "engine.deployment",

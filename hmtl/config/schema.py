@@ -91,6 +91,7 @@ class TrainConfig(NetworkConfig):
     checkpoint_every: int = MISSING
     evaluate_every: int = MISSING
     metrics: str = MISSING
+    baseline: str | None = MISSING
     validation_fraction: float = MISSING
     early_stopping: int | None = MISSING
     resume: str | None = MISSING
@@ -148,8 +149,9 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
         raise ConfigError(
             "early_stopping needs validation rows, but validation_fraction is 0. Set it to 0.1, for example."
         )
-    if cfg.get("metrics", "users") not in ("users", "sums"):
-        raise ConfigError(f"metrics={cfg.metrics} is unknown. Choose users or sums.")
+    for name, first, other in (("metrics", "users", "sums"), ("baseline", "local", None)):
+        if cfg.get(name, first) not in (first, other):
+            raise ConfigError(f"{name}={cfg[name]} is unknown. Choose {first} or {other or 'null'}.")
     known = [each.name for each in fields(TrainConfig if "algorithm" in cfg else PlanConfig)]
     groups = {"tune": TuneConfig, "privacy": PrivacyConfig}
     known += [f"{group}.{each.name}" for group, settings in groups.items() for each in fields(settings)]

@@ -71,6 +71,7 @@ class Summary(BaseModel):
             took part in which round, see `hmtl.training.accountant.Accountant`.
         epsilon_sample_known: the same against those who know it, such as relays and server.
         against: which of both `privacy.epsilon` limits: that of "outsiders", or the larger one for "everyone".
+        baseline: errors of users who learn alone, see `hmtl.training.baseline`.
         metrics: "sums" if only sums over users were measured, so that there are no worst users; None: each user was.
         worst_users: users with the largest errors.
     """
@@ -116,6 +117,7 @@ class Summary(BaseModel):
     clip: float | None = None
     noise: float | None = None
     randomness: str | None = None
+    baseline: dict[str, float] | None = None
     metrics: str | None = None
     time: Time
     worst_users: list[UserRow]
