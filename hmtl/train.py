@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from hmtl.config.build import Run, build
 from hmtl.config.command_line import main
@@ -27,9 +27,18 @@ def play(run: Run, cfg: DictConfig, remedy: str = "resume={}") -> None:
 
 
 def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
-    from hmtl.reporting.run_pictures import run_pictures, topology_picture  # late: --help needs no matplotlib
+    from hmtl.reporting.run_header import run_header
+    from hmtl.reporting.run_pictures import link_figure, omega_picture, topology_picture  # late, for --help
+    from hmtl.training.baseline import local_baseline
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
+    dataset, network = (cfg[part]["_target_"].rsplit(".", 1)[-1] for part in ("dataset", "topology"))
+    if OmegaConf.select(cfg, "logger.console.report", default="none") != "none":
+        header = run_header(algorithm, communicator)
+        header["users"] += f" ({dataset})"
+        header["network"] += f" ({network})"
+        header |= {"device": f"{cfg.device}; processes: {1 + len(run.engine.nodes)}", "folder": str(folder)}
+        print("".join(f"{subject:9}{text}\n" for subject, text in header.items()), flush=True)
     topology = topology_picture(communicator)
     with replacing(folder / "topology.png") as file:
         file.write(topology)
@@ -40,15 +49,18 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
         print(f"Stopped after {len(history)} rounds. To continue: {remedy.format(folder)}")
         raise Interrupted(run.trainer.interrupted)
 
-    dataset = cfg.dataset["_target_"].rsplit(".", 1)[-1]
-    summary = run.trainer.summarize(dataset=dataset, seed=cfg.seed)
+    baseline = local_baseline(algorithm) if cfg.baseline and cfg.metrics == "users" else None
+    summary = run.trainer.summarize(dataset=dataset, seed=cfg.seed, baseline=baseline)
+    pictures = {"topology": topology} | omega_picture(algorithm)
+    if "omega" in pictures:
+        with replacing(folder / "omega.png") as file:
+            file.write(pictures["omega"])
     is_here = run.trainer.write_results(summary)
     for logger in run.loggers:
-        logger.finish(summary, lambda: {"topology": topology, **run_pictures(communicator.ledger, algorithm.Omega)})
+        logger.finish(summary, lambda: pictures | {"links": link_figure(communicator.ledger).to_png(dpi=100)})
     run.engine.finish()
     if not is_here:
         print("Models: models-host-*.npz at the hosts, each with those of its own users.")
-    print(f"Results: {folder}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +41,7 @@ ERROR = "error.txt"
 """A sweep's job that fails leaves its error in this file."""
 FOLDER_NAME = re.compile(r"[\w=.,+-]{1,100}")
 """Names of jobs that can be the names of their folders."""
+SETTING = re.compile(r"^( *)(\w+): *([^#\n]*?)(?: +# +(.*))?$", re.MULTILINE)  # indentation, key, value, comment
 
 
 def main(task: Callable[[DictConfig], None], config_name: str, complain: Complain = complain) -> NoReturn:
@@ -52,12 +55,15 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # λ in an encoding without it
-    statuses, Jobs.status = [0], 0
+    statuses, Jobs.status, full = [0], 0, "-v" in sys.argv[1:]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != "-v"]
 
     def job(cfg: DictConfig) -> None:
         errors: list[str] = []
         in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         file = Path(HydraConfig.get().runtime.output_dir, ERROR)
+        if (full or in_sweep) and OmegaConf.select(cfg, "logger.console.report"):
+            cfg.logger.console.report = "full" if full else "none"
         if in_sweep:
             file.unlink(missing_ok=True)
         statuses.append(exit_status(lambda: task(cfg), config_name, errors.append))
@@ -73,6 +79,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
     Jobs.typed = sys.argv[1:] = [_quoted(word) for word in sys.argv[1:]]
     if {"-m", "--multirun"} & set(sys.argv):
         sys.argv[1:] = [word for word in sys.argv[1:] if not _of_part(word)]
+    OmegaConf.register_new_resolver("settings_help", settings_help, replace=True)
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     statuses.append(exit_status(command, config_name, complain))
     sys.exit(max(*statuses, Jobs.status))
@@ -102,6 +109,25 @@ def exit_status(action: Callable[[], None], config_name: str, complain: Complain
     with suppress(BrokenPipeError):
         complain(" ".join(message.split()))
     return 2
+
+
+def settings_help(_root_: DictConfig) -> str:
+    """Return the commented settings of `conf/`, group by group with the choices of each, as wide as the terminal."""
+    columns, lines, choices = shutil.get_terminal_size().columns, list[str](), dict(_root_.hydra.runtime.choices)
+    groups = {group: choices[group] for group in reversed(choices) if not group.startswith("hydra/")}
+    for group, choice in {"": _root_.hydra.job.config_name, **groups}.items():
+        if group:
+            options = ", ".join(GlobalHydra.instance().config_loader().get_group_options(group))
+            lines += ["", *textwrap.wrap(f"{group}={choice or 'null'} ({options})", columns, subsequent_indent="    ")]
+        file, path = conf_dir() / group / f"{choice}.yaml", list[str]()
+        text = file.read_text().partition("\nhydra:")[0] if file.exists() else ""
+        parent = f"{group}." if group and "@package _global_" not in text else ""
+        for indent, key, value, comment in SETTING.findall(text):
+            path[len(indent) // 2 :] = [key]
+            if comment and value and "$" not in value:
+                line = f"{parent}{'.'.join(path)}={value}".ljust(28) + f" {comment}"
+                lines.append(line if len(line) <= columns else f"{line[: columns - 4].rpartition(' ')[0]} ...")
+    return "\n".join(lines).replace("$", "$$")
 
 
 def _quoted(word: str) -> str:

@@ -27,6 +27,7 @@ from hmtl.inference.models import models_of
 from hmtl.mtl import Learner, NetworkAlgorithm
 from hmtl.mtl.measures import OwnMeasure
 from hmtl.reporting.console_logger import ConsoleLogger
+from hmtl.reporting.run_header import run_header
 from hmtl.training.folder import held
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
@@ -193,30 +194,13 @@ class Federation:
         return self.communicator.ledger
 
     def _pictures(self) -> Mapping[str, bytes]:
-        from hmtl.reporting.run_pictures import run_pictures, topology_picture  # late, as in report
+        from hmtl.reporting.run_pictures import link_figure, omega_picture, topology_picture  # late, as in report
 
-        topology = topology_picture(self.communicator)
-        return {"topology": topology, **run_pictures(self.ledger, self.algorithm.Omega)}
+        links = link_figure(self.ledger).to_png(dpi=100)
+        return {"topology": topology_picture(self.communicator), "links": links} | omega_picture(self.algorithm)
 
     def __repr__(self) -> str:
-        network, problem, about = self.communicator.topology, self.algorithm.problem, self.algorithm.describe()
-        tests = sum(len(task.y_test) for task in problem.everybody)
-        regularizer = f"; {about['regularizer']} with lam={about['lam']:g}" if "regularizer" in about else ""
-        sent = []  # of each section of numbers
-        carriers = getattr(self.communicator, "parts", [self.communicator])
-        for carrier, users in zip(carriers, self.algorithm.users.sections, strict=True):
-            kind = "sums" if carrier.recipe.messages == "sums" else "coded IVs" if carrier.recipe.coded else "IVs"
-            nodes = str(carrier.recipe.aggregators).translate(dict.fromkeys(map(ord, "[]'")))
-            how = f"{'secure ' * bool(carrier.recipe.secure)}{kind} of {users.numbers:,} numbers"
-            how += f" in {carrier.recipe.wire}" * bool(carrier.recipe.wire)
-            sent += [f"{how}; aggregators: {nodes}"] * (users.numbers > 0)
-        lines = {
-            "users": f"{problem.K}: {sum(problem.counts):,} training and {tests:,} test rows of {problem.d} numbers",
-            "network": f"{network.H} relays, {network.r:.3g} hear each user; {self.communicator.network.medium}",
-            "learner": f"{about['algorithm']}; {about['loss']}{regularizer}",
-            "travels": "; ".join(sent) or "nothing",
-            "trained": "not yet",
-        }
+        lines = run_header(self.algorithm, self.communicator) | {"trained": "not yet"}
         if done := self.summary:
             name = "test_error" if "test_error" in done.figures else "train_error"
             error = f"{name.replace('_', ' ')} {done.figures[name]:.4f} ({done.error_measure})"

@@ -1,35 +1,33 @@
 """The console during training: a progress bar, or a line twice a minute, and the report of the finished run."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
 from hmtl.communication import TIERS
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, USERS_TO_RELAYS
 from hmtl.reporting.console import Console, as_table
 from hmtl.training.history import Measurements
-from hmtl.training.summary import Summary, user_error
+from hmtl.training.summary import Summary
 
-SHOWN = (
-    ("gap", "gap", ".2e"),
-    ("test_error", "test error", ".4f"),
-    ("epsilon", "ε for outsiders", ".2f"),
-    ("epsilon_sample_known", "ε for relays", ".2f"),
-)
-"""The measurements shown during training: name, label and format."""
+LEARNED = {
+    "test_error": "test error",
+    "test_error_worst": "test error of the worst user",
+    "global_test_error": "test error of the global model",
+    "tuned_test_error": "test error after own steps",
+    "test_r2": "test R² of all rows together",
+    "train_error": "training error",
+    "gap": "duality gap",
+    "epsilon": "ε for outsiders",
+    "epsilon_sample_known": "ε for relays and server",
+    "empty_rounds": "rounds without an aggregator",
+}
+"""What the report of a run shows of learning: keys of the summary, and labels."""
+SHOWN = ("gap", "test_error", "epsilon", "epsilon_sample_known")  # during training
 SPEED = 600.0  # seconds over which the time of a round is estimated
 FAR = 0.5  # a larger duality gap, relative to the primal objective, has a remark
-LEARNING = (
-    ("primal", "primal objective", ".6f"),
-    ("dual", "dual objective", ".6f"),
-    ("gap", "duality gap", ".2e"),
-    ("gap_certified", "bound of the gap, without the duals", ".2e"),
-    ("joint_primal", "primal objective, at the best Ω", ".6f"),
-    ("joint_gap", "joint gap of models and Ω", ".2e"),
-    ("train_r2", "train R², all users' rows together", ".4f"),
-    ("test_r2", "test R², all users' rows together", ".4f"),
-)
-"""The rows of the table "Learning": measurement, label and format."""
 OVER_USERS = {"": "mean", "_weighted": "weighted by rows", "_median": "median", "_worst": "worst user"}
 """The columns of the table of measures: ends of measurements, and headers."""
 
@@ -40,9 +38,10 @@ class ConsoleLogger:
     Args:
         rounds: of the run in total.
         lines: whether to print lines of progress if output is not a terminal.
+        report: what is printed: "short", "full" (all tables at the end) or "none" (only a progress bar is shown).
     """
 
-    def __init__(self, rounds: int, lines: bool = True) -> None:
+    def __init__(self, rounds: int, lines: bool = True, report: Literal["short", "full", "none"] = "short") -> None:
         self._console = Console()
         self._rounds = rounds
         self._progress = Progress(
@@ -53,12 +52,13 @@ class ConsoleLogger:
         )
         self._task = self._progress.add_task(f"{rounds} rounds", total=rounds, status="")
         self._latest: Measurements = {}  # not every round is evaluated
-        self._lines = lines
+        self._report = report
+        self._lines = lines and report != "none"
 
     def log(self, row: Measurements) -> None:
         """Show the progress of the run."""
         self._latest |= row
-        shown = [f"{label} {self._latest[key]:{form}}" for key, label, form in SHOWN if key in self._latest]
+        shown = [f"{LEARNED[key]} {self._latest[key]:.4g}" for key in SHOWN if key in self._latest]
         if self._console.is_terminal:
             self._progress.start()
         done = int(row["round"]) + 1
@@ -69,7 +69,7 @@ class ConsoleLogger:
     def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Print the report of the finished run."""
         self.close()
-        for part in run_report(summary):
+        for part in run_report(summary, self._report == "full") if self._report != "none" else ():
             if isinstance(part, str):
                 self._console.print(part, markup=False)
             else:
@@ -81,124 +81,98 @@ class ConsoleLogger:
             self._progress.stop()
 
 
-def run_report(summary: Summary) -> Iterator[Table | str]:
-    """Yield the tables of a finished run, and the remarks between them."""
+def run_report(summary: Summary, full: bool = False) -> Iterator[Table | str]:
+    """Yield the table of a finished run (all tables if `full`), remarks, and what it saved and gained."""
+    yield _overview(summary)
+    if full:
+        yield from _details(summary)
+    yield from _remarks(summary)
+    time, alone = summary.time, summary.baseline
+    if summary.communicator != "uncoded" and time.uncoded_communication_s:
+        how = {"coded": "Coding", "sums": "Sums"}.get(summary.communicator, "Sums and coding")
+        saved = 1 - time.communication_s / time.uncoded_communication_s, 1 - time.total_s / time.uncoded_total_s
+        yield "{} saved {:.1%} of the communication time and {:.1%} of the whole time.".format(how, *saved)
+    if alone:
+        together = summary.figures["test_error"]
+        yield f"Test error: {together:.4f} together, {alone['test_error']:.4f} if each user learns alone."
+
+
+def _overview(summary: Summary) -> Table:
+    """Return the table of what a run sent and learned, beside plain forwarding and users who learn alone."""
+    K, time, content, alone = summary.K, summary.time, summary.to_dict(), summary.baseline or {}
+    own, uncoded, title = dict[str, float](), dict[str, float](), f"{summary.rounds} rounds"
     if summary.V_bits:
-        yield _loads(summary)
-        yield _times(summary)
-        yield from _facts(summary)
-        if summary.note:
-            yield f"Note: {summary.note}."
-    else:
-        bits = summary.figures["bits_total"]
+        # a message is what a user sends uncoded: rows of sums, which have other bits, are counted in this unit, too
+        units = {tier: load / K for tier, load in (summary.loads_uncoded or {}).items()}
+        title += f"; messages of {summary.V_bits * units.get(USERS_TO_RELAYS, 1):,.0f} bits"
+        for tier, forwarded in ((RELAYS_TO_SERVER, min(K, summary.loads[USERS_TO_RELAYS])), (SERVER_TO_RELAYS, K)):
+            label = f"messages a round, {tier.replace('_', ' ')}"
+            own[label], uncoded[label] = summary.loads[tier] / units.get(tier, 1), forwarded
+    own |= {"communication time [s]": time.communication_s, "whole time [s]": time.total_s}
+    uncoded |= {"communication time [s]": time.uncoded_communication_s, "whole time [s]": time.uncoded_total_s}
+    columns = {summary.communicator if summary.V_bits else summary.algorithm: own}
+    columns |= {"uncoded": uncoded} if summary.V_bits and summary.communicator != "uncoded" else {}
+    own |= {label: content[key] for key, label in LEARNED.items() if key in content}
+    if alone:
+        title += f"; alone: algorithm=local lam={alone['lam']:.3g}"
+        columns["alone"] = {label: alone[key] for key, label in LEARNED.items() if key in alone}
+    return _matrix(title, columns)
+
+
+def _details(summary: Summary) -> Iterator[Table]:
+    """Yield tables of the other numbers in `summary.json`, by their keys there."""
+    figures = summary.figures
+    if summary.V_bits:
+        loads = {"measured": summary.loads, "formula": summary.loads_theory, "lower bound": summary.bounds}
+        loads |= {"uncoded": summary.loads_uncoded or dict.fromkeys(TIERS, summary.K)}
+        loads |= {"bits of a number": summary.bits_per_number or {}}
+        yield _matrix(f"Loads per round, in rows; users send rows of {summary.V_bits:,} bits", loads)
+    measures = tuple(key.removesuffix("_weighted") for key in figures if key.endswith("_weighted"))
+    over_users = {
+        label: {measure: figures[measure + end] for measure in measures if measure + end in figures}
+        for end, label in (OVER_USERS | {"_users": "users"}).items()
+    }
+    yield _matrix(f"Measures over users; error: {summary.error_measure}", over_users)
+    if summary.worst_users:
+        keys = ("train_rows", "test_rows", "train_error", "test_error")
+        users = {key: {str(user["user"]): user[key] for user in summary.worst_users} for key in keys}
+        yield _matrix("Users with the largest errors; all in users.csv", users)
+    content = summary.to_dict()
+    further = {f"{name}.{key}": each for name in ("time", "secure") for key, each in content.get(name, {}).items()}
+    further |= {k: each for k, each in content.items() if isinstance(each, int | float) and not k.startswith(measures)}
+    yield _matrix("Further numbers", {"value": further})
+
+
+def _matrix(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a table of columns of numbers by row; a column without numbers is left out."""
+    shown = {header: cells for header, cells in columns.items() if any(each is not None for each in cells.values())}
+    rows = dict.fromkeys(key for cells in shown.values() for key in cells)
+    return as_table(title, ["", *shown], ([key, *(_cell(cells.get(key)) for cells in shown.values())] for key in rows))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str("" if value is None else value)
+
+
+def _remarks(summary: Summary) -> Iterator[str]:
+    """Yield what a user has to know about a run, in sentences."""
+    figures = summary.figures
+    if not summary.V_bits:
+        bits = figures["bits_total"]
         yield f"{bits:,} bits are sent before the first round, and nothing in rounds." if bits else "Nothing is sent."
+    if summary.note:
+        yield f"Note: {summary.note}."
     if summary.omega_learned is False:
         yield "Ω was never updated: the last algorithm.omega_every rounds keep it fixed. Set more rounds."
     if summary.models_after not in (None, summary.rounds):
-        what = "validation error" if "validation_error" in summary.figures else "objective at its best Ω"
+        what = "validation error" if "validation_error" in figures else "objective at its best Ω"
         stopped = "Stopped early: the validation error no longer fell. " if summary.stopped_early else ""
         yield f"{stopped}The models are those after round {summary.models_after}, which had the least {what}."
     if summary.randomness == "seed":
         yield "Noise and samples follow from the seed: anyone who knows it can subtract the noise."
-    figures = summary.figures
-    learned = [[label, f"{figures[key]:{form}}"] for key, label, form in LEARNING if key in figures]
-    if learned:
-        yield as_table("Learning", ("", "final"), learned)
-    yield _measures(summary)
     gap, primal = figures.get("gap", 0.0), figures.get("primal", 0.0)
     if gap > FAR * abs(primal):
-        share = f"{gap / abs(primal):.0%} of the primal objective" if primal else f"{gap:.2e}"
-        yield f"Far from the optimum: the duality gap is {share}. Set more rounds or a larger lam."
-    if any(map(user_error, summary.worst_users)):
-        yield _users(summary)
-
-
-def _loads(summary: Summary) -> Table:
-    references = (summary.loads_theory, summary.bounds, summary.loads_uncoded or {})
-    rows = []
-    for tier in TIERS:
-        loads = [summary.loads[tier], *(reference.get(tier, summary.K) for reference in references)]
-        rows.append([tier.replace("_", " "), *(f"{load:.2f}" for load in loads)])
-    headers = ["", "measured", "formula", "lower bound", "uncoded"]
-    unit = f"{'IVs' if summary.loads_uncoded is None else 'rows of sums'} of {summary.V_bits:,} bits"
-    if bits := summary.bits_per_number:
-        unit, headers = "rows of each hop; bits of a number", [*headers, "bits"]
-        rows = [[*row, f"{bits[tier]:.3g}"] for row, tier in zip(rows, TIERS, strict=True)]
-    return as_table(f"Loads per round, in {unit}", headers, rows)
-
-
-def _times(summary: Summary) -> Table:
-    time, forwarding = summary.time, summary.time.uncoded_communication_s
-    seconds = {summary.communicator: (time.compute_s, time.communication_s, time.total_s)}
-    if summary.communicator != "uncoded":
-        seconds["uncoded"] = (time.uncoded_total_s - forwarding, forwarding, time.uncoded_total_s)
-    rows = [[name, *(f"{each:.3f} s" for each in row)] for name, row in seconds.items()]
-    if len(rows) > 1 and forwarding:
-        # Saved communication follows from bits; the sign of saved total time would depend on the machine's load.
-        rows.append(["communication saved", "", f"{1 - time.communication_s / forwarding:.1%}"])
-    title = f"Time of {summary.rounds} rounds; compute: CPU time"
-    return as_table(title, ("", "compute", "communication", "total"), rows)
-
-
-def _facts(summary: Summary) -> Iterator[Table]:
-    """Yield the table of what else is known of a run, if anything; a row that does not apply is left out."""
-    time, secure = summary.time, summary.secure or {"overhead": {}}
-    facts = {
-        "rounds without an aggregator": summary.empty_rounds,
-        "plans made between rounds": time.plans or None,
-        "seconds of planning": time.planning_s or None,
-        "bits of state for relays that had missed rounds": summary.handover_bits,
-        "share of local work in the time": None if summary.passes is None else time.local_s / time.total_s,
-        "secure sums: users who may collude": secure.get("colluding"),
-        "secure sums: fewest terms of a sum": secure.get("fewest"),
-        "secure sums: neighbours of a user": secure.get("neighbors"),
-        "secure sums: neighbours who reveal a mask": secure.get("threshold"),
-        **{f"secure sums: bits added, {tier.replace('_', ' ')}": bits for tier, bits in secure["overhead"].items()},
-        "privacy: ε for relays and server": summary.epsilon_sample_known,
-        "privacy: ε for those who see only models": summary.epsilon,
-        "privacy: δ": summary.delta,
-        "privacy: largest change of the model": summary.clip,
-        "privacy: noise, relative to that": summary.noise,
-    }
-    rows = [
-        [name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"]
-        for name, value in facts.items()
-        if value is not None
-    ]
-    if rows:
-        yield as_table("Facts", ("", "value"), rows)
-
-
-def _measures(summary: Summary) -> Table:
-    """Return the table of measures over users: the error on training rows, and all measures on test rows, if any."""
-    figures, rows = summary.figures, []
-    measures = [key.removesuffix("_weighted") for key in figures if key.endswith("_weighted")]
-    shown = {
-        end: label for end, label in OVER_USERS.items() if any(f"{measure}{end}" in figures for measure in measures)
-    }
-    tested = any(measure.startswith("test_") for measure in measures)
-    for measure in measures:
-        errors = ("train_error", "validation_error", "test_error")
-        if measure.startswith("test_") or measure.endswith(errors) or not tested:
-            label = measure.replace("_", " ").replace("auc", "AUC")
-            users = f", {figures[f'{measure}_users']} users" if f"{measure}_users" in figures else ""
-            rows.append([f"{label}{users}", *(f"{figures[measure + end]:.4f}" for end in shown)])
-    return as_table(f"Measures over users; error: {summary.error_measure}", ("", *shown.values()), rows)
-
-
-def _users(summary: Summary) -> Table:
-    """Return the table of the users with the largest errors; a split without rows has no columns."""
-    worst = summary.worst_users
-    splits = [split for split in ("train", "test") if any(user[f"{split}_rows"] for user in worst)]
-    shown = [f"{split}_{what}" for what in ("rows", "error") for split in splits]
-    title = "Users"
-    if len(worst) < summary.K:
-        title = f"Users: the {len(worst)} of {summary.K} with the largest errors; all in users.csv"
-    rows = ([str(user["user"]), *(_cell(user[name]) for name in shown)] for user in worst)
-    return as_table(title, ["user", *(name.replace("_", " ") for name in shown)], rows)
-
-
-def _cell(value: str | float | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.4f}"
+        share = gap / (abs(primal) or gap)
+        yield f"Far from the optimum: the duality gap is {share:.0%} of the objective. Set more rounds or a larger lam."

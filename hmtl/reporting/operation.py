@@ -10,7 +10,7 @@ from typing import Any
 from hmtl.communication import TIERS
 from hmtl.errors import ConfigError
 from hmtl.reporting.console import SECONDS_BETWEEN_LINES
-from hmtl.reporting.console_logger import SHOWN
+from hmtl.reporting.console_logger import LEARNED, SHOWN
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
 
@@ -74,7 +74,7 @@ class Operation:
         if past or done == self._logged or (now < self._next_line and done < self._rounds):
             return
         self._logged, self._next_line = done, now + SECONDS_BETWEEN_LINES
-        figures = "".join(f", {label} {row[key]:{form}}" for key, label, form in SHOWN if key in row)
+        figures = "".join(f", {LEARNED[key]} {row[key]:.4g}" for key in SHOWN if key in row)
         users = f", {row['users']} users" if "users" in row else ""
         log.info("round %d of %d%s%s", done, self._rounds, users, figures)
 

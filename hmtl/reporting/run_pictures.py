@@ -1,5 +1,6 @@
 """The pictures of a finished run: the bits on each link, and how the tasks are related."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from hmtl.communication import TIERS, Communicator, LinkLedger
+from hmtl.mtl import Algorithm
 from hmtl.mtl.symmetric import Symmetric
 from hmtl.reporting.network_picture import draw
 from hmtl.reporting.style import OKABE_ITO, Picture
 
 MOST_LABELS = 10  # labels of links that fit below a panel
+MOST_NAMED = 100  # users whose names fit beside the picture of Ω
 MOST_USERS = 400  # users that a picture of Ω shows: more have no pixels of their own
-
-
-def run_pictures(ledger: LinkLedger, Omega: Symmetric | None) -> dict[str, bytes]:
-    """Return the pictures of a finished run as PNG files by name, that of Ω only if there is one."""
-    figures = {"links": link_figure(ledger)} | ({} if Omega is None else {"omega": omega_figure(Omega)})
-    return {name: figure.to_png(dpi=100) for name, figure in figures.items()}
 
 
 def topology_picture(communicator: Communicator) -> bytes:
@@ -29,23 +26,38 @@ def topology_picture(communicator: Communicator) -> bytes:
     return draw(communicator.contacts, planner.preferred, role, planner.server).to_png(dpi=150)
 
 
-def omega_figure(Omega: Symmetric) -> Picture:
+def omega_picture(algorithm: Algorithm) -> dict[str, bytes]:
+    """Return the PNG file with the learned Ω of a run by its name; {} if there is none."""
+    Omega, learns = algorithm.Omega, algorithm.problem.regularizer.learns
+    if Omega is None or not learns or algorithm.describe().get("omega_learned") is False:
+        return {}
+    return {"omega": omega_figure(Omega, [task.name for task in algorithm.problem.everybody]).to_png(dpi=150)}
+
+
+def omega_figure(Omega: Symmetric, names: Sequence[str] = ()) -> Picture:
     """Draw Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry is the correlation of two tasks.
 
-    If there are many users, every second, third, ... is shown.
+    The colours end at the largest correlation; the diagonal is grey. If there are many users, every second, third, ...
+    is shown. With more than 100 users, or without `names`, they have numbers.
     """
     step = -(-len(Omega) // MOST_USERS)
     Sigma = Omega.inverse().block(slice(None, None, step)).cpu().numpy()
     end = step * len(Sigma) - 0.5
     scale = np.sqrt(np.diag(Sigma))
-    figure = Picture(figsize=(5.5, 4.6), layout="constrained")
+    shown = np.where(np.eye(len(Sigma)), np.nan, Sigma / np.outer(scale, scale))
+    limit = np.nanmax(np.abs(shown), initial=0.0) or 1.0
+    labels = list(names) if len(names) <= MOST_NAMED else []
+    side = max(4.6, 2.5 + 0.12 * len(labels))  # inches
+    figure = Picture(figsize=(side + 0.9, side), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(Sigma / np.outer(scale, scale), cmap="RdBu_r", vmin=-1, vmax=1, extent=(-0.5, end, end, -0.5))
+    image = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(-0.5, end, end, -0.5))
     title = "Task relationship" if step == 1 else f"Task relationship, one user in {step}"
-    axes.set(title=title, xlabel="user", ylabel="user")
+    axes.set(title=title, xlabel="user", ylabel="user", facecolor="lightgrey")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹")
+        if labels:
+            axis.set_ticks(range(len(labels)), labels, fontsize=7, rotation=90 if axis is axes.xaxis else 0)
+    figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹", shrink=0.8)
     return figure
 
 

@@ -277,7 +277,7 @@ def test_without_tests_there_is_no_test_error(
     assert not [key for key in json.loads((tmp_path / "summary.json").read_text()) if "test" in key]
     out = capsys.readouterr().out
     assert "test error" not in out
-    assert "train error" in out
+    assert "training error" in out
 
 
 def test_scaling_over_all_rows_is_counted_as_set_up(configure: Configure, tmp_path: Path) -> None:

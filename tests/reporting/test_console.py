@@ -92,7 +92,7 @@ def test_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     assert printed(60) == []
     assert printed(0, lines=False) == []
-    assert printed(0) == [f"round {done} of 30, test error 0.2500" for done in (1, 2, 3)]
+    assert printed(0) == [f"round {done} of 30, test error 0.25" for done in (1, 2, 3)]
 
 
 class Terminal(io.StringIO):
@@ -112,15 +112,49 @@ def test_progress_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, s
 def test_time_tells_what_it_is(
     configure: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """What coding saves of communication, which no load of the machine changes; and no share of a measured time."""
+    """What coding saves of the whole time stands beside what it saves of the communication."""
     train(configure("K=10", "rounds=2", "dataset.rows_per_user=20", "~logger.tensorboard"))
     printed = capsys.readouterr().out
-    assert "compute: CPU time" in printed
     (line,) = (line for line in printed.splitlines() if "saved" in line)
     spent = json.loads((tmp_path / "summary.json").read_text())["time"]
     saved = 1 - spent["communication_s"] / spent["uncoded_communication_s"]
-    assert re.sub(r"[^\w.% ]", "", line).split() == ["communication", "saved", f"{saved:.1%}"]
+    whole = 1 - spent["total_s"] / spent["uncoded_total_s"]
+    assert line == f"Coding saved {saved:.1%} of the communication time and {whole:.1%} of the whole time."
     assert spent["uncoded_communication_s"] < spent["uncoded_total_s"]
+
+
+def test_a_report_fits_a_small_terminal_unless_all_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    command, words = TRAIN
+    for further, longest in (((), 25), (("algorithm=fedavg", "wire=int4"), 25), (("-v",), 90)):
+        lines = here(command, *words, *further).stdout.splitlines()
+        assert lines[0].startswith("users    4: ")
+        assert longest - 65 < len(lines) <= longest
+        assert max(map(len, lines)) <= 80
+    assert any("joint_gap" in line for line in lines)
+
+
+def test_a_sweep_prints_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, words = TRAIN
+    done = here(command, "-m", *words, "seed=0,1")
+    first, *_, last = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert first.startswith("2 runs; test error")
+    assert last.startswith("For a picture: ")
+    assert done.stdout.count("┏") == 1
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_has_a_line_for_each_setting(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = here("hmtl.train", "--help", "algorithm=fedavg").stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert {"lam=0.01                     strength of the regularizer"} <= set(lines)
+    assert [line for line in lines if line.startswith("algorithm.weights=rows")]
+    assert [line for line in lines if line.startswith("algorithm=fedavg (apfl, cocoa, ")]
+    assert not [line for line in lines if line.startswith(("algorithm.omega_every", "hydra", "output_dir"))]
 
 
 def test_sleep_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:

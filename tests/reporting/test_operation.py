@@ -103,8 +103,8 @@ def test_the_log_has_the_round_and_no_flood(caplog: pytest.LogCaptureFixture) ->
         history.append(round)
         operation.log(ROW | {"round": round})
     assert [record.getMessage() for record in caplog.records] == [
-        "round 1 of 10, 7 users, gap 5.00e-01, test error 0.2500",
-        "round 10 of 10, 7 users, gap 5.00e-01, test error 0.2500",
+        "round 1 of 10, 7 users, duality gap 0.5, test error 0.25",
+        "round 10 of 10, 7 users, duality gap 0.5, test error 0.25",
     ]
 
 

@@ -40,10 +40,20 @@ def test_at_most_ten_links_are_labelled(links: int, step: int) -> None:
 def test_omega_is_shown_as_correlations() -> None:
     G = np.random.default_rng(1).normal(size=(5, 4))
     Sigma = np.cov(G, rowvar=False)
-    axes, *_ = omega_figure(Dense(torch.from_numpy(np.linalg.inv(Sigma)))).axes
+    correlations = np.corrcoef(G, rowvar=False)
+    np.fill_diagonal(correlations, np.nan)
+    axes, *_ = omega_figure(Dense(torch.from_numpy(np.linalg.inv(Sigma))), ["north", "east", "south", "west"]).axes
     (image,) = axes.images
-    np.testing.assert_allclose(np.asarray(image.get_array()), np.corrcoef(G, rowvar=False))
-    assert image.get_clim() == (-1, 1)
+    np.testing.assert_allclose(image.get_array().filled(np.nan), correlations)
+    largest = np.nanmax(np.abs(correlations))
+    assert image.get_clim() == pytest.approx((-largest, largest))
+    for axis in (axes.xaxis, axes.yaxis):
+        assert [label.get_text() for label in axis.get_ticklabels()] == ["north", "east", "south", "west"]
+
+
+def test_names_of_more_than_a_hundred_users_are_left_out() -> None:
+    axes, *_ = omega_figure(Dense(torch.eye(101, dtype=torch.float64)), [f"user {k}" for k in range(101)]).axes
+    assert not {label.get_text() for label in axes.get_yticklabels()} & {"user 0", "user 100"}
 
 
 def test_errors_over_the_grid() -> None:
