@@ -37,7 +37,7 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
         header = run_header(algorithm, communicator)
         header["users"] += f" ({dataset})"
         header["network"] += f" ({network})"
-        header |= {"device": f"{cfg.device}; processes: {1 + len(run.engine.nodes)}", "folder": str(folder)}
+        header |= {"device": f"{cfg.device}; processes: {len(run.engine.nodes) or 1}", "folder": str(folder)}
         print("".join(f"{subject:9}{text}\n" for subject, text in header.items()), flush=True)
     topology = topology_picture(communicator)
     with replacing(folder / "topology.png") as file:
