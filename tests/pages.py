@@ -20,6 +20,7 @@ NOT_RUN = {
     r"^(sudo|ssh|scp|systemctl|ping|iperf3|node=|SETTINGS=)": "needs other machines",
     r"network\.links=": "needs the file that the page shows; test_plan.py plans with such a file",
     "experiments/network/kills.py": "needs 15 minutes; distributed/test_kills.py plays fewer kills",
+    "experiments/network/scale.py": "needs Ray, and gigabytes for large K",
     r"experiments/network/real_site\.py": "needs root and minutes; distributed/test_nodes.py plays less",
     "experiments/fig": "experiments/test_figures.py runs each figure with --quick --draws 1",
     "experiments/round.py": "experiments/test_figures.py runs it as written",

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -128,7 +129,7 @@ class Task:
         """
         rows = {name: getattr(self, name) for name in ROWS if targets or name.startswith("x")}
         empty: dict[str, Any] = {
-            name: torch.empty(each.shape, dtype=stored(each).dtype, device="meta") for name, each in rows.items()
+            name: _without_content(tuple(each.shape), stored(each).dtype) for name, each in rows.items()
         }
         prepared, table = self.prepared, self.table
         if table:
@@ -233,6 +234,12 @@ class Task:
                     f"y_{part} is {y[first]:g} in row {first} (from 0), which is not one of {self.classes} classes. "
                     f"Number them 0..{self.classes - 1}."
                 )
+
+
+@cache
+def _without_content(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor without content; many tasks have some of the same shape, which then are one."""
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 @dataclass(frozen=True)

@@ -155,10 +155,10 @@ class Cell:
         """Whether this is a host that keeps what it knows of its users to itself."""
         return self.training.only_sums and self.name in self._homes
 
-    def load(self) -> list[Task]:
+    def load(self) -> tuple[Task, ...]:
         """Load the rows of this host's users, and return their tasks without rows."""
         self._own = self._load(lambda K: set(self._homes_of(K)[self.name].tolist()))
-        return [self._own[k].without_rows() for k in self._homes_of(len(self._own))[self.name]]
+        return tuple(self._own[k].without_rows() for k in self._homes_of(len(self._own))[self.name])
 
     def build(self, tasks: Sequence[Task]) -> None:
         """Build what is trained, given the tasks of all users without rows."""
@@ -167,6 +167,7 @@ class Cell:
             self.load()
         own = set(self._homes.get(self.name, np.empty(0)).tolist())
         known = [self._own[k] if k in own else task for k, task in enumerate(tasks)]
+        self._own = ()  # what is trained copies the rows
         self._training = self._build(known, lambda ledger: OwnLinks(ledger, self.name, self._homes))
         self._players.clear()
 
@@ -299,13 +300,13 @@ class Cell:
             facts["phase"] = facts["phase"].value
         return facts
 
-    def report(self) -> list[Task] | list[Scaling]:
+    def report(self) -> tuple[Task, ...] | tuple[Scaling, ...]:
         """Return what a report needs of each user's data; if only sums may be known, the scaling that all share."""
         problem = self.training.algorithm.problem
         if self.training.only_sums:
-            return [task.scaling for task in problem.tasks[:1] if task.preprocessing.is_shared]
+            return tuple(task.scaling for task in problem.tasks[:1] if task.preprocessing.is_shared)
         targets = problem.loss.measure == "mean squared error"  # R² needs them
-        return [for_report(task, targets) for task in problem.tasks]
+        return tuple(for_report(task, targets) for task in problem.tasks)
 
     def measure(self) -> dict[str, Tensor]:
         """Return the measures of this host's users."""

@@ -115,7 +115,7 @@ class Controller(Engine):
         tasks = [task for host in self.hosts for task in loaded[host]]
         self.homes = self.homes_of(len(tasks))
         self.order = np.argsort(np.concatenate(list(self.homes.values())))
-        self._tasks = [tasks[place] for place in self.order]
+        self._tasks = tuple(tasks[place] for place in self.order)  # Ray would pickle those of a list one by one
         built = build(self._tasks, self._links)
         self._all({name: ("build", {"tasks": self._tasks}) for name in self.nodes})
         self._report(built)

@@ -95,6 +95,7 @@ class RayCluster(Controller):
             raise ConfigError(f"engine.hosts={hosts}: users need at least one host. Set it to 1 or more.")
         self._count, self._address, self._resources, self._num_gpus = hosts, address, resources, num_gpus
         self._ray, self._actors = _ray(), dict[str, Any]()
+        self._build: Any = None  # where the values of this call are
         self._probes: dict[str, Any] = {}  # of lost actors
         self._ours = not self._ray.is_initialized()
 
@@ -124,7 +125,9 @@ class RayCluster(Controller):
             self._actors[name] = ray.remote(**options)(kind).remote(name, homes, load, build, self.seconds / 2)
 
     def send(self, name: str, call: str, values: Values) -> Any:
-        return self._actors[name].answer.remote(call, values)
+        if call == "build":  # the same for all nodes, and pickled once
+            self._build = self._build or self._ray.put(values)
+        return self._actors[name].answer.remote(call, self._build if call == "build" else values)
 
     def receive(self, name: str, asked: Any, seconds: float) -> Values | None:
         try:

@@ -276,15 +276,17 @@ class FarUsers(Users):
         if missing := [host for host in self.controller.hosts if host not in self._saved]:
             raise EngineError(f"{missing[0]} is lost before the first checkpoint. Start the run again.")
         state: dict[str, Tensor] = {}
-        K = len(self.controller.order)
-        for host, home in self.controller.homes.items():
-            for key, rows in self._saved[host].items():
-                if not rows.ndim:
-                    state[key] = torch.maximum(rows, state.get(key, rows))
-                    continue
-                if key not in state:
-                    state[key] = rows.new_empty(len(self.places(key, np.arange(K))), *rows.shape[1:])
-                state[key][self.places(key, home)] = rows
+        everybody, homes = np.arange(len(self.controller.order)), self.controller.homes
+        for key, first in self._saved[self.controller.hosts[0]].items():
+            by_host = {host: self._saved[host][key] for host in homes}
+            if not first.ndim:
+                state[key] = torch.stack([*by_host.values()]).amax()
+            elif all(rows.stride(0) == 0 and torch.equal(rows[0], first[0]) for rows in by_host.values()):
+                state[key] = first[:1].expand(len(self.places(key, everybody)), *first.shape[1:])
+            else:
+                state[key] = first.new_empty(len(self.places(key, everybody)), *first.shape[1:])
+                for host, rows in by_host.items():
+                    state[key][self.places(key, homes[host])] = rows
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
@@ -296,7 +298,14 @@ class FarUsers(Users):
             return
         calls = {}
         for host, home in self.controller.homes.items():
-            own = {key: rows[self.places(key, home)] if rows.ndim else rows for key, rows in state_dict.items()}
+            own = {key: _part(rows, self.places(key, home)) for key, rows in state_dict.items()}
             self._saved[host] = own
             calls[host] = "load_users", {"state": own}
         self.controller.call(calls)
+
+
+def _part(rows: Tensor, places: Ids) -> Tensor:
+    """Return the rows at these places, without a copy of each if all are one; a single number as it is."""
+    if rows.ndim and rows.stride(0):
+        return rows[places]
+    return rows[: len(places)] if rows.ndim else rows

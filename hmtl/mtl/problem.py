@@ -421,7 +421,7 @@ class Problem:
         Ref: Bakker and Heskes 2003.
         """
         rows, figures = split.rpartition("_")[2], dict[str, float]()
-        counts = torch.tensor([len(getattr(task, f"y_{rows}")) for task in self.everybody])
+        counts = torch.tensor([getattr(task, f"y_{rows}").numel() for task in self.everybody])
         if not counts.any():
             return {}
         for name in (f"{split}_{measure}" for measure in self.measures):

@@ -227,6 +227,16 @@ def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictC
         assert all(0 <= row["gap"] <= rows[0]["gap"] for row in rows)
 
 
+def test_a_model_that_all_users_share_is_in_a_checkpoint_once(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    for words in (("rounds=2",), (f"resume={tmp_path}", "rounds=3")):
+        trained = train_in_cells(configure(*SMALL, "algorithm=fedavg", MLP, *words))
+        models = load_checkpoint(tmp_path)["algorithm"]["users"]["averaged"]
+        assert (len(models), models.stride(0)) == (10, 0)
+    check_equal(trained, train(configure(*SMALL, "algorithm=fedavg", MLP)), rtol=1e-6)
+
+
 def test_users_of_a_host_that_is_gone_are_reported_as_last_saved(
     configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:

@@ -290,7 +290,8 @@ class NetworkUsers(Users):
         everybody = np.arange(len(self.problem.users))
         for name, held in self.held.items():
             rows = state_dict[name].to(held.all())
-            held.put(everybody, rows[:1].expand_as(rows) if bool((rows == rows[:1]).all()) else rows)
+            alike = rows.stride(0) == 0 or bool((rows == rows[:1]).all())
+            held.put(everybody, rows[:1].expand_as(rows) if alike else rows)
             if name not in RECEIVED:
                 proposed = state_dict[f"{name}.proposed"].to(rows)
                 users = (proposed != rows).any(1).cpu().numpy().nonzero()[0]
