@@ -39,13 +39,6 @@ class Actor:
         """Answer a call, see `Cell.answer`."""
         return self._cell.answer(call, values)
 
-    def pid(self) -> int:
-        return os.getpid()
-
-    def ready(self) -> bool:
-        """Return true, once the process is there."""
-        return True
-
     def _hand(self, receivers: Sequence[str], frame: Frame) -> Any:
         """Return a small message itself, or else, in a list, so that Ray does not fetch it, where it is."""
         if frame.header().body <= SMALL:
@@ -96,7 +89,6 @@ class RayCluster(Controller):
         self._count, self._address, self._resources, self._num_gpus = hosts, address, resources, num_gpus
         self._ray, self._actors = _ray(), dict[str, Any]()
         self._build: Any = None  # where the values of this call are
-        self._probes: dict[str, Any] = {}  # of lost actors
         self._ours = not self._ray.is_initialized()
 
     def hosts_for(self, H: int) -> int:
@@ -139,18 +131,7 @@ class RayCluster(Controller):
         return answer
 
     def returned(self, lost: Collection[str]) -> Collection[str]:
-        there = []
-        for name in lost:
-            probe = self._probes.setdefault(name, self._actors[name].ready.remote())
-            try:
-                if self._ray.get(probe, timeout=0):
-                    there.append(name)
-            except self._ray.exceptions.GetTimeoutError:
-                continue
-            except self._ray.exceptions.RayError:
-                pass  # asked too early
-            del self._probes[name]
-        return there
+        return lost  # or still away, and then soon lost again
 
     def close(self) -> None:
         for actor in self._actors.values():

@@ -174,15 +174,9 @@ class FarUsers(Users):
     def __init__(self, algorithm: Algorithm, controller: Any) -> None:
         super().__init__()
         inner, self.kept = algorithm.users, None
-        object.__setattr__(self, "algorithm", algorithm)
-        object.__setattr__(self, "inner", inner)  # a module's state would be part of this one's
-        object.__setattr__(self, "controller", controller)
-        self.numbers, self.row_bits, self.averages, self.deltas = (
-            inner.numbers,
-            inner.row_bits,
-            inner.averages,
-            inner.deltas,
-        )
+        vars(self).update(algorithm=algorithm, inner=inner, controller=controller)  # whose state is not this module's
+        self.numbers, self.row_bits = inner.numbers, inner.row_bits
+        self.averages, self.deltas = inner.averages, inner.deltas
         self._saved: dict[str, dict[str, Tensor]] = {}  # the state of each host's users, as last seen
         self._measured: dict[str, dict[str, Tensor]] = {}  # likewise
 
