@@ -7,7 +7,7 @@ dataset.path, dataset.test_path, dataset.root, logger, engine.interface and hydr
 
 The server keeps the results in runs/NAME, or in hydra.run.dir. Started again, it continues from its checkpoint there;
 other nodes keep no files, but for hosts with metrics=sums. A node that ended may be started again at any time: it takes
-part from the next round on. At SIGTERM the server ends the run after the current round, with a checkpoint; any other
+part once its data are loaded. At SIGTERM the server ends the run after the current round, with a checkpoint; any other
 node leaves the run.
 """
 
