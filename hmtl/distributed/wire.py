@@ -225,12 +225,17 @@ class Wire:
         self._server = grpc.server(Daemons(), [handlers], options=options, maximum_concurrent_rpcs=streams)
         try:
             if credentials := self.party.credentials:
+                used = credentials()
 
-                def present() -> grpc.ServerCertificateConfiguration:
-                    own = credentials()
-                    return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.trusted)
+                def renewed() -> grpc.ServerCertificateConfiguration | None:
+                    """Return a configuration if there is another one: replacing it may race (grpc/grpc issue 36693)."""
+                    nonlocal used
+                    if used is (present := credentials()):
+                        return None
+                    used = present
+                    return _configuration(present)
 
-                trust = grpc.dynamic_ssl_server_credentials(present(), present, True)  # asked at each handshake
+                trust = grpc.dynamic_ssl_server_credentials(_configuration(used), renewed, True)  # at each handshake
                 self._server.add_secure_port(address, trust)
             else:
                 self._server.add_insecure_port(address)
@@ -285,6 +290,10 @@ class Wire:
 
     def _log(self, sentence: str) -> None:
         _warn(f"{self.party.name} {sentence}", time.monotonic() // REPEAT)
+
+
+def _configuration(own: Credentials) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(own.key, own.certificate)], own.trusted)
 
 
 class Daemons(Executor):
