@@ -356,7 +356,7 @@ def test_labels_are_what_a_paper_would_say() -> None:
 
 
 def test_new_labels(seeds: Path) -> None:
-    """Of settings, wherever they occur, or of a line."""
+    """A label replaces a setting wherever it occurs, or the name of a whole line."""
     runs = find_runs([seeds])
     assert [line.name for line in as_lines(runs, labels={"mean": "ours"})] == ["ours", "ridge"]
     runs = [replace(run, overrides=(*run.overrides, "wire=int4")) for run in runs[:1]] + runs[3:4]
