@@ -171,22 +171,21 @@ def schools(rows: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return list(X), list(y)
 
 
-@pytest.mark.parametrize("parameters", [{}, {"regularizer": "random_effects"}], ids=["default", "random_effects"])
-def test_few_rows_are_no_worse_than_training_alone_or_one_model(parameters):
+def test_few_rows_are_no_worse_than_training_alone_or_one_model():
     X, y = schools(44)
     train, test = ([x[:4] for x in X], [t[:4] for t in y]), ([x[4:] for x in X], [t[4:] for t in y])
 
     def error(model, *rows):
         return np.mean([np.square(p - t).mean() for p, t in zip(model.predict(rows[0]), rows[1], strict=True)])
 
-    own = error(MultiTask(**parameters).fit(*train), *test)
+    own = error(MultiTask().fit(*train), *test)
     for lam in (0.01, 0.1, 1.0):
         assert own < error(MultiTask(regularizer=Ridge(lam)).fit(*train), *test)
         pooled = MultiTask(regularizer=Ridge(lam)).fit([np.concatenate(train[0])], [np.concatenate(train[1])])
         assert own < error(pooled, [np.concatenate(test[0])], [np.concatenate(test[1])])
 
 
-@pytest.mark.parametrize("parameters", [{}, {"lam": 0.3}, {"regularizer": "random_effects"}])
+@pytest.mark.parametrize("parameters", [{}, {"lam": 0.3}])
 def test_gap_and_relation(parameters):
     X, y = schools(6)
     for targets in (y, [np.where(t > 50, "hi", "lo") for t in y]):
@@ -194,13 +193,6 @@ def test_gap_and_relation(parameters):
         assert 0 <= model.gap_ <= 1e-3 * model.primal_
         assert np.linalg.eigvalsh(model.Omega_)[0] > 0
         assert model.Omega_.shape == (40, 40)
-
-
-def test_random_effects_are_refused():
-    X, y = schools(6)
-    for parameters in ({"loss": Hinge()}, {"regularizer": "none"}):
-        with pytest.raises(ConfigError, match="regularizer"):
-            MultiTask(**{"regularizer": "random_effects"} | parameters).fit(X, [np.sign(t - 50) for t in y])
 
 
 def test_unlike_scales():

@@ -204,7 +204,6 @@ def test_what_a_run_leaves(tmp_path, capsys):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"algorithm": "random_effects"},
         {"algorithm": "cocoa", "communicator": "sums", "secure": True, "aggregators": "server", "metrics": "sums"},
         {"algorithm": "local", "lam": 0.1},
     ],

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 FAR = 100  # standard deviations of a task, beyond which the means of others do not help
-QUICK = 3 * 10**7  # K·d³, operations of an iteration of random effects, up to which they are the default
+QUICK = 3 * 10**7  # K·d³, operations of an iteration of mixed effects, up to which they are the default
 
 
 def _predicts_labels(model: MultiTask) -> bool:
@@ -69,15 +69,15 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         regularizer: Penalty that couples the tasks, trained by MOCHA. If None, `Common(lam)` if `lam` is given; else
             models are draws from a normal distribution (`hmtl.mtl.MixedEffects`). Its variances maximise the evidence,
             which also decides whether tasks differ in their intercepts only, and whether these go with the means of
-            the features. "random_effects": the same, but tasks always differ in their slopes, too. With sparse rows,
-            another loss, or K·d³ above 3e7, None means `Common(0.3)` for numbers and `Common(0.01)` for labels.
+            the features. With sparse rows, another loss, or K·d³ above 3e7, None
+            means `Common(0.3)` for numbers and `Common(0.01)` for labels.
         loss: Loss function. If None, the logistic loss for labels, and the squared error if y holds floats with more
             than two values. Several classes are learned one-vs-rest.
         task: Name or position of the column of X that names the task of each row, with values of any type. It is not a
             feature.
         class_weight: Weights of the rows of each class within a task: "balanced", inversely proportional to the number
             of its rows; or a dictionary of weights by label, 1 for others.
-        rounds: Maximum number of rounds, or of iterations of each fit of random effects.
+        rounds: Maximum number of rounds, or of iterations of each fit of mixed effects.
         tolerance: Relative precision of the solution: training stops when the duality gap is at most `tolerance` times
             the primal objective, and Ω or the evidence, if learned, has settled to the same precision. Otherwise, a
             `ConvergenceWarning` is given.
@@ -85,9 +85,9 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         standardize: Training rows whose mean and standard deviation scale the features: "task", "all" or "none", see
             `hmtl.data.Preprocessing`.
         center: Training rows whose mean is subtracted from numbers to predict, as for `standardize`. If None, "all" for
-            `Common` and random effects, which learn how the means of the tasks differ, unless these are some hundred
+            `Common` and mixed effects, which learn how the means of the tasks differ, unless these are some hundred
             standard deviations apart; otherwise "task". Unless it is "none", each task's numbers are then divided by
-            their standard deviation, which is nearer to those of other tasks the fewer rows there are. Random effects
+            their standard deviation, which is nearer to those of other tasks the fewer rows there are. Mixed effects
             divide only if that raises the evidence.
         seed: Seed of the order in which rows are visited.
 
@@ -100,7 +100,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         gap_: Duality gap of the solution: an upper bound on how much the objective exceeds its optimum, at the Ω of the
             solution's round, or at the learned variances. In units of `primal_`.
         primal_: Primal objective of the solution, for numbers in units of the squared standard deviations by which the
-            targets are divided. For random effects, minus the logarithm of the models' posterior density, up to a
+            targets are divided. For mixed effects, minus the logarithm of the models' posterior density, up to a
             constant: losses are divided by the variance of the noise, and summed over rows.
         rounds_: Number of rounds that were run.
 
@@ -114,7 +114,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         self,
         lam: float | None = None,
         *,
-        regularizer: Regularizer | Literal["random_effects"] | None = None,
+        regularizer: Regularizer | None = None,
         loss: Loss | None = None,
         task: str | int | None = None,
         class_weight: Literal["balanced"] | Mapping[Hashable, float] | None = None,
@@ -172,7 +172,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
 
         from hmtl.data import Preprocessing, arrays, by_task, prepare
         from hmtl.inference.models import models_of
-        from hmtl.mtl import Common, Logistic, MixedEffects, Problem, Regularizer, Squared
+        from hmtl.mtl import Common, Logistic, MixedEffects, Problem, Squared
 
         self._check_parameters()
         if is_list := by_task.is_list(X):
@@ -185,7 +185,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         labels = self._labels(rows.y)
         loss = self.loss or (Squared() if labels is None else Logistic())
         lam = self.lam if self.lam is not None else 0.3 if labels is None else 0.01
-        prior = self.regularizer if isinstance(self.regularizer, Regularizer) else Common(lam)
+        prior = self.regularizer or Common(lam)
         usual: Scope = "task" if prior.common is None or (labels is None and _are_far_apart(rows.y)) else "all"
         center = (self.center or usual) if labels is None else "none"
         preprocessing = Preprocessing(self.intercept, self.standardize, center)
@@ -194,19 +194,13 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             self.__dict__.pop(name, None)
         scales, learned = _scales([task.y_train.numpy() for task in tasks], center != "none")
         units = torch.from_numpy(scales)
-        is_random = isinstance(self.regularizer, str)
         algorithm: MOCHA | MixedEffects
         new: Tensor | None
         supported = MixedEffects.supports(tasks, loss)
         is_quick = supported and len(tasks) * tasks[0].x_train.shape[1] ** 3 <= QUICK
-        if is_random or (self.regularizer is None and self.lam is None and is_quick):
+        if self.regularizer is None and self.lam is None and is_quick:
             choices = [(units, learned)] if (scales == scales[0]).all() else [(units, learned), (units**0, 0.0)]
-            if not supported:
-                raise ConfigError(
-                    'regularizer="random_effects" needs dense rows, the squared or logistic loss, at most 300 features '
-                    "and K·d² of at most 2e7. Leave it out, or choose another regularizer."
-                )
-            options = (self.intercept, not is_random, self.rounds, self.tolerance, self.seed)
+            options = (self.intercept, self.rounds, self.tolerance, self.seed)
             algorithm = MixedEffects(Problem(tasks, loss, prior), choices, *options)
             self.primal_, self.gap_, self.rounds_ = algorithm.primal, algorithm.gap, algorithm.iterations
             W, new, converged = algorithm.W, algorithm.w0, algorithm.settled
@@ -265,7 +259,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     def Omega_(self) -> NDArray[np.float64]:
         """Learned relation Ω between the tasks, [K, K], computed on access.
 
-        Of random effects it is the Ω that `Common` would learn from the fitted models, in units of the scaled targets.
+        Of mixed effects it is the Ω that `Common` would learn from the fitted models, in units of the scaled targets.
 
         Raises:
             AttributeError: the regularizer learns no relation, or `fit` was not called.
@@ -278,7 +272,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
     def predict(self, X: Any, groups: ArrayLike | None = None) -> Any:
         """Predict the labels or numbers of raw rows.
 
-        For tasks that were not fitted, the common model predicts if `Common` or random effects learned one, unless
+        For tasks that were not fitted, the common model predicts if `Common` or mixed effects learned one, unless
         `standardize` or `center` is "task".
 
         Args:
@@ -341,14 +335,9 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         """Raise ConfigError if a parameter has a wrong type."""
         from hmtl.mtl import Loss, Regularizer
 
-        random = isinstance(self.regularizer, str) and self.regularizer == "random_effects"
         checked: list[tuple[str, Any, str]] = [
             ("loss", Loss | None, "a Loss. Give one such as hmtl.mtl.Hinge()"),
-            (
-                "regularizer",
-                (str if random else Regularizer) | None,
-                'a Regularizer. Give one such as hmtl.mtl.Mean(0.1), or "random_effects"',
-            ),
+            ("regularizer", Regularizer | None, "a Regularizer. Give one such as hmtl.mtl.Mean(0.1)"),
             ("lam", Real | None, "a number. Give one above 0, or None"),
             ("rounds", Integral, "a whole number. Give one above 0"),
             ("tolerance", Real, "a number. Give one such as 0.001"),
@@ -456,7 +445,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 new = [*map(repr, index[unknown].unique().tolist())]
                 raise DataError(
                     f"There is no model of task {few(new)}. Give rows of the {len(names)} fitted tasks. New ones need "
-                    "the regularizer Common or random effects, standardized and centred over all tasks or not at all."
+                    "the regularizer Common or mixed effects, standardized and centred over all tasks or not at all."
                 )
         outputs: NDArray[Any] | None = None
         for k, at in pd.Series(codes).groupby(codes).indices.items():

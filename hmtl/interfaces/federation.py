@@ -54,7 +54,7 @@ class Federation:
 
     Args:
         model: a module, or a class or function that makes it without arguments. It returns [n, C] for C classes and
-            [n, 1] otherwise. None for algorithms with linear models: "mocha", "cocoa", "local" and "random_effects".
+            [n, 1] otherwise. None for algorithms with linear models: "mocha", "cocoa" and "local".
         dataset: the training rows of each user, as a torch Dataset, or its training and test rows; `hmtl.data.deal`
             divides one Dataset. Or a `Task` for each user.
         algorithm: a name, or a learner of networks.

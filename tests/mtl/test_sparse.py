@@ -24,7 +24,6 @@ from hmtl.mtl import (
     Mean,
     NetworkAlgorithm,
     Problem,
-    RandomEffects,
     SmoothHinge,
     Squared,
     TaskRelationship,
@@ -203,8 +202,6 @@ def test_bad_sparse_rows():
         MultiTask().fit([x, x], x)
     with pytest.raises(ConfigError, match="FedAvg needs dense rows"):
         NetworkAlgorithm(FedAvg(), Problem(tasks, Hinge(), Mean(0.1)), LocalSGD(), mlp)
-    with pytest.raises(ConfigError, match="random_effects needs dense rows"):
-        RandomEffects(Problem(tasks, Squared(), Mean(0.1)))
 
 
 def test_numbers_of_one_column_are_added():
