@@ -24,10 +24,13 @@ DATED = re.compile(r"(outputs|multirun)/\d{4}-\d\d-\d\d(/\d\d-\d\d-\d\d-\d+)?")
 MODULES = {"hmtl": "hmtl", "tensorboard": "tensorboard.main"}
 
 
-def follow(piece: Piece, folder: Path) -> None:
-    """Run a piece, and compare the output shown with what is printed; the current folder is `folder`."""
+def follow(piece: Piece, folder: Path, names: dict[str, object]) -> None:
+    """Run a piece, and compare the output shown with what is printed; the current folder is `folder`.
+
+    `names` are those that the Python blocks above it have defined.
+    """
     if piece.is_python or is_run(piece.text):
-        output = python(piece.text, folder) if piece.is_python else shell(substituted(piece.text), folder)
+        output = python(piece.text, folder, names) if piece.is_python else shell(substituted(piece.text), folder)
         printed = set(map(narrow, output.splitlines()))
         shown = [line for line in piece.output.splitlines() if line != "..."]
         # with fewer rounds the learned models differ, but not the traffic of a round
@@ -61,7 +64,7 @@ def shell(line: str, folder: Path) -> str:
     return command.stdout
 
 
-def python(block: str, folder: Path) -> str:
+def python(block: str, folder: Path, names: dict[str, object]) -> str:
     """Run a block, compare values with the comments that show them, and return what it prints. A block that starts with
     a file's name is written to that file.
     """
@@ -70,7 +73,7 @@ def python(block: str, folder: Path) -> str:
         return ""
     draw = np.random.default_rng(1)
     X = [draw.normal(size=(30, 3)) for _ in USERS]
-    names = {"x": X[0], "X": X, "y": [np.sign(x[:, 0]) for x in X]}
+    names |= {"x": X[0], "X": X, "y": [np.sign(x[:, 0]) for x in X]}
     with redirect_stdout(io.StringIO()) as printed:
         for line in ast.parse(block).body:
             if not isinstance(line, ast.Expr):

@@ -21,8 +21,9 @@ def run_on(page: str) -> list[Piece]:
 def test_pages(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lay(tmp_path, run_on(page))
+    names: dict[str, object] = {}
     for piece in run_on(page):
-        follow(piece, tmp_path)
+        follow(piece, tmp_path, names)
 
 
 @pytest.mark.parametrize("pattern", [*NOT_RUN, *SUBSTITUTIONS])

@@ -28,7 +28,7 @@ class Report:
         heard: the users whose IVs arrived.
         version: number of rounds that the relay has aggregated.
         payload, overhead: bytes of an IV, and of what travels with it.
-        requested: whether a user within range requests the whole row that its updates add to, see `few_bits`.
+        requested: whether a user within range requests the whole row that its updates add to, see `sum_coders`.
         format: of these IVs, one of FORMATS.
     """
 

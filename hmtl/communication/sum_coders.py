@@ -1,8 +1,8 @@
 """Coders of sums: terms and rows of sums as bytes, in 64-bit words or in few bits.
 
 m numbers in a row of terms, K users. In few bits, S, the row of absolute sums, changes by s·Σq in a round (see
-`few_bits`). Users get the sum of the rows, Σq and the votes on scales, and add s·Σq to the last S. A user who lacks the
-last S stays idle and requests it; in that round, everybody gets the whole S, with the scales.
+`FewBitSumCoder`). Users get the sum of the rows, Σq and the votes on scales, and add s·Σq to the last S. A user who
+lacks the last S stays idle and requests it; in that round, everybody gets the whole S, with the scales.
 
 The errors of rounding terms are kept here and nowhere else: what rounding leaves over of a user's terms is added to its
 next terms, so that terms sent plus what is owed always equal the terms that counted (docs/theory/low_precision.md).

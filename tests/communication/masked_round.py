@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hmtl.communication.secure.masking import Mask, MaskingUser, Parts, Roster
 from hmtl.communication.secure.neighbors import Degree
-from hmtl.communication.secure.protocol import Mask, MaskingUser, Parts, Roster
 
 Numbers = np.ndarray
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from hmtl.communication.messages import KEYS, SHARES
 from hmtl.communication.secure.crypto import agree, unseal
-from hmtl.communication.secure.protocol import MaskingUser
+from hmtl.communication.secure.masking import MaskingUser
 from hmtl.config.build import Run
 from hmtl.distributed.frames import Frame
 from hmtl.distributed.identity import Credentials, issue, make_authority, make_key, serial_of, to_pem

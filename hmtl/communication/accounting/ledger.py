@@ -31,9 +31,9 @@ class Bits(NamedTuple):
 class LinkLedger:
     """Bits by tier and link: of the set-up, of the latest round, and in total.
 
-    `Links.post` records every message; links between processes also record the headers of their frames. The ledger does
-    not grow with the rounds: the bits of earlier rounds are in the measurements of a run. What is exchanged before the
-    first round is recorded as `SETUP`, which is part of the totals but of no round.
+    `Links.post` records every message. The ledger does not grow with the rounds: the bits of earlier rounds are in the
+    measurements of a run. What is exchanged before the first round is recorded as `SETUP`, which is part of the totals
+    but of no round.
 
     Links of a tier:
         users_to_relays: one for each user (its broadcast).

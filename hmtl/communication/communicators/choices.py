@@ -87,7 +87,7 @@ class Sums(Communicator):
         aggregators: who learns the sums. `auto`: the server, or those relays, with which a row takes the least time on
             this network; `server`; `all`; or the numbers of relays that together hear everybody.
         wire: a name in FEW_BITS, for terms and sums of low precision, see `rounding_of_sums`; None: 64 bits.
-        secure: whether relays and server learn nothing but the sums, see `hmtl.communication.secure.protocol`; the
+        secure: whether relays and server learn nothing but the sums, see `hmtl.communication.secure.masking`; the
             server then learns the sums.
         colluding, least: settings of secure sums, see `Secure`.
     """

@@ -1,4 +1,4 @@
-"""Plans of a network, which every node derives by itself."""
+"""Plans of a network, which every node derives by itself; `ivs` and `sums` say what each node sends by them."""
 
 from collections.abc import Callable
 from dataclasses import replace

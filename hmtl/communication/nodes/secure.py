@@ -1,4 +1,4 @@
-"""Nodes of secure sums, see `hmtl.communication.secure.protocol`: hosts mask terms, and the server unmasks their sum.
+"""Nodes of secure sums, see `hmtl.communication.secure.masking`: hosts mask terms, and the server unmasks their sum.
 
 The server broadcasts to relays what they need to serve users: all keys, who shared seeds, whose terms counted. Relays
 hand on what users seal for each other, and the server passes on only what no relay can. Relays also join what
@@ -44,16 +44,16 @@ from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
 from hmtl.communication.row_formats import RowFormat
-from hmtl.communication.secure import protocol
+from hmtl.communication.secure import masking
 from hmtl.communication.secure.crypto import DIGEST_BYTES, digest
+from hmtl.communication.secure.masking import Bytes, Mask, Roster, UnmaskingError
 from hmtl.communication.secure.neighbors import Degree
-from hmtl.communication.secure.protocol import Bytes, Mask, Roster, UnmaskingError
 from hmtl.communication.wires import DIGEST
 from hmtl.errors import few
 from hmtl.topology import Topology
 
 NUMBER = 4  # bytes of a number
-ENTRY = NUMBER + protocol.KEYS  # bytes of a neighbour and its keys
+ENTRY = NUMBER + masking.KEYS  # bytes of a neighbour and its keys
 NOBODY: Users = np.empty(0, np.int64)
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class SecureHost(Host):
         assert recipe.secure
         self.formats, self.secure = recipe.formats, recipe.secure
         self.notary: Notary | None = None
-        self._secrets: dict[int, protocol.MaskingUser] = {}  # of the users who take part
+        self._secrets: dict[int, masking.MaskingUser] = {}  # of the users who take part
         self._fewest = 0  # users behind a sum
         self._neighbors = 0  # of each user
         self._told: dict[int, Bytes] = {}  # which of a user's neighbours shared seeds, as bits
@@ -86,7 +86,7 @@ class SecureHost(Host):
 
     def advertise(self) -> list[Message]:
         """Advertise keys of the users who take part."""
-        self._secrets = {k: protocol.MaskingUser(k) for k in self._users.tolist()}
+        self._secrets = {k: masking.MaskingUser(k) for k in self._users.tolist()}
         if self.notary:
             entries = {k: (numbers_to_bytes([k]), user.advertised) for k, user in self._secrets.items()}
             digests = {k: digest(np.concatenate(each).tobytes()) for k, each in entries.items()}
@@ -128,10 +128,10 @@ class SecureHost(Host):
     def read(self, messages: Sequence[Message]) -> list[Message]:
         """Take what neighbours sealed for each user, and tell whose shares it can read."""
         users = np.array([k for k, user in self._secrets.items() if len(user.neighbors)], np.int64)
-        sealed = np.zeros((len(users), self._neighbors, protocol.SEALED), np.uint8)
+        sealed = np.zeros((len(users), self._neighbors, masking.SEALED), np.uint8)
         for message in messages:
             to, rows = message.of_users(), message.overhead[message.rows()].numpy()
-            if rows.shape[1] == 1 + protocol.SEALED:
+            if rows.shape[1] == 1 + masking.SEALED:
                 here = np.isin(to, users) & (rows[:, 0] < self._neighbors)
                 sealed[np.searchsorted(users, to[here]), rows[here, 0]] = rows[here, 1:]
         read = zip(users.tolist(), sealed, strict=True)
@@ -240,9 +240,9 @@ class Introduction:
     def from_bytes(cls, content: Bytes, t: Topology) -> "Introduction":
         """Return what `to_bytes` wrote."""
         n, *degree = bytes_to_numbers(content[: 3 * NUMBER]).tolist()
-        ends = np.cumsum([3 * NUMBER, n * NUMBER, n * protocol.KEYS])
+        ends = np.cumsum([3 * NUMBER, n * NUMBER, n * masking.KEYS])
         _, numbers, keys, bits = np.split(content, ends)
-        users, advertised = bytes_to_numbers(numbers), keys.reshape(n, protocol.KEYS)
+        users, advertised = bytes_to_numbers(numbers), keys.reshape(n, masking.KEYS)
         ascending, links = np.argsort(users), np.zeros_like(t.G)
         rows, columns = np.nonzero(t.G[:, users])
         links[rows, users[columns]] = _bools(bits, len(rows))
@@ -269,7 +269,7 @@ class SecureRelay(Relay):
         passed = []
         for message in messages:
             users = message.of_users()
-            near = np.flatnonzero(self.topology.G[self.i][users] * (message.overhead.shape[1] == protocol.KEYS))
+            near = np.flatnonzero(self.topology.G[self.i][users] * (message.overhead.shape[1] == masking.KEYS))
             at = message.rows()[torch.from_numpy(near)]
             passed.append(self._to_server(KEYS, message.payload, message.overhead, users[near], at))
         return passed
@@ -295,7 +295,7 @@ class SecureRelay(Relay):
         if self._known is None or not messages:
             return []
         handing = self._known.handing
-        sealed = self._table(messages, handing.shape[1], protocol.SEALED)
+        sealed = self._table(messages, handing.shape[1], masking.SEALED)
         sent = np.asarray(sealed.any(axis=(1, 2)))[:, None]
         users, rows = self._addressed(sealed, sent & (handing == self.i))
         self._kept = [self._to_users(SHARES, nothing(len(rows)), torch.from_numpy(rows), users)]
@@ -342,7 +342,7 @@ class SecureRelay(Relay):
         """Take what the users revealed that this relay serves, and tell the server whose shares these are."""
         if self._known is None or not messages or not len(self._counted):
             return []
-        table = self._table(messages, self._known.roster.degree.neighbors, protocol.SHARE)
+        table = self._table(messages, self._known.roster.degree.neighbors, masking.SHARE)
         self._revealed = np.zeros_like(table)
         self._revealed[self._serves] = table[self._serves]
         return self._bits(UNMASK, np.asarray(table[self._serves].any(axis=2)))
@@ -409,7 +409,7 @@ class SecureServer(Server):
         self._relays = sorted({relay_of(message) for message in messages})  # a message for each host
         copies, heard = defaultdict[int, set[bytes]](set), np.zeros_like(self.topology.G)
         for message in messages:
-            for k, row in _by_user(message).items() if message.overhead.shape[1] == protocol.KEYS else ():
+            for k, row in _by_user(message).items() if message.overhead.shape[1] == masking.KEYS else ():
                 copies[k].add(row.tobytes())
                 heard[relay_of(message), k] = 1
         several = self.topology.G[self._relays].sum(axis=0) > 1
@@ -480,10 +480,10 @@ class SecureServer(Server):
             return []
         roster, answers = known.roster, {relay_of(message): message.overhead[0].numpy() for message in messages}
         if self._revealed is not None:
-            size = len(roster.needed(counted)) * protocol.SHARE
+            size = len(roster.needed(counted)) * masking.SHARE
             answers = {i: parts for i, parts in answers.items() if len(parts) == size}
         if self._revealed is not None and self._revealed.keys() <= answers.keys():
-            parts = [answers[i].reshape(-1, protocol.SHARE) for i in self._revealed]
+            parts = [answers[i].reshape(-1, masking.SHARE) for i in self._revealed]
             self._keep(counted, np.bitwise_xor.reduce(np.stack(parts)))
             return []
         if self._revealed is None:
@@ -500,7 +500,7 @@ class SecureServer(Server):
         except UnmaskingError as error:
             log.warning("round %d has no sum: it cannot be unmasked: %s", self.round, error)
             self._unknown = True
-            self._keep(NOBODY, np.empty((0, protocol.SHARE), np.uint8))
+            self._keep(NOBODY, np.empty((0, masking.SHARE), np.uint8))
             return []
         self.combining = True
         return self._to(self._relays, UNMASK, *overhead_only(np.packbits(table)))

@@ -1,4 +1,4 @@
-"""What secure sums need of cryptography: key agreement, sealed messages, and random numbers from a seed."""
+"""Cryptography of secure sums, for `masking`: key agreement, sealed messages, random numbers from a seed."""
 
 import secrets
 from hashlib import blake2b

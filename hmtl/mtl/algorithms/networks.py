@@ -151,6 +151,8 @@ class NetworkUsers(Users):
         before = {name: (rows, rows._version) for name, rows in vars(own).items()}
         training = BlockTraining(self.setting, round, users, budgets)
         new = self._checked(self.learner.local(shared, own, training), len(users))
+        if unknown := vars(own).keys() - before.keys():
+            raise ConfigError(f"{self._name}.local assigns own.{min(unknown)}. Return its first value in `personal`.")
         for name in own_names:
             rows, version = before[name]
             if rows._version != version:

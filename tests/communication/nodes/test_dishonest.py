@@ -13,8 +13,8 @@ from cryptography.exceptions import InvalidTag
 from hmtl.coding import shamir
 from hmtl.communication.messages import IVS, KEYS, SERVER, SHARED, SHARES, UNMASK, Message, nothing
 from hmtl.communication.secure.crypto import agree, expand, unseal
+from hmtl.communication.secure.masking import MaskingUser
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.communication.secure.protocol import MaskingUser
 from hmtl.topology import Topology, symmetric
 
 K, SECURE = 42, Secure(0.1)

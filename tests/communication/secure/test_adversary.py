@@ -17,7 +17,7 @@ import pytest
 from masked_round import MaskedRound
 from scipy.stats import chisquare
 
-from hmtl.communication.secure import protocol
+from hmtl.communication.secure import masking
 from hmtl.communication.secure.crypto import agree, expand, key_from, unseal
 from hmtl.communication.secure.neighbors import Degree, degree
 from hmtl.gf256.simd import POLYNOMIAL
@@ -135,7 +135,7 @@ def hidden(scene: Scene, without: str, patch: pytest.MonkeyPatch) -> bool:
         assert place < masks
         return (choices >> (w * place) & (2**w - 1)).astype(np.uint8)
 
-    patch.setattr(protocol, "expand", leave_out(without, played, values))
+    patch.setattr(masking, "expand", leave_out(without, played, values))
     parts = [(len(choices), w)]
     by_user = {k: mask.astype(np.int64) for k, (mask,) in played.masks(parts).items()}
     (unmasked,) = played.unmask(scene.counted, played.sharing, parts)
@@ -230,7 +230,7 @@ def test_masked_terms_are_uniform_to_who_knows_the_sum(n: int, without: str, mon
     for _ in range(2):
         played = scene.play(order)
         masks_of = leave_out(without, played, expand)
-        monkeypatch.setattr(protocol, "expand", masks_of)
+        monkeypatch.setattr(masking, "expand", masks_of)
         counted, unmasked = scene.counted, played.unmask(scene.counted, played.sharing, PARTS)
         seen.append(stripped(played, scene, terms, masks_of))
         honest = [place for place, k in enumerate(scene.senders) if k in counted]

@@ -234,6 +234,25 @@ def test_refused_parts(options):
         NetworkAlgorithm(FedAvg(), problem(), **({"solver": LocalSGD(), "model": mlp} | options))
 
 
+def _invents(shared, own, train):
+    own.u = train(shared.w)
+    return {"w": own.u}
+
+
+@pytest.mark.parametrize(
+    ("local", "message"),
+    [
+        (_invents, r"local assigns own\.u.*`personal`"),
+        (lambda shared, own, train: {"w": train(shared.w)[0]}, "does not return section w"),
+    ],
+)
+def test_what_local_must_not_do(local, message):
+    learner = APFL()
+    learner.local = local
+    with pytest.raises(ConfigError, match=message):
+        learn(learner, 0.1).step(0)
+
+
 @pytest.mark.parametrize("name", LEARNERS)
 def test_what_travels(name):
     """The ledger counts the sections' bits alone, over any communicator; own state stays with its user."""

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from masked_round import MaskedRound
 
 from hmtl.communication.secure.crypto import expand
+from hmtl.communication.secure.masking import MaskingUser, UnmaskingError
 from hmtl.communication.secure.neighbors import Degree, degree
-from hmtl.communication.secure.protocol import MaskingUser, UnmaskingError
 
 
 @st.composite

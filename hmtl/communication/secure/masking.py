@@ -1,4 +1,4 @@
-"""The protocol of secure sums in one round: what a user does, and what the server does. Neither knows a network.
+"""Masks of secure sums: who makes, shares and removes them in one round. Nothing here knows a network.
 
 A user's masked term is its term, plus a mask of its own, plus or minus a mask for each of its neighbours, all modulo
 2^w in each number. The masks of two neighbours cancel in the sum. The four steps have the names of the paper:
