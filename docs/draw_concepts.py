@@ -1,4 +1,4 @@
-"""Draw the pictures of the guide, with loads and errors as hmtl computes them: `python docs/draw_concepts.py`."""
+"""Draw the pictures of README and guide, with loads and errors from hmtl: `python docs/draw_concepts.py`."""
 
 from pathlib import Path
 
@@ -33,16 +33,48 @@ def write(axes: Axes, at: Point, text: str, patch: str = "none") -> None:
     axes.text(*at, text, ha="center", va="center", fontsize=10, bbox=box)
 
 
-def box(axes: Axes, at: Point, text: str, color: str = PLAIN, width: float = 0.84) -> None:
+def box(axes: Axes, at: Point, text: str, color: str = PLAIN, width: float = 0.84, edge: str = EDGE) -> None:
     height = 0.1 + 0.17 * len(text.splitlines())
     corner = at[0] - width / 2, at[1] - height / 2
-    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.04", fc=color, ec=EDGE))
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.04", fc=color, ec=edge))
     write(axes, at, text)
 
 
-def arrow(axes: Axes, start: Point, end: Point, text: str = "") -> None:
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color=EDGE, shrinkA=0, shrinkB=0))
+def arrow(axes: Axes, start: Point, end: Point, text: str = "", color: str = EDGE) -> None:
+    style = {"arrowstyle": "-|>", "mutation_scale": 10, "shrinkA": 0, "shrinkB": 0}
+    axes.add_patch(FancyArrowPatch(start, end, color=color, **style))
     write(axes, ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2), text, "white")
+
+
+def coding() -> Picture:
+    """Draw the idea: relays overhear users, one combination goes up and down, and what a relay heard cancels."""
+    figure, axes = canvas(3.4)
+    users, hues = "abc", (OKABE_ITO["blue"], OKABE_ITO["vermilion"], OKABE_ITO["green"])
+    titles = (
+        "1. users send once\neach is heard by two relays",
+        "2. up: 1 message, not 3\nrelay 2 adds what others missed",
+        "3. down: 1 message, not 3\nrelays cancel what they heard",
+    )
+    for n, (title, middle) in enumerate(zip(titles, (1.24, 3.7, 6.16), strict=True)):
+        places = (middle - 0.78, middle, middle + 0.78)
+        write(axes, (middle, 3.1), title)
+        box(axes, (middle, 2.55), "server")
+        for i, x in enumerate(places):
+            heard, learns = NETWORK.N(i), n == 2 and i < 2
+            for k in heard:
+                arrow(axes, (places[k], 0.43), (x, 1.1), color=hues[k] if n == 0 else "#d0d0d0")
+            if n == 1 and i == 2:
+                arrow(axes, (x, 1.68), (middle, 2.36))
+            if learns:
+                arrow(axes, (middle, 2.36), (x, 1.85))
+            missed = next(user for k, user in enumerate(users) if k not in heard)
+            text = f"relay {i}\nhas {', '.join(users[k] for k in heard)}" + f"\nfinds {missed}" * learns
+            box(axes, (x, 1.4 + 0.085 * learns), text, LEARNS if learns else PLAIN, 0.62)
+        for x, user, hue in zip(places, users, hues, strict=True):
+            box(axes, (x, 0.25), f"user {user}", "white", 0.62, hue)
+        if n:
+            write(axes, (middle + (0.75, 0.35)[n - 1], 2.1), "b ⊕ c")
+    return figure
 
 
 def hops(row: str, captions: str, up: str, learned: str, back: str, methods: str = "|" * 4) -> Picture:
@@ -113,7 +145,7 @@ if __name__ == "__main__":
     sends = "users send\nupdates|relays send what\nothers missed|the server\nbroadcasts|aggregators\nreturn models"
     adds = "users send\nterms|relays add terms\nof users|the server adds\nand broadcasts|relays broadcast\nthe sum"
     coded = "v", sends, "||v₁ + v₂", "v₁ + v₂|finds v₂|finds v₁", "w₀|w₁|w₂"
-    pictures = {"round": hops(*coded), "aggregators": aggregators(), "feedback": feedback()}
+    pictures = {"coding": coding(), "round": hops(*coded), "aggregators": aggregators(), "feedback": feedback()}
     pictures["flow"] = hops(*coded, "update, rows|report, up|attend, down|learn, aggregate, deliver|conclude")
     pictures["sums"] = hops("t", adds, "t₀ + t₁||t₂", "learns s|s|s", "s|s|s")
     for name, picture in pictures.items():

@@ -9,17 +9,20 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from hmtl.reporting.style import PAGE, PRINT, Picture, colors
+from hmtl.reporting.style import OKABE_ITO, PAGE, PRINT, Picture, colors
 from hmtl.topology import Moving, Topology
 
 MOST_USERS = 100  # that have a mark each
 MOST_NUMBERED = 30  # users in a row whose numbers do not overlap
 MOST_COUNTED, MOST_NAMED = 12, 40  # relays whose counts fit the cells of a map, and whose names fit beside it
+MOST_LABELS = 20  # of them on an axis
 LONGEST_INSIDE = 3  # characters that fit a mark
 DARK, GREY = "#333333", "#8c8c8c"
+FRAME = OKABE_ITO["vermilion"]  # of aggregating relays on a map
 INSIDE: Any = {"xytext": (0, 0), "va": "center_baseline"}
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
@@ -109,27 +112,29 @@ def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: b
     shared = np.where(np.eye(H), np.nan, counts)
     figure = Picture(figsize=(5.5, 4.6), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="relay", ylabel="relay", facecolor="lightgrey")
-    image = axes.imshow(shared, cmap="Blues", vmin=0)
-    figure.colorbar(
-        image, ax=axes, label="users that both relays hear" + "; diagonal: that one hears" * (H <= MOST_COUNTED)
-    )
+    pale = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0, 0.6, 256)))  # dark numbers stay readable
+    image = axes.imshow(shared, cmap=pale, vmin=0)
+    label = "users that both relays hear" + "; diagonal: users of the relay" * (H <= MOST_COUNTED)
+    figure.colorbar(image, ax=axes, label=label)
     for i in framed:
-        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=DARK, linewidth=2, zorder=2))
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=FRAME, linewidth=2, zorder=2))
     if H <= MOST_COUNTED:
-        dark = shared > 0.6 * np.nanmax(shared, initial=0)
         for (i, j), count in np.ndenumerate(counts):
-            axes.text(j, i, str(count), ha="center", va="center", color="white" if dark[i, j] else DARK)
+            axes.text(j, i, str(count), ha="center", va="center", color=DARK)
     if H <= MOST_NAMED:
-        names = [str(topology.names.relay(i)) for i in range(H)]
-        axes.set_xticks(range(H), names, rotation=90 if max(map(len, names)) > LONGEST_INSIDE else 0)
-        axes.set_yticks(range(H), names)
-    entries = [_entry("s", "white", role, 1.6)] * bool(framed) + [_entry("^", DARK, f"server {role}")] * server_framed
+        labelled = range(0, H, -(-H // MOST_LABELS))
+        names = [str(topology.names.relay(i)) for i in labelled]
+        axes.set_xticks(labelled, names, rotation=90 if max(map(len, names)) > LONGEST_INSIDE else 0)
+        axes.set_yticks(labelled, names)
+    entries = [_entry("s", "white", role, 1.6, FRAME)] * bool(framed) + [
+        _entry("^", DARK, f"server {role}")
+    ] * server_framed
     if entries:
         figure.fit_legend(entries, "outside lower center")
     return figure
 
 
-def _entry(marker: str, color: str, label: str, width: float = 1.0) -> Line2D:
+def _entry(marker: str, color: str, label: str, width: float = 1.0, edge: str = DARK) -> Line2D:
     """Return the entry of a node in a legend."""
-    style: Any = {"markeredgecolor": DARK, "markeredgewidth": width, "linestyle": "none", "markersize": 9}
+    style: Any = {"markeredgecolor": edge, "markeredgewidth": width, "linestyle": "none", "markersize": 9}
     return Line2D([], [], marker=marker, color=color, label=label, **style)
