@@ -112,12 +112,14 @@ def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: b
     shared = np.where(np.eye(H), np.nan, counts)
     figure = Picture(figsize=(5.5, 4.6), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="relay", ylabel="relay", facecolor="lightgrey")
-    pale = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0, 0.6, 256)))  # dark numbers stay readable
+    pale = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0, 0.45, 256)))  # dark numbers stay readable
     image = axes.imshow(shared, cmap=pale, vmin=0)
     label = "users that both relays hear" + "; diagonal: users of the relay" * (H <= MOST_COUNTED)
     figure.colorbar(image, ax=axes, label=label)
     for i in framed:
-        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=FRAME, linewidth=2, zorder=2))
+        axes.add_patch(
+            Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=FRAME, linewidth=2, zorder=2, clip_on=False)
+        )
     if H <= MOST_COUNTED:
         for (i, j), count in np.ndenumerate(counts):
             axes.text(j, i, str(count), ha="center", va="center", color=DARK)

@@ -37,7 +37,7 @@ def omega_picture(algorithm: Algorithm) -> dict[str, bytes]:
 def omega_figure(Omega: Symmetric, names: Sequence[str] = ()) -> Picture:
     """Draw Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry is the correlation of two tasks.
 
-    The colours end at the largest correlation; the diagonal is grey. If there are many users, every second, third, ...
+    The diagonal is grey. If there are many users, every second, third, ...
     is shown. With more than 100 users, or without `names`, they have numbers.
     """
     step = -(-len(Omega) // MOST_USERS)
@@ -45,19 +45,18 @@ def omega_figure(Omega: Symmetric, names: Sequence[str] = ()) -> Picture:
     end = step * len(Sigma) - 0.5
     scale = np.sqrt(np.diag(Sigma))
     shown = np.where(np.eye(len(Sigma)), np.nan, Sigma / np.outer(scale, scale))
-    limit = np.nanmax(np.abs(shown), initial=0.0) or 1.0
     labels = list(names) if len(names) <= MOST_NAMED else []
-    side = max(4.6, 2.5 + 0.12 * len(labels))  # inches
+    side = max(4.6, 2.5 + 0.14 * len(labels))  # inches
     figure = Picture(figsize=(side + 0.9, side), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(-0.5, end, end, -0.5))
+    image = axes.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, extent=(-0.5, end, end, -0.5))
     title = "Task relationship" if step == 1 else f"Task relationship, one user in {step}"
     axes.set(title=title, xlabel="user", ylabel="user", facecolor="lightgrey")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
         if labels:
-            axis.set_ticks(range(len(labels)), labels, fontsize=7, rotation=90 if axis is axes.xaxis else 0)
-    figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹", shrink=0.8)
+            axis.set_ticks(range(len(labels)), labels, fontsize=8, rotation=90 if axis is axes.xaxis else 0)
+    figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹ (grey: a user with itself)", shrink=0.8)
     return figure
 
 
