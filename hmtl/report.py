@@ -9,8 +9,8 @@ measure=NAME     what to compare, a column of metrics.csv such as test_error (th
                  test_error_worst, test_balanced_error, test_auc or gap
 panels=A,B,...   panels of the picture: rounds, bits, seconds (of compute and communication), communication (seconds
                  without measured compute), users; default: rounds,bits,seconds,users. One panel is as wide as a column.
-labels='{coded: ours}'   new labels by those in the table: of a line, or of a setting in it
-output=NAME      write NAME.csv, NAME.md and so on instead
+labels='{coded: ours}'   new labels by those in the table: of a line, or of a setting in it ("": without it)
+output=NAME      write NAME.csv, NAME.md and so on instead; a folder in NAME is created
 """
 
 import sys

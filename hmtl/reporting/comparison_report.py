@@ -37,12 +37,14 @@ def write_report(
         )
     runs = tables.find_runs(folders, measure)
     lines = tables.as_lines(runs, labels=labels)
-    picture = comparison_picture(lines, panels)
+    picture, table = comparison_picture(lines, panels), tables.readable(lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = "".join("l" if column in ("run", "measure") else "r" for column in table)
     for ending, text in {
         ".csv": tables.comparison(lines).to_csv(index=False),
         "_runs.csv": tables.comparison(tables.as_lines(runs, over_seeds=False)).to_csv(index=False),
         ".md": tables.as_markdown(lines),
-        ".tex": tables.readable(lines).to_latex(index=False, escape=True).replace("λ", r"$\lambda$"),
+        ".tex": table.to_latex(index=False, escape=True, column_format=columns).replace("λ", r"$\lambda$"),
     }.items():
         write_whole(path.with_name(path.name + ending), text)
     picture.write(path, "png", "pdf", "svg")

@@ -34,8 +34,10 @@ SHARE = re.compile(r"(\w+_)?(train|test|validation)_(balanced_)?error")
 CHOICES = ("algorithm", "regularizer", "communicator", "scheme", "dataset", "partition", "topology", "loss", "solver")
 """Settings whose values say enough without their names."""
 LEARNERS = "APFL CoCoA Ditto FedAdam FedAvg FedAvgM FedNova FedPer FedProx FedRep FedU FedYogi LG-FedAvg MOCHA pFedMe"
-SPELLING = {name.replace("-", "_").lower(): name for name in (*LEARNERS.split(), "SCAFFOLD")}
+SPELLING = {name.replace("-", "").lower(): name for name in (*LEARNERS.split(), "SCAFFOLD")}
 SPELLING |= {"lam": "λ", "null": "full precision"}
+UNNAMED = ("baseline", "checkpoint_every", "evaluate_every", "logger", "resume", "tune")
+"""Settings that do not change what is compared, so that no label has them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,22 @@ class FinishedRun:
     summary: Summary
     overrides: tuple[str, ...]
     measure: str
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """The settings that may name the run, by key: its learner, and those on its command line."""
+        typed = {word.partition("=")[0]: word for word in (word.lstrip("+~") for word in self.overrides)}
+        if learner := typed.pop("algorithm.learner._target_", None):
+            typed["algorithm"] = f"algorithm={learner.partition('=')[2]}"
+        usual = {"algorithm": f"algorithm={self.summary.algorithm}"}
+        return usual | {key: word for key, word in typed.items() if not key.startswith(UNNAMED)}
+
+    def known(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return those of these settings that the summary has, typed or not."""
+        values = {key: value for key in keys if (value := getattr(self.summary, key, None)) is not None}
+        return {
+            key: f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+        }
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
@@ -193,15 +211,16 @@ def as_label(setting: str) -> str:
         value = re.sub(r"^(int|float)(\d+)$", r"\2 bits", value)
     if key in ("wire", *CHOICES) or key.endswith("._target_"):
         value = value.rpartition(".")[2]
-        return SPELLING.get(value, value.replace("_", " "))
+        return SPELLING.get(value.replace("_", "").lower(), value.replace("_", " "))
     return f"{SPELLING.get(name, name.replace('_', ' '))}{equals and ' = '}{value}"
 
 
 def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True, labels: Mapping[str, str] = {}) -> list[Line]:
     """Return a line for each run, or for all runs that differ only by seed.
 
-    A line is named by the settings that not all runs share, or by the folder if these names are not unique. `labels`
-    has new names for settings and lines, by the usual ones.
+    A line is named by the settings that have several values. Lines that are then alike have further settings in their
+    names, or, if they share all settings, their folders. `labels` has new names for settings and lines, by the usual
+    ones; "" leaves a setting out.
 
     Raises:
         ConfigError: no setting or line has one of the labels.
@@ -213,18 +232,36 @@ def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True, labels: Mappi
             groups[n] = [run]  # the same run once more is not another draw
         else:
             group.append(run)
-    common = set.intersection(*(set(run.overrides) for run in runs))
-    if over_seeds:
-        common |= {word for run in runs for word in run.overrides if word.startswith("seed=")}
-    settings = [tuple(word for word in group[0].overrides if word not in common) for group in groups.values()]
-    parts = [list(map(as_label, words)) for words in settings]
-    if not all(parts) or len(set(map(tuple, parts))) < len(parts):
+    firsts = [group[0] for group in groups.values()]
+    settings = [{key: word for key, word in run.settings.items() if key != "seed" or not over_seeds} for run in firsts]
+    keys = {key for words in settings for key in words}
+    whole = [words | run.known(sorted(keys - words.keys())) for run, words in zip(firsts, settings, strict=True)]
+    parts = [list(map(as_label, words)) for words in _telling(settings, whole)]
+    if len(set(map(tuple, parts))) < len(parts):
         parts = [[os.path.commonpath([run.folder for run in group])] for group in groups.values()]
     usual = dict.fromkeys([*(part for each in parts for part in each), *map(", ".join, parts)])
     if unknown := labels.keys() - usual:
         raise ConfigError(f"labels: there is no {min(unknown)!r}. Choose from {'; '.join(usual)}.")
-    names = [labels.get(", ".join(each), ", ".join(labels.get(part, part) for part in each)) for each in parts]
-    return [Line(*each) for each in zip(names, settings, map(tuple, groups.values()), strict=True)]
+    names = [
+        labels.get(", ".join(each), ", ".join(filter(None, (labels.get(part, part) for part in each))))
+        for each in parts
+    ]
+    common = set.intersection(*(set(words.values()) for words in settings))
+    typed = [tuple(word for word in words.values() if word not in common) for words in settings]
+    return [Line(*each) for each in zip(names, typed, map(tuple, groups.values()), strict=True)]
+
+
+def _telling(settings: Sequence[Mapping[str, str]], whole: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
+    """Return the settings that name each line: by those typed, and among lines that are then alike, by all known."""
+    keys = dict.fromkeys(key for line in whole for key in line)
+    varied = [key for key in keys if len({line[key] for line in settings if key in line}) > 1]
+    names = [tuple(line[key] for key in varied if key in line) for line in settings]
+    for name in {name for name in names if names.count(name) > 1}:
+        alike = [line for line, each in zip(whole, names, strict=True) if each == name]
+        unlike = [key for key in keys if key not in varied and len({line.get(key) for line in alike}) > 1]
+        longer = iter([name + tuple(line[key] for key in unlike if key in line) for line in alike])
+        names = [next(longer) if each == name else each for each in names]
+    return names if all(names) else [(line["algorithm"], *name) for line, name in zip(whole, names, strict=True)]
 
 
 def comparison(lines: Sequence[Line]) -> pd.DataFrame:
@@ -321,6 +358,7 @@ def _unreadable(path: Path, why: str) -> DataError:
     return DataError(f"{path} cannot be read ({why}). Leave this run out.")
 
 
-def _sort_key(path: Path) -> str:
-    """Return a key that sorts the numbers in names as numbers."""
-    return re.sub(r"\d+", lambda digits: digits[0].zfill(30), str(path))
+def _sort_key(path: Path) -> list[str | float]:
+    """Return a key that sorts the numbers in names as numbers: what is between them, and each of them, in turn."""
+    words = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", str(path))
+    return [float(word) if n % 2 else word for n, word in enumerate(words)]

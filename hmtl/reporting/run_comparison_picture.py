@@ -26,6 +26,7 @@ AXES = {
 USUAL_PANELS = ("rounds", "bits", "seconds", USERS)
 HEIGHT = 2.2  # inches, of each panel
 LABEL_WIDTH, LETTERS = 28, 11  # letters of a vertical label, and of a legend per inch
+FEW = 3  # more lines have no curves with plain forwarding, which would hide them
 WIDE = 5  # an axis is logarithmic if costs differ, or curves fall, by more than this factor
 
 
@@ -33,8 +34,8 @@ WIDE = 5  # an axis is logarithmic if costs differ, or curves fall, by more than
 def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Picture:
     """Draw a panel for each of `panels`, by default `USUAL_PANELS`.
 
-    One panel is a column wide, several are together as wide as a page. Bands show a standard deviation over seeds. Thin
-    curves show the same rounds with plain forwarding, unless one of the runs forwards plainly.
+    One panel is a column wide, several are together as wide as a page. Bands show a standard deviation over seeds. Of
+    up to three lines, thin curves show the same rounds with plain forwarding, unless one of the runs forwards plainly.
 
     Raises:
         ConfigError: a panel is unknown, or is that of users, and the measure has no values at users.
@@ -50,7 +51,7 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
     rows = -(-len(panels) // columns)
     figure = Picture(figsize=(COLUMN if columns == 1 else PAGE, HEIGHT * rows), layout="constrained")
     styles = curve_styles(len(lines))
-    with_uncoded = all(line.runs[0].summary.communicator != "uncoded" for line in lines)
+    with_uncoded = len(lines) <= FEW and all(line.runs[0].summary.communicator != "uncoded" for line in lines)
     first: Axes | None = None  # of the panels with curves
     for n, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, n + 1, sharey=None if panel == USERS else first)

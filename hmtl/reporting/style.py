@@ -80,15 +80,16 @@ def colors(n: int) -> Any:
 
 
 def curve_styles(n: int) -> list[dict[str, Any]]:
-    """Return colour, dashes, width and marker of n curves: each leaves the curves visible that it covers."""
+    """Return colour, dashes and marker of n curves; after seven, the colours repeat with other dashes and markers."""
+    hues = colors(len(OKABE_ITO))
     return [
         {
-            "color": color,
-            "linestyle": DASHES[i % len(DASHES)],
-            "linewidth": 2.2 - 1.2 * i / max(1, n - 1),
-            "marker": MARKERS[i % len(MARKERS)],
+            "color": hues[i % len(hues)],
+            "linestyle": DASHES[(i + i // len(hues)) % len(DASHES)],
+            "linewidth": 1.5,
+            "marker": MARKERS[(i + i // len(hues)) % len(MARKERS)],
             "markevery": (0.16 * i / n, 0.16),
             "zorder": 3 + 0.01 * i,
         }
-        for i, color in enumerate(colors(n))
+        for i in range(n)
     ]

@@ -62,7 +62,8 @@ def run_name(folder: Path) -> str:
     path = folder / ".hydra" / "hydra.yaml"
     if not path.exists():
         return "events"
-    hydra: Any = OmegaConf.load(path).hydra
-    job, groups = str(hydra.job.override_dirname), ("algorithm", "communicator", "topology")
+    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # ${seed} is in another file
+    hydra, groups = content["hydra"], ("algorithm", "communicator", "topology")
+    job = str(hydra["job"]["override_dirname"])
     further = [word for word in job.split(",") if job != folder.name and word.partition("=")[0] not in groups]
-    return ",".join(filter(None, [*(str(hydra.runtime.choices[group]) for group in groups), *further]))
+    return ",".join(filter(None, [*(str(hydra["runtime"]["choices"][group]) for group in groups), *further]))

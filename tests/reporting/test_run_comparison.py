@@ -89,7 +89,8 @@ def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Done]
         assert line["Mbit_uncoded"] == pytest.approx(3 * 12 * summary["V_bits"] / 1e6, rel=0.01)
         if name == "mocha":
             assert line["communication_saved"] == pytest.approx(2 / 6, abs=1e-3)
-    assert [line.name for line in single(runs[:1])] == [str(runs[0].folder)]
+    assert [line.name for line in single(runs[:1])] == ["local"]
+    assert [line.name for line in single([runs[0]] * 2)] == [str(runs[0].folder)] * 2
 
 
 @pytest.mark.slow
@@ -135,6 +136,13 @@ def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path)
 def test_a_run_repeated_is_not_another_seed(seeds: Path, tmp_path: Path) -> None:
     shutil.copytree(seeds / "regularizer=mean,seed=0", tmp_path / "again")
     assert sorted(len(line.runs) for line in as_lines(find_runs([seeds, tmp_path]))) == [1, 3, 3]
+
+
+def test_numbers_in_names_are_sorted_as_numbers(seeds: Path, tmp_path: Path) -> None:
+    ascending = [f"lam={lam}" for lam in ("1e-3", "0.003", "0.03", "0.1", "2", "10")]
+    for name in sorted(ascending):
+        shutil.copytree(seeds / "regularizer=mean,seed=0", tmp_path / name)
+    assert [run.folder.name for run in find_runs([tmp_path])] == ascending
 
 
 def test_the_same_report_has_the_same_bytes(seeds: Path, tmp_path: Path) -> None:
@@ -188,10 +196,10 @@ def test_files_and_picture(
 ) -> None:
     folder, _ = sweep
     mocha, local = folder / "algorithm=mocha,r=2", folder / "algorithm=local,r=2"
-    report([str(mocha), str(local), f"output={tmp_path}/both"])
+    report([str(mocha), str(local), f"output={tmp_path}/new/both"])
     assert "local" in capsys.readouterr().out
-    assert pd.read_csv(tmp_path / "both.csv")["run"].tolist() == ["MOCHA", "local"]
-    assert Image.open(tmp_path / "both.png").size[0] > 1000
+    assert pd.read_csv(tmp_path / "new" / "both.csv")["run"].tolist() == ["MOCHA", "local"]
+    assert Image.open(tmp_path / "new" / "both.png").size[0] > 1000
     runs = find_runs([mocha, local])
     _, left, right, _ = comparison_picture(as_lines(runs)).axes
     coded, plain = (line for line in left.lines if len(line.get_xdata()) == 3)
@@ -286,7 +294,7 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
     for output in ("", ".", "/"):
         with pytest.raises(ConfigError, match="not the name of a file"):
             report([str(folder), f"output={output}"])
-    done = commands.here("hmtl.report", folder, f"output={tmp_path}/none/x")
+    done = commands.here("hmtl.report", folder, f"output={tmp_path}/summary.json/x")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "output" in done.stderr
 
@@ -359,9 +367,31 @@ def test_new_labels(seeds: Path) -> None:
     """A label replaces a setting wherever it occurs, or the name of a whole line."""
     runs = find_runs([seeds])
     assert [line.name for line in as_lines(runs, labels={"mean": "ours"})] == ["ours", "ridge"]
-    runs = [replace(run, overrides=(*run.overrides, "wire=int4")) for run in runs[:1]] + runs[3:4]
-    labels = {"ridge": "theirs", "mean, 4 bits": "ours"}
-    assert [line.name for line in as_lines(runs, labels=labels)] == ["ours", "theirs"]
+    runs = [replace(runs[0], overrides=(*runs[0].overrides, f"wire=int{n}")) for n in (4, 8)] + runs[3:4]
+    labels = {"ridge": "theirs", "mean, 8 bits": "ours", "4 bits": ""}
+    assert [line.name for line in as_lines(runs, labels=labels)] == ["mean", "ours", "theirs"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        (["baseline=null", "algorithm=cocoa"], ["MOCHA", "CoCoA"]),
+        (["", "algorithm=fedper,loss=squared", "algorithm=fedavg,loss=squared"], ["MOCHA", "FedPer", "FedAvg"]),
+        (["+lam=0.01,logger=none", "lam=0.1"], ["λ = 0.01", "λ = 0.1"]),
+        (["", "communicator=uncoded"], ["sums", "uncoded"]),
+        (["", "solver.passes=3"], ["MOCHA", "MOCHA, passes = 3"]),
+        (["", "lam=3", "algorithm=ditto,lam=3"], ["MOCHA, λ = 0.01", "MOCHA, λ = 3", "Ditto"]),
+        (["algorithm=own,algorithm.learner._target_=my.Pull", "algorithm=fedu"], ["Pull", "FedU"]),
+        (["evaluate_every=2", "logger=none"], ["a", "b"]),
+    ],
+)
+def test_a_line_is_named_by_what_others_do_differently(seeds: Path, typed: Sequence[str], names: Sequence[str]) -> None:
+    run = find_runs([seeds])[0]
+    runs = [
+        replace(run, folder=Path(name), overrides=tuple(filter(None, words.split(","))))
+        for name, words in zip("abc", typed, strict=False)
+    ]
+    assert [line.name for line in as_lines(runs)] == names
 
 
 @pytest.mark.parametrize("panels", [(), ("bits",), ("rounds", "bits", "users")])
@@ -369,7 +399,7 @@ def test_the_picture_is_fit_for_print(seeds: Path, panels: tuple[str, ...]) -> N
     """All text has at least 9 points and is inside the picture, each axis but that of the boxes has a label."""
     runs = find_runs([seeds])
     long = "a label that is too long for a line of the legend, or has_no_space_where_a_line_could_end_before_it_does"
-    for lines in (as_lines(runs), [replace(line, name=f"{n}: {long}") for n, line in enumerate(single(runs))]):
+    for lines in (as_lines(runs), [replace(line, name=f"{n}: {long}") for n, line in enumerate(2 * single(runs))]):
         figure = comparison_picture(lines, panels)
         figure.draw_without_rendering()
         (legend,) = figure.legends

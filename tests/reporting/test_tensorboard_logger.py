@@ -73,7 +73,7 @@ def test_hyperparameters_name_charts_that_there_are(run: Path) -> None:
 
 def test_a_long_command_line_makes_a_name_that_a_folder_can_have(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
-    name = ",".join(f"word{n}=a b/{n}" for n in range(100))
+    name = ",".join(f"word{n}=a b/${{seed}}" for n in range(100))
     choices = {"algorithm": "mocha", "communicator": "coded", "topology": "any_r"}
     hydra = {"job": {"override_dirname": f"algorithm=mocha,{name}"}, "runtime": {"choices": choices}}
     OmegaConf.save({"hydra": hydra}, tmp_path / ".hydra" / "hydra.yaml")
@@ -82,7 +82,7 @@ def test_a_long_command_line_makes_a_name_that_a_folder_can_have(tmp_path: Path)
     logger.close()
     (place,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
     assert place.parent == tmp_path
-    assert place.name == re.sub("[ /]", "_", f"mocha,coded,any_r,{name}")[:100]
+    assert place.name == re.sub("[^a-z0-9_=,]+", "_", f"mocha,coded,any_r,{name}")[:100]
 
 
 @pytest.mark.slow
