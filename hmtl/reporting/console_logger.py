@@ -25,6 +25,7 @@ LEARNED = {
     "empty_rounds": "rounds without an aggregator",
 }
 """What the report of a run shows of learning: keys of the summary, and labels."""
+SHARE = "share misclassified"  # a measure of errors that the report shows in %
 SHOWN = ("gap", "test_error", "epsilon", "epsilon_sample_known")  # during training
 SPEED = 600.0  # seconds over which the time of a round is estimated
 FAR = 0.5  # a larger duality gap, relative to the primal objective, has a remark
@@ -93,8 +94,9 @@ def run_report(summary: Summary, full: bool = False) -> Iterator[Table | str]:
         saved = 1 - time.communication_s / time.uncoded_communication_s, 1 - time.total_s / time.uncoded_total_s
         yield "{} saved {:.1%} of the communication time and {:.1%} of the whole time.".format(how, *saved)
     if alone:
-        together = summary.figures["test_error"]
-        yield f"Test error: {together:.4f} together, {alone['test_error']:.4f} if each user learns alone."
+        form = ".2%" if summary.error_measure == SHARE else ".4f"
+        together, apart = summary.figures["test_error"], alone["test_error"]
+        yield f"Test error: {together:{form}} together, {apart:{form}} if each user learns alone."
 
 
 def _overview(summary: Summary) -> Table:
@@ -112,11 +114,20 @@ def _overview(summary: Summary) -> Table:
     uncoded |= {"communication time [s]": time.uncoded_communication_s, "whole time [s]": time.uncoded_total_s}
     columns = {summary.communicator if summary.V_bits else summary.algorithm: own}
     columns |= {"uncoded": uncoded} if summary.V_bits and summary.communicator != "uncoded" else {}
-    own |= {label: content[key] for key, label in LEARNED.items() if key in content}
+    own |= _learned(content, summary.error_measure)
     if alone:
         title += f"; alone: algorithm=local lam={alone['lam']:.3g}"
-        columns["alone"] = {label: alone[key] for key, label in LEARNED.items() if key in alone}
+        comparable = {key: value for key, value in alone.items() if key != "gap"}  # which is of another objective
+        columns["alone"] = _learned(comparable, summary.error_measure)
     return _matrix(title, columns)
+
+
+def _learned(figures: Mapping[str, Any], measure: str) -> dict[str, Any]:
+    """Return what the report shows of learning by its label; shares misclassified are in %."""
+    shown = {label: figures[key] for key, label in LEARNED.items() if key in figures}
+    if measure != SHARE:
+        return shown
+    return {f"{k} [%]" if "error" in k else k: f"{100 * x:.2f}" if "error" in k else x for k, x in shown.items()}
 
 
 def _details(summary: Summary) -> Iterator[Table]:

@@ -105,6 +105,7 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task], checkpoint: Path | No
     points = [_over_folds(combined[p], [finished[fold, p] for fold in range(folds)]) for p in cfgs]
     best = max(range(len(points)), key=lambda p: (-points[p]["error"], p))  # later points have larger values
     chosen = {"best": points[best]["values"], "error": points[best]["error"]}
+    chosen |= {"error_measure": algorithm.describe()["error_measure"]}
     return {"grid": grid, "points": points, **chosen, "warnings": list(_warnings(cfg, grid, points, best))}
 
 

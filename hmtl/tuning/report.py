@@ -2,44 +2,61 @@
 
 from typing import Any
 
+import matplotlib
+import numpy as np
 from rich.table import Table
 
 from hmtl.reporting.console import as_table
-from hmtl.reporting.style import Picture, colors
+from hmtl.reporting.style import PAGE, PRINT, Picture, curve_styles
 from hmtl.tuning.grid import as_words, is_number
 
 
 def tuning_table(result: dict[str, Any]) -> Table:
     """Return a table with a line for each combination of values; the best one is bold."""
-    name, header, form = "relative_gap", "relative gap", ".1e"
+    name, header, form = "relative_gap", "relative gap", ".4f"
     if name not in result["points"][0]:
         name, header, form = "change", "still changing", ".1%"
+    unit, percent = _unit(result)
     rows = []
     for point in result["points"]:
         values = [f"{value:g}" if is_number(value) else str(value) for value in point["values"].values()]
-        rows.append([*values, f"{point['error']:.4f}", f"{point['sd']:.4f}", f"{point[name]:{form}}"])
-    table = as_table("Cross-validation", [*result["grid"], "error", "± sd over folds", header], rows, words=0)
+        errors = [f"{unit * point[key]:.{2 if percent else 4}f}" for key in ("error", "sd")]
+        rows.append([*values, *errors, f"{point[name]:{form}}"])
+    table = as_table("Cross-validation", [*result["grid"], f"error{percent}", "± sd over folds", header], rows, words=0)
     table.rows[[point["values"] for point in result["points"]].index(result["best"])].style = "bold"
     return table
 
 
+def _unit(result: dict[str, Any]) -> tuple[int, str]:
+    """Return what errors are multiplied by to show them, and their unit: shares misclassified are in %."""
+    return (100, " [%]") if result["error_measure"] == "share misclassified" else (1, "")
+
+
+@matplotlib.rc_context(PRINT)
 def tuning_figure(result: dict[str, Any]) -> Picture:
     """Draw the errors over the values of the first setting, one line for each combination of the others."""
     name, values = next(iter(result["grid"].items()))
-    is_numeric = all(map(is_number, values))
-    x = values if is_numeric else [str(value) for value in values]
-    lines = len(result["points"]) // len(values)
-    picture = Picture(figsize=(7, 4 + 0.1 * lines), layout="constrained")
+    lines, (unit, percent) = len(result["points"]) // len(values), _unit(result)
+    picture = Picture(figsize=(PAGE, 3.6), layout="constrained")
     axes = picture.subplots()
-    for n, color in enumerate(colors(lines)):
+    for n, style in enumerate(curve_styles(lines)):
         points = result["points"][n::lines]  # the first setting changes last
-        errors, sds = ([point[key] for point in points] for key in ("error", "sd"))
+        errors, sds = (np.array([unit * point[key] for point in points]) for key in ("error", "sd"))
         label = as_words({other: value for other, value in points[0]["values"].items() if other != name})
-        axes.errorbar(x, errors, sds, label=label or "mean ± sd over folds", color=color, marker="o", capsize=3)
-    best = x[values.index(result["best"][name])]
-    axes.plot([best], [result["error"]], "kx", label="best", markersize=12)
-    axes.set(xlabel=name, ylabel="validation error, mean over users", title=f"Best: {as_words(result['best'])}")
-    if is_numeric and values[0] > 0 and values[-1] >= 10 * values[0]:
-        axes.set_xscale("log")
-    picture.legend(loc="outside lower center", ncols=2, fontsize="small")
+        x = np.arange(len(values)) + 0.3 * (n + 0.5 - lines / 2) / lines  # error bars stand side by side
+        axes.errorbar(
+            x,
+            errors,
+            sds,
+            label=label or "mean ± sd over folds",
+            capsize=2,
+            **style | {"markevery": 1, "linewidth": 1.3},
+        )
+        if result["best"] in (chosen := [point["values"] for point in points]):
+            best = chosen.index(result["best"])
+            axes.plot(x[best], errors[best], "kx", label="best", markersize=10, zorder=5)
+    axes.set_xticks(range(len(values)), [f"{value:g}" if is_number(value) else str(value) for value in values])
+    axes.set(xlabel="λ" if name == "lam" else name, ylabel=f"validation error, mean over users{percent}")
+    axes.grid()
+    picture.fit_legend(axes.get_legend_handles_labels()[0], "outside lower center")
     return picture

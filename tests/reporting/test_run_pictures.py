@@ -61,14 +61,16 @@ def test_errors_over_the_grid() -> None:
     values = [{"lam": lam, "floor": floor} for lam in grid["lam"] for floor in grid["floor"]]
     errors = [0.5, 0.6, 0.3, 0.4, 0.1, 0.2]
     points = [{"values": v, "error": e, "sd": v["lam"] / 100} for v, e in zip(values, errors, strict=True)]
-    (axes,) = tuning_figure({"grid": grid, "points": points, "best": values[4], "error": 0.1}).axes
+    result = {"grid": grid, "points": points, "best": values[4], "error": 0.1, "error_measure": "share misclassified"}
+    (axes,) = tuning_figure(result).axes
     first, second = axes.containers
-    for drawn, expected in ((first, [0.5, 0.3, 0.1]), (second, [0.6, 0.4, 0.2])):
+    for drawn, expected in ((first, [50, 30, 10]), (second, [60, 40, 20])):
         line, _, (bars,) = drawn.lines
-        assert line.get_xdata().tolist() == grid["lam"]
+        assert line.get_xdata().round().tolist() == [0, 1, 2]
         assert line.get_ydata().tolist() == pytest.approx(expected)
-        assert [np.ptp(ends[:, 1]) for ends in bars.get_segments()] == pytest.approx([0.002, 0.02, 0.2])
+        assert [np.ptp(ends[:, 1]) for ends in bars.get_segments()] == pytest.approx([0.2, 2, 20])
+    assert (first.lines[0].get_xdata() < second.lines[0].get_xdata()).all()
     assert first.lines[0].get_color() is not second.lines[0].get_color()
     (best,) = (line for line in axes.lines if line.get_label() == "best")
-    assert (best.get_xdata(), best.get_ydata()) == ([10.0], [0.1])
-    assert axes.get_xscale() == "log"
+    assert (best.get_xdata()[0].round(), best.get_ydata()[0]) == (2, pytest.approx(10))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "1", "10"]
