@@ -1,7 +1,7 @@
 """Draw the packages of hmtl and their imports, as the code has them: `python docs/draw_house.py`.
 
-Each box is a package or a module at the root, its area proportional to its lines of code. Boxes stand in the layers of
-the import contract in pyproject.toml; an arrow points from the importing package to the imported one.
+Each box is a package or a module at the root; longer ones have wider boxes. Boxes stand in the layers of the import
+contract in pyproject.toml. An arrow points from the importing package to the imported one; implied ones are omitted.
 """
 
 import tomllib

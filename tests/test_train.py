@@ -219,7 +219,7 @@ def test_what_a_run_leaves(
         "1 overview/1 test_error",
         "1 overview/2 log10 of gap",
         "3 Mbit/relays_to_server",
-        "3 Mbit/total",
+        "3 Mbit/total, so far",
         "4 seconds/compute_s",
     } <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("1 overview/2 log10 of gap")] == list(range(12))
