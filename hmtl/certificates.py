@@ -1,9 +1,10 @@
-"""Make the certificates of a deployment: `python -m hmtl.certificates deployment=site.yaml`.
+"""Make certificates: `python -m hmtl.certificates deployment=site.yaml`.
 
-There is an authority of the deployment's own, and a key and a certificate for each node. Those that exist are kept, but
-for those that are revoked or expire within a month; renew=true makes all of them again. They are in the folder that the
-deployment names, or in folder=PATH. The authority's own key is in PATH-authority. No node needs it; keep it to make
-more certificates.
+The deployment gets an authority, and each node a key and a certificate. Those
+that exist are kept unless they are revoked or expire within a month; renew=true
+makes all again. They are in the folder that the deployment names, or in
+folder=PATH. PATH-authority has the authority's key: no node needs it, but keep
+it to make more certificates.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Start all nodes of a run on this machine: `python -m hmtl.launch processes=8 topology=symmetric r=3`.
+"""Start all nodes of a run here: `python -m hmtl.launch processes=8 r=3`.
 
-There are N processes for processes=N: one for the server, one for each relay, and the rest are hosts that share the
-users. All other arguments are those of `hmtl.train`, whose --help lists them.
+One of N processes is the server, each relay has one, and the rest are hosts
+that share the users. `hmtl.train --help` lists all other settings.
 """
 
 import sys

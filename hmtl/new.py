@@ -1,7 +1,7 @@
 """Write a small project that runs: `python -m hmtl.new FOLDER`.
 
-The folder gets data.py (the data of each user), model.py (the module that they train), conf/ (settings that name both),
-test_project.py (a test) and README.md (the commands).
+The folder gets data.py (the data of each user), model.py (the module that they
+train), conf/ (settings), test_project.py (a test) and README.md (the commands).
 """
 
 import shutil

@@ -1,14 +1,15 @@
-"""Run one node of a deployment: `python -m hmtl.node name=relay-2 deployment=site.yaml`.
+"""Run one node: `python -m hmtl.node name=relay-2 deployment=site.yaml`.
 
-The file names all nodes, and has the settings of hmtl.train that they share. Settings of one node follow: device,
-dataset.path, dataset.test_path, dataset.root, logger, engine.interface and hydra.*. Further settings are
+The file names all nodes, and has the settings of hmtl.train that they share.
+Settings of one node follow: device, dataset.path, dataset.test_path,
+dataset.root, logger, engine.interface, hydra.* and metrics=PORT, the port of
+http://.../metrics for Prometheus (needs hmtl[site]).
 
-  metrics=PORT   metrics for Prometheus at http://.../metrics (pip install 'hmtl[site]')
-
-The server keeps the results in runs/NAME, or in hydra.run.dir. Started again, it continues from its checkpoint there;
-other nodes keep no files, but for hosts with metrics=sums. A node that ended may be started again at any time: it takes
-part once its data are loaded. At SIGTERM the server ends the run after the current round, with a checkpoint; any other
-node leaves the run.
+The server keeps the results in runs/NAME, or in hydra.run.dir. Started again,
+it continues from its checkpoint there. Other nodes keep no files, except hosts
+with metrics=sums. A node may be started again at any time, and takes part once
+its data are loaded. At SIGTERM, the server ends the run after the current
+round, with a checkpoint; any other node leaves the run.
 """
 
 import logging

@@ -62,11 +62,10 @@ def plan(cfg: DictConfig) -> None:
         facts["note"] = lines[-1]
     picture = Path(cfg.output_dir) / "topology.png"
     try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
         draw(contacts, best.relays, with_server=best.server).write(picture.with_suffix(""), "png")
     except OSError as error:
-        log.warning(
-            "%s was not saved: %s. Set hydra.run.dir to a folder that can be written to.", picture, error.strerror
-        )
+        log.warning("%s was not saved: %s. Set output_dir to a folder that you can write to.", picture, error.strerror)
     if cfg.format == "json":
         print(json.dumps(asdict(result) | facts, indent=2))
         return

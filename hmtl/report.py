@@ -1,16 +1,16 @@
-"""Compare finished runs and sweeps in tables and a picture: `python -m hmtl.report FOLDER ... [setting=value ...]`.
+"""Compare runs and sweeps: `python -m hmtl.report FOLDER ... [KEY=VALUE ...]`.
 
-FOLDER is the folder of a run, of a sweep, or one that contains such folders. Runs that differ only by seed are one
-line: their mean, and the standard deviation over the n seeds. Written are FOLDER/report.csv (all numbers of each line),
-report_runs.csv (the same of each run), report.md and report.tex (the table), and report.png, report.pdf and report.svg
-(curves with bands, and the values of all users in the end).
+A FOLDER is that of a run or a sweep, or contains such folders. Runs that differ
+only by seed are one line: their mean, and the standard deviation over n seeds.
+FOLDER gets report.csv (all numbers of a line), report_runs.csv (of each run),
+the table as report.md and .tex, and the picture as report.png, .pdf and .svg.
 
-measure=NAME     what to compare, a column of metrics.csv such as test_error (the default), test_error_weighted,
-                 test_error_worst, test_balanced_error, test_auc or gap
-panels=A,B,...   panels of the picture: rounds, bits, seconds (of compute and communication), communication (seconds
-                 without measured compute), users; default: rounds,bits,seconds,users. One panel is as wide as a column.
-labels='{coded: ours}'   new labels by those in the table: of a line, or of a setting in it ("": without it)
-output=NAME      write NAME.csv, NAME.md and so on instead; a folder in NAME is created
+measure=NAME     what to compare, a column of metrics.csv: test_error (default),
+                 test_error_worst, test_balanced_error, test_auc, gap, ...
+panels=A,B,...   panels of the picture: rounds, bits, seconds, users (default)
+                 or communication (seconds without measured compute)
+labels='{coded: ours}'   new labels, by those of lines and settings in the table
+output=NAME      write NAME.csv and so on instead; a folder in NAME is created
 """
 
 import sys

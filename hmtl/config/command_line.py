@@ -127,6 +127,7 @@ def settings_help(_root_: DictConfig) -> str:
             if comment and value and "$" not in value:
                 line = f"{parent}{'.'.join(path)}={value}".ljust(28) + f" {comment}"
                 lines.append(line if len(line) <= columns else f"{line[: columns - 4].rpartition(' ')[0]} ...")
+    lines.sort(key=lambda line: Path(sys.argv[0]).stem == "tune" and not line.startswith("tune."))
     return "\n".join(lines).replace("$", "$$")
 
 

@@ -88,15 +88,11 @@ def run_report(summary: Summary, full: bool = False) -> Iterator[Table | str]:
     if full:
         yield from _details(summary)
     yield from _remarks(summary)
-    time, alone = summary.time, summary.baseline
+    time = summary.time
     if summary.communicator != "uncoded" and time.uncoded_communication_s:
         how = {"coded": "Coding", "sums": "Sums"}.get(summary.communicator, "Sums and coding")
         saved = 1 - time.communication_s / time.uncoded_communication_s, 1 - time.total_s / time.uncoded_total_s
         yield "{} saved {:.1%} of the communication time and {:.1%} of the whole time.".format(how, *saved)
-    if alone:
-        form = ".2%" if summary.error_measure == SHARE else ".4f"
-        together, apart = summary.figures["test_error"], alone["test_error"]
-        yield f"Test error: {together:{form}} together, {apart:{form}} if each user learns alone."
 
 
 def _overview(summary: Summary) -> Table:
@@ -117,8 +113,7 @@ def _overview(summary: Summary) -> Table:
     own |= _learned(content, summary.error_measure)
     if alone:
         title += f"; alone: algorithm=local lam={alone['lam']:.3g}"
-        comparable = {key: value for key, value in alone.items() if key != "gap"}  # which is of another objective
-        columns["alone"] = _learned(comparable, summary.error_measure)
+        columns["alone"] = _learned(alone | {"gap": None}, summary.error_measure)  # its gap is of another objective
     return _matrix(title, columns)
 
 

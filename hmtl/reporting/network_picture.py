@@ -18,11 +18,9 @@ from hmtl.topology import Moving, Topology
 
 MOST_USERS = 100  # that have a mark each
 MOST_NUMBERED = 30  # users in a row whose numbers do not overlap
-MOST_COUNTED, MOST_NAMED = 12, 40  # relays whose counts fit the cells of a map, and whose names fit beside it
-MOST_LABELS = 20  # of them on an axis
+MOST_COUNTED, MOST_LABELS, MOST_NAMED = 12, 20, 40  # relays of a map with counts, all names, half of them
 LONGEST_INSIDE = 3  # characters that fit a mark
-DARK, GREY = "#333333", "#8c8c8c"
-FRAME = OKABE_ITO["vermilion"]  # of aggregating relays on a map
+DARK, GREY, FRAME = "#333333", "#8c8c8c", OKABE_ITO["vermilion"]
 INSIDE: Any = {"xytext": (0, 0), "va": "center_baseline"}
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
@@ -114,25 +112,21 @@ def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: b
     axes = figure.add_subplot(title=title, xlabel="relay", ylabel="relay", facecolor="lightgrey")
     pale = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0, 0.45, 256)))  # dark numbers stay readable
     image = axes.imshow(shared, cmap=pale, vmin=0)
-    label = "users that both relays hear" + "; diagonal: users of the relay" * (H <= MOST_COUNTED)
-    figure.colorbar(image, ax=axes, label=label)
+    diagonal = "; diagonal: users of the relay" * (H <= MOST_COUNTED)
+    figure.colorbar(image, ax=axes, label=f"users that both relays hear{diagonal}")
     for i in framed:
-        axes.add_patch(
-            Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=FRAME, linewidth=2, zorder=2, clip_on=False)
-        )
+        axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=FRAME, linewidth=2, clip_on=False))
     if H <= MOST_COUNTED:
         for (i, j), count in np.ndenumerate(counts):
             axes.text(j, i, str(count), ha="center", va="center", color=DARK)
     if H <= MOST_NAMED:
-        labelled = range(0, H, -(-H // MOST_LABELS))
+        labelled = range(0, H, 1 if H <= MOST_LABELS else 2)
         names = [str(topology.names.relay(i)) for i in labelled]
         axes.set_xticks(labelled, names, rotation=90 if max(map(len, names)) > LONGEST_INSIDE else 0)
         axes.set_yticks(labelled, names)
-    entries = [_entry("s", "white", role, 1.6, FRAME)] * bool(framed) + [
-        _entry("^", DARK, f"server {role}")
-    ] * server_framed
-    if entries:
-        figure.fit_legend(entries, "outside lower center")
+    entries = [_entry("s", "white", role, 1.6, FRAME)] * bool(framed)
+    entries += [_entry("^", DARK, f"server {role}")] * server_framed
+    figure.fit_legend(entries, "outside lower center")
     return figure
 
 

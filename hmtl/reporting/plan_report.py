@@ -40,7 +40,7 @@ def plan_table(comparison: Comparison) -> Table:
         if adding:
             rows.append(row(who, adding.relays_to_server, adding.downlinks.values(), adding.seconds.values()))
     rows.append(row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]))
-    title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; V={comparison.V_bits:,} bits"
+    title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; IVs of {comparison.V_bits:,} bits"
     headers = ("who aggregates", "up", "down,\nbroadcast", "down,\nunicast", "saved,\nbroadcast", "saved,\nunicast")
     table = as_table(title, headers, rows)
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
@@ -108,9 +108,7 @@ def verdict(comparison: Comparison) -> str:
     less = 1 - choices[fastest] / uncoded
     if less > 1e-9:
         return f"Coding pays on a {medium} downlink: a round takes {less:.1%} less time with aggregators={fastest}."
-    return (
-        f"Coding does not pay on a {medium} downlink: no choice that was tried takes less time than plain forwarding."
-    )
+    return f"Coding does not pay on a {medium} downlink: no choice tried takes less time than plain forwarding."
 
 
 def secure_table(costs: SecureCosts, K: int) -> Table:
@@ -138,7 +136,7 @@ def time_table(times: Timetable) -> Table:
     rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MOST_CHOICES], *usual)]
     rows += [(f"sums, by {_who(times, setting)}", seconds) for setting, seconds in times.sums[:2]]
     tried = f"best of {'all ' * times.every}{len(times.choices)} choices"
-    title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; V={times.V_bits:,} bits; no compute; {tried}"
+    title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; IVs of {times.V_bits:,} bits; no compute; {tried}"
     rows += [("secure sums, by the server", times.secure_seconds)] if times.secure_seconds is not None else []
     cells = [[who, f"{seconds:.4g}", f"{1 - seconds / times.uncoded:.1%}"] for who, seconds in rows]
     return as_table(title, ("who aggregates", "seconds", "saved"), cells)

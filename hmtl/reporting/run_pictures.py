@@ -66,7 +66,6 @@ def link_figure(ledger: LinkLedger) -> Picture:
     for axes, tier in zip(figure.subplots(2, 2).flat, TIERS, strict=True):
         payload, overhead = ledger.per_link(tier).T / 8e6
         used = np.flatnonzero(payload + overhead)
-        at = np.arange(len(used))
         _bars(axes, 0 * payload[used], payload[used], label="payload", color=OKABE_ITO["blue"])
         _bars(axes, payload[used], (payload + overhead)[used], label="overhead", color=OKABE_ITO["orange"])
         top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier is idle if all relays hear all users
@@ -74,7 +73,7 @@ def link_figure(ledger: LinkLedger) -> Picture:
         axes.set(title=f"{tier.replace('_', ' ')}\n{sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
         names = [ledger.links[tier][n] for n in used.tolist()]
         step = max(1, -(-len(used) // MOST_LABELS))
-        axes.set_xticks(at[::step], names[::step], rotation=45 if len(used) > 4 else 0, fontsize="small")
+        axes.set_xticks(range(0, len(used), step), names[::step], rotation=45 if len(used) > 4 else 0, fontsize="small")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
