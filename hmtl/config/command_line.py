@@ -5,6 +5,7 @@ read or written; 128 + n after signal n. Any other exception is a defect and sho
 """
 
 import io
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +68,10 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
             cfg.logger.console.report = "full" if full else "none"
         if in_sweep:
             file.unlink(missing_ok=True)
+        start = time.monotonic()
         statuses.append(exit_status(lambda: task(cfg), config_name, errors.append))
+        if in_sweep and statuses[-1] == 0 and not sys.stdout.isatty():  # a terminal has shown a progress bar
+            _print_job(file.with_name("summary.json"), time.monotonic() - start)
         for error in errors:
             complain(f"Job {file.parent.name}: {error}" if in_sweep else error)
             if in_sweep:
@@ -83,6 +88,15 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     statuses.append(exit_status(command, config_name, complain))
     sys.exit(max(*statuses, Jobs.status))
+
+
+def _print_job(summary: Path, seconds: float) -> None:
+    """Print a line on a job of a sweep that has trained."""
+    if summary.exists():
+        job, values = HydraConfig.get().job, json.loads(summary.read_text())
+        key = "test_error" if "test_error" in values else "train_error"
+        number = f"{job.num + 1} of {Jobs.total}" if Jobs.total else job.num + 1  # unknown in other processes
+        print(f"Job {number}: {job.override_dirname}: {key} {values[key]:.4f}, {seconds:.0f} s", flush=True)
 
 
 def exit_status(action: Callable[[], None], config_name: str, complain: Complain = complain) -> int:
@@ -171,6 +185,8 @@ class Jobs(Callback):
     typed: ClassVar[Sequence[str]] = ()
     """The command line of a sweep. Hydra composes a configuration without the values that a sweep takes, where a
     setting of a part may not exist that each job has. It gets these settings in `on_multirun_start`, for the jobs."""
+    total: ClassVar[int] = 0
+    """How many jobs the sweep has; 0: unknown."""
     older: ClassVar[set[tuple[Path, int]]] = set()
     """The errors of an earlier sweep in the same folder."""
 
@@ -217,6 +233,7 @@ class Jobs(Callback):
                     check(cfg)
             except (HmtlError, HydraException) as error:
                 raise ConfigError(f"No job was run. Job {names[-1]}: {_message(error, config_name)}") from error
+        Jobs.total = len(names)
         fixed = ",".join(key.lstrip("+~") for key in words if key not in swept)
         subdir = ["hydra.sweep.subdir=${hydra.job.override_dirname}"] if all(map(FOLDER_NAME.fullmatch, names)) else []
         config.hydra.overrides.hydra = [
