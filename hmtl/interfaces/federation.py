@@ -204,7 +204,7 @@ class Federation:
         if done := self.summary:
             name = "test_error" if "test_error" in done.figures else "train_error"
             error = f"{name.replace('_', ' ')} {done.figures[name]:.4f} ({done.error_measure})"
-            lines["trained"] = f"{done.rounds} rounds: {error}, {done.figures['bits_total']:,} bits"
+            lines["trained"] = f"{done.rounds} rounds: {error}, {done.figures['bits_total']:,} bits over all links"
         return "\n".join(["Federation", *(f"  {name:9}{line}" for name, line in lines.items())])
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -29,6 +30,8 @@ NEEDED = [*FIRST_HOP, UPLINK, DOWNLINK, "users", "compute_s", "communication_s",
 """Columns of `metrics.csv` that a comparison reads, beside that of the measure."""
 UNLIKE = re.compile(r"^(seed|output_dir|resume): .*\n", re.MULTILINE)
 """Settings in which runs that are averaged may differ."""
+KNOWN = ("K", "H", "r", "algorithm", "loss", "regularizer", "lam", "passes", "communicator", "V_bits", "rounds")
+"""Fields of the summary by which runs of a Federation are told apart."""
 SHARE = re.compile(r"(\w+_)?(train|test|validation)_(balanced_)?error")
 """Measures that are shares of rows, unless the targets are numbers."""
 CHOICES = ("algorithm", "regularizer", "communicator", "scheme", "dataset", "partition", "topology", "loss", "solver")
@@ -64,13 +67,6 @@ class FinishedRun:
             typed["algorithm"] = f"algorithm={learner.partition('=')[2]}"
         usual = {"algorithm": f"algorithm={self.summary.algorithm}"}
         return usual | {key: word for key, word in typed.items() if not key.startswith(UNNAMED)}
-
-    def known(self, keys: Iterable[str]) -> dict[str, str]:
-        """Return those of these settings that the summary has, typed or not."""
-        values = {key: value for key in keys if (value := getattr(self.summary, key, None)) is not None}
-        return {
-            key: f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
-        }
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
@@ -132,9 +128,15 @@ class FinishedRun:
 
     @property
     def identity(self) -> str:
-        """What runs that differ only by seed have in common: their configuration, or nothing without one."""
-        path = self.folder / ".hydra" / "config.yaml"
-        return UNLIKE.sub("", path.read_text()) if path.exists() else str(self.folder)
+        """What runs that differ only by seed have in common: their configuration; of a Federation, what is known."""
+        if self.is_configured:
+            return UNLIKE.sub("", (self.folder / ".hydra" / "config.yaml").read_text())
+        return f"{self.folder.resolve().parent} {[getattr(self.summary, key) for key in KNOWN]}"
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether the run's folder has its configuration, as those of commands have."""
+        return (self.folder / ".hydra" / "config.yaml").exists()
 
     def _uncoded_mbit(self) -> pd.Series:
         """Return the Mbit that plain forwarding would have sent between relays and server in each round."""
@@ -150,7 +152,7 @@ class Line:
     """One line of a table, and one curve of a picture: a run, or runs that differ only by seed."""
 
     name: str
-    settings: tuple[str, ...]  # those that not all lines share
+    settings: tuple[str, ...]
     runs: tuple[FinishedRun, ...]
 
     @cached_property
@@ -219,49 +221,46 @@ def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True, labels: Mappi
     """Return a line for each run, or for all runs that differ only by seed.
 
     A line is named by the settings that have several values. Lines that are then alike have further settings in their
-    names, or, if they share all settings, their folders. `labels` has new names for settings and lines, by the usual
-    ones; "" leaves a setting out.
+    names or, if they share all settings, are named by their folders. `labels` has new names for settings and lines, by
+    the usual ones; "" leaves a setting out.
 
     Raises:
         ConfigError: no setting or line has one of the labels.
     """
     groups: dict[Any, list[FinishedRun]] = {}
+    known = Counter((run.identity, run.summary.seed) for run in runs if not run.is_configured)
+    unclear = {identity for (identity, _), n in known.items() if n > 1}  # these runs differ in what is not known
     for n, run in enumerate(runs):
-        group = groups.setdefault(run.identity if over_seeds else n, [])
+        group = groups.setdefault(run.identity if over_seeds and run.identity not in unclear else n, [])
         if run.summary.seed in [other.summary.seed for other in group]:
             groups[n] = [run]  # the same run once more is not another draw
         else:
             group.append(run)
     firsts = [group[0] for group in groups.values()]
     settings = [{key: word for key, word in run.settings.items() if key != "seed" or not over_seeds} for run in firsts]
-    keys = {key for words in settings for key in words}
-    whole = [words | run.known(sorted(keys - words.keys())) for run, words in zip(firsts, settings, strict=True)]
-    parts = [list(map(as_label, words)) for words in _telling(settings, whole)]
-    if len(set(map(tuple, parts))) < len(parts):
-        parts = [[os.path.commonpath([run.folder for run in group])] for group in groups.values()]
+    parts = [list(map(as_label, words)) for words in _telling(settings)]
+    places = [os.path.commonpath([run.folder for run in group]) for group in groups.values()]
+    places = [path if places.count(path) == 1 else str(run.folder) for path, run in zip(places, firsts, strict=True)]
+    parts = [part if parts.count(part) == 1 else [path] for part, path in zip(parts, places, strict=True)]
     usual = dict.fromkeys([*(part for each in parts for part in each), *map(", ".join, parts)])
     if unknown := labels.keys() - usual:
         raise ConfigError(f"labels: there is no {min(unknown)!r}. Choose from {'; '.join(usual)}.")
-    names = [
-        labels.get(", ".join(each), ", ".join(filter(None, (labels.get(part, part) for part in each))))
-        for each in parts
-    ]
-    common = set.intersection(*(set(words.values()) for words in settings))
-    typed = [tuple(word for word in words.values() if word not in common) for words in settings]
+    names = [", ".join(filter(None, (labels.get(part, part) for part in each))) for each in parts]
+    names = [labels.get(", ".join(each), name) for each, name in zip(parts, names, strict=True)]
+    typed = [tuple(words.values()) for words in settings]
     return [Line(*each) for each in zip(names, typed, map(tuple, groups.values()), strict=True)]
 
 
-def _telling(settings: Sequence[Mapping[str, str]], whole: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
-    """Return the settings that name each line: by those typed, and among lines that are then alike, by all known."""
-    keys = dict.fromkeys(key for line in whole for key in line)
+def _telling(settings: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """Return the settings that name each line: those with several values, and those in which lines alike differ."""
+    keys = dict.fromkeys(key for line in settings for key in line)
     varied = [key for key in keys if len({line[key] for line in settings if key in line}) > 1]
-    names = [tuple(line[key] for key in varied if key in line) for line in settings]
-    for name in {name for name in names if names.count(name) > 1}:
-        alike = [line for line, each in zip(whole, names, strict=True) if each == name]
-        unlike = [key for key in keys if key not in varied and len({line.get(key) for line in alike}) > 1]
-        longer = iter([name + tuple(line[key] for key in unlike if key in line) for line in alike])
-        names = [next(longer) if each == name else each for each in names]
-    return names if all(names) else [(line["algorithm"], *name) for line, name in zip(whole, names, strict=True)]
+    names = [[line[key] for key in varied if key in line] for line in settings]
+    for n, (line, name) in enumerate(zip(settings, list(names), strict=True)):
+        alike = [other for other in settings if [other[key] for key in varied if key in other] == name]
+        shown = [key for key in keys if key in varied or len({other.get(key) for other in alike}) > 1]
+        names[n] = [line[key] for key in shown if key in line]
+    return names if all(names) else [[line["algorithm"], *name] for line, name in zip(settings, names, strict=True)]
 
 
 def comparison(lines: Sequence[Line]) -> pd.DataFrame:
