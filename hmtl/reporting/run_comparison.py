@@ -31,7 +31,7 @@ NEEDED = [*FIRST_HOP, UPLINK, DOWNLINK, "users", "compute_s", "communication_s",
 UNLIKE = re.compile(r"^(seed|output_dir|resume): .*\n", re.MULTILINE)
 """Settings in which runs that are averaged may differ."""
 KNOWN = ("K", "H", "r", "algorithm", "loss", "regularizer", "lam", "passes", "communicator", "V_bits", "rounds")
-"""Fields of the summary by which runs of a Federation are told apart."""
+"""Fields of the summary that runs of a Federation share if they differ only by seed."""
 SHARE = re.compile(r"(\w+_)?(train|test|validation)_(balanced_)?error")
 """Measures that are shares of rows, unless the targets are numbers."""
 CHOICES = ("algorithm", "regularizer", "communicator", "scheme", "dataset", "partition", "topology", "loss", "solver")
