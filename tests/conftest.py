@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import ALL, QUICK
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
@@ -16,11 +17,13 @@ from problems import make
 import hmtl.distributed  # noqa: F401  # before a test imports grpc
 from hmtl.config.build import compose, conf_dir
 
-settings.register_profile("quick", deadline=None, derandomize=True, max_examples=25)
-settings.register_profile("all", deadline=None, derandomize=True, max_examples=35)
+settings.register_profile("quick", deadline=None, derandomize=True, max_examples=QUICK)
+settings.register_profile("all", deadline=None, derandomize=True, max_examples=ALL)
 settings.load_profile("quick")  # unless --hypothesis-profile names another one
 torch.set_num_threads(1)  # small products; more threads only wait for each other
 
+
+gc.disable()  # until all tests are collected: they live to the end
 
 with suppress(ImportError):  # when Hydra sets up logging, absl closes its stream, which may be the one of pytest
     from absl import logging as absl_logging
@@ -29,7 +32,8 @@ with suppress(ImportError):  # when Hydra sets up logging, absl closes its strea
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # tests and modules live to the end; a collection need not visit them again and again
+    gc.freeze()  # a collection need not visit tests and modules again and again
+    gc.enable()
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def test_speeds_in_the_readme_are_those_of_the_page() -> None:
     assert set(rows) <= set((ROOT / "docs" / "speed.md").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_examples_of_the_reference_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the sessions on each page, which start from the data on the first page."""
     monkeypatch.chdir(tmp_path)

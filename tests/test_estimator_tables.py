@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.special import expit
@@ -73,7 +74,7 @@ def as_list(X, y, task):
     return [X[at] for at in places], [y[at] for at in places], places
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     st.sampled_from(["groups", "first", "last", "name", "sparse"]),
     st.sampled_from(["two", "three", "numbers"]),
@@ -204,7 +205,7 @@ def optimum(model, X, y, task, weights):
     return total
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(st.sampled_from(["two", "numbers"]), st.sampled_from([None, "balanced", {"b": 3}]), st.integers(0, 2**32 - 1))
 def test_the_gap_certifies_weights(kind, class_weight, seed):
     rng = np.random.default_rng(seed)

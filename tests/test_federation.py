@@ -216,6 +216,7 @@ def test_linear_models_of_numbers(settings):
     assert models[0](torch.zeros(3, D)).shape == (3,)
 
 
+@pytest.mark.slow
 def test_the_example_runs():
     assert doctest.testmod(module).failed == 0
 

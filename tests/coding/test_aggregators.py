@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from coding_oracles import execute
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
@@ -72,7 +73,7 @@ def costs(t, W=None, parallel=False, W2=1.0, to_server=None):
     return found
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(t=topologies(max_H=5) | restricted(topologies(max_H=5)).filter(lambda t: t.active))
 def test_the_best_of_all_sets(t):
     every = costs(t)
@@ -101,7 +102,7 @@ def seconds(load, t, W, parallel, W2, medium):
     return (max(times) if parallel else sum(times)) + load.down(medium)
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(
     t=topologies(max_H=3, max_K=12),
     bandwidths=st.lists(st.sampled_from((0.5, 1.0, 1.5, 4.0)), min_size=3, max_size=3),
@@ -219,7 +220,7 @@ def test_known_means(draws, broadcast, unicast):
 
 
 @media
-@settings(max_examples=20)
+@examples(20)
 @given(t=topologies(max_H=5, max_K=20), flows=st.booleans(), tried=st.integers(0, 3), covers=st.booleans())
 def test_what_a_search_says_of_its_result_holds(medium, t, flows, tried, covers):
     """The search of networks that are too large for a proof, applied to small ones."""
@@ -273,7 +274,7 @@ def test_aggregators_learn_all_and_helpers_need_nothing(t, scheme, links, genera
             assert best.uplink - 1e-9 <= load.uplink < best.uplink + len(t.active) / 8 + 1e-9
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(
     t=topologies(max_H=5, max_K=12) | restricted(topologies(max_H=5)).filter(lambda t: t.active),
     parallel=st.booleans(),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from coding_oracles import execute, theorem_1
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl import rng
@@ -60,7 +61,7 @@ def test_optimal_plans_decode_in_generations_too(t, max_pieces, generation, seed
             assert up == pytest.approx(best.uplink)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(t=topologies() | restricted(), seed=st.integers(0, 9), parallel=st.booleans())
 def test_plans_for_unequal_links_decode(t, seed, parallel):
     bandwidths = np.random.default_rng(seed).integers(1, 9, len(t.active))
@@ -69,7 +70,7 @@ def test_plans_for_unequal_links_decode(t, seed, parallel):
 
 
 @pytest.mark.parametrize("scheme", ["optimal", "paper"])
-@settings(max_examples=20)
+@examples(20)
 @given(t=restricted())
 def test_absent_users_and_inactive_relays_do_not_count(scheme, t):
     """The plan is that of the network without them, with the same numbers of the other users and relays."""
@@ -231,7 +232,7 @@ def test_too_many_pieces_are_an_error_at_once():
     check(make_plan(t))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(t=topologies(max_K=8), seed=st.integers(0, 99))
 def test_matrices_of_ones_own_decode_or_say_who_cannot(t, seed):
     """As a schoolbook elimination finds: the pieces that a relay misses follow from its messages, or it is named."""

@@ -6,7 +6,8 @@ from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
@@ -71,7 +72,7 @@ def test_never_above_the_paper(t):
     assert sum(optimal.by_relay) == pytest.approx(optimal.uplink)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(t=topologies(max_H=5, max_K=12))
 def test_multicast_linear_programme(t):
     """Each relay gets what it misses as a flow of its own through shared rates."""

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.optimize
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import rates
@@ -99,7 +100,7 @@ def test_best_aggregators(topology: Topology, medium: str, relays: int, ivs: int
     assert best.downlinks[medium] == best.server_to_relays
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(
     st.integers(0, 100),
     st.integers(1, 3),

@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import sum_code
@@ -74,7 +75,7 @@ def test_rows_are_added_word_by_word(bits: int, n: int, L: int, seed: int) -> No
 @given(
     bits=st.sampled_from((8, 64)), c=st.integers(1, 9), L=st.sampled_from((1, 7, 2**16 + 3)), seed=st.integers(0, 99)
 )
-@settings(max_examples=30)
+@examples(30)
 def test_sums_are_cut_and_multiplied(bits: int, c: int, L: int, seed: int) -> None:
     """Modulo 2^64, with a last stretch that is padded, and added to what is there."""
     rng, row_format = np.random.default_rng(seed), RowFormat(L, bits)

@@ -110,7 +110,9 @@ def play(
     return models
 
 
-@pytest.mark.parametrize(("wire", "bits"), [("int8", 8), ("int4", 4), ("int3", 3), ("int2", 2)])
+@pytest.mark.parametrize(
+    ("wire", "bits"), [("int4", 4), *(pytest.param(f"int{b}", b, marks=pytest.mark.slow) for b in (2, 3, 8))]
+)
 @pytest.mark.parametrize(("medium", "last_hop"), [("broadcast", "broadcast"), ("unicast", "unicast")])
 @pytest.mark.parametrize("sums", ["whole", "auto"])
 def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str, sums: str) -> None:

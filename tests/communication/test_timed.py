@@ -6,7 +6,8 @@ from itertools import product
 import numpy as np
 import pytest
 import yaml
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hmtl.coding import AggregatorSet
@@ -89,7 +90,7 @@ def test_what_crosses_the_narrow_link_takes_its_time(tmp_path_factory, t, data):
 
 
 @given(topologies(max_H=4, max_K=12))
-@settings(max_examples=20)
+@examples(20)
 def test_latency_counts_once_for_each_wait(tmp_path_factory, t):
     path = file_of(tmp_path_factory.mktemp("links"), t, [range(t.K)], latency=0.5)
     network = Network(medium="unicast", links=path)

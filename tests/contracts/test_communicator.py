@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import Block, Scheme, block_of
@@ -30,7 +31,7 @@ MakeLinks = Callable[[LinkLedger], Links]
 class Loads(CommunicatorContract):
     """The package's own also promise the loads of the formulas."""
 
-    @settings(max_examples=10, suppress_health_check=INHERITED)
+    @examples(10, suppress_health_check=INHERITED)
     @given(
         topology=topologies(),
         m=st.integers(1, 40),
@@ -62,6 +63,7 @@ class TestOptimal(Loads):
         return CodedHierarchical(topology, network, seed=3, wire=wire, links=links)
 
 
+@pytest.mark.slow
 class TestGenerations(Loads):
     def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, seed=3, wire=wire, max_pieces=2, generation=8, links=links)
@@ -72,6 +74,7 @@ class TestAllAggregate(Loads):
         return CodedHierarchical(topology, network, seed=3, wire=wire, aggregators="all", links=links)
 
 
+@pytest.mark.slow
 class TestOneAggregates(Loads):
     def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, seed=3, wire=wire, aggregators=[0], links=links)
@@ -88,6 +91,7 @@ class TestPaper(Loads):
         return CodedHierarchical(topology, network, "paper", seed=3, wire=wire, links=links)
 
 
+@pytest.mark.slow
 class TestEqual(Loads):
     def make(self, topology: Topology | Moving, network: Network, wire: str | None, links: MakeLinks) -> Communicator:
         return CodedHierarchical(topology, network, "equal", seed=3, wire=wire, links=links)

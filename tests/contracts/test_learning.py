@@ -1,7 +1,7 @@
 """Every loss with every regularizer: certified, monotone, and optimal by an independent solver."""
 
 from functools import cache
-from itertools import pairwise
+from itertools import cycle, pairwise, product
 
 import cvxpy as cp
 import numpy as np
@@ -32,7 +32,11 @@ from hmtl.mtl.solvers.sdca import torch_pass
 K, D = 4, 3
 LOSSES = {"hinge": Hinge(), "smooth_hinge": SmoothHinge(0.5), "squared": Squared(), "logistic": Logistic()}
 REGULARIZERS = ("ridge", "task_relationship", "task_relationship2", "mean", "graph", "clustered", "shared")
-every_loss, every_regularizer = pytest.mark.parametrize("loss", LOSSES), pytest.mark.parametrize("name", REGULARIZERS)
+COVER = set(zip(cycle(LOSSES), REGULARIZERS, strict=False))
+"""Pairs in which each loss and each regularizer occurs."""
+
+pairs = [pytest.param(*pair, marks=() if pair in COVER else pytest.mark.slow) for pair in product(LOSSES, REGULARIZERS)]
+every_pair = pytest.mark.parametrize(("loss", "name"), pairs)
 
 
 class BatchedSDCA(SDCA):
@@ -159,17 +163,15 @@ def until_certified(algorithm, tolerance=5e-7, most=4000):
     raise AssertionError(f"gap {now['gap']} after {most} rounds")
 
 
-@pytest.mark.parametrize("accelerated", [True, False])
-@every_regularizer
-@every_loss
+@pytest.mark.parametrize("accelerated", [True, pytest.param(False, marks=pytest.mark.slow)])
+@every_pair
 def test_optimum(loss, name, accelerated, tmp_path):
     """The value of the primal is within 1e-6 of an independent solver's."""
     now = until_certified(mocha(loss, name, tmp_path, accelerated=accelerated))
     assert now["primal"] == pytest.approx(optimum(loss, name), rel=1e-6)
 
 
-@every_regularizer
-@every_loss
+@every_pair
 def test_dual_never_falls_by_either_pass(loss, name, tmp_path):
     """The compiled pass and the one in torch lead to the same models, and without momentum each round helps."""
     models = []

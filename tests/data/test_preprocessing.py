@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
@@ -30,7 +31,7 @@ def fit(preprocessing, x, y):
     return preprocessing.fit([torch.from_numpy(rows) for rows in x], [torch.from_numpy(each) for each in y])
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     seed=st.integers(0, 2**32 - 1),
     intercept=st.booleans(),

@@ -44,7 +44,11 @@ def secrets(cells: Cells) -> dict[int, MaskingUser]:
 
 @pytest.mark.parametrize(
     ("keys", "signs"),
-    [("the server's", False), ("the server's", True), ("another user's", True), ("the last round's", True)],
+    [
+        ("the server's", False),
+        ("the last round's", True),
+        *(pytest.param(whose, True, marks=pytest.mark.slow) for whose in ("the server's", "another user's")),
+    ],
 )
 def test_a_server_that_swaps_a_users_keys_reads_no_shares_and_the_others_count(
     configure: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture, keys: str, signs: bool

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mixed_tables import SETTINGS, mixed_table
@@ -155,7 +156,7 @@ def test_a_users_model_is_a_module_that_goes_on_learning(configure: Configure, t
     assert module(x).item() > again(x).item() + 10, "and each call gives one of its own"
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),
     scope=st.sampled_from(["task", "all", "none"]),

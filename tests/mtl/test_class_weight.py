@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
@@ -80,7 +81,7 @@ def between(mocha, optimum):
 
 
 @pytest.mark.parametrize("loss", ["hinge", "logistic"])
-@settings(max_examples=8)
+@examples(8)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_without_coupling_the_optimum_is_that_of_liblinear(loss, seed):
     tasks, optimum = unequal_tasks(seed), 0.0
@@ -97,7 +98,7 @@ def test_without_coupling_the_optimum_is_that_of_liblinear(loss, seed):
     assert between(mocha, optimum)
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_several_classes_are_weighed_by_row(seed):
     tasks, optimum = unequal_tasks(seed, classes=3), 0.0
@@ -123,7 +124,7 @@ def test_several_classes_are_weighed_by_row(seed):
         (InTorch(), VALUES["logistic"]),
     ],
 )
-@settings(max_examples=5)
+@examples(5)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_gap_certifies_coupled_models(loss, value, seed):
     tasks = unequal_tasks(seed)
@@ -134,7 +135,7 @@ def test_the_gap_certifies_coupled_models(loss, value, seed):
     assert mocha.metrics()["primal"] == pytest.approx(expected, rel=1e-9)
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_step_on_all_rows_follows_the_gradient(seed):
     tasks = unequal_tasks(seed, classes=3)

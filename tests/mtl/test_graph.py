@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.data import Task
@@ -73,7 +74,7 @@ def test_bad_archives(tmp_path):
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=5)
+@examples(5)
 def test_neighbours_have_similar_problems(seed):
     """Two groups of users have opposite models; all neighbours are in the same group."""
     w = np.array([1.0, 0, 0, 0, 0, 1.0])

@@ -4,7 +4,8 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.data import Task
@@ -99,7 +100,7 @@ def test_optimum(accelerated):
 
 
 @given(seed=st.integers(0, 10**6), reduction=st.sampled_from(["mean", "sum"]))
-@settings(max_examples=6)
+@examples(6)
 def test_primal_and_dual(seed, reduction):
     """They agree with numpy."""
     problem, rng = Problem(tasks(seed), Logistic(), TaskRelationship(0.2), reduction), np.random.default_rng(seed)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
@@ -11,7 +12,7 @@ from hmtl.mtl import MOCHA, SDCA, CoCoA, Participation
 
 
 @given(seed=st.integers(0, 10**6), low=st.floats(0.01, 1), data=st.data())
-@settings(max_examples=8)
+@examples(8)
 def test_shares(seed, low, data):
     high = data.draw(st.floats(low, 1))
     speeds = data.draw(st.one_of(st.none(), st.lists(st.floats(0.1, 1), min_size=400, max_size=400)))

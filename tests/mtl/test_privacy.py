@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import make
 from scipy import stats
@@ -65,7 +66,7 @@ def private(
     return NetworkAlgorithm(learner or FedAvg(), problem, solver, network, messages="sums", privacy=privacy)
 
 
-@settings(max_examples=5)
+@examples(5)
 @given(seed=st.integers(0, 10**6))
 def test_terms_are_those_of_equal_weights_with_noise(seed: int) -> None:
     (users, exact), (_, quiet) = (private(each, seed=seed).users.local_update(0) for each in (None, QUIET))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -41,7 +42,7 @@ draw = {
 
 
 @given(**draw)
-@settings(max_examples=12)
+@examples(12)
 def test_primal_and_dual(random_problem, seed, K, reduction):
     case = random_problem(seed, K=K, reduction=reduction, regularizer=TaskRelationship(0.2))
     W = case.rng.normal(size=(case.d, K))
@@ -61,7 +62,7 @@ def test_primal_and_dual(random_problem, seed, K, reduction):
 
 
 @given(**draw)
-@settings(max_examples=8)
+@examples(8)
 def test_errors(random_problem, seed, K, reduction):
     case = random_problem(seed, K=K, reduction=reduction)
     W = case.rng.normal(size=(case.d, K))

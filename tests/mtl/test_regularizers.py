@@ -6,7 +6,8 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
@@ -102,7 +103,7 @@ class TestClustered(RegularizerContract):
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
-@settings(max_examples=6)
+@examples(6)
 def test_shared_model(seed, K):
     """All models are the same w for any V, and R is (λ/2)‖w‖²."""
     V, Omega = random_state(seed, K, 3)
@@ -115,7 +116,7 @@ def test_shared_model(seed, K):
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
-@settings(max_examples=10)
+@examples(10)
 def test_penalties_as_written_in_the_papers(seed, K):
     W, Omega = random_state(seed, K, 4)
     coupled = float(torch.einsum("dk,kl,dl->", W, Omega.C, W))
@@ -131,7 +132,7 @@ def test_penalties_as_written_in_the_papers(seed, K):
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(1, 6))
-@settings(max_examples=10)
+@examples(10)
 def test_omega_update_is_the_closed_form_and_the_best(seed, K):
     W, Omega = random_state(seed, K, 8)
     regularizer = TaskRelationship(0.3)
@@ -143,7 +144,7 @@ def test_omega_update_is_the_closed_form_and_the_best(seed, K):
 
 
 @given(seed=st.integers(0, 10**6), K=st.integers(2, 5), eta=st.sampled_from([0.05, 0.5, 2.0]), data=st.data())
-@settings(max_examples=6)
+@examples(6)
 def test_clusters_update_is_the_optimum_of_the_semidefinite_program(seed, K, eta, data):
     clusters, rank = data.draw(st.integers(1, K)), data.draw(st.integers(1, 5))
     W, _ = random_state(seed, K, rank)
@@ -243,7 +244,7 @@ def test_the_floor_bounds_the_condition_of_omega(make, floor):
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=10)
+@examples(10)
 def test_joint_bounds_of_task_relationship(seed):
     """R at the best Ω is (λ/2)‖W‖_*², and no Σ of trace one gives less; R* has the spectral norm."""
     W, other = random_state(seed, 5, 7)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -128,7 +129,7 @@ def test_runs_agree(seed, loss, classes, weight, learner, intercept):
 
 
 @given(seed=st.integers(0, 10**6), loss=st.sampled_from(["smooth hinge", "logistic", "squared"]))
-@settings(deadline=None, max_examples=5)
+@examples(5)
 def test_the_optimum_is_the_dense_one(seed, loss):
     """Certified: both gaps are below 1e-9."""
     optima = []

@@ -5,7 +5,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.signal import fftconvolve
@@ -80,7 +81,7 @@ def test_epsilon_by_numerical_integration(noise: float, fraction: float, rounds:
     assert after(accountant, *[[]] * rounds)[0] == pytest.approx(expected, rel=1e-4), "a round without users counts"
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     terms=st.lists(st.sampled_from([-1.0, -0.6, 0.0, 0.3, 1.0]), min_size=5, max_size=5),
     B=st.integers(1, 4),

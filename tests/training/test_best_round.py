@@ -65,7 +65,8 @@ def test_stopped_after_a_change_and_resumed_to_end_there(
     assert sum("after round 3" in remark for remark in remarks) == 1
 
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rounds", [4, 7])
 def test_a_resumed_run_hands_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     stop_after(tmp_path / "stopped", rounds, monkeypatch)
     summary, W = start(tmp_path / "stopped", "rounds=12", f"resume={tmp_path / 'stopped'}")

@@ -169,7 +169,7 @@ def test_of_several_folds_the_one_that_has_converged_least_counts() -> None:
 
 def test_of_equally_good_ones_the_largest(configure: Configure) -> None:
     grid = "tune.grid={lam:[1000,100],solver.passes:[1,2]}"  # so strong that the scale of models is all it changes
-    cfg = configure(*SMALL, "regularizer=ridge", "algorithm.omega_every=0", "lam=1", "rounds=60", grid)
+    cfg = configure(*SMALL, "regularizer=ridge", "algorithm.omega_every=0", "lam=1", "rounds=10", grid)
     result = cross_validate(cfg, build_tasks(cfg)[0])
     assert len({point["error"] for point in result["points"]}) == 1
     assert result["best"] == {"lam": 1000, "solver.passes": 2}
@@ -222,7 +222,7 @@ def test_warns_of_neighbours_only(configure: Configure) -> None:
     [("[0.1,1e4]", "0.1 is the smallest"), pytest.param("[1e-9,0.03]", "0.03 is the largest", marks=pytest.mark.slow)],
 )
 def test_warns_at_the_edge(configure: Configure, grid: str, where: str) -> None:
-    told = warnings(configure(*SMALL, f"tune.grid={grid}", "rounds=60"))
+    told = warnings(configure(*SMALL, f"tune.grid={grid}", "rounds=20"))
     assert told[-1] == f"lam={where} value in the grid; a better one may lie beyond."
 
 

@@ -4,7 +4,8 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators
@@ -41,7 +42,7 @@ def same(one: Played, other: Played) -> bool:
     return models and all(same_bits(model, other.users.models[k]) for k, model in one.users.models.items())
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(
     contacts=moving(rounds=6),
     scheme=st.sampled_from(("optimal", "paper", "equal")),
@@ -70,7 +71,7 @@ def test_models_are_those_of_the_uncoded_run_and_bits_those_of_the_formula(
                 assert load - 1e-9 <= told["loads"][tier] <= 1.2 * load  # pieces are padded: 5 numbers in 8 pieces
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(
     contacts=moving(rounds=6), aggregators=st.sampled_from(("auto", "all", [0], ["server", 0])), cut=st.integers(1, 5)
 )

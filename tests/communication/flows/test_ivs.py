@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from changed import Change, Changed, flipped, poisoned
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, make_plan
@@ -108,7 +109,7 @@ class Apart:
         return [seat.aggregator for seat in self.seats()]
 
 
-@settings(max_examples=18)
+@examples(18)
 @given(
     scheme=st.sampled_from(SCHEMES),
     t=topologies(max_K=16),
@@ -191,7 +192,7 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
     assert not committed & dropped
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     scheme=st.sampled_from(("uncoded", "optimal")),
     t=topologies(max_K=12),
@@ -345,7 +346,7 @@ def test_other_models_are_found_too(aggregators: Aggregators) -> None:
     assert not users.models
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     scheme=st.sampled_from(SCHEMES),
     t=topologies(max_K=20),
@@ -570,20 +571,21 @@ def test_a_relay_that_missed_many_rounds_gets_the_state_without_what_follows_fro
     assert len({seat.state_bytes().tobytes() for seat in apart.seats()}) == 1
 
 
-def test_a_relay_that_was_handed_the_state_does_not_know_earlier_rounds() -> None:
+@pytest.mark.parametrize(("wire", "missed"), [(None, 5), pytest.param("int8", 39, marks=pytest.mark.slow)])
+def test_a_relay_that_was_handed_the_state_does_not_know_earlier_rounds(wire: str | None, missed: int) -> None:
     """It hands on the state to a relay that missed one of these; other relays would hand on their IVs."""
-    K, m, rounds = 20, 640, 44
+    K, m, rounds = 20, 640, missed + 5
     ivs = [torch.from_numpy(np.random.default_rng(n).normal(size=(K, m))) for n in range(rounds)]
     absent = [set(range(n % 2, K, 2)) for n in range(rounds)]
-    apart = Apart(symmetric(K=K, H=5, r=3), "optimal", [ScriptedUsers(ivs, absent, 0)], quantiser=QUANTISERS["int8"])
+    apart = Apart(symmetric(K=K, H=5, r=3), "optimal", [ScriptedUsers(ivs, absent, 0)], quantiser=QUANTISERS.get(wire))
     users = ScriptedUsers(ivs, absent, 0)
     together = CodedHierarchical(
-        symmetric(K=K, H=5, r=3), wire="int8", seed=5, max_pieces=3, generation=9, aggregators="all"
+        symmetric(K=K, H=5, r=3), wire=wire, seed=5, max_pieces=3, generation=9, aggregators="all"
     )
     total = ScriptedAggregator(K, m)
     for n in range(rounds):
-        away = {0} if 0 < n < 40 else set()
-        away |= {1} if n in (39, 40, 42) else set()
+        away = {0} if 0 < n <= missed else set()
+        away |= {1} if n in (missed, missed + 1, missed + 3) else set()
         apart.play(n, away)
         apart.links.ledger.begin_round()
         together.round(n, users, total, away)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, make_plan
@@ -12,7 +13,7 @@ from hmtl.gf256 import matmul
 from hmtl.topology import Topology, any_r
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     payload=st.integers(0, 70),
     overhead=st.integers(0, 20),
@@ -52,7 +53,7 @@ def repeated(copies: int, seed: int) -> Topology:
     return Topology(np.random.default_rng(seed).permutation(G, axis=1))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     copies=st.integers(2, 4),
     max_pieces=st.integers(1, 4),

@@ -8,7 +8,8 @@ import pytest
 import torch
 from adding import Apart, Terms, Total, terms
 from changed import poisoned
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -156,7 +157,7 @@ def test_loads_do_not_grow_with_users(K: int, medium: str, last_hop: str, sums: 
         (Topology(np.roll(any_r(8, 7, 4, seed=1).G, -2, axis=1)), 12 / 7, 2),  # user 0 needs some of a relay's shares
     ],
 )
-@pytest.mark.parametrize("medium", ["broadcast", "unicast"])
+@pytest.mark.parametrize("medium", ["broadcast", pytest.param("unicast", marks=pytest.mark.slow)])
 def test_measured_loads_of_shares(t: Topology, rows: float, whole: int, medium: str) -> None:
     for sums, load in (("coded", rows), ("auto", rows), ("whole", whole)):
         communicator = Sums(t, Network(medium=medium), sums=sums, aggregators="server")
@@ -173,7 +174,7 @@ def test_measured_loads_of_shares(t: Topology, rows: float, whole: int, medium: 
         assert loads["relays_to_server"] == pytest.approx(formula["relays_to_server"])
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     contacts=moving(),
     sums=st.sampled_from(SUMS),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from adding import Apart, Terms, Total, owed, terms
 from changed import flipped, poisoned
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, sum_code
@@ -143,7 +144,7 @@ def _check_loads(apart: Apart, round: int, near: set[int], medium: str, last_hop
         assert last == sum_code(t.restricted(relays=A), None, 1).load
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     contacts=moving(),
     sums=st.sampled_from(SUMS),

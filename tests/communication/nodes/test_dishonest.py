@@ -214,7 +214,14 @@ def of_six(row: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", [KEYS, SHARES, SHARED, UNMASK])
-@pytest.mark.parametrize("garbage", [lambda row: row[:2], lambda row: row[:-3], lambda row: row | 128, of_six])
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        lambda row: row | 128,
+        of_six,
+        *(pytest.param(lambda row, n=n: row[:n], marks=pytest.mark.slow) for n in (2, -3)),
+    ],
+)
 @pytest.mark.parametrize("to", ["host", SERVER])
 def test_garbage_that_a_relay_sends_ends_no_run(to: str, garbage: Spoil, kind: str) -> None:
     apart = Apart(symmetric(12, 3, 1), [Terms([terms(n, 12) for n in range(2)], [set()] * 2)], secure=SECURE)
@@ -255,7 +262,7 @@ SPOILED: dict[str, dict[str, Spoil]] = {
 
 
 @pytest.mark.parametrize("spoiled", SPOILED)
-@pytest.mark.parametrize("place", [0, 7])
+@pytest.mark.parametrize("place", [7, pytest.param(0, marks=pytest.mark.slow)])
 def test_one_user_who_sends_garbage_costs_no_more_than_its_own_term(spoiled: str, place: int) -> None:
     """It has a host of its own, whose rows may have any length."""
     ivs, rest = [terms(n, 12, reach=50) for n in range(2)], [k for k in range(12) if k != place]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from adding import Apart, Terms, Total, terms
 from changed import poisoned
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -90,7 +91,7 @@ def test_what_is_lost_leaves_an_exact_sum_or_an_empty_round(
     assert not counted & {pair for side in sides for pair in side.dropped}
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(contacts=moving(), sums=st.sampled_from(SUMS), seed=st.integers(0, 10**6))
 def test_models_are_those_of_plain_sums(contacts: Contacts, sums: str, seed: int) -> None:
     """Users move, and some are absent, and relays. Nobody takes part in plain sums where secure sums are empty."""
@@ -147,7 +148,7 @@ STEPS = {  # how many users count, of 12, if relay 0, which serves 4, loses the 
 }
 
 
-@pytest.mark.parametrize("silent", [True, False], ids=["silent", "lost"])
+@pytest.mark.parametrize("silent", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["silent", "lost"])
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: " ".join(map(str, step)))
 def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, str, str, int], silent: bool) -> None:
     """Relay 0 in round 1; it is back in round 3."""
@@ -178,7 +179,7 @@ def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, 
 
 @pytest.mark.parametrize("kind", [KEYS, SHARED, SHARES, UNMASK])
 @pytest.mark.parametrize(("sender", "receiver"), [(SERVER, "relay"), ("relay", SERVER), ("host", "relay")])
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_relay_that_misses_one_message_goes_on(kind: str, sender: str, receiver: str, number: int) -> None:
     """Relay 0 in the first round, or what it says is missed; the terms of users 1 and 2 are lost."""
     users = Terms([terms(n, 12, reach=63) for n in range(2)], [set()] * 2)

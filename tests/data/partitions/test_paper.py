@@ -5,7 +5,8 @@ import re
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.data.partitions import even_sets, one_vs_rest
@@ -52,7 +53,7 @@ def table(labels, counts, dealt):
 small = st.lists(st.integers(1, 14), min_size=2, max_size=5)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(counts=small, K=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
 def test_deals_whenever_the_rows_suffice_and_names_the_largest_number_otherwise(counts, K, seed):
     labels = labels_of(counts, seed)
@@ -70,7 +71,7 @@ def test_deals_whenever_the_rows_suffice_and_names_the_largest_number_otherwise(
     assert (int(limit[1]) if limit else 0) == 2 * most
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(C=st.integers(2, 8), K=st.integers(1, 20), half=st.integers(1, 30), seed=st.integers(0, 2**32 - 1))
 def test_others_are_even_where_the_data_allow(C, K, half, seed):
     counts = [(K // C + 1) * half * 2 + C] * C
@@ -131,7 +132,7 @@ def test_impossible_numbers(K, rows, word):
         one_vs_rest(labels_of([50] * 4), K, rows, np.random.default_rng(0))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(counts=small, K=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
 def test_even_sets_are_even_and_reach_exactly_as_far_as_the_rows(counts, K, seed):
     labels = labels_of(counts, seed)

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.data import Dirichlet, Quantity
@@ -128,7 +129,7 @@ def test_columns_in_another_order_are_the_same_columns(tmp_path):
     assert rows(files(tmp_path)[1])[0].tolist() == frame(12, 7)[["a", "b"]].to_numpy().tolist()
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(st.lists(st.one_of(st.integers(-9, 9), st.sampled_from("pqrst")), min_size=2, max_size=5, unique_by=str))
 def test_labels_are_numbered_in_sorted_order_over_all_tasks(tmp_path_factory, labels):
     """The first task lacks the last label, so no task's own numbering will do."""

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.datasets import dump_svmlight_file
@@ -33,7 +34,7 @@ def write(file, x, y, **further):
 
 @pytest.mark.parametrize("ending", ["svm", "libsvm", "npz"])
 @given(seed=st.integers(0, 10**6), kind=st.sampled_from(["two", "classes", "numbers"]))
-@settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_files_round_trip(tmp_path_factory, ending, seed, kind):
     rng, folder, written = np.random.default_rng(seed), tmp_path_factory.mktemp("sparse"), []
     for k in range(3):

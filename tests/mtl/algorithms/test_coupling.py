@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from layers import FULL, K, deep, several_classes
 from problems import make as make_problem
@@ -162,7 +163,7 @@ def test_a_step_is_that_of_numpy(kind, K, m, lam, seed):
         W = models
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(
     t=topologies(max_H=4, max_K=7),
     gone=st.sampled_from((0.0, 0.4)),
@@ -194,7 +195,7 @@ def test_models_that_are_not_finite_are_an_error():
         algorithm.aggregator.update(users, ivs / 0)
 
 
-@settings(max_examples=6)
+@examples(6)
 @given(t=topologies(max_H=4, max_K=4), gone=st.sampled_from((0.0, 0.3)), seed=st.integers(0, 1000))
 def test_every_pair_of_communicators_gives_the_same_bits(regularizer, t: Topology, gone: float, seed: int):
     """For any users and relays that drop out; and the ledger has the bits of both sections."""

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from changed import Change, Changed, losing
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import make
 from torch import nn
@@ -80,7 +81,7 @@ def test_what_rounding_leaves_out_is_known_and_the_certificate_holds(
         assert now["gap_certified"] >= now["gap"] - 1e-9 * abs(now["primal"])
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     t=topologies(max_H=4, max_K=7),
     wire=st.sampled_from(WIRES),
@@ -170,7 +171,9 @@ def learners(kind: str, K: int, **how):
     return NetworkAlgorithm(learner, problem, LocalSGD(), nn.Linear, **how)
 
 
-@pytest.mark.parametrize("kind", ["mocha", "fedavg", "fedadam", "fedu", "ditto"])
+@pytest.mark.parametrize(
+    "kind", ["mocha", "fedavg", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fedadam", "fedu", "ditto"))]
+)
 def test_all_transports_and_a_resumed_run_give_the_same_bits(kind: str) -> None:
     """Users and relays that are absent, and models that are lost."""
     t, how = symmetric(K=10, H=5, r=3), {"participation": Participation(dropout=0.2, relays=0.2)}

@@ -4,7 +4,8 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError, ProcessLost
@@ -56,7 +57,7 @@ def optimum(case, A):
     reduction=st.sampled_from(["mean", "sum"]),
     regularizer=st.sampled_from([Ridge(1.0), TaskRelationship(1.0), TaskRelationship(0.5, 0.2), Together(0.2)]),
 )
-@settings(max_examples=6)
+@examples(6)
 def test_optimum_agrees_with_another_solver(random_problem, seed, K, reduction, regularizer):
     case = random_problem(seed, K=K, reduction=reduction, regularizer=regularizer)
     mocha = MOCHA(case.problem, SDCA(1.0), omega_every=0, seed=seed)
@@ -101,7 +102,7 @@ def test_the_textbook_method_with_exact_steps(random_problem):
     gamma=st.sampled_from([1.0, 0.4]),
     lam2=st.sampled_from([None, 0.05]),
 )
-@settings(max_examples=12)
+@examples(12)
 def test_dual_never_falls_and_gap_never_negative(random_problem, seed, K, passes, gamma, lam2):
     """Users of unequal size and speed, some absent now and then. V = Σ a x."""
     case = random_problem(seed, K=K, regularizer=TaskRelationship(0.05, lam2))
@@ -195,7 +196,7 @@ def test_a_pending_update_goes_on_too(random_problem, settled, accelerated):
     omega_every=st.sampled_from([0, 3]),
     data=st.data(),
 )
-@settings(max_examples=15)
+@examples(15)
 def test_V_is_what_the_duals_say_whatever_is_lost(random_problem, seed, K, gamma, omega_every, data):
     """Anybody may be idle, unheard, late by some rounds, or get no models; once settled, V = Σ_j s a_j x_j."""
     case = random_problem(seed, K=K)

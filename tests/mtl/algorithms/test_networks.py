@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import make as make_problem
 from torch import nn
@@ -41,7 +42,7 @@ def learn(learner, make=linear, seed=0, K=4, solver=None, rounds=0, **options):
     return algorithm
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(
     t=topologies(max_H=4, max_K=8),
     fraction=st.floats(0.05, 1),

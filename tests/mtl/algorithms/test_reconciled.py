@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from changed import Changed, losing
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import make
 from torch import nn
@@ -136,7 +137,7 @@ def figures(case, mocha):
         slow("averaging", "sums"),
     ],
 )
-@settings(max_examples=4)
+@examples(4)
 @given(**draws)
 def test_duals(seed, wire, kind, lost, rounds, back, regularizer):
     """V is Σ a x, models are V B, the gap is that of P and D from the rows, and ends where it would have ended."""
@@ -210,7 +211,7 @@ LEARNERS = {
         slow("fedu graph", "uncoded"),
     ],
 )
-@settings(max_examples=4)
+@examples(4)
 @given(**draws)
 def test_networks(seed, wire, kind, lost, rounds, back, name):
     """Users hold what the aggregators hold, c is the mean of all c_k, and nothing that was learned is lost."""

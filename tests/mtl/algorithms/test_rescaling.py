@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from school import school
 
@@ -54,7 +55,7 @@ def test_duals_with_bounds_keep_their_values(random_problem):
     few_bits=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=20)
+@examples(20)
 def test_V_is_what_the_duals_say_after_each_change(random_problem, seed, K, gamma, common, few_bits, data):
     """IVs get lost and are rolled back; who gets no model is idle until one arrives, and takes all θ that it missed.
 

@@ -6,10 +6,10 @@ from layers import deep
 from hmtl.mtl import APFL, FedAdam, FedNova, FedPer, FedRep, FedU, LocalNetworks, Scaffold
 from hmtl.testing import LearnerContract
 
-LEARNERS = [Scaffold(), FedU()]
+LEARNERS = [Scaffold()]
 LEARNERS += [
     pytest.param(each, marks=pytest.mark.slow)
-    for each in (FedAdam(), FedNova(), APFL(), FedRep(), FedPer(coupled=True), LocalNetworks())
+    for each in (FedU(), FedAdam(), FedNova(), APFL(), FedRep(), FedPer(coupled=True), LocalNetworks())
 ]
 
 

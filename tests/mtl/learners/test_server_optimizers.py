@@ -65,7 +65,10 @@ def test_every_round_is_that_of_numpy(seed, name, beta, beta2, eta, tau, message
             np.testing.assert_allclose(tested.averages.memory.get_buffer(key), value, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("learner", [FedAvgM(0.5), FedAdam(0.05), FedYogi(0.05)], ids=["m", "adam", "yogi"])
+LONG = [*(pytest.param(each, marks=pytest.mark.slow) for each in (FedAvgM(0.5), FedAdam(0.05))), FedYogi(0.05)]
+
+
+@pytest.mark.parametrize("learner", LONG, ids=["m", "adam", "yogi"])
 def test_models_approach_the_optimum_of_all_rows(learner):
     """With one step on all rows in a round, the mean change is a multiple of the gradient."""
     H, b = quadratics()

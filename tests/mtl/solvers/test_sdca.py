@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
@@ -30,7 +31,7 @@ def one_user(X, y, s, b, w, curvature, visits):
 @given(
     seed=st.integers(0, 10**6), K=st.integers(1, 5), S=st.integers(1, 30), reduction=st.sampled_from(["mean", "sum"])
 )
-@settings(max_examples=15)
+@examples(15)
 def test_against_the_textbook_loop(random_problem, work, seed, K, S, reduction):
     """Unequal users, budgets of up to several passes, and orders that repeat rows."""
     case = random_problem(seed, K=K, reduction=reduction)
@@ -54,7 +55,7 @@ def test_against_the_textbook_loop(random_problem, work, seed, K, S, reduction):
 @given(
     seed=st.integers(0, 10**6), counts=st.lists(st.integers(1, 40), min_size=1, max_size=6), passes=st.floats(0.01, 3)
 )
-@settings(max_examples=15)
+@examples(15)
 def test_orders(seed, counts, passes):
     """A user visits distinct rows in the first pass, in an order that other users do not change."""
     solver, users = SDCA(passes), range(len(counts))
@@ -96,7 +97,7 @@ def work(case, S):
 @given(
     seed=st.integers(0, 10**6), K=st.integers(1, 5), S=st.integers(0, 25), reduction=st.sampled_from(["mean", "sum"])
 )
-@settings(max_examples=6)
+@examples(6)
 def test_the_same_numbers_as_in_torch(random_problem, loss, seed, K, S, reduction):
     job = work(random_problem(seed, K=K, loss=loss, reduction=reduction), S)
     given = [job[2].a, job[2].W, job[2].curvature, *job[3:]]
