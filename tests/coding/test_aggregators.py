@@ -366,6 +366,11 @@ def test_up_to_ten_relays_are_searched_to_the_end_and_up_to_twenty_for_a_while()
         assert (best.cost, best.proven) == (pytest.approx(cost), True)
 
 
+def test_the_excess_over_a_bound():
+    excess = [aggregators.Choice((0,), 0.6, bound).excess for bound in (0.6, 0.5, 0.0)]
+    assert excess == pytest.approx([0, 0.2, np.inf])
+
+
 @pytest.mark.slow
 @settings(deadline=None)
 @given(t=topologies(max_H=5), parallel=st.booleans(), alike=st.booleans(), seed=st.integers(0, 2**20))

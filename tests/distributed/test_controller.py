@@ -186,8 +186,9 @@ def test_several_cells_may_fail(configure: Callable[..., DictConfig], optimum: f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [LATE, DEAF])
-@pytest.mark.parametrize(("name", "peer", "turn"), [("host 1", "host 0", "update"), ("relay 0", "relay 1", "attend")])
+@pytest.mark.parametrize(
+    ("name", "peer", "turn", "how"), [("host 1", "host 0", "update", LATE), ("relay 0", "relay 1", "attend", DEAF)]
+)
 def test_rounds_go_on_while_a_cell_builds_that_came_back(
     configure: Callable[..., DictConfig], optimum: float, name: str, peer: str, turn: str, how: str
 ) -> None:
