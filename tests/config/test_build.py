@@ -100,25 +100,16 @@ BUILT = {
     "engine=site": "hmtl.launch",
     "engine.seconds=0 engine=ray": "engine.seconds",
 }
-BUILT_MORE = {  # refused in the same places
+BUILT_MORE = {
     "K=0": "K",
     "aggregators=3": "aggregators",
-    "aggregators=[0.5]": "aggregators",
-    "device=cuda:77": "device",
     "fraction_bits=61": "fraction_bits",
     "solver.passes=0": "passes",
-    "lam=-1": "lam",
-    "algorithm=pfedme lam=100": "lam",
     "topology=geometric r=2": "r",
     "partition=dirichlet": "partition",
-    "algorithm=pfedme solver=sdca": "solver",
-    "communicator=sums algorithm=fedu": "communicator=coded",
-    "communicator=sums algorithm=fedu regularizer=common": "communicator=coded",
     "communicator=sums regularizer=ridge": "algorithm=local",
     "communicator=sums algorithm=fedavg sums=half": "sums",
     "communicator=sums algorithm=fedavg aggregators=[0]": "aggregators",
-    "communicator=sums algorithm=fedavg aggregators=some": "aggregators",
-    "communicator=sums algorithm=fedavg fraction_bits=61": "fraction_bits",
 }
 
 

@@ -27,16 +27,10 @@ CASES = [
     ((NUMBERS, REGRESSION), ("loss=squared",)),
 ]
 MORE = [  # of the same kinds
-    ((CLASSES, "loss=cross_entropy", "algorithm=local"), ("loss=hinge", "algorithm=fedu")),
     ((CLASSES, "loss=cross_entropy", "solver=sgd"), ("algorithm=fedu",)),
-    ((CLASSES, "loss=squared", "algorithm=fedu"), ("loss=hinge",)),
-    ((CLASSES, REGRESSION, "loss=squared"), ("dataset.kind=classification loss=hinge",)),
     ((SIGNS, "loss=cross_entropy", "algorithm=fedavg"), ("loss=hinge",)),
     ((SIGNS, "algorithm=fedu", "solver=sdca"), ("solver=sgd",)),
-    ((NUMBERS, "loss=squared"), ("dataset.kind=regression loss=squared",)),
-    ((NUMBERS, REGRESSION, "loss=logistic", "algorithm=fedu"), ("loss=squared",)),
     ((NUMBERS, REGRESSION, "loss=cross_entropy"), ("loss=squared",)),
-    ((NUMBERS, REGRESSION, "loss=cross_entropy", "algorithm=fedu"), ("loss=squared",)),
 ]
 
 
