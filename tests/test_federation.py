@@ -14,7 +14,8 @@ from hmtl.config.build import build
 from hmtl.data import Dirichlet, deal, from_datasets, with_validation
 from hmtl.errors import CheckpointError, ConfigError, DataError, TopologyError
 from hmtl.interfaces import federation as module
-from hmtl.mtl import FedPer, FedU, Graph, LocalSGD, TorchTrainer, mlp
+from hmtl.mtl import FedAvgM, FedPer, FedU, Graph, LocalSGD, TorchTrainer, mlp
+from hmtl.reporting.run_comparison import as_lines, find_runs
 from hmtl.topology import Topology, symmetric
 
 K, D, C = 5, 6, 3
@@ -199,6 +200,24 @@ def test_what_a_run_leaves(tmp_path, capsys):
     assert federation.report(panels=["rounds"]).axes
     assert "worst user" in capsys.readouterr().out
     assert (tmp_path / "report.md").exists()
+
+
+def test_runs_that_differ_only_by_seed_are_one_line_of_a_report(tmp_path):
+    steps = [partial(torch.optim.SGD, lr=lr) for lr in (0.01, 0.1)]
+    variants = [
+        {"algorithm": FedAvgM(beta=0.5)},
+        {"algorithm": FedAvgM(beta=0.9)},
+        *({"algorithm": "fedavg", "solver": TorchTrainer(step)} for step in steps),
+    ]
+    for n, settings in enumerate(variants):
+        for seed in (0, 1):
+            place = tmp_path / f"{n}" / f"{seed}"
+            hmtl.Federation(nn.Linear(D, C), users(), seed=seed, output_dir=place, **settings).train(1)
+    lines = as_lines(find_runs([tmp_path]))
+    assert [len(line.runs) for line in lines] == [2] * 4
+    names = [line.name for line in lines]
+    assert names[:2] == ["FedAvgM(beta=0.5, eta=1.0)", "FedAvgM(beta=0.9, eta=1.0)"]
+    assert all(f"lr={lr}" in name for lr, name in zip((0.01, 0.1), names[2:], strict=True))
 
 
 @pytest.mark.parametrize(

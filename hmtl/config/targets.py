@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -24,10 +25,24 @@ def given(part: Any, make: Callable[..., Any] | None = None) -> dict[str, Any]:
     def given(*arguments: Any, **objects: Any) -> Any:  # a function, which Hydra does not copy as it does data
         return make(*arguments, **objects) if make else part
 
-    named = getattr(part, "func", part)  # of a functools.partial
-    named = named if hasattr(named, "__qualname__") else type(named)
-    given.__qualname__ = f"{named.__module__}.{named.__qualname__}"  # it stands for the part in checkpoints and errors
+    given.__qualname__ = description(part)  # it stands for the part in checkpoints, reports and errors
     return {"_target_": f"{__name__}.call", "given": given}
+
+
+def description(part: Any) -> str:
+    """Return the name of a part, and the settings that it holds."""
+    kept, named = (
+        getattr(part, "keywords", vars(part) if hasattr(part, "__dict__") else {}),
+        getattr(part, "func", part),
+    )
+    named = named if hasattr(named, "__qualname__") else type(named)
+    plain = {key: value for key, value in kept.items() if isinstance(value, int | float | str | partial)}
+    words = [
+        f"{key}={description(each) if callable(each) else each}"
+        for key, each in plain.items()
+        if not key.startswith(("_", "training"))
+    ]
+    return f"{named.__module__}.{named.__qualname__}" + f"({', '.join(words)})" * bool(words)
 
 
 def call(*arguments: Any, given: Callable[..., Any], **objects: Any) -> Any:

@@ -18,7 +18,8 @@ from torch import nn
 
 from hmtl.communication import LinkLedger
 from hmtl.config.build import KINDS, build, build_topology, compose, conf_dir
-from hmtl.config.targets import given, no_setting
+from hmtl.config.schema import flat
+from hmtl.config.targets import description, given, no_setting
 from hmtl.data import Task, from_datasets
 from hmtl.data.datasets import UserData
 from hmtl.data.tasks import classified
@@ -110,6 +111,7 @@ class Federation:
             weakref.finalize(self, shutil.rmtree, output_dir, ignore_errors=True)
         self.output_dir = Path(output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._settings = {"algorithm": algorithm, **settings}
         parts = {name: part for name in KINDS if (part := settings.pop(name, None)) is not None}
         parts |= {"algorithm": algorithm, **{f"measures.{name}": each for name, each in (measures or {}).items()}}
         settings |= {"output_dir": str(output_dir)}
@@ -160,9 +162,21 @@ class Federation:
             if trainer.interrupted:
                 raise KeyboardInterrupt
             trainer.write_results(self.summary)
+            self._write_settings()
             for logger in self._loggers:
                 logger.finish(self.summary, self._pictures)
         return self.models
+
+    def _write_settings(self) -> None:
+        """Write the settings where `hmtl.report` looks for those of commands."""
+        folder = self.output_dir / ".hydra"
+        folder.mkdir(exist_ok=True)
+        plain = (int, float, str, list, tuple, dict, type(None))
+        words = {name: part if isinstance(part, plain) else description(part) for name, part in self._settings.items()}
+        typed = [f"{name}={word}" for name, word in words.items()]
+        settings = flat(self._cfg, ("dataset", "logger"), resolve=False) | {"rounds": len(self.history)}
+        for name, content in (("overrides", typed), ("config", settings)):
+            OmegaConf.save(OmegaConf.create(content), folder / f"{name}.yaml")
 
     def report(self, **settings: Any) -> "Picture":
         """Print the table of `hmtl.report`, write its files to `output_dir`, and return its picture.

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -30,8 +29,6 @@ NEEDED = [*FIRST_HOP, UPLINK, DOWNLINK, "users", "compute_s", "communication_s",
 """Columns of `metrics.csv` that a comparison reads, beside that of the measure."""
 UNLIKE = re.compile(r"^(seed|output_dir|resume): .*\n", re.MULTILINE)
 """Settings in which runs that are averaged may differ."""
-KNOWN = ("K", "H", "r", "algorithm", "loss", "regularizer", "lam", "passes", "communicator", "V_bits", "rounds")
-"""Fields of the summary that runs of a Federation share if they differ only by seed."""
 SHARE = re.compile(r"(\w+_)?(train|test|validation)_(balanced_)?error")
 """Measures that are shares of rows, unless the targets are numbers."""
 CHOICES = ("algorithm", "regularizer", "communicator", "scheme", "dataset", "partition", "topology", "loss", "solver")
@@ -128,15 +125,9 @@ class FinishedRun:
 
     @property
     def identity(self) -> str:
-        """What runs that differ only by seed have in common: their configuration; of a Federation, what is known."""
-        if self.is_configured:
-            return UNLIKE.sub("", (self.folder / ".hydra" / "config.yaml").read_text())
-        return f"{self.folder.resolve().parent} {[getattr(self.summary, key) for key in KNOWN]}"
-
-    @property
-    def is_configured(self) -> bool:
-        """Whether the run's folder has its configuration, as those of commands have."""
-        return (self.folder / ".hydra" / "config.yaml").exists()
+        """What runs that differ only by seed have in common: their configuration, or nothing without one."""
+        path = self.folder / ".hydra" / "config.yaml"
+        return UNLIKE.sub("", path.read_text()) if path.exists() else str(self.folder)
 
     def _uncoded_mbit(self) -> pd.Series:
         """Return the Mbit that plain forwarding would have sent between relays and server in each round."""
@@ -212,8 +203,8 @@ def as_label(setting: str) -> str:
     if key == "wire":
         value = re.sub(r"^(int|float)(\d+)$", r"\2 bits", value)
     if key in ("wire", *CHOICES) or key.endswith("._target_"):
-        value = value.rpartition(".")[2]
-        return SPELLING.get(value.replace("_", "").lower(), value.replace("_", " "))
+        part, *own = re.sub(r"[\w.]+\.(?=[A-Za-z_]\w*(\(|$))", "", value).partition("(")  # without names of modules
+        return SPELLING.get(part.replace("_", "").lower(), part.replace("_", " ")) + "".join(own)
     return f"{SPELLING.get(name, name.replace('_', ' '))}{equals and ' = '}{value}"
 
 
@@ -228,10 +219,8 @@ def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True, labels: Mappi
         ConfigError: no setting or line has one of the labels.
     """
     groups: dict[Any, list[FinishedRun]] = {}
-    known = Counter((run.identity, run.summary.seed) for run in runs if not run.is_configured)
-    unclear = {identity for (identity, _), n in known.items() if n > 1}  # these runs differ in what is not known
     for n, run in enumerate(runs):
-        group = groups.setdefault(run.identity if over_seeds and run.identity not in unclear else n, [])
+        group = groups.setdefault(run.identity if over_seeds else n, [])
         if run.summary.seed in [other.summary.seed for other in group]:
             groups[n] = [run]  # the same run once more is not another draw
         else:

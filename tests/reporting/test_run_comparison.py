@@ -139,16 +139,6 @@ def test_a_run_repeated_is_not_another_seed(seeds: Path, tmp_path: Path) -> None
     assert sorted(len(line.runs) for line in as_lines(find_runs([seeds, tmp_path]))) == [1, 3, 3]
 
 
-def test_runs_of_federations(seeds: Path, tmp_path: Path) -> None:
-    """Their settings are in no file: what summaries say tells them apart, unless a seed then occurs twice."""
-    without = shutil.ignore_patterns(".hydra")
-    for name in (f"regularizer={name},seed={seed}" for name in ("mean", "ridge") for seed in range(3)):
-        shutil.copytree(seeds / name, tmp_path / name, ignore=without)
-    assert [len(line.runs) for line in as_lines(find_runs([tmp_path]))] == [3, 3]
-    shutil.copytree(seeds / "regularizer=mean,seed=0", tmp_path / "again", ignore=without)
-    assert [len(line.runs) for line in as_lines(find_runs([tmp_path]))] == [1, 1, 1, 1, 3]
-
-
 def test_numbers_in_names_are_sorted_as_numbers(seeds: Path, tmp_path: Path) -> None:
     ascending = [f"lam={lam}" for lam in ("1e-3", "0.003", "0.03", "0.1", "2", "10")]
     for name in sorted(ascending):
