@@ -103,7 +103,7 @@ class RayCluster(Controller):
             else:  # processes inherit it; otherwise each would be started for this environment, which takes longer
                 os.environ["PYTHONPATH"], quiet["include_dashboard"] = path, False
             try:
-                ray.init(self._address, **quiet)
+                ray.init(self._address or "local", **quiet)  # None would be a cluster that runs on this machine
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise EngineError(f"engine.address={self._address}: Ray cannot be reached ({error}).") from error
         homes = partial(shared_evenly, len(self.hosts))
@@ -127,7 +127,8 @@ class RayCluster(Controller):
         except self._ray.exceptions.GetTimeoutError:
             return None
         except self._ray.exceptions.RayError as error:
-            raise ProcessLost(ENDED, "") from error
+            why = f" ({str(error).splitlines()[-1]})" if "in its creation task" in str(error) else ""
+            raise ProcessLost(f"{ENDED}{why}", "") from error
         return answer
 
     def returned(self, lost: Collection[str]) -> Collection[str]:
