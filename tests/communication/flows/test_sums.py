@@ -9,7 +9,7 @@ import torch
 from adding import Apart, Terms, Total, terms
 from changed import poisoned
 from examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -46,6 +46,7 @@ class Wide(Total):
     lost=st.sampled_from((0.0, 0.1, 0.4)),
     seed=st.integers(0, 10**6),
 )
+@example(any_r(K=12, H=9, r=2), Network(), "auto", 0.0, 0.1, 0)  # a bit for each relay is more than a byte
 def test_the_sum_of_all_users_heard_reaches_all_users_within_range(
     t: Topology, network: Network, sums: str, gone: float, lost: float, seed: int
 ) -> None:
