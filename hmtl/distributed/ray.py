@@ -20,7 +20,7 @@ from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
 from hmtl.distributed.frames import Frame, Header
 from hmtl.distributed.mail import Homes, shared_evenly
-from hmtl.errors import ConfigError, EngineError, ProcessLost
+from hmtl.errors import ConfigError, EngineError, ProcessLost, few
 from hmtl.training.engine import Build, Load, Values
 
 ENDED = "its process has ended"
@@ -106,6 +106,12 @@ class RayCluster(Controller):
                 ray.init(self._address or "local", **quiet)  # None would be a cluster that runs on this machine
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise EngineError(f"engine.address={self._address}: Ray cannot be reached ({error}).") from error
+        wanted = {name.replace(" ", "-") for name in self.nodes if self._resources}
+        if missing := wanted.difference(ray.cluster_resources()):
+            raise ConfigError(
+                f"engine.resources=true, but no machine has the resources {few(sorted(missing))}. Give them by ray "
+                "start --resources, or set engine.hosts to the number of hosts."
+            )
         homes = partial(shared_evenly, len(self.hosts))
         for name in self.nodes:
             gpus = self._num_gpus if name in self.hosts else 0

@@ -282,7 +282,7 @@ class Wire:
         elif name not in self.connections or name in party.dialled:
             why = f"{who}: no node that talks to {party.name}"
         elif hello.get("agreed") != party.agreed:
-            why = f"{name} has another configuration, or version of hmtl, than {party.name}"
+            why = f"{name}: another configuration, or version of hmtl, than that of {party.name}"
         if why:
             self._log(f"refused {why}")
             context.abort(grpc.StatusCode.PERMISSION_DENIED, why)

@@ -334,7 +334,7 @@ def test_floods_of_known_nodes_cost_nothing(
     # strangers may knock at other nodes meanwhile, such as one that looks for a process that had this port before
     own = [record.getMessage() for record in caplog.records if record.getMessage().startswith("server")]
     assert {*own} == {
-        "server refused relay 0 has another configuration, or version of hmtl, than server",
+        "server refused relay 0: another configuration, or version of hmtl, than that of server",
         "server refused stranger: no node that talks to server",
     }
     assert len(own) < 8
