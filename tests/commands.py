@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from warnings import catch_warnings, simplefilter
 
+from hydra.core.hydra_config import HydraConfig
+
 from hmtl.distributed.launching import PRELOAD
 from hmtl.launch import launch
 
@@ -113,6 +115,7 @@ def here(module: str, *words: object) -> Done:
         status = int(end.code or 0)
     finally:
         sys.argv = argv
+        HydraConfig.instance().cfg = None  # otherwise later tests seem to be in a command of Hydra
     return Done(status, said.getvalue(), complained.getvalue())
 
 

@@ -139,9 +139,11 @@ def test_a_sweep_prints_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     command, words = TRAIN
     done = here(command, "-m", *words, "seed=0,1")
-    first, *_, last = done.stdout.splitlines()
+    one, two, head, *_, last = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
-    assert first.startswith("2 runs; test error")
+    assert one.startswith("Job 1 of 2: seed=0: test_error ")
+    assert two.startswith("Job 2 of 2: seed=1: test_error ")
+    assert head.startswith("2 runs; test error")
     assert last.startswith("For a picture: ")
     assert done.stdout.count("┏") == 1
 
