@@ -1,4 +1,4 @@
-"""The ledger: a record of the bits of each tier and link. K users, H relays.
+"""The ledger: the bits of each tier and link, which `communication.links` counts message by message. K users, H relays.
 
 A tier is one direction of one hop; a link is one sender on it or, on the way down, one receiver.
 """
