@@ -203,7 +203,7 @@ def test_what_a_run_leaves(tmp_path, capsys):
 
 
 def test_runs_that_differ_only_by_seed_are_one_line_of_a_report(tmp_path):
-    steps = [partial(torch.optim.SGD, lr=lr) for lr in (0.01, 0.1)]
+    steps = [partial(torch.optim.SGD, lr=0.01), partial(torch.optim.SGD, lr=0.1), torch.optim.Adam]
     variants = [
         {"algorithm": FedAvgM(beta=0.5)},
         {"algorithm": FedAvgM(beta=0.9)},
@@ -214,10 +214,10 @@ def test_runs_that_differ_only_by_seed_are_one_line_of_a_report(tmp_path):
             place = tmp_path / f"{n}" / f"{seed}"
             hmtl.Federation(nn.Linear(D, C), users(), seed=seed, output_dir=place, **settings).train(1)
     lines = as_lines(find_runs([tmp_path]))
-    assert [len(line.runs) for line in lines] == [2] * 4
+    assert [len(line.runs) for line in lines] == [2] * 5
     names = [line.name for line in lines]
     assert names[:2] == ["FedAvgM(beta=0.5, eta=1.0)", "FedAvgM(beta=0.9, eta=1.0)"]
-    assert all(f"lr={lr}" in name for lr, name in zip((0.01, 0.1), names[2:], strict=True))
+    assert all(text in name for text, name in zip(("lr=0.01", "lr=0.1", "=Adam"), names[2:], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 """Keys that Hydra's `instantiate` reads."""
+NO_SETTINGS = ("training", "model", "solver")
+"""Attributes that torch's modules, or learners in use, have beside their settings."""
 
 
 def given(part: Any, make: Callable[..., Any] | None = None) -> dict[str, Any]:
@@ -29,20 +31,25 @@ def given(part: Any, make: Callable[..., Any] | None = None) -> dict[str, Any]:
     return {"_target_": f"{__name__}.call", "given": given}
 
 
-def description(part: Any) -> str:
-    """Return the name of a part, and the settings that it holds."""
-    kept, named = (
-        getattr(part, "keywords", vars(part) if hasattr(part, "__dict__") else {}),
-        getattr(part, "func", part),
-    )
-    named = named if hasattr(named, "__qualname__") else type(named)
-    plain = {key: value for key, value in kept.items() if isinstance(value, int | float | str | partial)}
+def description(part: Any, deep: bool = True) -> str:
+    """Return the name of a part and, if `deep`, the settings that it holds, also those of modules below it."""
+    if isinstance(part, int | float | str):
+        return str(part)
+    if isinstance(part, list | tuple) and all(isinstance(each, int | float | str) for each in part):
+        return f"[{', '.join(map(str, part))}]"
+    if hasattr(part, "__qualname__"):  # a class or a function
+        return f"{part.__module__}.{part.__qualname__}"
+    held: dict[Any, Any] = {**getattr(part, "__dict__", {}), **getattr(part, "_modules", {})}
+    name = description(type(part))
+    if isinstance(part, partial):
+        name, held = description(part.func), {**dict(enumerate(part.args)), **part.keywords}
+    told = {str(key): each for key, each in held.items() if each is not None and key not in NO_SETTINGS and deep}
     words = [
-        f"{key}={description(each) if callable(each) else each}"
-        for key, each in plain.items()
-        if not key.startswith(("_", "training"))
+        f"{key}={description(each, isinstance(each, partial) or hasattr(each, '_modules'))}"
+        for key, each in told.items()
+        if key[0] != "_"
     ]
-    return f"{named.__module__}.{named.__qualname__}" + f"({', '.join(words)})" * bool(words)
+    return f"{name}({', '.join(words)})" if words else name
 
 
 def call(*arguments: Any, given: Callable[..., Any], **objects: Any) -> Any:

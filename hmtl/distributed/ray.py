@@ -109,8 +109,8 @@ class RayCluster(Controller):
         wanted = {name.replace(" ", "-") for name in self.nodes if self._resources}
         if missing := wanted.difference(ray.cluster_resources()):
             raise ConfigError(
-                f"engine.resources=true, but no machine has the resources {few(sorted(missing))}. Give them by ray "
-                "start --resources, or set engine.hosts to the number of hosts."
+                f"engine.resources=true, but no machine has the resources {few(sorted(missing))}. Start "
+                "machines with them (ray start --resources), change engine.hosts, or set engine.resources=false."
             )
         homes = partial(shared_evenly, len(self.hosts))
         for name in self.nodes:

@@ -444,8 +444,8 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             if (unknown := codes < 0).any() and not hasattr(self, "_new"):
                 new = [*map(repr, index[unknown].unique().tolist())]
                 raise DataError(
-                    f"There is no model of task {few(new)}. Give rows of the {len(names)} fitted tasks. New ones need "
-                    "the regularizer Common or mixed effects, standardized and centred over all tasks or not at all."
+                    f"There is no model of task {few(new)}. Give rows of the {len(names)} fitted tasks. Only Common, "
+                    "or no regularizer, predicts new tasks, standardized and centred over all tasks or not at all."
                 )
         outputs: NDArray[Any] | None = None
         for k, at in pd.Series(codes).groupby(codes).indices.items():

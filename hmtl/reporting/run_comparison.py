@@ -203,7 +203,7 @@ def as_label(setting: str) -> str:
     if key == "wire":
         value = re.sub(r"^(int|float)(\d+)$", r"\2 bits", value)
     if key in ("wire", *CHOICES) or key.endswith("._target_"):
-        part, *own = re.sub(r"[\w.]+\.(?=[A-Za-z_]\w*(\(|$))", "", value).partition("(")  # without names of modules
+        part, *own = re.sub(r"[\w.]+\.(?=[A-Za-z_]\w*([(),]|$))", "", value).partition("(")  # without names of modules
         return SPELLING.get(part.replace("_", "").lower(), part.replace("_", " ")) + "".join(own)
     return f"{SPELLING.get(name, name.replace('_', ' '))}{equals and ' = '}{value}"
 
@@ -235,7 +235,8 @@ def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True, labels: Mappi
     if unknown := labels.keys() - usual:
         raise ConfigError(f"labels: there is no {min(unknown)!r}. Choose from {'; '.join(usual)}.")
     names = [", ".join(filter(None, (labels.get(part, part) for part in each))) for each in parts]
-    names = [labels.get(", ".join(each), name) for each, name in zip(parts, names, strict=True)]
+    wholes = [", ".join(each) for each in parts]
+    names = [labels.get(whole, name) or whole for whole, name in zip(wholes, names, strict=True)]
     typed = [tuple(words.values()) for words in settings]
     return [Line(*each) for each in zip(names, typed, map(tuple, groups.values()), strict=True)]
 

@@ -34,7 +34,7 @@ WIDE = 5  # an axis is logarithmic if costs differ, or curves fall, by more than
 def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Picture:
     """Draw a panel for each of `panels`, by default `USUAL_PANELS`.
 
-    One panel is a column wide, several are together as wide as a page. Bands show a standard deviation over seeds. Of
+    One panel is a column wide, several are together as wide as a page. Bands show a standard deviation over seeds. With
     up to three lines, thin curves show the same rounds with plain forwarding, unless one of the runs forwards plainly.
 
     Raises:

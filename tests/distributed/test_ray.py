@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from hmtl.config.build import Run
 from hmtl.distributed.ray import RayCluster
+from hmtl.errors import ConfigError
 
 ray = pytest.importorskip("ray")
 
@@ -25,9 +26,9 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def train_by_actors(cfg: DictConfig, prepare: Callable[[Run], object] = bool) -> Trained:
+def train_by_actors(cfg: DictConfig, prepare: Callable[[Run], object] = bool, **settings: Any) -> Trained:
     cfg = cfg.copy()
-    cfg.engine = {"_target_": "hmtl.distributed.ray.RayCluster", "hosts": 2, "seconds": 30}
+    cfg.engine = {"_target_": "hmtl.distributed.ray.RayCluster", "hosts": 2, "seconds": 30, **settings}
     engines: list[RayCluster] = []
 
     def begin(run: Run) -> None:
@@ -45,6 +46,12 @@ def train_by_actors(cfg: DictConfig, prepare: Callable[[Run], object] = bool) ->
 def test_actors_learn_what_one_process_does(configure: Callable[..., DictConfig], cluster: None) -> None:
     cfg = configure(*SMALL, "aggregators=all", "participation.dropout=0.2")
     check_equal(train_by_actors(cfg), train(cfg))
+
+
+@pytest.mark.slow
+def test_nodes_whose_resources_no_machine_has_are_refused(configure: Callable[..., DictConfig], cluster: None) -> None:
+    with pytest.raises(ConfigError, match=r"resources host-0, host-1, relay-0.*resources=false"):
+        train_by_actors(configure(*SMALL), resources=True)
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Logistic, Loss, Squared
 from hmtl.mtl.problem import Problem, runs
 
-MOST_FEATURES = 300  # D and each user's statistics have d² numbers, and an iteration takes K·d³ operations
-MOST_NUMBERS = 2 * 10**7  # in all users' statistics in one process, of which some ten copies are in memory
+MOST_FEATURES = 300  # D and each user's curvature have d² numbers, and an iteration takes K·d³ operations
+MOST_NUMBERS = 2 * 10**7  # in all users' curvatures, of which some ten copies are in memory
 MOST_WORK = 3 * 10**7  # K·p²·a for p features, of which a differ between tasks, up to which means of tasks are tried
 Array = NDArray[np.float64]
 OBSERVED = 30  # how many models the prior of a full D counts as
