@@ -309,7 +309,7 @@ def test_beside_each_run_is_what_it_would_send_uncoded(
 ) -> None:
     """Of users who are absent, nothing. A command line may have words that stand for others."""
     for name in ("coded", "uncoded"):
-        words = [*SMALL, "r=2", *learner, absent, f"communicator={name}", "rounds=6", f"output_dir={tmp_path / name}"]
+        words = [*SMALL, "r=2", *learner, absent, f"communicator={name}", "rounds=10", f"output_dir={tmp_path / name}"]
         (tmp_path / name / ".hydra").mkdir(parents=True)
         OmegaConf.save(OmegaConf.create(words), tmp_path / name / ".hydra" / "overrides.yaml")
         train(configure(*words))
