@@ -98,6 +98,7 @@ def free_port() -> int:
 
 def _work(serve: Callable[[Party], object], party: Party) -> None:
     os.setpgrp()  # so that Ctrl-C reaches only the controller, which ends the run
+    signal.signal(signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN))  # to ignore drops one that came before
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_stop_without_controller, daemon=True).start()
     try:
