@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import hmtl
 from hmtl.communication import CodedHierarchical, Uncoded
 from hmtl.config.build import build
+from hmtl.config.targets import description
 from hmtl.data import Dirichlet, deal, from_datasets, with_validation
 from hmtl.errors import CheckpointError, ConfigError, DataError, TopologyError
 from hmtl.interfaces import federation as module
@@ -203,6 +204,15 @@ def test_what_a_run_leaves(tmp_path, capsys):
 
 
 def test_runs_that_differ_only_by_seed_are_one_line_of_a_report(tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.model = nn.Sequential(nn.Linear(D, width), nn.ReLU(), nn.Linear(width, C))
+
+        def forward(self, x):
+            return self.model(x)
+
+    assert description(Wrapped(4)) != description(Wrapped(8))
     steps = [partial(torch.optim.SGD, lr=0.01), partial(torch.optim.SGD, lr=0.1), torch.optim.Adam]
     variants = [
         {"algorithm": FedAvgM(beta=0.5)},

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 """Keys that Hydra's `instantiate` reads."""
-NO_SETTINGS = ("training", "model", "solver")
-"""Attributes that torch's modules, or learners in use, have beside their settings."""
 
 
 def given(part: Any, make: Callable[..., Any] | None = None) -> dict[str, Any]:
@@ -43,7 +41,8 @@ def description(part: Any, deep: bool = True) -> str:
     name = description(type(part))
     if isinstance(part, partial):
         name, held = description(part.func), {**dict(enumerate(part.args)), **part.keywords}
-    told = {str(key): each for key, each in held.items() if each is not None and key not in NO_SETTINGS and deep}
+    beside = ("training",) if hasattr(part, "_modules") else ("model", "solver")  # which a learner in use has
+    told = {str(key): each for key, each in held.items() if each is not None and key not in beside and deep}
     words = [
         f"{key}={description(each, isinstance(each, partial) or hasattr(each, '_modules'))}"
         for key, each in told.items()
