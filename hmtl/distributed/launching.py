@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 from hmtl.distributed.frames import HOSTS, role
@@ -54,6 +55,7 @@ class LocalNodes:
         self.processes = [
             context.Process(target=_work, args=(serve, party), name=party.name, daemon=True) for party in parties[1:]
         ]
+        resource_tracker.ensure_running()  # as its start unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they inherit the mask, see `_work`
         try:
             for process in self.processes:
