@@ -28,7 +28,7 @@ def play(run: Run, cfg: DictConfig, remedy: str = "resume={}") -> None:
 
 def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
     from hmtl.reporting.run_header import run_header
-    from hmtl.reporting.run_pictures import link_figure, omega_picture, topology_picture  # late, for --help
+    from hmtl.reporting.run_pictures import omega_picture, topology_picture  # late, for --help
     from hmtl.training.baseline import local_baseline
 
     folder, algorithm, communicator = run.output_dir, run.algorithm, run.communicator
@@ -57,7 +57,7 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
             file.write(pictures["omega"])
     is_here = run.trainer.write_results(summary)
     for logger in run.loggers:
-        logger.finish(summary, lambda: pictures | {"links": link_figure(communicator.ledger).to_png(dpi=100)})
+        logger.finish(summary, lambda: pictures)
     run.engine.finish()
     if not is_here:
         print("Models: models-host-*.npz at the hosts, each with those of its own users.")

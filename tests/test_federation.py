@@ -173,7 +173,7 @@ def test_what_a_run_leaves(tmp_path, capsys):
 
         def finish(self, summary, draw):
             self.summary = summary
-            assert draw().keys() == {"topology", "links"}, "Ω is learned later"
+            assert draw().keys() == {"topology"}, "Ω is learned later"
 
         def close(self):
             self.closed += 1

@@ -214,7 +214,7 @@ def test_what_a_run_leaves(
 
     events = board(tmp_path)
     tags = events.Tags()
-    assert {"topology", "links", "omega"} <= set(tags["images"])
+    assert {"topology", "omega"} <= set(tags["images"])
     assert {
         "1 overview/1 test_error",
         "1 overview/2 log10 of gap",
@@ -259,7 +259,7 @@ def test_going_on_in_the_same_folder_doubles_nothing(configure: Configure, tmp_p
         steps = [event.step for event in events.Scalars(tag)]
         assert len(steps) == 6, tag
         assert "against" in tag or steps == list(range(6))
-    assert [len(events.Images(tag)) for tag in ("topology", "links")] == [1, 1]
+    assert len(events.Images("topology")) == 1
     whole = tmp_path / "whole"
     whole.mkdir()
     train(configure(*settings, "rounds=6", f"output_dir={whole}", "logger=none"))

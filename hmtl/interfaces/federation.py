@@ -208,10 +208,9 @@ class Federation:
         return self.communicator.ledger
 
     def _pictures(self) -> Mapping[str, bytes]:
-        from hmtl.reporting.run_pictures import link_figure, omega_picture, topology_picture  # late, as in report
+        from hmtl.reporting.run_pictures import omega_picture, topology_picture  # late, as in report
 
-        links = link_figure(self.ledger).to_png(dpi=100)
-        return {"topology": topology_picture(self.communicator), "links": links} | omega_picture(self.algorithm)
+        return {"topology": topology_picture(self.communicator)} | omega_picture(self.algorithm)
 
     def __repr__(self) -> str:
         lines = run_header(self.algorithm, self.communicator) | {"trained": "not yet"}

@@ -1,20 +1,16 @@
-"""The pictures of a finished run: the bits on each link, and how the tasks are related."""
+"""The pictures of a finished run: its network, and how the tasks are related."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from hmtl.communication import TIERS, Communicator, LinkLedger
+from hmtl.communication import Communicator
 from hmtl.mtl import Algorithm
 from hmtl.mtl.symmetric import Symmetric
 from hmtl.reporting.network_picture import draw
-from hmtl.reporting.style import OKABE_ITO, Picture
+from hmtl.reporting.style import Picture
 
-MOST_LABELS = 10  # labels of links that fit below a panel
 MOST_NAMED = 100  # users whose names fit beside the picture of Ω
 MOST_USERS = 400  # users that a picture of Ω shows: more have no pixels of their own
 
@@ -58,28 +54,3 @@ def omega_figure(Omega: Symmetric, names: Sequence[str] = ()) -> Picture:
             axis.set_ticks(range(len(labels)), labels, fontsize=8, rotation=90 if axis is axes.xaxis else 0)
     figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹ (grey: a user with itself)", shrink=0.8)
     return figure
-
-
-def link_figure(ledger: LinkLedger) -> Picture:
-    """Draw the megabytes on each link over the whole run, payload and overhead, one panel per tier."""
-    figure = Picture(figsize=(9, 5.6), layout="constrained")
-    for axes, tier in zip(figure.subplots(2, 2).flat, TIERS, strict=True):
-        payload, overhead = ledger.per_link(tier).T / 8e6
-        used = np.flatnonzero(payload + overhead)
-        _bars(axes, 0 * payload[used], payload[used], label="payload", color=OKABE_ITO["blue"])
-        _bars(axes, payload[used], (payload + overhead)[used], label="overhead", color=OKABE_ITO["orange"])
-        top = 1.1 * float((payload + overhead).max()) or 1.0  # a tier is idle if all relays hear all users
-        sums = f"{payload.sum():.3g} MB + {overhead.sum():.2g} MB overhead"  # often too small to see
-        axes.set(title=f"{tier.replace('_', ' ')}\n{sums}", ylabel="MB sent", xlabel="link", ylim=(0, top))
-        names = [ledger.links[tier][n] for n in used.tolist()]
-        step = max(1, -(-len(used) // MOST_LABELS))
-        axes.set_xticks(range(0, len(used), step), names[::step], rotation=45 if len(used) > 4 else 0, fontsize="small")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
-    return figure
-
-
-def _bars(axes: Axes, bottom: NDArray[np.float64], top: NDArray[np.float64], **style: Any) -> None:
-    """Draw a bar for each number as one polygon, which takes a fraction of the time of `Axes.bar`."""
-    x = np.add.outer(np.arange(len(top)), [-0.4, -0.4, 0.4, 0.4]).ravel()
-    heights = np.column_stack([bottom, top, top, bottom]).ravel()
-    axes.fill_between(x, np.repeat(bottom, 4), heights, linewidth=0, **style)

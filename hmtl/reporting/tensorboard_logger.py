@@ -62,18 +62,23 @@ class TensorBoardLogger:
 
     def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Write pictures, hyperparameters and the command of the finished run."""
-        from matplotlib.image import imread  # late, as are those of torch
+        from PIL import Image  # late, as are those of torch
+        from tensorboard.compat.proto.summary_pb2 import Summary as Record
         from torch.utils.tensorboard.summary import hparams
 
         writer = self._writer
+        values = []
         for name, png in draw().items():
-            writer.add_image(name, imread(io.BytesIO(png)), summary.rounds, dataformats="HWC")
+            width, height = Image.open(io.BytesIO(png)).size
+            image = Record.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+            values.append(Record.Value(tag=name, image=image))
         figures = summary.figures
         settings = {key: each for key, each in summary if key in SETTINGS and each is not None}
         results = {_tag(name): figures[name] for name in RESULTS if name in figures}
         # SummaryWriter.add_hparams would open a second run; the results are the last points of existing charts.
-        for part in hparams(settings, results):  # type: ignore[no-untyped-call]  # torch has no types here
-            writer.file_writer.add_summary(part)  # type: ignore[attr-defined]  # None until the first record
+        parts = hparams(settings, results)  # type: ignore[no-untyped-call]  # torch has no types here
+        for part in (Record(value=values), *parts):
+            writer.file_writer.add_summary(part, summary.rounds)  # type: ignore[attr-defined]  # None until the first record
         writer.add_text("command", " ".join(["python -m hmtl.train", *overrides(self._folder)]))
         writer.flush()
 

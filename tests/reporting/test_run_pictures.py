@@ -4,37 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hmtl.communication import TIERS, LinkLedger
 from hmtl.mtl import Dense
-from hmtl.reporting.run_pictures import link_figure, omega_figure
+from hmtl.reporting.run_pictures import omega_figure
 from hmtl.tuning.report import tuning_figure
-
-
-def test_bits_of_each_link() -> None:
-    """Payload, and overhead on top of it; links that carried nothing are left out."""
-    ledger, rng, sent = LinkLedger(K=4, H=3), np.random.default_rng(0), {}
-    for tier in TIERS:
-        sent[tier] = rng.integers(1, 10, (3, 2))
-        for link, (payload, overhead) in enumerate(sent[tier].tolist()):
-            ledger.add(tier, link, 8_000_000 * payload, 8_000_000 * overhead)
-    for axes, tier in zip(link_figure(ledger).axes, TIERS, strict=True):
-        payload, overhead = sent[tier].T.tolist()
-        for bars, bottoms, heights in zip(axes.collections, ([0, 0, 0], payload), (payload, overhead), strict=True):
-            (outline,) = bars.get_paths()
-            for x, (bottom, height) in enumerate(zip(bottoms, heights, strict=True)):
-                corners = outline.vertices[abs(outline.vertices[:, 0] - x) < 0.45, 1]
-                assert (min(corners), max(corners)) == pytest.approx((bottom, bottom + height))
-        assert axes.get_ylim()[1] > max(np.add(payload, overhead))
-        assert [label.get_text() for label in axes.get_xticklabels()] == [*ledger.links[tier][:3]]
-        assert f"{sum(payload)} MB + {sum(overhead)} MB overhead" in axes.get_title()
-
-
-@pytest.mark.parametrize(("links", "step"), [(10, 1), (11, 2), (21, 3)])
-def test_at_most_ten_links_are_labelled(links: int, step: int) -> None:
-    ledger = LinkLedger(K=links, H=3)
-    ledger.add(TIERS[0], range(links), 8)
-    labels = link_figure(ledger).axes[0].get_xticklabels()
-    assert [label.get_text() for label in labels] == [*ledger.links[TIERS[0]][::step]]
 
 
 def test_omega_is_shown_as_correlations() -> None:

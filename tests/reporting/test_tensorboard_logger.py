@@ -52,7 +52,7 @@ def test_a_run_that_replaces_another_is_called_as_its_own_command_line(tmp_path:
 def test_pictures_are_shown(run: Path) -> None:
     (place,) = {path.parent for path in run.rglob("events.out.tfevents.*")}
     events = EventAccumulator(str(place)).Reload()
-    assert {"topology", "links"} <= set(events.Tags()["images"])
+    assert {"topology"} <= set(events.Tags()["images"])
     shown = Image.open(io.BytesIO(events.Images("topology")[0].encoded_image_string))
     with Image.open(run / "run" / "topology.png") as file:
         assert shown.size == file.size
