@@ -1,11 +1,8 @@
 """`hmtl.tune`: honest folds, errors that independent solvers confirm, a result that training reads, what is kept."""
 
-import itertools
 import json
 import shlex
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Command, run
+from commands import run
 from omegaconf import DictConfig
 from problems import split_task
 from sklearn.svm import LinearSVC
 
 from hmtl.config.build import build_algorithm, build_problem, build_tasks, compose, conf_dir
 from hmtl.config.schema import flat
-from hmtl.data import Preprocessing, Task, prepare
+from hmtl.data import Preprocessing, prepare
 from hmtl.data.preprocessing import Scope
 from hmtl.errors import CheckpointError, ConfigError, DataError, HmtlError
 from hmtl.train import train
@@ -90,19 +87,9 @@ def test_errors_are_those_of_liblinear(configure: Configure) -> None:
             ]
             assert error == pytest.approx(np.mean(expected), abs=0.02)
         assert point["error"] == pytest.approx(np.mean(point["errors"]))
+        assert point["sd"] == pytest.approx(np.std(point["errors"], ddof=1))
         assert point["relative_gap"] < 1e-3
         assert point["doubt"] == ""
-
-
-def numbers(test_fraction: float) -> list[Task]:
-    """A few users whose rows follow models that are near each other; numbers to predict."""
-    rng = np.random.default_rng(0)
-    common = rng.normal(size=4)
-    rows = [(rng.normal(size=(24, 4)), common + 0.3 * rng.normal(size=4)) for _ in range(5)]
-    return [
-        split_task(str(k), x, x @ w + rng.normal(size=24), test_fraction, np.random.default_rng(k))
-        for k, (x, w) in enumerate(rows)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -129,36 +116,6 @@ def test_the_models_that_a_run_would_hand_out_are_judged(configure: Configure, w
         assert error == min(evaluated, key=lambda row: row[least])["test_error"]
         last.append(rows[-1]["test_error"])
     assert point["errors"] != last
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("test_fraction", [0.25, 0])
-def test_two_settings_as_by_plain_loops(configure: Configure, test_fraction: float) -> None:
-    """On squared losses all models of a fold are the solution of one system of equations."""
-    tasks, grid = numbers(test_fraction), {"lam": [0.01, 0.03, 0.1], "regularizer.lam2": [0.01, 0.1]}
-    settings = f"tune.grid={{lam:{grid['lam']},regularizer.lam2:{grid['regularizer.lam2']}}}".replace(" ", "")
-    cfg = configure(*SMALL, "loss=squared", "regularizer=mean", settings, "rounds=100")
-    result = cross_validate(cfg, tasks)
-    K, d, expected = len(tasks), 4, {}
-    for lam, lam2 in itertools.product(*grid.values()):
-        A, errors = 2 * (lam * (np.eye(K) - 1 / K) + lam2 * np.eye(K)), []
-        for fold in _folds(tasks, 3, seed=0):
-            H, b = np.kron(A, np.eye(d)), np.zeros(K * d)
-            for k, task in enumerate(fold):
-                own, x = slice(k * d, (k + 1) * d), task.x_train.numpy()
-                H[own, own] += x.T @ x / len(x)
-                b[own] = x.T @ task.y_train.numpy() / len(x)
-            W = np.linalg.solve(H, b).reshape(K, d)
-            users = [np.mean((t.x_test.numpy() @ w - t.y_test.numpy()) ** 2) for t, w in zip(fold, W, strict=True)]
-            errors.append(np.mean(users))
-        expected[lam, lam2] = errors
-    assert result["grid"] == grid
-    for point, (values, errors) in zip(result["points"], expected.items(), strict=True):
-        assert tuple(point["values"].values()) == values
-        np.testing.assert_allclose(point["errors"], errors, rtol=1e-5)
-        assert point["sd"] == pytest.approx(np.std(errors, ddof=1), rel=1e-3)
-    best = min(expected, key=lambda values: float(np.mean(expected[values])))
-    assert tuple(result["best"].values()) == best
 
 
 def test_of_several_folds_the_one_that_has_converged_least_counts() -> None:
@@ -269,64 +226,36 @@ def test_training_reads_the_result(tmp_path: Path) -> None:
     assert trained == flat(expected, set(flat(expected)) - set(trained))
 
 
-LONG = ("K=10", "dataset.rows_per_user=40", "tune.folds=4", "tune.grid=[0.03,0.3,3]", "rounds=100", "logger=none")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    tune(compose(*LONG, f"output_dir={folder}"))
-    return folder
-
-
-def interrupted(folder: Path, by: signal.Signals, *overrides: str) -> tuple[int | None, str, dict[Any, Any]]:
-    """Exit status, output and what was kept of a command that was stopped after its third training or a later one."""
-    finished: dict[Any, Any] = {}
-    deadline = time.monotonic() + 300
-    with Command("hmtl.tune", *LONG, *overrides, f"hydra.run.dir={folder}") as command:
-        while len(finished) < 3:
-            assert command.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-            if (folder / "checkpoint.pt").exists():
-                finished = load_checkpoint(folder, "tune")["finished"]
-        command.send_signal(by)
-        status = command.done().poll()
-    return status, command.stdout, load_checkpoint(folder, "tune")["finished"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stopped_by", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_and_resumed_equals_uninterrupted(
-    uninterrupted: Path, tmp_path: Path, stopped_by: signal.Signals
+def test_a_stopped_one_continues_and_trains_nothing_again(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, out, finished = interrupted(tmp_path / "stopped", stopped_by)
-    assert 3 <= len(finished) < 12
-    assert not (tmp_path / "stopped" / "tune.json").exists()
-    if stopped_by == signal.SIGKILL:
-        assert status == -signal.SIGKILL
-    else:
-        assert status == 128 + stopped_by
-        told = f"Stopped after {len(finished)} of 12 trainings. To continue: resume={tmp_path / 'stopped'}"
-        assert out.splitlines()[-1] == told
-    (tmp_path / "resumed").mkdir()
-    tune(compose(*LONG, f"resume={tmp_path / 'stopped'}", f"output_dir={tmp_path / 'resumed'}"))
-    for name in ("tune.json", "experiment/tuned.yaml"):
-        assert (tmp_path / "resumed" / name).read_bytes() == (uninterrupted / name).read_bytes()
+    words, calls, train_one = (*SMALL, GRID, "rounds=2"), list[int](), cross_validation._train
+    whole, stopped, resumed = folders = [tmp_path / name for name in ("whole", "stopped", "resumed")]
+    for folder in folders:
+        folder.mkdir()
 
+    def interrupted_once(*given: Any) -> dict[str, Any]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return train_one(*given)
 
-@pytest.mark.slow
-def test_what_is_finished_is_not_trained_again(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tune(configure(*SMALL, GRID, "rounds=5"))
-    with monkeypatch.context() as patch:
-        patch.setattr(cross_validation, "_train", None)
-        tune(configure(*SMALL, GRID, "rounds=5", f"resume={tmp_path}"))
-    with pytest.raises(CheckpointError, match="rounds was 5, is 6"):
-        tune(configure(*SMALL, GRID, "rounds=6", f"resume={tmp_path}"))
+    tune(configure(*words, f"output_dir={whole}"))
+    monkeypatch.setattr(cross_validation, "_train", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        tune(configure(*words, f"output_dir={stopped}"))
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"after 3 of 6 trainings. To continue: resume={stopped}")
+    assert not (stopped / "tune.json").exists()
+    for _ in range(2):
+        tune(configure(*words, f"resume={stopped}", f"output_dir={resumed}"))
+        assert len(calls) == 7
+        for name in ("tune.json", "experiment/tuned.yaml"):
+            assert (resumed / name).read_bytes() == (whole / name).read_bytes()
+        stopped = resumed
+    with pytest.raises(CheckpointError, match="rounds was 2, is 6"):
+        tune(configure(*words, "rounds=6", f"resume={resumed}"))
     with pytest.raises(CheckpointError, match=r"tune\.folds was 3, is 4"):
-        tune(configure(*SMALL, GRID, "rounds=5", "tune.folds=4", f"resume={tmp_path}"))
+        tune(configure(*words, "tune.folds=4", f"resume={resumed}"))
 
 
 @pytest.mark.parametrize(
