@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import runpy
 import signal
 import sys
@@ -143,11 +142,6 @@ def close_reader() -> None:
     os.close(reader)
     os.dup2(writer, 1)
     sys.stdout = os.fdopen(1, "w")
-
-
-def limit_files(nbytes: int) -> None:
-    """Let no file have more bytes, as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
 
 
 def forked(work: Callable[[], object], said: Path) -> int:
