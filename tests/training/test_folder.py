@@ -1,8 +1,6 @@
 """A folder is one run's: by default no two have the same, and where one is, no other comes in."""
 
-import csv
 import fcntl
-import json
 import os
 import signal
 import sys
@@ -11,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import Command, forked, run, status_of
+from commands import forked, run, status_of
 
 from hmtl.config.build import compose
 from hmtl.errors import ConfigError
@@ -24,20 +22,6 @@ SMALL = ("K=10", "dataset.rows_per_user=20", "rounds=2", "logger=none")
 
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.slow
-def test_runs_of_the_same_second_have_a_folder_each(tmp_path: Path) -> None:
-    time.sleep(-time.time() % 1)  # at the beginning of a second
-    children = [Command("hmtl.train", *SMALL, f"seed={seed}", cwd=tmp_path) for seed in range(3)]
-    assert [child.done().returncode for child in children] == [0, 0, 0]
-    folders = list(tmp_path.glob("outputs/*/*"))
-    assert len(folders) == 3
-    assert {json.loads((folder / "summary.json").read_text())["seed"] for folder in folders} == {0, 1, 2}
-    for folder in folders:
-        assert load_checkpoint(folder)["history"]["rounds"] == 2
-        with (folder / "metrics.csv").open() as file:
-            assert len(list(csv.DictReader(file))) == 2
 
 
 def test_folders_of_a_sweep_and_of_a_plan_are_as_many() -> None:
