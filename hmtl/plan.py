@@ -26,7 +26,6 @@ def plan(cfg: DictConfig) -> None:
     from hmtl.reporting.network_picture import draw
     from hmtl.reporting.plan_report import (
         choices_table,
-        duties_table,
         format_table,
         plan_table,
         remarks,
@@ -48,7 +47,7 @@ def plan(cfg: DictConfig) -> None:
         result: Any = compute(topology, network, cfg.V_bits, cfg.wire, Secure(cfg.colluding) if cfg.secure else None)
     if network.links:
         best = resolve(topology, result.choices[0][0])
-        tables, lines, facts = [time_table(result), duties_table(result)], [], {}
+        tables, lines, facts = [time_table(result)], [], {}
     else:
         best = result.aggregators[network.medium].nodes
         tables, lines = [plan_table(result), choices_table(result)], list(remarks(result))

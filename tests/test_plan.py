@@ -136,8 +136,6 @@ def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_
     assert result["every"]
     assert result["choices"][0][0] == [0]
     assert result["choices"][0][1] < result["uncoded"]
-    assert [duty["name"] for duty in result["duties"]] == ["relay roof"]
-    assert result["duties"][0]["memory"] == 3 * 3 * 10**6
     plan(configure(*words, "secure=true", "colluding=0.4", name="plan"))
     printed = " ".join(capsys.readouterr().out.split())
     assert "roof" in printed

@@ -142,16 +142,6 @@ def time_table(times: Timetable) -> Table:
     return as_table(title, ("who aggregates", "seconds", "saved"), cells)
 
 
-def duties_table(times: Timetable) -> Table:
-    """Return what a round with the best choice asks of each box that aggregates, beside its buffers."""
-    rows = [
-        [duty.name, f"{duty.memory / 1e6:,.1f}", f"{duty.multiplied / 1e6:,.1f}", f"{duty.update:,}"]
-        for duty in times.duties
-    ]
-    headers = ("", "MB of V, IVs\nand models", "MB multiplied\nin GF(2^8)", "multiplications\nof an update")
-    return as_table("A round with the first choice", headers, rows)
-
-
 def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:
     return setting == "server" or (len(setting) == times.H and "server" not in setting)
 
