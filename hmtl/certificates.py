@@ -7,27 +7,19 @@ folder=PATH. PATH-authority has the authority's key: no node needs it, but keep
 it to make more certificates.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hmtl.errors import ConfigError, HmtlError, complain
+from hmtl.errors import ConfigError, run_command
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Make the certificates, say what to copy where, and return the exit status."""
-    if {"--help", "-h"} & set(arguments):
-        print(__doc__, end="")
-        return 0
+def main(arguments: Sequence[str]) -> None:
+    """Make the certificates, and say what to copy where."""
     try:
         _make(dict(_setting(argument) for argument in arguments))
-    except HmtlError as error:
-        complain(str(error))
-        return 2
     except OSError as error:
-        complain(f"{error.filename}: {error.strerror}. Set folder to a folder that can be written to.")
-        return 2
-    return 0
+        reason = f"{error.filename}: {error.strerror}"
+        raise ConfigError(f"{reason}. Set folder to a folder that can be written to.") from error
 
 
 def _setting(argument: str) -> tuple[str, str]:
@@ -61,4 +53,4 @@ def _make(settings: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(__doc__, main)

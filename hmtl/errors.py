@@ -5,7 +5,7 @@ traceback.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class HmtlError(Exception):
@@ -73,3 +73,18 @@ def few(names: Sequence[str]) -> str:
 def complain(message: str) -> None:
     """Print an error message to stderr."""
     print(f"error: {message}", file=sys.stderr)
+
+
+def run_command(document: str | None, action: Callable[[Sequence[str]], None]) -> None:
+    """Call `action` with the words of the command line, or print `document` if they ask for help.
+
+    Exit with status 2 after an `HmtlError`.
+    """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(document, end="")
+        return
+    try:
+        action(sys.argv[1:])
+    except HmtlError as error:
+        complain(str(error))
+        sys.exit(2)

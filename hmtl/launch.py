@@ -7,29 +7,23 @@ that share the users. `hmtl.train --help` lists all other settings.
 import sys
 from collections.abc import Sequence
 
-from hmtl.errors import complain
+from hmtl.errors import ConfigError, run_command
 
 
-def launch(arguments: Sequence[str]) -> int:
+def launch(arguments: Sequence[str]) -> None:
     """Run `hmtl.train` with nodes in processes of their own; it exits with the status of the run."""
-    if {"--help", "-h"} & set(arguments):
-        print(__doc__, end="")
-        return 0
     counts = [argument.removeprefix("processes=") for argument in arguments if argument.startswith("processes=")]
     if len(counts) != 1 or not counts[0].isdecimal() or int(counts[0]) < 1:
-        complain("processes=N must be given once, N being a positive integer. Set it to 1 + H + the number of hosts.")
-        return 2
+        raise ConfigError("processes=N must be given once. Set N to 1 + H + the number of hosts.")
     if any(argument.startswith("engine=") for argument in arguments):
-        complain("engine=... is chosen by hmtl.launch. Leave it out, or start the run with python -m hmtl.train.")
-        return 2
+        raise ConfigError("engine is chosen by hmtl.launch. Leave it out, or start the run with hmtl.train.")
     from hmtl.config.command_line import main  # late, as --help does not need Hydra
     from hmtl.train import train
 
     settings = [argument for argument in arguments if not argument.startswith("processes=")]
     sys.argv = ["hmtl.train", *settings, "engine=site", f"engine.processes={counts[0]}"]
     main(train, "config")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(launch(sys.argv[1:]))
+    run_command(__doc__, launch)

@@ -5,11 +5,10 @@ train), conf/ (settings), test_project.py (a test) and README.md (the commands).
 """
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hmtl.errors import ConfigError, complain
+from hmtl.errors import ConfigError, run_command
 
 TEMPLATE = Path(__file__).parent / "template"
 
@@ -29,20 +28,12 @@ def new(folder: Path) -> None:
     print(f"Project: {folder}. Its README.md has three commands to begin with.")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit status."""
-    if {"--help", "-h"} & set(arguments):
-        print(__doc__, end="")
-        return 0
-    try:
-        if len(arguments) != 1:
-            raise ConfigError("Give one folder, such as python -m hmtl.new project.")
-        new(Path(arguments[0]))
-    except ConfigError as error:
-        complain(str(error))
-        return 2
-    return 0
+def main(arguments: Sequence[str]) -> None:
+    """Write the project to the one folder that is given."""
+    if len(arguments) != 1:
+        raise ConfigError("Give one folder, such as python -m hmtl.new project.")
+    new(Path(arguments[0]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(__doc__, main)

@@ -15,12 +15,12 @@ round, with a checkpoint; any other node leaves the run.
 import logging
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmtl.errors import ConfigError, HmtlError, ProcessLost, complain
+from hmtl.errors import ConfigError, ProcessLost, complain, run_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,21 +34,14 @@ LOG = (
 )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run a node; return the exit status if it cannot begin, and exit otherwise."""
-    if {"--help", "-h"} & set(arguments):
-        print(__doc__, end="")
-        return 0
+def main(arguments: Sequence[str]) -> None:
+    """Run a node, and exit."""
     from hmtl.config import command_line  # late, as --help does not need Hydra
     from hmtl.distributed.deployment import Deployment
 
-    try:
-        given = {key: value for key, _, value in (word.partition("=") for word in arguments) if key in COMMAND}
-        metrics = _port("metrics", given["metrics"]) if "metrics" in given else None
-        words = _words(given, [word for word in arguments if word.partition("=")[0] not in COMMAND])
-    except HmtlError as error:
-        complain(str(error))
-        return 2
+    given = {key: value for key, _, value in (word.partition("=") for word in arguments) if key in COMMAND}
+    metrics = _port("metrics", given["metrics"]) if "metrics" in given else None
+    words = _words(given, [word for word in arguments if word.partition("=")[0] not in COMMAND])
     sys.argv = ["hmtl.node", *words]
     named = Deployment.read(given["deployment"]).named
     play = partial(run, name=given["name"], metrics=metrics)
@@ -70,8 +63,13 @@ def run(cfg: "DictConfig", name: str, metrics: int | None) -> None:
         return
     # otherwise the first process of a container would ignore it until the run begins
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    def with_names(record: logging.LogRecord) -> bool:
+        record.msg, record.args = deployment.named(record.getMessage()), None
+        return True
+
     for handler in logging.getLogger().handlers:
-        handler.addFilter(Named(deployment.named))
+        handler.addFilter(with_names)
     operation = Operation(cfg.rounds, deployment.named, metrics)
     try:
         if leads:
@@ -95,18 +93,6 @@ def run(cfg: "DictConfig", name: str, metrics: int | None) -> None:
                 log.warning("%s This node begins again.", error.what)
     finally:
         operation.close()
-
-
-class Named(logging.Filter):
-    """Has log messages call nodes by their own names."""
-
-    def __init__(self, named: Callable[[str], str]) -> None:
-        super().__init__()
-        self._named = named
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = self._named(record.getMessage()), None
-        return True
 
 
 def _words(given: Mapping[str, str], typed: Sequence[str]) -> list[str]:
@@ -139,4 +125,4 @@ def _port(name: str, value: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(__doc__, main)

@@ -23,7 +23,7 @@ import yaml
 
 from hmtl.config.command_line import exit_status
 from hmtl.config.targets import no_setting
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import ConfigError, DataError, run_command
 
 SETTINGS = ("measure", "panels", "labels", "output")
 
@@ -69,14 +69,5 @@ def _labels(text: str) -> dict[str, str]:
     raise ConfigError(f"labels={text} is not a mapping. Write labels='{{coded: ours}}' to call what is coded ours.")
 
 
-def main() -> int:
-    """Run the command, and return its exit status."""
-    arguments = sys.argv[1:]
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__, end="")
-        return 0
-    return exit_status(partial(report, arguments), "report")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(__doc__, lambda words: sys.exit(exit_status(partial(report, words), "report")))

@@ -123,7 +123,7 @@ def launched(words: Sequence[str]) -> int:
     forkserver.ensure_running()  # before signals are blocked, which it would pass on to every command
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return launch(words)
+        launch(words)
     except SystemExit as end:
         return int(end.code or 0)
     finally:

@@ -98,9 +98,10 @@ class Metrics:
     def __init__(self, port: int, named: Callable[[str], str]) -> None:
         self._named = named
         try:
-            client = import_module("prometheus_client")
+            client: Any = import_module("prometheus_client")
         except ImportError as error:
             raise ConfigError("metrics needs a package that is not installed: pip install 'hmtl[site]'.") from error
+        self._client = client
         self._registry = client.CollectorRegistry()
         client.ProcessCollector(registry=self._registry)
         self._takes_part = self._gauge("hmtl_takes_part", "1 if the node takes part in rounds.")
@@ -147,4 +148,4 @@ class Metrics:
         return self._gauge("hmtl_users", "Users whose update counted in the last round.")
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Any:
-        return import_module("prometheus_client").Gauge(name, text, labels, registry=self._registry)
+        return self._client.Gauge(name, text, labels, registry=self._registry)

@@ -28,13 +28,11 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds p
     ],
     ids=" ".join,
 )
-def test_wrong_arguments_are_refused_in_one_line(
-    arguments: list[str], setting: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert commands.launched(arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {setting}")
-    assert error.count("\n") == 1
+def test_wrong_arguments_are_refused_in_one_line(arguments: list[str], setting: str) -> None:
+    done = commands.here("hmtl.launch", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {setting}")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
