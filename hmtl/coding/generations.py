@@ -8,16 +8,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-SWAPS = 8  # exchanges per group
-
 
 def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
     """Divide users into equal groups, such that each relay hears its share of each group.
 
     Users are sorted by type (their set of relays) and dealt to the groups in turns, one user per group and turn, so
     that groups have nearly equal numbers of each type. Within a turn, users are matched to the groups in which their
-    relays are furthest behind their share. Finally, groups exchange users if that evens out the relays. Relay i then
-    hears about |N_i| / groups users of each group, and the groups' loads add up to little more than the undivided load.
+    relays are furthest behind their share. Relay i then hears about |N_i| / groups users of each group, and the groups'
+    loads add up to little more than the undivided load.
 
     Returns:
         The users of each group, as columns of G [H, n] sorted by type.
@@ -40,7 +38,6 @@ def similar_groups(G: NDArray[np.uint8], groups: int) -> list[NDArray[np.intp]]:
         group_of[start : start + len(users)] = chosen
         ahead[chosen] += users
         ahead -= share * len(users) / groups
-    _exchange(hears, group_of, ahead)
     order = np.argsort(group_of, kind="stable")
     return np.split(row[order], np.bincount(group_of, minlength=groups).cumsum()[:-1])
 
@@ -64,22 +61,3 @@ def uniform_parts(G: NDArray[np.uint8], acceptable: Callable[[NDArray[np.uint8],
             if acceptable(G[:, parts[0]], number):
                 return parts
     return np.arange(G.shape[1])[None]
-
-
-def _exchange(hears: NDArray[np.float64], group_of: NDArray[np.int64], ahead: NDArray[np.float64]) -> None:
-    """Exchange users between the group that is furthest behind and one that is ahead."""
-    for _ in range(SWAPS * len(ahead)):
-        low, relay = np.unravel_index(ahead.argmin(), ahead.shape)
-        high = int(ahead[:, relay].argmax())
-        behind, leading = np.flatnonzero(group_of == low), np.flatnonzero(group_of == high)
-        gap = ahead[low] - ahead[high]
-        a, b = hears[behind], hears[leading]
-        # If the group behind gains d, the sum of squares changes by 2·gap·d + 2·|d|².
-        change = (gap @ b.T)[None] - (gap @ a.T)[:, None] + a.sum(axis=1)[:, None] + b.sum(axis=1)[None] - 2 * a @ b.T
-        place = int(change.argmin())
-        if change.flat[place] >= -1e-9:
-            return
-        one, two = behind[place // len(leading)], leading[place % len(leading)]
-        group_of[one], group_of[two] = high, low
-        ahead[low] += hears[two] - hears[one]
-        ahead[high] += hears[one] - hears[two]
