@@ -14,7 +14,9 @@ import pytest
 import torch
 from timing import medians
 
+from hmtl.coding import make_plan
 from hmtl.gf256 import simd
+from hmtl.topology import symmetric
 
 pytestmark = pytest.mark.skipif(not simd.usable(), reason="this processor has no instructions that simd uses")
 SIZES = [(8, 20, 64 << 10), (8, 20, 1 << 20), (40, 40, 256 << 10), (128, 128, 64 << 10)]
@@ -133,3 +135,12 @@ def test_small_products(n, m, L, record):
     A, X = operands(n, m, L, padding=-L % 64)
     (seconds,) = medians(lambda: simd.matmul(A, X, threads=1), repeats=200)
     record(f"product [{n}, {m}] x {L} bytes", 1e6 * seconds, "us")
+
+
+def test_products_of_a_coded_round(record):
+    """All products of one exchange, K=40, H=5, r=3, IVs of 6272 bytes."""
+    (block,) = make_plan(symmetric(K=40, H=5, r=3), "paper").blocks
+    matrices = [*block.uplink, block.downlink, *block.decoders]
+    work = [(A, torch.randint(0, 256, (A.shape[1], -(-6272 // block.pieces)), dtype=torch.uint8)) for A in matrices]
+    (seconds,) = medians(lambda: [simd.matmul(A, X, threads=1) for A, X in work], repeats=30)
+    record("all products of a coded round, K=40 H=5 r=3, one thread", 1e3 * seconds, "ms")

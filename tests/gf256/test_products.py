@@ -10,9 +10,6 @@ from hypothesis import strategies as st
 from hmtl.errors import CodingError
 from hmtl.gf256 import products
 
-# The path of GPUs and processors without vector instructions, and the path of this processor.
-both_paths = pytest.mark.parametrize("matmul", [products.matmul, products.portable])
-
 
 def draw(seed, *shape):
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
@@ -37,7 +34,7 @@ def test_products_and_inverses_are_those_of_galois():
     np.testing.assert_array_equal(products.INVERSES[1:].numpy(), GF(np.arange(1, 256)) ** -1)
 
 
-@both_paths
+@pytest.mark.parametrize("vectors", [True, False])
 @given(
     shape=st.tuples(st.integers(0, 14), st.integers(0, 45), st.integers(0, 300)),
     zeros=st.floats(0, 1),
@@ -46,7 +43,8 @@ def test_products_and_inverses_are_those_of_galois():
 )
 @example(shape=(5, 9, 17), zeros=1.0, layout="plain", seed=0)
 @example(shape=(1, 1, 1), zeros=0.0, layout="offset", seed=0)
-def test_matmul_on_any_shape_and_layout(matmul, shape, zeros, layout, seed):
+def test_matmul_on_any_shape_and_layout(vectors, shape, zeros, layout, seed):
+    """With vector instructions, and on processors without any."""
     n, m, L = shape
     A, X = draw(seed, n, m), draw(seed + 1, m, L)
     A[:, torch.from_numpy(np.random.default_rng(seed).random(m) < zeros)] = 0
@@ -59,25 +57,15 @@ def test_matmul_on_any_shape_and_layout(matmul, shape, zeros, layout, seed):
     elif layout == "repeated":
         X = draw(seed, 1, L).expand(m, L)
     before = A.clone(), X.clone()
-    found = matmul(A, X)
+    with pytest.MonkeyPatch.context() as patch:
+        if not vectors:
+            patch.setattr(products.instructions, "usable", lambda: ())
+        found = products.matmul(A, X)
     assert found.dtype == torch.uint8
     assert found.is_contiguous()
     np.testing.assert_array_equal(found.numpy(), product(A.numpy(), X.numpy()))
     assert torch.equal(A, before[0])
     assert torch.equal(X, before[1])
-
-
-@both_paths
-@pytest.mark.parametrize("shape", [(8, 20, 70_001), (200, 3, 1000), (3, 300, 999)])
-@pytest.mark.parametrize("workspace", [1 << 12, 1 << 18])
-def test_matmul_in_tiles(matmul, shape, workspace, monkeypatch):
-    monkeypatch.setattr(products, "CPU_WORKSPACE_BYTES", workspace)
-    n, m, L = shape
-    A, X = draw(0, n, m), draw(1, m, L)
-    columns = np.r_[0:99, L - 99 : L, np.random.default_rng(2).integers(0, L, 500)]
-    found = matmul(A, X).numpy()
-    assert found.shape == (n, L)
-    np.testing.assert_array_equal(found[:, columns], product(A.numpy(), X.numpy()[:, columns]))
 
 
 @pytest.mark.parametrize(
@@ -87,9 +75,3 @@ def test_matmul_in_tiles(matmul, shape, workspace, monkeypatch):
 def test_matmul_names_the_argument_that_does_not_fit(A, X, name):
     with pytest.raises(CodingError, match=name):
         products.matmul(A, X)
-
-
-def test_processors_without_vector_instructions_take_the_portable_path(monkeypatch):
-    A, X = draw(0, 5, 6), draw(1, 6, 300)
-    monkeypatch.setattr(products.instructions, "usable", lambda: ())
-    np.testing.assert_array_equal(products.matmul(A, X).numpy(), product(A.numpy(), X.numpy()))
