@@ -20,11 +20,8 @@ MAX_SUM = 2.0**61  # of K terms; K differences of terms then sum to at most 2^62
 DIGITS = 3  # words of a figure, see `to_digits`
 LARGEST_FIGURE = 2.0**60
 COMPILED = torch.float32, torch.float64  # the types of models that the compiled loops know
-HELD = 2**21  # numbers of users on another device that are held at once
+HELD = 2**21  # numbers that are held at once, of users on another device or of terms
 WORK = 2**16  # numbers in a block, so that intermediate results stay in the processor's cache
-
-MakeTerms = Callable[[slice, slice], Tensor]
-"""Returns the terms [b, q, c] of b users and c coordinates."""
 
 
 def blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
@@ -62,37 +59,30 @@ class Terms(ABC):
         """Return some columns of some users' terms; both slices have a start and a stop."""
 
 
-class TermsByBlock(Terms):
-    """Terms with q sums for each of m coordinates, computed block by block.
+class TermsByUsers(Terms):
+    """Terms that are made as they are sent, those of some users at a time.
 
     Args:
-        n, q, m: of the terms; L = q·m.
-        make: computes a block.
-        device: where the terms are.
+        shape: of the terms (n, L).
+        device: where the users' models are.
+        make: returns all terms of some users.
+        at_once: how many users' terms are made at once.
     """
 
-    def __init__(self, n: int, q: int, m: int, make: MakeTerms, device: torch.device) -> None:
-        self.shape, self.device = (n, q * m), device
-        self._q, self._m, self._make = q, m, make
+    def __init__(
+        self, shape: tuple[int, int], device: torch.device, make: Callable[[slice], Tensor | Terms], at_once: int
+    ) -> None:
+        self.shape, self.device, self.at_once = shape, device, at_once
+        self._make = make
+        self._made: tuple[slice, Tensor | Terms] = slice(0, 0), torch.empty(0, 0)
 
     def _block(self, users: slice, columns: slice) -> Tensor:
-        n, width = (max(0, part.stop - part.start) for part in (users, columns))
-        terms = torch.empty(n, width, dtype=torch.int64, device=self.device)
-        for j in range(columns.start // self._m, -(-columns.stop // self._m)):  # the sums with some of these columns
-            first, stop = max(columns.start - j * self._m, 0), min(columns.stop - j * self._m, self._m)
-            for rows, part in blocks(n, stop - first):
-                at = slice(part.start + first, part.stop + first)
-                made = self._make(slice(users.start + rows.start, users.start + rows.stop), at)
-                start = j * self._m + at.start - columns.start
-                terms[rows, start : start + made.shape[2]] = made[:, j]
-        return terms
-
-    def sum(self) -> Tensor:
-        """Return the sum of the terms, int64 [1, L], without holding all of them."""
-        total = torch.zeros(self._q, self._m, dtype=torch.int64, device=self.device)
-        for rows, columns in blocks(len(self), self._m):
-            total[:, columns] += self._make(rows, columns).sum(0)
-        return total.view(1, -1)
+        if users.stop <= users.start:
+            return torch.empty(0, columns.stop - columns.start, dtype=torch.int64)
+        if self._made[0] != users:
+            self._made = slice(0, 0), torch.empty(0, 0)  # before the next ones need memory
+            self._made = users, self._make(users)
+        return self._made[1][:, columns]
 
 
 class WeightedChanges(Terms):

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError, RangeError
-from hmtl.mtl import sums
-from hmtl.mtl.sums import Grid, TermsByBlock, WeightedChanges, fitting, from_digits, to_digits
+from hmtl.mtl.sums import Grid, WeightedChanges, fitting, from_digits, to_digits
 
 
 @given(data=st.data(), bits=st.integers(0, 60), K=st.integers(1, 50), seed=st.integers(0, 10**6))
@@ -75,25 +74,6 @@ def test_the_sign_of_sums_far_below_the_grid() -> None:
         r = torch.tensor([1.0, -1.0, x, 0.0], dtype=torch.float64)
         assert grid.positive(grid.fine(r).sum(0)) == (x > 0)
     assert not grid.positive(grid.fine(torch.zeros(4)).sum(0))
-
-
-@pytest.mark.parametrize("work", [1, 7, 2**16])
-def test_terms_do_not_depend_on_blocks(monkeypatch, work: int) -> None:
-    monkeypatch.setattr(sums, "WORK", work)
-    values = torch.arange(5 * 2 * 11).view(5, 2, 11)
-    for n in (5, 0):
-        terms = TermsByBlock(n, 2, 11, lambda rows, columns: values[rows, :, columns], values.device)
-        assert torch.equal(terms[:], values[:n].flatten(1))
-        assert torch.equal(terms[1:3], values[:n].flatten(1)[1:3])
-        for columns in (
-            slice(0, 11),
-            slice(4, 15),
-            slice(12, 22),
-            slice(21, 22),
-            slice(7, 7),
-        ):  # of one sum, or of both
-            assert torch.equal(terms[1:3, columns], values[:n].flatten(1)[1:3, columns])
-        assert torch.equal(terms.sum(), values[:n].flatten(1).sum(0, keepdim=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])

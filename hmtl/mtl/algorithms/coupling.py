@@ -16,7 +16,7 @@ from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, of_rows, summ
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.solvers.networks import NetworkSolver
-from hmtl.mtl.sums import Grid, Terms, TermsByBlock, added, blocks, fitting
+from hmtl.mtl.sums import HELD, Grid, Terms, TermsByUsers, added, blocks, fitting
 from hmtl.mtl.symmetric import LowRank, Symmetric
 
 MAX_PARTS = 2**31  # of a step on the penalty
@@ -70,8 +70,10 @@ class StepsBySums:
 
     def sums(self, W: Tensor) -> Tensor:
         """Return the sums [1, q·m] of the terms of the models W [K, m] of all users, int64."""
-        n, m = W.shape
-        return TermsByBlock(n, self.A.q, m, lambda rows, columns: self.terms(W[rows, columns], rows), W.device).sum()
+        sums = W.new_zeros(self.A.q, W.shape[1], dtype=torch.int64)
+        for rows, columns in blocks(*W.shape):
+            sums[:, columns] += self.terms(W[rows, columns], rows).sum(0)
+        return sums.view(1, -1)
 
     def all_models(self, W: Tensor, lengths: Tensor) -> Tensor:
         """Return the models of all users after steps of `lengths` [K] from W [K, m]."""
@@ -208,11 +210,14 @@ class SendTerms(SendModels):
         self.pending = with_rows(self.pending, users, new)
         self.pending_lengths = with_rows(self.pending_lengths, users, lengths)
 
-        def changes(rows: slice, columns: slice) -> Tensor:
-            now, before = (self.steps.terms(W[rows, columns], ids[rows]) for W in (new, old))
-            return now.sub_(before)
+        def changes(some: slice) -> Tensor:
+            terms = new.new_empty(len(ids[some]), self.steps.A.q, self.m, dtype=torch.int64)
+            for rows, columns in blocks(len(terms), self.m):
+                now, before = (self.steps.terms(W[some][rows, columns], ids[some][rows]) for W in (new, old))
+                terms[rows, :, columns] = now.sub_(before)
+            return terms.flatten(1)
 
-        return TermsByBlock(len(users), self.steps.A.q, self.m, changes, new.device)
+        return TermsByUsers((len(users), self.numbers), new.device, changes, max(1, HELD // self.numbers))
 
     def commit(self, users: Ids) -> None:
         self.sent = with_rows(self.sent, users, of_rows(self.pending, users))

@@ -3,7 +3,7 @@
 m numbers of a network (parameters, and buffers that training changes), b users of a block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -21,7 +21,6 @@ from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
 from hmtl.mtl.problem import AT_ONCE, Problem
 from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem
-from hmtl.mtl.sums import Terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,32 +119,6 @@ class BlockTraining:
         )
         self.last = setting.solver(setting.problem.loss, self.rows, start, self._orders[phase], steps)
         return self.last
-
-
-class TermsOfTrained(Terms):
-    """Terms of users who train as these are sent, some users at a time.
-
-    Args:
-        shape: of the terms [n, a].
-        device: where the models are.
-        make: trains some of the users and returns their terms.
-        at_once: users who train at once.
-    """
-
-    def __init__(
-        self, shape: tuple[int, int], device: torch.device, make: Callable[[slice], Tensor | Terms], at_once: int
-    ) -> None:
-        self.shape, self.device, self.at_once = shape, device, at_once
-        self._make = make
-        self._trained: tuple[slice, Tensor | Terms] = slice(0, 0), torch.empty(0, 0)
-
-    def _block(self, users: slice, columns: slice) -> Tensor:
-        if users.stop <= users.start:
-            return torch.empty(0, columns.stop - columns.start, dtype=torch.int64)
-        if self._trained[0] != users:
-            self._trained = slice(0, 0), torch.empty(0, 0)  # before the next ones need memory
-            self._trained = users, self._make(users)
-        return self._trained[1][:, columns]
 
 
 def batches(x: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -24,7 +24,7 @@ from hmtl.mtl.algorithms.base import (
     not_bounded,
 )
 from hmtl.mtl.algorithms.coupling import Coupler, SendModels, TermsCoupler, coupled_sides
-from hmtl.mtl.algorithms.local_training import BlockTraining, Setting, TermsOfTrained
+from hmtl.mtl.algorithms.local_training import BlockTraining, Setting
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.algorithms.user_rows import UserRows
 from hmtl.mtl.learners.base import Learner, Numbers
@@ -33,7 +33,7 @@ from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.networks import NetworkSolver
-from hmtl.mtl.sums import Terms
+from hmtl.mtl.sums import Terms, TermsByUsers
 from hmtl.mtl.symmetric import Symmetric
 
 BLOCK = 2**26  # bytes of models that are held at once; more are trained as they are sent
@@ -136,7 +136,7 @@ class NetworkUsers(Users):
             for i in range(0, len(users), size):
                 rows[i : i + size] = make(slice(i, i + size))[:]
         else:
-            rows = TermsOfTrained((len(users), self.numbers), self.average.start.device, make, size)
+            rows = TermsByUsers((len(users), self.numbers), self.average.start.device, make, size)
         if setting.privacy:
             rows = setting.privacy.protected(problem.grid, round, problem.users[users], rows[:])
         return users, rows

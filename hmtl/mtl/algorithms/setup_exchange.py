@@ -70,22 +70,6 @@ class SetupAggregator(Aggregator):
         self.update(np.arange(len(facts)), facts)
 
 
-def joined(
-    first: tuple[SetupUsers, SetupAggregator], second: tuple[SetupUsers, SetupAggregator] | None
-) -> tuple[SetupUsers, SetupAggregator]:
-    """Return the two sides of one exchange instead of two, of which the second has no answers to the users."""
-    if second is None:
-        return first
-    (users, aggregator), (more, further) = first, second
-    f = users.facts.shape[1]
-
-    def answer(facts: Tensor) -> Tensor:
-        further.answer(facts[:, f:])
-        return aggregator.answer(facts[:, :f])
-
-    return SetupUsers(torch.cat([users.facts, more.facts], dim=1), users.take), SetupAggregator(answer, aggregator.K)
-
-
 def _same(row: Tensor, facts: Tensor) -> Tensor:
     """Return the row [1, e] for each of the users who sent facts [K, f]."""
     return row.expand(len(facts), -1)
