@@ -4,14 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication import TIERS, InProcess, LinkLedger
 from hmtl.communication.messages import Message
-
-Users = NDArray[np.int64]
-NOBODY: Users = np.empty(0, np.int64)
+from hmtl.mtl.algorithms.base import NOBODY, Ids, Users
 
 
 def random_numbers(seed: int, rows: int, columns: int, wire: str | None) -> Tensor:
@@ -27,7 +24,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-class ScriptedUsers:
+class ScriptedUsers(Users):
     """A user side that sends given IVs, and records what happens to each user.
 
     Args:
@@ -37,13 +34,10 @@ class ScriptedUsers:
         mine: the users of this side; None: all.
     """
 
-    row_bits = (0, 0, 0)  # these users send no terms of sums
-    deltas = False
-    averages = None
-
     def __init__(
         self, ivs: Sequence[Tensor], absent: Sequence[set[int]], extras: int, mine: Sequence[int] | None = None
     ) -> None:
+        super().__init__()
         self.ivs, self.absent, self.numbers = ivs, absent, ivs[0].shape[1] - extras
         self.mine = set(range(len(ivs[0]))) if mine is None else set(mine)
         self.sent: dict[int, int] = {}  # user: round of the pending update
@@ -51,7 +45,7 @@ class ScriptedUsers:
         self.dropped: list[tuple[int, int]] = []
         self.models: dict[int, Tensor] = {}
 
-    def local_update(self, round: int, idle: Users = NOBODY) -> tuple[Users, Tensor]:
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         assert set(self.sent) <= set(idle.tolist()), "users whose last update is pending are idle"
         users = np.array(sorted(self.mine - self.absent[round] - set(idle.tolist())), dtype=np.int64)
         self.idle = set(idle.tolist())
@@ -59,23 +53,13 @@ class ScriptedUsers:
         self.models = {}
         return users, self.ivs[round][torch.from_numpy(users)]
 
-    @property
-    def origin(self) -> Tensor:
-        return torch.zeros(self.numbers, dtype=self.ivs[0].dtype)
-
-    def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor:
-        return further
-
-    def take_leftover(self, users: Users, leftover: Tensor) -> None:
-        pass
-
-    def commit(self, users: Users) -> None:
+    def commit(self, users: Ids) -> None:
         self.committed += [(self.sent.pop(k), k) for k in users.tolist()]
 
-    def roll_back(self, users: Users) -> None:
+    def roll_back(self, users: Ids) -> None:
         self.dropped += [(self.sent.pop(k), k) for k in users.tolist()]
 
-    def receive(self, users: Users, models: Tensor) -> None:
+    def receive(self, users: Ids, models: Tensor) -> None:
         assert users.tolist() == sorted(set(users.tolist()))
         assert not self.models
         self.models = dict(zip(users.tolist(), models.clone(), strict=True))
@@ -90,9 +74,9 @@ class ScriptedAggregator:
 
     def __init__(self, K: int, width: int) -> None:
         self.state = {"last": torch.zeros(K, width, dtype=torch.float64), "updates": torch.tensor(0)}
-        self.seen: list[tuple[Users, Tensor]] = []
+        self.seen: list[tuple[Ids, Tensor]] = []
 
-    def update(self, users: Users, ivs: Tensor) -> Tensor:
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
         self.seen.append((users, ivs.clone()))
         self.state["last"][torch.from_numpy(users)] = ivs
         self.state["updates"] += 1

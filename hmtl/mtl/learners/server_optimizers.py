@@ -1,6 +1,5 @@
 """FedAvg whose server treats the mean change of the users' models as a gradient: FedAvgM, FedAdam, FedYogi."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -37,8 +36,8 @@ class FedAvgM(Learner):
         return {"w": self.eta * state.v}
 
 
-class Adaptive(Learner):
-    """w ← w + η u/(√v + τ), where u ← β₁ u + (1 − β₁) Δ; subclasses define v, which begins as τ².
+class FedAdam(Learner):
+    """w ← w + η u/(√v + τ), where u ← β₁ u + (1 − β₁) Δ and v ← β₂ v + (1 − β₂) Δ², which begins as τ².
 
     Args:
         eta: step size η > 0 of the server.
@@ -70,20 +69,17 @@ class Adaptive(Learner):
         state.v = self.second_moment(state.v, mean.w.square())
         return {"w": self.eta * state.u / (state.v.sqrt() + self.tau)}
 
-    @abstractmethod
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         """Return the next v, given Δ² [m]."""
-
-
-class FedAdam(Adaptive):
-    """v ← β₂ v + (1 − β₂) Δ²; see `Adaptive`."""
-
-    def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         return self.beta2 * v + (1 - self.beta2) * square
 
 
-class FedYogi(Adaptive):
-    """v ← v − (1 − β₂) Δ² sign(v − Δ²), which falls more slowly than FedAdam's; see `Adaptive`."""
+class FedYogi(FedAdam):
+    """FedAdam with v ← v − (1 − β₂) Δ² sign(v − Δ²), which falls more slowly.
+
+    Args:
+        eta, beta1, beta2, tau: as in `FedAdam`.
+    """
 
     def second_moment(self, v: Tensor, square: Tensor) -> Tensor:
         return v - (1 - self.beta2) * square * (v - square).sign()

@@ -94,7 +94,8 @@ class LayeredCopies(Copies):
         for n, layer in reversed(list(enumerate(self.model.layers))):
             weight = self.parameters[layer.weight]
             if layer.activation is not None:
-                g = layer.activation.backward(g, outputs[n])
+                _, backward = layer.activation
+                g = backward(g, outputs[n])
             before = torch.bmm(g, weight) if n else g
             if layer.weight in self.trained:
                 weight.baddbmm_(g.mT, inputs[n], alpha=-rate)

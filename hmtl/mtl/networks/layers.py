@@ -6,24 +6,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Activation:
-    """An element-wise function.
-
-    Attributes:
-        forward: applies the function in place.
-        backward: the gradient with respect to the input, from that with respect to the output, and the output.
-    """
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-
+Activation = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
+"""An element-wise function in place, and its gradient from that with respect to the output, and the output."""
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.ReLU: Activation(Tensor.relu_, lambda g, out: torch.ops.aten.threshold_backward(g, out, 0)),
-    nn.Tanh: Activation(Tensor.tanh_, torch.ops.aten.tanh_backward),
-    nn.Sigmoid: Activation(Tensor.sigmoid_, torch.ops.aten.sigmoid_backward),
+    nn.ReLU: (Tensor.relu_, lambda g, out: torch.ops.aten.threshold_backward(g, out, 0)),
+    nn.Tanh: (Tensor.tanh_, torch.ops.aten.tanh_backward),
+    nn.Sigmoid: (Tensor.sigmoid_, torch.ops.aten.sigmoid_backward),
 }
 
 
@@ -42,7 +31,9 @@ def outputs_of(layers: tuple[Layer, ...], parameters: dict[str, Tensor], x: Tens
     for layer in layers:
         weight = parameters[layer.weight].mT
         x = torch.bmm(x, weight) if layer.bias is None else torch.baddbmm(parameters[layer.bias][:, None], x, weight)
-        x = x if layer.activation is None else layer.activation.forward(x)
+        if layer.activation is not None:
+            forward, _ = layer.activation
+            x = forward(x)
         outputs.append(x)
     return outputs
 
