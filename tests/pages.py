@@ -38,12 +38,13 @@ SUBSTITUTIONS = {
     r"^tensorboard .*": r"\g<0> --inspect",
     # TensorBoard's pictures, unless the page shows them
     r"-m hmtl\.(train|launch) (?!--help|rounds=20).*": r"\g<0> ~logger.tensorboard",
-    # less of the same: rounds, folds, seeds, processes; more patience, as tests share the machine
+    # less of the same: rounds, folds, seeds, layers, processes; more patience, as tests share the machine
     r"(-m hmtl\.|^hmtl )(train|launch)\b(?!.*(--help|resume=)).*": r"\g<0> rounds=2",
     r"resume=outputs/first$": r"\g<0> rounds=3",
     r"-m hmtl\.tune.*": r"\g<0> rounds=2 tune.folds=2",
     r"seed=0,1,2": "seed=0,1",
     r"(?<=algorithm=fedavg),fedprox": "",
+    r"hmtl\.mtl\.cnn": "hmtl.mtl.mlp",
     r"dataset\.rows=8000": "dataset.rows=1000",
     r"dataset=mnist K=1000": "dataset=mnist K=100",
     r"processes=8(.*)": r"processes=4\1 H=2 r=2 engine.seconds=300",
