@@ -391,9 +391,9 @@ class Cell:
         """Return the state of the aggregator."""
         return self._players[name][2].state_dict()
 
-    def figure_state(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """Return, by the names of nodes, the part of their aggregators' states that figures need."""
-        return {name: self._players[name][2].figure_state() for name in names}
+    def figure_state(self, name: str) -> dict[str, Tensor]:
+        """Return the part of the aggregator's state that figures need."""
+        return self._players[name][2].figure_state()
 
     def learned(self, name: str) -> Any:
         """Return what the aggregator learned in a set-up, or of figures."""

@@ -8,9 +8,10 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from hmtl.data import Task
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.stand_ins import FarUsers, StandIns
 from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost, StateLost, few
-from hmtl.mtl import Aggregator, Algorithm
+from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.training.engine import Build, Engine, Load, Training, Values
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,8 @@ class Controller(Engine):
         built = build(self._tasks, self._links)
         self._all({name: ("build", {"tasks": self._tasks}) for name in self.nodes})
         self._report(built)
-        self.users = built.algorithm.users = FarUsers(built.algorithm, self)
+        self.users = FarUsers(built.algorithm, self)
+        built.algorithm.users = cast(Users, self.users)
         self._built = built
         self.introduce(self.nodes)
         return built
@@ -164,12 +166,10 @@ class Controller(Engine):
         values: Values = {"aggregator": side.state_dict() if continues else None}
         values |= {"name": name, "numbers": getattr(side, "numbers", 0)}
         calls: dict[str, tuple[str, Values]] = {}
-        kept = {node: memory[key] for node in self.nodes if (key := f"aggregation of {node}") in memory}
-        newest: Values = max(kept.values(), key=lambda each: int(each["version"]), default={})
+        kept = [state["aggregation"] for state in memory.values() if "aggregation" in state]
+        newest: Values = max(kept, key=lambda each: int(each["version"]), default={})
         for node in self.nodes:
-            own = {key: memory[key] for key in (node,) if key in memory}
-            own |= {"aggregation": kept[node]} if node in kept else {}
-            is_host = node in self.homes
+            own, is_host = memory.get(node, {}), node in self.homes
             if not is_host and newest and own.get("aggregation", {"version": -1})["version"] < newest["version"]:
                 version = torch.tensor(newest["version"])  # as of the aggregator's state, which all get
                 own = {node: {"version": version, "adopted": version}, "aggregation": newest}
@@ -247,23 +247,12 @@ class Controller(Engine):
             if name in self.holders:
                 side.load_state_dict(self.ask_one(name, "aggregator_state"))
 
-    def figure_calls(self) -> Calls:
-        """Return the calls by which aggregators tell what figures need of their state."""
-        names = [name for name, side in self._sides() if name in self.holders and side.figure_state()]
-        present = [each for each in self.nodes if each not in self.missing()]
-        asked = {name: next((each for each in present if each in self.holders[name]), None) for name in names}
-        return {
-            holder: ("figure_state", {"names": [name for name in names if asked[name] == holder]})
-            for holder in asked.values()
-            if holder
-        }
-
-    def take_figures(self, answers: Mapping[str, Values]) -> None:
-        """Take what aggregators answered to `figure_calls`."""
-        told = {name: state for answer in answers.values() for name, state in answer.items()}
+    def gather_figure_state(self) -> None:
+        """Bring here what figures need of the aggregators' state; it stays as it was if none that has it answers."""
         for name, side in self._sides():
-            if name in told:
-                side.load_figure_state(told[name])
+            if name in self.holders and side.figure_state():
+                with suppress(StateLost):
+                    side.load_figure_state(self.ask_one(name, "figure_state"))
 
     def _sides(self) -> list[tuple[str, Aggregator]]:
         """Return the aggregator of each section of the learner, and the name of its nodes."""

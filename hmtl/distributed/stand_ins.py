@@ -16,7 +16,7 @@ from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Nodes, Stopwatch, Turn
 from hmtl.distributed.cell import FACTS, Handle
 from hmtl.errors import EngineError, ProcessLost, StateLost
-from hmtl.mtl import Algorithm, Users
+from hmtl.mtl import Algorithm
 from hmtl.mtl.algorithms.base import NOBODY, Ids
 from hmtl.training.engine import Values
 
@@ -137,15 +137,12 @@ class StandIns(Nodes):
                 self.controller.facts.append(learned)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what each node, by its name, and its aggregation remember from round to round."""
         if self.controller.outdated:  # what nodes know of each other is outdated, too
             return {}
         names = [*self.controller.hosts, *self.controller.relays, SERVER]
-        answers = self.controller.call({name: ("node_state", {"name": self.name}) for name in names})
-        return {key: value for answer in answers.values() for key, value in answer.items() if key != "aggregation"} | {
-            f"aggregation of {name}": answer["aggregation"]
-            for name, answer in answers.items()
-            if "aggregation" in answer
-        }
+        states: dict[str, Any] = self.controller.call({name: ("node_state", {"name": self.name}) for name in names})
+        return states
 
     def load_state_dict(self, memory: dict[str, Any]) -> None:
         """Make the nodes in all cells, which continue from `memory`."""
@@ -158,8 +155,8 @@ def _envelope(sender: str, sent: Values) -> Envelope:
     return Envelope(sent["kind"], sent["tier"], sender, tuple(handles), links, sent["rows"], sizes, handles)
 
 
-class FarUsers(Users):
-    """The user side of a learner whose users are at hosts elsewhere.
+class FarUsers:
+    """The user side of a learner whose users are at hosts elsewhere; `inner` answers what needs no host.
 
     If only sums may be known, hosts keep their users' state on their own disks, and their users' figures to themselves.
 
@@ -172,34 +169,18 @@ class FarUsers(Users):
     """
 
     def __init__(self, algorithm: Algorithm, controller: Any) -> None:
-        super().__init__()
-        inner, self.kept = algorithm.users, None
-        vars(self).update(algorithm=algorithm, inner=inner, controller=controller)  # whose state is not this module's
-        self.numbers, self.row_bits = inner.numbers, inner.row_bits
-        self.averages, self.deltas = inner.averages, inner.deltas
+        self.algorithm, self.inner, self.controller = algorithm, algorithm.users, controller
+        self.kept: Tensor | None = None
         self._saved: dict[str, dict[str, Tensor]] = {}  # the state of each host's users, as last seen
         self._measured: dict[str, dict[str, Tensor]] = {}  # likewise
 
-    inner: Users
-    controller: Any
-    algorithm: Algorithm
-    kept: Tensor | None
-
     def __getattr__(self, name: str) -> Any:
-        """Return what only this kind of users has from those that are here."""
+        """Return what needs no host from the user side that is here."""
         return getattr(self.__dict__["inner"], name)
 
     @property
-    def sections(self) -> tuple[Users, ...]:
+    def sections(self) -> tuple[Any, ...]:
         return self.inner.sections if len(self.inner.sections) > 1 else (self,)
-
-    @property
-    def origin(self) -> Tensor:
-        return self.inner.origin
-
-    @property
-    def personal(self) -> bool:
-        return self.inner.personal
 
     def _ask(self, call: str, **values: Any) -> dict[str, Any]:
         hosts = self.controller.hosts
@@ -215,19 +196,13 @@ class FarUsers(Users):
         active = [users.numpy() for users in self._ask("local", round=round).values()]
         return np.sort(np.concatenate([NOBODY, *active])), torch.empty(0, 0)
 
-    def receive(self, users: Ids, models: Tensor) -> None:
-        raise NotImplementedError("hosts receive models")
-
-    def local_work(self, round: int, user: int) -> None:
-        raise NotImplementedError("hosts time their users")
+    def commit(self, users: Ids) -> None:
+        """Leave it to hosts, which have applied the updates."""
 
     def measure(self) -> dict[str, Tensor]:
         """Return the measures of all users; of those whose host is absent, the last ones. Aggregators are asked too."""
-        controller = self.controller
-        calls: dict[str, tuple[str, Values]] = {host: ("measure", {}) for host in controller.hosts}
-        answers = controller.call(calls | controller.figure_calls())
-        controller.take_figures({name: answers.pop(name) for name in answers.keys() - calls.keys()})
-        self._measured |= answers
+        self._measured |= self._ask("measure")
+        self.controller.gather_figure_state()
         if missing := [host for host in self.controller.hosts if host not in self._measured]:
             raise ProcessLost(f"{missing[0]} was lost before it sent any measurements.", "Start the run again.")
         return {name: self._rows(self._measured, name) for name in self._measured[self.controller.hosts[0]]}
@@ -248,21 +223,15 @@ class FarUsers(Users):
         if self.controller.only_sums:
             self.kept = self.algorithm.common
 
-    def predictors(self, state: dict[str, Tensor]) -> Tensor:
-        return self.inner.predictors(state)
-
-    def places(self, name: str, users: Ids) -> Ids:
-        return self.inner.places(name, users)
-
     def figure_shapes(self, algorithm: Algorithm) -> dict[str, torch.Size]:
         shapes = next(iter(self._ask("figure_shapes").values()))
         return {name: torch.Size(shape) for name, shape in shapes.items()}
 
-    def state_dict(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # as torch calls it
+    def state_dict(self) -> dict[str, Any]:
         """Return the state of all users, that of an absent host's as it was seen last."""
         if self.controller.only_sums:
             saved = self._ask("save_users", rounds=self.controller.built.communicator.ledger.rounds)
-            self.controller.outdated = not self.personal and len(saved) < len(self.controller.hosts)
+            self.controller.outdated = not self.inner.personal and len(saved) < len(self.controller.hosts)
             return {}
         answers = self._ask("users_state")
         self._saved |= answers
@@ -276,14 +245,14 @@ class FarUsers(Users):
             if not first.ndim:
                 state[key] = torch.stack([*by_host.values()]).amax()
             elif all(rows.stride(0) == 0 and torch.equal(rows[0], first[0]) for rows in by_host.values()):
-                state[key] = first[:1].expand(len(self.places(key, everybody)), *first.shape[1:])
+                state[key] = first[:1].expand(len(self.inner.places(key, everybody)), *first.shape[1:])
             else:
-                state[key] = first.new_empty(len(self.places(key, everybody)), *first.shape[1:])
+                state[key] = first.new_empty(len(self.inner.places(key, everybody)), *first.shape[1:])
                 for host, rows in by_host.items():
-                    state[key][self.places(key, homes[host])] = rows
+                    state[key][self.inner.places(key, homes[host])] = rows
         return state
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if self.controller.only_sums:
             told = {} if self.inner.personal else self.algorithm.aggregator.agree({})
             common = {name: rows[:1] for name, rows in told.items()}
@@ -292,7 +261,7 @@ class FarUsers(Users):
             return
         calls = {}
         for host, home in self.controller.homes.items():
-            own = {key: _part(rows, self.places(key, home)) for key, rows in state_dict.items()}
+            own = {key: _part(rows, self.inner.places(key, home)) for key, rows in state_dict.items()}
             self._saved[host] = own
             calls[host] = "load_users", {"state": own}
         self.controller.call(calls)
