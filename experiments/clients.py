@@ -228,6 +228,7 @@ class Ours:
             TorchTrainer,
         )
         from hmtl.topology import symmetric
+        from hmtl.training.engine import Training
         from hmtl.training.pairing import matched
         from hmtl.training.trainer import Trainer, TrainerSettings
 
@@ -247,7 +248,8 @@ class Ours:
         kind = Uncoded if communicator == "uncoded" else CodedHierarchical
         algorithm, made = matched(make, problem, kind(symmetric(K=case.K, H=5, r=3)))
         every = 1 if evaluates else 10**6
-        self.trainer = Trainer(algorithm, made, TrainerSettings(folder, 10**6 + 1, evaluate_every=every))
+        settings = TrainerSettings(folder, 10**6 + 1, evaluate_every=every)
+        self.trainer = Trainer(Training(algorithm, made), settings)
         self.trainer._round(0, 0.0)
         self.number = 0
 

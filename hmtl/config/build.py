@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -284,39 +285,28 @@ def _nodes(cfg: DictConfig) -> dict[str, Any]:
 
 def build(cfg: DictConfig) -> Run:
     """Return all objects of a training run."""
+    from hmtl.training.checkpoint import load_checkpoint
+    from hmtl.training.trainer import Trainer, TrainerSettings
+
     check(cfg)
     free = set(NOT_IDENTITY) - {"rounds"} if cfg.privacy.epsilon else NOT_IDENTITY  # the noise follows from both
     folder, identity = Path(cfg.output_dir), flat(cfg, free)
     engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
-    try:
-        return _build(cfg, engine, folder, identity)
-    except BaseException:
-        engine.close()
-        raise
-
-
-def _build(cfg: DictConfig, engine: Engine, folder: Path, identity: dict[str, Any]) -> Run:
-    from hmtl.training.checkpoint import load_checkpoint
-    from hmtl.training.sums_of_figures import SumsOfFigures
-    from hmtl.training.trainer import Trainer, TrainerSettings
-
-    checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
-    if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
-        raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
-    H = cfg.H or build_topology(cfg).H
-    cfg.output_dir = str(folder)  # other processes do not know Hydra's
-    built = engine.training(partial(load_tasks, cfg), partial(build_training, cfg), H, cfg.K)
-    algorithm, communicator, accountant = built.algorithm, built.communicator, built.accountant
-    if engine.nodes and cfg.secure and not built.only_sums:
-        log.warning(
-            "with metrics=users, hosts tell the server each user's errors, and its model for checkpoints, although "
-            "secure=true hides its terms. Set metrics=sums."
-        )
-    loggers = [make_part(cfg, name) for name in _nodes(cfg) if name.startswith("logger.")]
-    trainer = Trainer(
-        algorithm,
-        communicator,
-        TrainerSettings(
+    with ExitStack() as stack:
+        stack.callback(engine.close)
+        checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
+        if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
+            raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
+        H = cfg.H or build_topology(cfg).H
+        cfg.output_dir = str(folder)  # other processes do not know Hydra's
+        built = engine.training(partial(load_tasks, cfg), partial(build_training, cfg), H, cfg.K)
+        if engine.nodes and cfg.secure and not built.only_sums:
+            log.warning(
+                "with metrics=users, hosts tell the server each user's errors, and its model for checkpoints, although "
+                "secure=true hides its terms. Set metrics=sums."
+            )
+        loggers = [make_part(cfg, name) for name in _nodes(cfg) if name.startswith("logger.")]
+        settings = TrainerSettings(
             folder,
             cfg.rounds,
             cfg.gap_tolerance,
@@ -324,20 +314,17 @@ def _build(cfg: DictConfig, engine: Engine, folder: Path, identity: dict[str, An
             cfg.evaluate_every,
             cfg.early_stopping,
             identity,
-        ),
-        engine=engine,
-        loggers=loggers,
-        setups=built.setups,
-        accountant=accountant,
-        sums=SumsOfFigures(algorithm, communicator, max(1, len(engine.hosts))) if built.only_sums else None,
-    )
-    return Run(communicator, algorithm, trainer, loggers, folder, engine, checkpoint)
+        )
+        trainer = Trainer(built, settings, engine=engine, loggers=loggers)
+        stack.pop_all()
+        return Run(built.communicator, built.algorithm, trainer, loggers, folder, engine, checkpoint)
 
 
 def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> Training:
     """Return what is trained on tasks that `load_tasks` returned, and how its messages travel."""
     from hmtl.mtl import preprocessing_setups
     from hmtl.training.engine import Training
+    from hmtl.training.pairing import matched
 
     tasks, topology = build_tasks(cfg, tasks)
     setups = preprocessing_setups(tasks)
@@ -356,7 +343,8 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
         secure.check(topology.K)
     accountant = build_accountant(cfg, participation)
     options = {"privacy": accountant.privacy} if accountant else {}
-    algorithm, communicator = build_matching(cfg, build_problem(cfg, tasks), communicator, **options)
+    problem = build_problem(cfg, tasks)
+    algorithm, communicator = matched(partial(build_algorithm, cfg, problem, **options), problem, communicator)
     if accountant:
         match_accountant(accountant, algorithm)
     if cfg.metrics == "sums":
@@ -377,15 +365,6 @@ def check_only_sums(communicator: Communicator) -> None:
             "metrics=sums needs a learner whose server learns sums over users, and nobody else does. Set "
             "communicator=sums aggregators=server, or metrics=users."
         )
-
-
-def build_matching(
-    cfg: DictConfig, problem: Problem, communicator: Communicator, **options: Any
-) -> tuple[Algorithm, Communicator]:
-    """Return the algorithm and the communicator of a run; both use sums if this is configured or takes less time."""
-    from hmtl.training.pairing import matched
-
-    return matched(partial(build_algorithm, cfg, problem, **options), problem, communicator)
 
 
 def make_part(cfg: DictConfig, name: str, **objects: Any) -> Any:

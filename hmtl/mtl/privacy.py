@@ -40,16 +40,13 @@ class Privacy:
     """How users clip their terms and add noise.
 
     Args:
-        clip: largest L2 norm of a user's change of the model, C.
-        noise: standard deviation of the noise in a sum, in multiples of C.
-        least: number of users whose shares of the noise add up to that.
+        clip: largest L2 norm of a user's change of the model, C > 0.
+        noise: standard deviation of the noise in a sum, in multiples of C, > 0.
+        least: number of users whose shares of the noise add up to that, ≥ 1.
         seed: seed of the run.
         randomness: where the noise comes from. `system`: from the operating system, so that nobody can compute it.
             `seed`: from the run's seed, so that a run can be repeated, and a resumed run is that without interruption.
             Then everyone who knows the seed can subtract the noise: it is for experiments, and protects nobody.
-
-    Raises:
-        ConfigError: a number is out of its range.
     """
 
     clip: float
@@ -57,10 +54,6 @@ class Privacy:
     least: int
     seed: int = 0
     randomness: Randomness = "system"
-
-    def __post_init__(self) -> None:
-        if not (0 < self.clip < math.inf and 0 < self.noise < math.inf and self.least >= 1):
-            raise ConfigError(f"clip={self.clip}, noise={self.noise}: give finite numbers above 0.")
 
     def sigma(self, grid: Grid) -> int:
         """Return the standard deviation of a user's noise, in steps of the grid.

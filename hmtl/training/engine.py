@@ -26,9 +26,10 @@ class Training:
     """What is trained, and how its messages travel.
 
     Attributes:
-        algorithm, communicator: see `Trainer`.
+        algorithm: what is learned; its two sides meet only through the communicator.
+        communicator: how messages travel, what they cost and how long they take.
         setups: further set-ups before the algorithm's own.
-        accountant: see `Trainer`.
+        accountant: draws who is sampled, reports ε, and ends training before ε exceeds its limit; None: no privacy.
         only_sums: whether nobody but its host knows a figure of a single user.
         folder: of the run, where hosts may keep what only they know.
     """

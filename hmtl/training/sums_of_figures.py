@@ -50,12 +50,6 @@ class FigureUsers(Users):
     def receive(self, users: Ids, models: Tensor) -> None:
         pass
 
-    def measure(self) -> dict[str, Tensor]:
-        return {}
-
-    def local_work(self, round: int, user: int) -> None:
-        pass
-
 
 class FigureAggregator(Aggregator):
     """Aggregator side of figures, which keeps the sum and tells users nothing.

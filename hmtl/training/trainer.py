@@ -10,14 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from hmtl.communication import Communicator
 from hmtl.errors import CheckpointError, EngineError, StateLost
 from hmtl.inference.models import models_of
 from hmtl.io.files import as_csv, write_json, write_whole
-from hmtl.mtl import Algorithm
-from hmtl.training.accountant import Accountant
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
-from hmtl.training.engine import Engine, Setups, Training
+from hmtl.training.engine import Engine, Training
 from hmtl.training.folder import remove_results
 from hmtl.training.history import History, Measurements, measure_round
 from hmtl.training.signals import catch_signals
@@ -69,14 +66,10 @@ class Trainer:
     """Trains an algorithm over a communicator, and keeps one row of measurements per round.
 
     Args:
-        algorithm: what is learned; its two sides meet only through the communicator.
-        communicator: how messages travel, what they cost and how long they take.
+        training: what is trained, and how its messages travel.
         settings: how long to train, and what to write when.
         engine: where the nodes are; by default, in this process.
         loggers: receivers of each round's measurements.
-        setups: further set-ups before the algorithm's own, as pairs of sides.
-        accountant: draws who is sampled, reports ε, and ends training before ε exceeds its limit; None: no privacy.
-        sums: measures no user by itself; None: all users are measured.
 
     Attributes:
         history: one row per round.
@@ -89,24 +82,21 @@ class Trainer:
 
     def __init__(
         self,
-        algorithm: Algorithm,
-        communicator: Communicator,
+        training: Training,
         settings: TrainerSettings,
         *,
         engine: Engine | None = None,
         loggers: Sequence[Logger] = (),
-        setups: Setups = (),
-        accountant: Accountant | None = None,
-        sums: SumsOfFigures | None = None,
     ) -> None:
-        self.algorithm = algorithm
-        self.communicator = communicator
+        self.training = training
+        self.algorithm, self.communicator = training.algorithm, training.communicator
+        self.accountant = training.accountant
         self.settings = settings
         self.engine = engine or Engine()
         self.loggers = loggers
-        self.setups = setups
-        self.accountant = accountant
-        self.sums = sums
+        self.sums: SumsOfFigures | None = None
+        if training.only_sums:
+            self.sums = SumsOfFigures(self.algorithm, self.communicator, max(1, len(self.engine.hosts)))
         self.checkpoint = settings.folder / "checkpoint.pt"
         self.history = History(settings.folder / "metrics.csv")
         self.interrupted = 0
@@ -133,8 +123,7 @@ class Trainer:
         """
         self.state = {}
         if checkpoint is None:
-            setups = Training(self.algorithm, self.communicator, self.setups).all_setups()
-            for number, (users, aggregator) in enumerate(setups):
+            for number, (users, aggregator) in enumerate(self.training.all_setups()):
                 self.communicator.setup(users, aggregator, number)
         if "validation" in self.algorithm.problem.splits:
             self.algorithm.users.keep()  # so that they can be part of every checkpoint

@@ -11,6 +11,7 @@ from commands import saved_rows
 from hmtl.communication import SETUP, TIERS, CodedHierarchical, Network, Uncoded
 from hmtl.topology import any_r
 from hmtl.training.checkpoint import load_checkpoint
+from hmtl.training.engine import Training
 from hmtl.training.trainer import Trainer, TrainerSettings
 
 TOPOLOGY = any_r(K=12, H=4, r=2, seed=1)
@@ -146,7 +147,7 @@ def trainer(tmp_path):
         (tmp_path / name).mkdir(exist_ok=True)
         loggers = settings.pop("loggers", ())
         settings = TrainerSettings(tmp_path / name, **settings)
-        return Trainer(Counting(facts), communicator(TOPOLOGY, NETWORK), settings, loggers=loggers)
+        return Trainer(Training(Counting(facts), communicator(TOPOLOGY, NETWORK)), settings, loggers=loggers)
 
     return trainer
 
