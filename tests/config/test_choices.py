@@ -17,16 +17,16 @@ REGRESSION = "dataset.kind=regression"
 
 CASES = [
     # what was chosen; what the error tells to choose, any one of it
-    ((CLASSES, "loss=squared"), ("loss=hinge",)),
     ((CLASSES, "loss=cross_entropy"), ("loss=hinge", "algorithm=fedu")),
     ((CLASSES, REGRESSION), ("dataset.kind=classification loss=hinge",)),
     ((SIGNS, "loss=cross_entropy"), ("loss=hinge",)),
     ((SIGNS, REGRESSION, "loss=hinge"), ("loss=squared", "dataset.kind=classification")),
-    ((SIGNS, "solver=sgd"), ("solver=sdca", "algorithm=fedu")),
     ((NUMBERS,), ("dataset.kind=regression loss=squared",)),
-    ((NUMBERS, REGRESSION), ("loss=squared",)),
 ]
 MORE = [  # of the same kinds
+    ((NUMBERS, REGRESSION), ("loss=squared",)),
+    ((SIGNS, "solver=sgd"), ("solver=sdca", "algorithm=fedu")),
+    ((CLASSES, "loss=squared"), ("loss=hinge",)),
     ((CLASSES, "loss=cross_entropy", "solver=sgd"), ("algorithm=fedu",)),
     ((SIGNS, "loss=cross_entropy", "algorithm=fedavg"), ("loss=hinge",)),
     ((SIGNS, "algorithm=fedu", "solver=sdca"), ("solver=sgd",)),

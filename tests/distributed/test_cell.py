@@ -134,11 +134,16 @@ def test_a_node_speaks_only_for_its_own_users(masked: Trained) -> None:
 
 
 LEARNERS = [
-    ("algorithm=fedavg", "validation_fraction=0.3"),
-    pytest.param(("algorithm=scaffold", "participation.dropout=0.3"), marks=pytest.mark.slow),
     ("algorithm=cocoa",),
-    ("regularizer=mean", "wire=int4", "participation.dropout=0.3"),
-    pytest.param(("algorithm=fedu", "regularizer=mean"), marks=pytest.mark.slow),
+    *(
+        pytest.param(words, marks=pytest.mark.slow)
+        for words in (
+            ("algorithm=fedavg", "validation_fraction=0.3"),
+            ("algorithm=scaffold", "participation.dropout=0.3"),
+            ("regularizer=mean", "wire=int4", "participation.dropout=0.3"),
+            ("algorithm=fedu", "regularizer=mean"),
+        )
+    ),
 ]
 
 

@@ -27,9 +27,15 @@ SEED = "privacy.randomness=seed"
 SUMS = ("communicator=sums", "aggregators=server")
 CONFIGURATIONS = [
     ("participation.dropout=0.3", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
-    ("algorithm=fedavg", MLP, "validation_fraction=0.2"),
-    ("algorithm=cocoa", *SUMS, "secure=true", "participation.dropout=0.2"),
-    ("topology=moving", "topology.every=2", "algorithm=own", "algorithm.learner._target_=cells.Halves", MLP),
+    ("algorithm=fedavg", MLP, "validation_fraction=0.2", "solver.epochs=1"),
+    (
+        "topology=moving",
+        "topology.every=2",
+        "algorithm=own",
+        "algorithm.learner._target_=cells.Halves",
+        MLP,
+        "solver.epochs=1",
+    ),
     *(
         pytest.param(words, marks=pytest.mark.slow)
         for words in (
@@ -50,6 +56,7 @@ CONFIGURATIONS = [
             ("algorithm=fedper", MLP, "regularizer=mean", "algorithm.coupled=true"),
             ("algorithm=fedavg", MLP, "participation=fraction", *SUMS, "privacy.clip=0.5", "privacy.noise=4", SEED),
             ("algorithm=fedavg", MLP, *SUMS, "secure=true", "wire=int4"),
+            ("algorithm=cocoa", *SUMS, "secure=true", "participation.dropout=0.2"),
             ("algorithm=scaffold", MLP, "participation.dropout=0.3"),
             ("algorithm=local", "participation.dropout=0.3"),
         )
@@ -217,25 +224,26 @@ def test_messages_may_be_lost(configure: Callable[..., DictConfig], optimum: flo
     check_sound(train_in_cells(cfg, prepare=prepare), optimum)
 
 
-def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictConfig]) -> None:
+@pytest.mark.parametrize("step", ["combine", pytest.param("announce", marks=pytest.mark.slow)])
+def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictConfig], step: str) -> None:
     """All users count as in plain sums; wrong masks would give random numbers."""
     words = (*SMALL, "algorithm=cocoa", *SUMS)
     plain = train(configure(*words)).rows
-    for step in ("combine", "announce"):
-        rows = train_in_cells(configure(*words, "secure=true"), Fault("relay 0", step, 1, away=9)).rows
-        assert [row["users"] for row in rows[:2]] == [10, 10]
-        assert [row["primal"] for row in rows[:2]] == [row["primal"] for row in plain[:2]]
-        assert all(0 <= row["gap"] <= rows[0]["gap"] for row in rows)
+    rows = train_in_cells(configure(*words, "secure=true"), Fault("relay 0", step, 1, away=9)).rows
+    assert [row["users"] for row in rows[:2]] == [10, 10]
+    assert [row["primal"] for row in rows[:2]] == [row["primal"] for row in plain[:2]]
+    assert all(0 <= row["gap"] <= rows[0]["gap"] for row in rows)
 
 
 def test_a_model_that_all_users_share_is_in_a_checkpoint_once(
     configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    for words in (("rounds=2",), (f"resume={tmp_path}", "rounds=3")):
-        trained = train_in_cells(configure(*SMALL, "algorithm=fedavg", MLP, *words))
+    learner = (*SMALL, "algorithm=fedavg", MLP, "solver.epochs=1")
+    for words in (("rounds=1",), (f"resume={tmp_path}", "rounds=2")):
+        trained = train_in_cells(configure(*learner, *words))
         models = load_checkpoint(tmp_path)["algorithm"]["users"]["averaged"]
         assert (len(models), models.stride(0)) == (10, 0)
-    check_equal(trained, train(configure(*SMALL, "algorithm=fedavg", MLP)), rtol=1e-6)
+    check_equal(trained, train(configure(*learner, "rounds=2")), rtol=1e-6)
 
 
 def test_users_of_a_host_that_is_gone_are_reported_as_last_saved(
@@ -248,7 +256,7 @@ def test_users_of_a_host_that_is_gone_are_reported_as_last_saved(
     assert load_checkpoint(tmp_path)["history"]["rounds"] == 3
 
 
-@pytest.mark.parametrize("lost", ["host", "relay", "server"])
+@pytest.mark.parametrize("lost", ["host", "server", pytest.param("relay", marks=pytest.mark.slow)])
 def test_a_run_ends_with_its_checkpoint_when_nobody_comes_back(
     configure: Callable[..., DictConfig], tmp_path: Path, lost: str
 ) -> None:
@@ -283,7 +291,9 @@ def test_an_error_of_all_cells_is_reported_once(configure: Callable[..., DictCon
         train_in_cells(configure(*SMALL, "dataset.rows_per_user=9999"))
     assert "host" not in str(caught.value)
     with pytest.raises(CodingError, match=r"^host 0: "):
-        train_in_cells(configure(*SMALL)).cells.call({"host 0": ("play", OUT_OF_ORDER), "host 1": ("keep", {})})
+        train_in_cells(configure(*SMALL, "rounds=1")).cells.call(
+            {"host 0": ("play", OUT_OF_ORDER), "host 1": ("keep", {})}
+        )
 
 
 def test_too_many_hosts_are_refused_before_any_starts(

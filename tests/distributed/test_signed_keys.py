@@ -45,8 +45,8 @@ def secrets(cells: Cells) -> dict[int, MaskingUser]:
 @pytest.mark.parametrize(
     ("keys", "signs"),
     [
-        ("the server's", False),
         ("the last round's", True),
+        pytest.param("the server's", False, marks=pytest.mark.slow),
         *(pytest.param(whose, True, marks=pytest.mark.slow) for whose in ("the server's", "another user's")),
     ],
 )
@@ -84,6 +84,7 @@ def test_a_server_that_swaps_a_users_keys_reads_no_shares_and_the_others_count(
     assert caplog.text.count("keys of users 3 are not used") == signs * 2 * 3
 
 
+@pytest.mark.slow
 def test_users_of_a_host_whose_certificate_has_expired_are_absent(
     configure: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
 ) -> None:

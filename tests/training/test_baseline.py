@@ -16,7 +16,7 @@ from hmtl.training.baseline import local_baseline
 SMALL = ("K=6", "H=3", "r=2", "dataset.rows_per_user=40", "rounds=1", "logger=none")
 
 
-@pytest.mark.parametrize("regularizer", ["task_relationship", "mean", "graph"])
+@pytest.mark.parametrize("regularizer", ["task_relationship", "graph", pytest.param("mean", marks=pytest.mark.slow)])
 def test_it_is_local_training_with_the_strength_of_the_regularizer(
     configure: Callable[..., DictConfig], regularizer: str
 ) -> None:

@@ -258,7 +258,7 @@ def test_evaluated_now_and_then(trainer, rounds, every, wanted):
         assert set(full) - set(row) == (set() if row["round"] in wanted else {"gap", "primal"})
 
 
-@pytest.mark.parametrize("stop", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stop", [1, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (2, 3))])
 def test_a_resumed_run_is_evaluated_in_the_same_rounds(trainer, stop):
     """Even if the first row after the resume has fewer figures than the file has columns."""
     settings = {"rounds": 6, "evaluate_every": 3, "checkpoint_every": 1}

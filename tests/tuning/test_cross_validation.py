@@ -126,7 +126,7 @@ def test_of_several_folds_the_one_that_has_converged_least_counts() -> None:
 
 def test_of_equally_good_ones_the_largest(configure: Configure) -> None:
     grid = "tune.grid={lam:[1000,100],solver.passes:[1,2]}"  # so strong that the scale of models is all it changes
-    cfg = configure(*SMALL, "regularizer=ridge", "algorithm.omega_every=0", "lam=1", "rounds=10", grid)
+    cfg = configure(*SMALL, "regularizer=ridge", "algorithm.omega_every=0", "lam=1", "rounds=2", grid)
     result = cross_validate(cfg, build_tasks(cfg)[0])
     assert len({point["error"] for point in result["points"]}) == 1
     assert result["best"] == {"lam": 1000, "solver.passes": 2}
@@ -164,14 +164,14 @@ def test_does_not_warn_of_what_has_converged(configure: Configure) -> None:
 def test_warns_of_neighbours_only(configure: Configure) -> None:
     """Of two settings the one in the corner is no neighbour."""
     grid = "tune.grid={lam:[0.03,0.3],solver.passes:[0.001,10]}"
-    cfg = configure(*SMALL, "algorithm.omega_every=0", "regularizer=ridge", "rounds=10", grid)
+    cfg = configure(*SMALL, "algorithm.omega_every=0", "regularizer=ridge", "rounds=5", grid)
     result = cross_validate(cfg, build_tasks(cfg)[0])
     doubtful = [point["values"] for point in result["points"] if point["doubt"]]
     assert doubtful == [{"lam": lam, "solver.passes": 0.001} for lam in (0.03, 0.3)]
     best, warning = result["best"], result["warnings"][0]
     assert best["solver.passes"] == 10
     assert warning.startswith(f"not converged: lam={best['lam']:g}, solver.passes=0.001 (relative gap ")
-    assert warning.endswith("). Try rounds=20.")
+    assert warning.endswith("). Try rounds=10.")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_warns_of_neighbours_only(configure: Configure) -> None:
     [("[0.1,1e4]", "0.1 is the smallest"), pytest.param("[1e-9,0.03]", "0.03 is the largest", marks=pytest.mark.slow)],
 )
 def test_warns_at_the_edge(configure: Configure, grid: str, where: str) -> None:
-    told = warnings(configure(*SMALL, f"tune.grid={grid}", "rounds=20"))
+    told = warnings(configure(*SMALL, f"tune.grid={grid}", "rounds=5"))
     assert told[-1] == f"lam={where} value in the grid; a better one may lie beyond."
 
 
@@ -246,12 +246,10 @@ def test_a_stopped_one_continues_and_trains_nothing_again(
         tune(configure(*words, f"output_dir={stopped}"))
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"after 3 of 6 trainings. To continue: resume={stopped}")
     assert not (stopped / "tune.json").exists()
-    for _ in range(2):
-        tune(configure(*words, f"resume={stopped}", f"output_dir={resumed}"))
-        assert len(calls) == 7
-        for name in ("tune.json", "experiment/tuned.yaml"):
-            assert (resumed / name).read_bytes() == (whole / name).read_bytes()
-        stopped = resumed
+    tune(configure(*words, f"resume={stopped}", f"output_dir={resumed}"))
+    assert len(calls) == 7
+    for name in ("tune.json", "experiment/tuned.yaml"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(CheckpointError, match="rounds was 2, is 6"):
         tune(configure(*words, "rounds=6", f"resume={resumed}"))
     with pytest.raises(CheckpointError, match=r"tune\.folds was 3, is 4"):
