@@ -159,14 +159,6 @@ def test_regression_takes_the_target_as_it_is(tmp_path):
         files(tmp_path, target="cost")
 
 
-def test_the_seed_draws_the_split(tmp_path):
-    for k in range(2):
-        save(frame(40, k), tmp_path / f"{k}.csv")
-    for one, again, other in zip(*(files(tmp_path, seed=seed) for seed in (1, 1, 2)), strict=True):
-        assert torch.equal(one.x_test, again.x_test)
-        assert not torch.equal(one.x_test, other.x_test)
-
-
 def test_by_default_features_are_scaled_over_all_tasks_and_numbers_centred_in_each(tmp_path):
     rng = np.random.default_rng(0)
     for k in range(3):
@@ -182,12 +174,6 @@ def test_by_default_features_are_scaled_over_all_tasks_and_numbers_centred_in_ea
             expected = np.column_stack([(x[:, :2] - pooled.mean(0)) / pooled.std(0), np.full((len(x), 2), [7.0, 1.0])])
             np.testing.assert_allclose(getattr(task, f"x_{part}").numpy(), expected)
             np.testing.assert_allclose(getattr(task, f"y_{part}").numpy(), y - raw.y_train.numpy().mean(), atol=1e-12)
-
-
-def test_classes_are_not_centred(tmp_path):
-    for k in range(2):
-        save(frame(k + 9, k), tmp_path / f"{k}.csv")
-    assert {value for task in prepared_files(tmp_path) for value in task.y_train.tolist()} == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize("form", ["csv", "npz", "table csv"])
@@ -270,18 +256,13 @@ def put(column, row, value):
 ONES, SIGNS = np.ones((6, 2)), np.tile([1, -1], 3)
 BAD = {
     "missing column": (lambda f: save(frame().drop(columns="b"), f / "u2.csv"), "u1.csv lacks b"),
-    "more columns": (lambda f: save(frame().assign(c=1, d=2), f / "u2.csv"), "u1.csv lacks c, d"),
     "no target": (lambda f: save(frame().rename(columns={"y": "Y"}), f / "u2.csv"), "no column y (it has a, Y, b)"),
     "nan": (put("a", 3, np.nan), "u2.csv has nan in column a, row 3 (from 0, below the header)"),
-    "inf": (put("b", 5, "inf"), "u2.csv has inf in column b, row 5"),
     "text": (put("b", 4, "n.a.?"), "u2.csv has n.a.? in column b, row 4"),
     "no label": (put("y", 2, ""), "u2.csv has nan in column y, row 2"),
     "header only": (csv("a,b,y\n"), "u2.csv has no rows"),
-    "nothing": (csv(""), "u2.csv cannot be read"),
     "no features": (csv("y\nyes\nno\n"), "u2.csv has no features, only y"),
-    "cut short": (csv("a,b,y\n1,1,no\n1,1,yes\n1"), "u2.csv has nan in column y, row 2"),
     "npz without target": (lambda f: np.savez(f / "u2.npz", x=ONES, Y=SIGNS), "u2.npz has no column y"),
-    "npz of text": (lambda f: np.savez(f / "u2.npz", x=np.full((6, 2), "1"), y=SIGNS), "in column x0, row 0"),
 }
 
 
@@ -294,29 +275,6 @@ def test_bad_files_are_named(tmp_path, name):
         save(frame(), tmp_path / "u1.csv")
     make(tmp_path)
     with pytest.raises(DataError, match=re.escape(named)):
-        files(tmp_path)
-
-
-@pytest.mark.parametrize("keep", [0, 0.5, 0.999])
-@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
-def test_truncated_files_are_named(tmp_path, suffix, keep):
-    if suffix == ".parquet":
-        pytest.importorskip("pyarrow")
-    for k in (1, 2):
-        save(frame(500), tmp_path / f"u{k}{suffix}")
-    file = tmp_path / f"u2{suffix}"
-    whole = file.read_bytes()
-    file.write_bytes(whole[: int(keep * len(whole) if keep < 1 else keep)])
-    with pytest.raises(DataError, match=rf"u2\{suffix} cannot be read"):
-        files(tmp_path)
-
-
-def test_a_damaged_byte_in_an_npz_is_noticed(tmp_path):
-    np.savez_compressed(tmp_path / "u1.npz", x=np.random.default_rng(0).normal(size=(50, 3)), y=np.arange(50) % 2)
-    whole = bytearray((tmp_path / "u1.npz").read_bytes())
-    whole[400] ^= 255
-    (tmp_path / "u1.npz").write_bytes(whole)
-    with pytest.raises(DataError, match=r"u1\.npz cannot be read"):
         files(tmp_path)
 
 
@@ -379,16 +337,3 @@ def test_settings_that_do_not_fit(tmp_path, arguments, words):
         files(tmp_path, **arguments)
     with pytest.raises(ConfigError, match=r"is one table\. Set dataset\.task"):
         files(tmp_path / "u1.csv")
-
-
-def test_dates_and_missing_values_of_parquet_are_no_numbers(tmp_path):
-    pytest.importorskip("pyarrow")
-    file = tmp_path / "u1.parquet"
-    frame().assign(b=pd.Timestamp("2020-01-01")).to_parquet(file)
-    with pytest.raises(DataError, match="has 2020-01-01 00:00:00 in column b, row 0"):
-        files(tmp_path)
-    frame().assign(b=pd.array([1, None] * 6, "Int64")).to_parquet(file)
-    with pytest.raises(DataError, match=r"has .* in column b, row 1 .*missing=mean"):
-        files(tmp_path)
-    frame().assign(b=pd.array([1, 2] * 6, "Int64"), a=np.arange(12) > 3).to_parquet(file)
-    assert files(tmp_path)[0].x_train.shape[1] == 2

@@ -1,11 +1,9 @@
-"""HAR from small folders and zips in UCI's layout, written here, and at full size where HMTL_DATA has it."""
+"""HAR from small folders and zips in UCI's layout, written here."""
 
 import hashlib
 import io
-import os
 import urllib.error
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,33 +220,3 @@ def test_a_zip_of_something_else(tmp_path):
 def test_settings_that_do_not_fit(tmp_path, arguments, words):
     with pytest.raises(ConfigError, match=words):
         har(path=write(tmp_path / "har", *small()), **arguments)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("HMTL_DATA" not in os.environ, reason="needs HMTL_DATA, a folder with har561.npz")
-def test_all_of_har(tmp_path):
-    with np.load(Path(os.environ["HMTL_DATA"]) / "har561.npz") as file:
-        x, y, subject, test = (file[name] for name in ("x", "y", "subject", "official_test"))
-    place = write(tmp_path / "UCI HAR Dataset", x, y, subject, ~test)
-    label = dict(zip(map(bytes, x), y.tolist(), strict=True))
-    person = dict(zip(map(bytes, x), subject.tolist(), strict=True))
-
-    tasks = har(20, path=place.parent, download=False)
-    assert {(*task.x_train.shape, len(task.x_test)) for task in tasks} == {(375, 561, 125)}
-    seen = set()
-    for task in tasks:
-        features, labels = rows_of(task)
-        seen |= set(map(bytes, features.numpy()))
-        assert labels.tolist() == [1.0 if label[bytes(row)] == 3 else -1.0 for row in features.numpy()]
-    assert len(seen) == 20 * 500
-    with pytest.raises(DataError, match=r"K=40 users .* at most rows_per_user=257"):
-        har(40, 500, path=place)
-
-    tasks = har(partition="subject", target="activity", path=place)
-    assert len(tasks) == 30
-    for task in tasks:
-        features, labels = rows_of(task)
-        assert {f"subject {person[bytes(row)]}" for row in features.numpy()} == {task.name}
-        assert labels.tolist() == [label[bytes(row)] for row in features.numpy()]
-        assert set(task.y_test.tolist()) == set(range(6))
-    assert sum(len(rows_of(task)[1]) for task in tasks) == 10299

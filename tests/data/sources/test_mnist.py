@@ -1,7 +1,6 @@
-"""mnist5k on the shipped images; mnist on small idx files written here, and on all of it under HMTL_DATA."""
+"""mnist5k on the shipped images; mnist on small idx files written here."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -126,12 +125,9 @@ def test_mnist_missing(tmp_path, monkeypatch):
         lambda b: b[:-1],
         lambda b: b"",
         lambda b: b"\1" + b[1:],
-        lambda b: b[:15] + b"\x1b" + b[16:],
-        lambda b: idx(np.ones((0, 28, 28))),
         lambda b: idx(np.ones((60, 27, 28))),
-        lambda b: idx(np.ones(60)),
     ],
-    ids=["cut", "empty", "magic", "size", "no rows", "27 × 28", "labels"],
+    ids=["cut", "empty", "magic", "27 × 28"],
 )
 def test_damaged_files_are_refused(tmp_path, damage):
     write(tmp_path / RAW, small())
@@ -147,24 +143,3 @@ def test_labels_of_other_images(tmp_path):
     write(tmp_path / RAW, arrays)
     with pytest.raises(DataError, match="images"):
         mnist(10, 8, path=tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("HMTL_DATA" not in os.environ, reason="needs HMTL_DATA, a folder with mnist.npz")
-def test_all_of_mnist_at_the_papers_size(tmp_path):
-    with np.load(Path(os.environ["HMTL_DATA"]) / "mnist.npz") as file:
-        x, y = file["x"].reshape(-1, 28, 28), file["y"]
-    parts = {"train": slice(0, 60_000), "test": slice(60_000, None)}
-    write(
-        tmp_path / RAW,
-        {(part, name): array[rows] for part, rows in parts.items() for name, array in (("x", x), ("y", y))},
-    )
-    digits = {bytes(image): int(digit) for image, digit in zip(x, y, strict=True)}
-    used = set()
-    for k, task in enumerate(mnist(20, path=tmp_path, download=False)):
-        assert (task.x_train.shape, task.x_test.shape) == ((375, 784), (125, 784))
-        rows = torch.round(torch.cat([task.x_train, task.x_test]) * 255).numpy().astype(np.uint8)
-        labels = torch.cat([task.y_train, task.y_test])
-        assert [1.0 if digits[bytes(row)] == k % 10 else -1.0 for row in rows] == labels.tolist()
-        used |= {bytes(row) for row in rows}
-    assert len(used) == 20 * 500
