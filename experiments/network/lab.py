@@ -7,7 +7,7 @@ like the ports of a switch: all messages to the server share its link, and so do
 one copy per relay or one multicast that the switch copies. This is the formula's W2. Users and relays share the trunk,
 which carries BPS downwards and `copies` times BPS upwards: in the formula a user broadcasts its IV once, whereas TCP
 sends one copy to each of `copies` relays, and this takes the time of W1. The server also has a link to the users' side,
-for messages that are not measured. Needs root, and Linux with `ip` and `tc`; losses need `nft`.
+for messages that are not measured. Needs root, and Linux with `ip` and `tc`.
 """
 
 import fcntl
@@ -16,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,23 +26,10 @@ LOCK = Path("/run/lock/hmtl-network")
 BPS = 100e6
 BURST = "64kb"  # several ms of a link, so that a late timer costs nothing
 QUEUE = "200ms"
-LOSSY = (
-    "table ip lossy {{ chain in {{ type filter hook prerouting priority raw; "
-    "ip daddr 224.0.0.0/4 numgen random mod 1000000 < {} drop; }}; }}"
-)
 
 
 class LabError(Exception):
     """The network cannot be built here."""
-
-
-def obstacle() -> str | None:
-    """Return why the network cannot be built on this machine; None if it can."""
-    try:
-        with Lab(relays=1, workers=1, copies=1, loss=0.01):
-            return None
-    except LabError as error:
-        return str(error)
 
 
 class Lab:
@@ -52,14 +38,13 @@ class Lab:
     Args:
         relays, workers: numbers of nodes.
         copies: copies of an IV on the trunk.
-        loss: probability that a relay loses a multicast packet, independently of the other relays.
 
     Raises:
         LabError: another such network exists, or this machine cannot build one.
     """
 
-    def __init__(self, relays: int, workers: int, copies: int, loss: float = 0.0) -> None:
-        self.relays, self.workers, self.copies, self.loss = relays, workers, copies, loss
+    def __init__(self, relays: int, workers: int, copies: int) -> None:
+        self.relays, self.workers, self.copies = relays, workers, copies
         self.server = "10.83.2.1"
 
     @property
@@ -75,9 +60,8 @@ class Lab:
         ]
 
     def __enter__(self) -> Self:
-        programs = ("ip", "tc", "sysctl", *(["nft"] if self.loss else []))
-        if missing := [name for name in programs if shutil.which(name) is None]:
-            raise LabError(f"{missing[0]} is missing: install iproute2, procps and nftables")
+        if missing := [name for name in ("ip", "tc", "sysctl") if shutil.which(name) is None]:
+            raise LabError(f"{missing[0]} is missing: install iproute2 and procps")
         if os.geteuid() != 0:
             raise LabError("network namespaces need root: try sudo")
         self._lock = LOCK.open("w")
@@ -99,11 +83,6 @@ class Lab:
         clear()
         self._lock.close()
 
-    def start(self, rank: int, command: Sequence[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-        """Start a command as a node, with priority over everything else, as waiting would make links look slow."""
-        place = ["nice", "-n", "-20", "ip", "netns", "exec", self.names[rank]]
-        return subprocess.Popen([*place, *command], env=environment, start_new_session=True)
-
     def _build(self) -> None:
         _ip(f"netns add {SWITCH}")
         for bridge in ("users", "relays", "backhaul"):
@@ -124,8 +103,6 @@ class Lab:
         for i, name in enumerate(relays, 10):
             self._plug(name, "hop2", "backhaul", f"10.83.2.{i}", shaped=True)
             self._plug(name, "hop1", "relays", f"10.83.1.{i}")
-            if self.loss:
-                _run("ip", "netns", "exec", name, "nft", LOSSY.format(round(1e6 * self.loss)))
         for n, name in enumerate(workers, 100):
             self._plug(name, "hop1", "users", f"10.83.1.{n}")
             for i in (1, *range(10, 10 + self.relays)):  # the one address of each relay and of the server
