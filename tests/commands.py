@@ -136,14 +136,6 @@ def encode(encoding: str) -> None:
     sys.stdout = os.fdopen(1, "w", encoding=encoding)
 
 
-def close_reader() -> None:
-    """Let nobody read the output, as after `| head`."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    os.dup2(writer, 1)
-    sys.stdout = os.fdopen(1, "w")
-
-
 def forked(work: Callable[[], object], said: Path) -> int:
     """Do some work in a forked process, and return its number; its output goes to the file `said`."""
     if child := os.fork():

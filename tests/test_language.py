@@ -56,13 +56,6 @@ def test_usual_words(phrase: str) -> None:
     assert not places, f"write {AVOIDED[phrase]!r}"
 
 
-def test_glossary_has_each_term_once() -> None:
-    rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
-    terms = [row.strip() for row in rows if row.strip() not in ("term", "---")]
-    assert len(terms) > 20
-    assert len(set(terms)) == len(terms)
-
-
 def test_the_architecture_page_names_files_and_functions_that_exist() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     files = [name for name in re.findall(r"`([\w/]+\.py)`", page) if "/" in name]

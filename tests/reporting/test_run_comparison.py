@@ -58,6 +58,7 @@ def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Done]) -> Non
     assert done.returncode == 2, "as one of its jobs"
     assert done.stderr.count(",r=4: r=4") == 2
     assert "Job 1 of 4: algorithm=mocha,r=2: test_error 0." in done.stdout
+    assert done.stdout.count("┏") == 1
     closing = done.stdout[done.stdout.index("2 runs; test error") :]
     assert "MOCHA" in closing
     assert "local" in closing
