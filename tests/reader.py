@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import idx_files
 import numpy as np
 import uci_har
 from commands import Command
 from pages import ROOT, Piece, is_run, substituted
-
-from hmtl.data.sources.mnist import FILES
 
 MEASURED = ("gap", "error", "time", "rounds;", "folder")  # lines with these words differ from run to run
 LONGEST = 300  # seconds that a command may take
@@ -114,11 +113,6 @@ def lay(folder: Path, page: Sequence[Piece]) -> None:
         har = folder / "data" / "UCI HAR Dataset"
         uci_har.write(har, draw.normal(size=(720, 561)), n // subjects % activities, n % subjects + 1, n < 540)
     if re.search("dataset=mnist|dataset.name=MNIST", text):
-        raw = folder / "data" / "MNIST" / "raw"
-        raw.mkdir(parents=True)
-        for name, shape in zip(FILES, [(2000, 28, 28), (2000,), (400, 28, 28), (400,)], strict=True):
-            numbers = draw.integers(0, 256, shape) if len(shape) == 3 else np.arange(shape[0]) % 10
-            head = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
-            (raw / name).write_bytes(head + numbers.astype(np.uint8).tobytes())
+        idx_files.write(folder / "data" / "MNIST" / "raw", idx_files.small(2000, 400))
     if "hmtl.report outputs" in text:
         shell("python -m hmtl.train rounds=2 ~logger.tensorboard", folder)
