@@ -19,8 +19,9 @@ Split = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Fraction, ...]]
 """Returns α_i for each relay, given the numbers n_i [relays] and the types that relays hear [types, relays]."""
 
 MOST_PIECES = 4096  # of a block; planning then takes minutes, and the time grows with the cube
+LARGEST = 2**16  # denominator of an exact share
 FINEST = 2**20  # pieces of an IV, if shares are rounded
-NEGLIGIBLE = 1e-7  # above the solver's rounding errors, below the entries of vertices with tens of relays
+NEGLIGIBLE = 1e-7  # of such a piece; above the solver's rounding errors
 
 
 @dataclass(frozen=True)
@@ -96,46 +97,19 @@ def even(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, ...]
 
 
 def cheapest(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, ...]:
-    """Return the α that minimize Σ n_i α_i and cover every type [types, relays], exactly.
+    """Return the α that minimize Σ n_i α_i and cover every type [types, relays].
 
-    The constraint α ≤ 1 is implied: if α_i > 1, α_i = 1 also covers all types and costs less. The simplex method ends
-    at a vertex of the primal and of the dual problem, and both vertices are computed again in fractions. If they are
-    feasible with equal objectives, they are optimal. Otherwise, because determinants exceed what floats hold, the
-    shares are rounded up to multiples of 2⁻²⁰, so that they cover all types; no plan has that many pieces.
+    The constraint α ≤ 1 is implied: if α_i > 1, α_i = 1 also covers all types and costs less. Each share of the
+    solver's vertex becomes the nearest fraction with a denominator of at most 2¹⁶; such fractions are further apart
+    than the solver's errors, so this is exact. If the shares do not cover all types, because denominators are larger,
+    they are rounded up to multiples of 2⁻²⁰ instead, so that they do; no plan has that many pieces.
     """
     from scipy.optimize import linprog  # here, because the default scheme does not need it
 
-    ones = np.ones(len(types), dtype=np.int64)
-    solution = linprog(n, A_ub=-types, b_ub=-ones, method="highs-ds")
-    primal = _exact(types, ones, solution.x)
-    dual = _exact(types.T, n, -solution.ineqlin.marginals)
-    c, prices = lcm(*(x.denominator for x in primal)), lcm(*(x.denominator for x in dual))
-    feasible = all(0 <= share <= 1 for share in primal) and all(_whole(primal, c) @ types.T >= c)
-    dual_feasible = all(price >= 0 for price in dual) and all(_whole(dual, prices) @ types <= prices * n)
-    if not (feasible and dual_feasible and primal @ n == sum(dual)):
-        return tuple(Fraction(ceil(min(share, 1) * FINEST - NEGLIGIBLE), FINEST) for share in solution.x.tolist())
-    return tuple(primal)
-
-
-def _whole(values: NDArray[np.object_], multiple: int) -> NDArray[np.object_]:
-    """Return fractions times a multiple of their denominators, as whole numbers, which are faster to add."""
-    return np.array([int(value * multiple) for value in values], dtype=object)
-
-
-def _exact(A: NDArray[np.int64], b: NDArray[np.int64], x: NDArray[np.float64]) -> NDArray[np.object_]:
-    """Return the vertex near x in fractions: A·x = b for its tight rows and nonzero entries.
-
-    By Cramer's rule, its entries are whole multiples of 1 / det. If x is not near a vertex, the result is not a
-    solution, and the caller's proof fails.
-    """
-    from scipy.linalg import qr
-
-    used = np.flatnonzero(x > NEGLIGIBLE)
-    tight = np.flatnonzero(abs(A @ x - b) < NEGLIGIBLE)
-    rows = tight[qr(A[np.ix_(tight, used)].T, mode="r", pivoting=True)[-1][: len(used)]]  # independent
-    solution = np.full(len(x), Fraction())
-    if len(rows) == len(used):
-        system = A[np.ix_(rows, used)]
-        scale = max(1, round(abs(np.linalg.det(system))))
-        solution[used] = [Fraction(round(value * scale), scale) for value in np.linalg.solve(system, b[rows])]
-    return solution
+    shares = linprog(n, A_ub=-types, b_ub=-np.ones(len(types)), method="highs-ds").x.tolist()
+    alpha = tuple(Fraction(share).limit_denominator(LARGEST) for share in shares)
+    c = lcm(*(share.denominator for share in alpha))
+    pieces = np.array([int(share * c) for share in alpha], dtype=object)  # whole numbers are faster to add
+    if (types @ pieces >= c).all():
+        return alpha
+    return tuple(Fraction(ceil(min(share, 1) * FINEST - NEGLIGIBLE), FINEST) for share in shares)
