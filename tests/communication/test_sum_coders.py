@@ -8,24 +8,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from adding import Apart, Terms, Total, owed, terms
+from adding import Terms, Total, owed, terms
+from apart import Apart
 from changed import poisoned
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hmtl.coding import cover
-from hmtl.communication import CodedHierarchical, Network, Sums, sums_if_faster
+from hmtl.communication import CodedHierarchical, Network, Sums, SumsOfRows, sums_if_faster
 from hmtl.communication.flows.planner import SUMS
-from hmtl.communication.messages import IVS, MODELS, SERVER, Message
-from hmtl.communication.rounding_of_sums import FewBits
+from hmtl.communication.messages import IVS, MODELS, Message
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError, RangeError
 from hmtl.testing.topologies import topologies
-from hmtl.topology import Topology, any_r, symmetric
+from hmtl.topology import Topology, symmetric
 
 M = 6  # numbers of `terms`, one further number beside them
 L = M + 2  # with two votes on the scale of their block
+
+
+def in_bits(bits: int, sums: str = "auto") -> SumsOfRows:
+    return SumsOfRows(wire=f"int{bits}", sums=sums, aggregators="server")
 
 
 @given(
@@ -48,7 +51,7 @@ def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
     ivs = [terms(seed + n, t.K, reach=reach >> (n == 4)) for n in range(rounds)]  # the terms of a round are small
     half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
     sides = [Terms(ivs, absent, mine) for mine in half]
-    apart = Apart(t, sides, Network(medium=medium, last_hop=last_hop), FewBits(bits, t.K, M), sums)
+    apart = Apart(t, sides, in_bits(bits, sums), Network(medium=medium, last_hop=last_hop))
     true, true_further, counted = torch.zeros(M, dtype=torch.int64), 0, set[tuple[int, int]]()
     waiting = set[int]()
     for round in range(rounds):
@@ -151,7 +154,7 @@ def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str, sum
 
 def test_a_user_without_the_last_row_requests_it() -> None:
     users = Terms([terms(n, 20) for n in range(4)], [set()] * 4)
-    apart = Apart(symmetric(K=20, H=5, r=3), [users], formats=FewBits(4, 20, M))
+    apart = Apart(symmetric(K=20, H=5, r=3), [users], in_bits(4))
 
     def lose(node: str, message: Message) -> Message:
         if message.kind != MODELS or not node.startswith("host"):
@@ -184,7 +187,7 @@ def test_a_user_without_the_last_row_requests_it() -> None:
 def test_what_is_left_over_waits_with_the_update_and_is_saved() -> None:
     """User 7 has missed a row: its update counted, so what rounding left over counts as soon as it hears that."""
     users = Terms([terms(n, 20) for n in range(4)], [set()] * 4)
-    apart, seen = Apart(symmetric(K=20, H=5, r=3), [users], formats=FewBits(4, 20, M)), list[Message]()
+    apart, seen = Apart(symmetric(K=20, H=5, r=3), [users], in_bits(4)), list[Message]()
     (host,) = apart.hosts
 
     def lose(node: str, message: Message) -> Message:
@@ -215,7 +218,7 @@ def test_a_host_none_of_whose_users_has_a_row_yet() -> None:
     """It does not know the scales and sends no terms; the terms of other hosts have few bits."""
     ivs = [terms(n, 20) for n in range(3)]
     sides = [Terms(ivs, [set()] * 3, mine) for mine in (range(10), range(10, 20))]
-    apart = Apart(symmetric(K=20, H=5, r=3), sides, formats=FewBits(4, 20, M))
+    apart = Apart(symmetric(K=20, H=5, r=3), sides, in_bits(4))
     apart.play(0, change=lambda node, message: None if (node, message.kind) == ("host 0", MODELS) else message)
     apart.play(1)
     assert apart.total.seen[1][0].tolist() == list(range(10, 20))
@@ -237,7 +240,7 @@ def test_rows_of_another_format_are_refused(row_format: str, liars: set[str], ma
     """It is what the sender says, even if the row is as long as in the right format."""
     ivs = [terms(0, 4)]
     sides = [Terms(ivs, [set()], mine) for mine in (range(2), range(2, 4))]
-    apart = Apart(symmetric(K=4, H=2, r=2), sides, formats=FewBits(4, 4, M))
+    apart = Apart(symmetric(K=4, H=2, r=2), sides, in_bits(4))
 
     def change(node: str, message: Message) -> Message:
         lies = message.kind == IVS and message.sender in liars
@@ -290,40 +293,6 @@ def test_terms_that_are_too_large_are_refused() -> None:
     users = Terms([terms(0, 5).sign() * 2**62], [set()])
     with pytest.raises(RangeError):
         Sums(symmetric(K=5, H=5, r=1), wire="int4").round(0, users, Total(M + 1))
-
-
-def test_a_loaded_state_continues_with_the_same_bits() -> None:
-    """With users who wait, and some who are absent."""
-    t, away = any_r(K=12, H=4, r=1, seed=3), [{1}, set(), {0, 2}, {3}, set(), {1}]
-    ivs, absent = [terms(n, 12) for n in range(6)], [{n} for n in range(6)]
-    for cut in (1, 3, 5):
-        whole, users, total = Sums(t, wire="int4"), Terms(ivs, absent), Total(M + 1)
-        play(whole, users, total, range(cut), away.__getitem__)
-        then, others, another = Sums(t, wire="int4"), Terms(ivs, absent), Total(M + 1)
-        then.load_state_dict(whole.state_dict())
-        others.sent = dict(users.sent)
-        another.load_state_dict(total.state_dict())
-        rest = range(cut, 6)
-        assert play(whole, users, total, rest, away.__getitem__) == play(then, others, another, rest, away.__getitem__)
-        assert whole.ledger.bits("relays_to_users") == then.ledger.bits("relays_to_users")
-        assert whole.V_bits == then.V_bits
-
-
-def test_a_relay_whose_sum_is_missing_is_left_out() -> None:
-    t = symmetric(K=20, H=5, r=3)
-    users = Terms([terms(n, 20) for n in range(3)], [set()] * 3)
-    apart = Apart(t, [users], formats=FewBits(4, 20, M))
-
-    def lose(node: str, message: Message) -> Message | None:
-        return None if (message.kind, node, message.sender) == (IVS, SERVER, "relay 1") else message
-
-    assert 1 in cover(t).relays
-    apart.play(0)
-    apart.play(1, change=lose)
-    apart.play(2)
-    true = torch.stack(users.ivs).sum(dim=(0, 1))[:M]
-    assert torch.equal(apart.total.state["last"][0, :M] + owed(apart.hosts, set()), true)
-    assert set(users.models) == set(range(20))
 
 
 @pytest.mark.parametrize(("q", "faster"), [(1, True), (4, False)])

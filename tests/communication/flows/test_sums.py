@@ -1,26 +1,27 @@
 """Sums between nodes that share no more than planners: what each gets to see, who adds, loads, and what is refused."""
 
 from collections import defaultdict
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from adding import Apart, Terms, Total, terms
-from changed import poisoned
-from examples import examples
+from adding import Terms, Total, owed, terms
+from apart import Apart
+from changed import Changed, poisoned
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.coding import cover, sum_code
-from hmtl.communication import CodedHierarchical, Communicator, IVs, Network, Sums, sums_if_faster
+from hmtl.communication import CodedHierarchical, Communicator, IVs, Network, Sums, SumsOfRows, sums_if_faster
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
 from hmtl.errors import CodingError, ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
-from hmtl.testing.topologies import moving, topologies
-from hmtl.topology import Contacts, Topology, any_r, symmetric
+from hmtl.testing.topologies import topologies
+from hmtl.topology import Topology, any_r, symmetric
 
 networks = st.builds(
     Network,
@@ -58,7 +59,8 @@ def test_the_sum_of_all_users_heard_reaches_all_users_within_range(
     sides = [Terms(ivs, absent, mine) for mine in half]
     if network.uplink_bps:
         network = replace(network, uplink_bps=network.uplink_bps[: t.H])
-    apart, total, updates = Apart(t, sides, network, sums=sums), torch.zeros(7, dtype=torch.int64), 0
+    apart = Apart(t, sides, SumsOfRows(sums=sums, aggregators="server"), network)
+    total, updates = torch.zeros(7, dtype=torch.int64), 0
     waiting: set[int] = set()
     unsettled: dict[int, int] = {}
     counted: set[tuple[int, int]] = set()
@@ -175,32 +177,6 @@ def test_measured_loads_of_shares(t: Topology, rows: float, whole: int, medium: 
         assert loads["relays_to_server"] == pytest.approx(formula["relays_to_server"])
 
 
-@examples(15)
-@given(
-    contacts=moving(),
-    sums=st.sampled_from(SUMS),
-    medium=st.sampled_from(("broadcast", "unicast")),
-    last_hop=st.sampled_from(("broadcast", "unicast")),
-    wire=st.sampled_from((None, "int4")),
-)
-def test_codes_follow_users_who_move(
-    contacts: Contacts, sums: str, medium: str, last_hop: str, wire: str | None
-) -> None:
-    ivs = [terms(n, contacts.K, 20) for n in range(4)]
-    users, total = Terms(ivs, [set()] * 4), Total(20)
-    communicator = Sums(contacts, Network(medium=medium, last_hop=last_hop), wire, sums=sums)
-    expected = torch.zeros(20, dtype=torch.int64)
-    for round in range(4):
-        counted = communicator.round(round, users, total).users
-        reached = set(contacts.at(round).present)
-        assert set(counted.tolist()) == reached - users.idle
-        expected += ivs[round][counted].sum(0)
-        if wire is None:
-            assert total.state["last"][0].tolist() == expected.tolist()
-            assert set(users.models) == reached
-        assert all(model[:-1].tolist() == total.state["last"][0].tolist() for model in users.models.values())
-
-
 def test_a_user_who_lacks_a_share_has_missed_the_row() -> None:
     """Relay 4 is silent on the last hop: users who need its share wait, and take the next row."""
     t = symmetric(20, 5, 3)
@@ -246,50 +222,58 @@ def test_receipts_are_compressed() -> None:
     assert communicator.ledger.bits("relays_to_users").overhead < rows * 8 * 200
 
 
-def test_a_loaded_state_continues_with_the_same_bits() -> None:
-    """With a user who still waits, and a set-up, that travels as it does uncoded."""
-    t = any_r(K=12, H=4, r=1, seed=3)
-    ivs, away = [terms(n, 12) for n in range(6)], [{1}, set(), {0, 2}, {3}, set(), {1}]
+@pytest.mark.parametrize("wire", [None, "int4"])
+@pytest.mark.parametrize("aggregators", ["server", "all"])
+def test_a_loaded_state_continues_with_the_same_bits(aggregators: str, wire: str | None) -> None:
+    """With users who wait or are absent, a relay that missed rounds, and a set-up, that travels as it does uncoded."""
+    t, rounds, cuts = symmetric(K=12, H=4, r=2), range(6), {}
+    ivs, away = [terms(n, 12) for n in rounds], [{1}, set(), {0, 2}, {3}, set(), {1}]
 
-    def run(communicator: Sums, users: Terms, total: Total, rounds: range) -> list[dict[int, list[int]]]:
-        models = []
-        for round in rounds:
-            communicator.round(round, users, total, away[round])
-            models.append({k: model.tolist() for k, model in users.models.items()})
-        return models
+    def learner() -> tuple[Sums, Terms, Total]:
+        return Sums(t, wire=wire, aggregators=aggregators), Terms(ivs, [{n} for n in rounds]), Total(7)
 
+    def play(made: Sums, users: Terms, total: Total, round: int) -> dict[int, list[int]]:
+        made.round(round, users, total, away[round])
+        return {k: model.tolist() for k, model in users.models.items()}
+
+    whole, users, total = learner()
+    facts, models = ScriptedUsers([random_numbers(9, 12, 3, None)] * 2, [set(), set()], 3), []
+    whole.setup(facts, ScriptedAggregator(12, 3))
+    assert set(facts.models) == set(range(12))
+    assert whole.ledger.bits("relays_to_server", round="setup").overhead > 12 * 3 * 64
+    for round in rounds:
+        cuts[round] = deepcopy((whole.state_dict(), users.sent, total.state_dict()))
+        models.append(play(whole, users, total, round))
+    assert (whole.planning.handover_bits > 0) == (aggregators == "all")
     for cut in (1, 3, 5):
-        whole, users, total = Sums(t), Terms(ivs, [set()] * 6), Total(7)
-        facts = ScriptedUsers([random_numbers(9, 12, 3, None)] * 2, [set(), set()], 3)
-        whole.setup(facts, ScriptedAggregator(12, 3))
-        assert set(facts.models) == set(range(12))
-        assert whole.ledger.bits("relays_to_server", round="setup").overhead > 12 * 3 * 64
-        run(whole, users, total, range(cut))
-        then, others, another = Sums(t), Terms(ivs, [set()] * 6), Total(7)
-        then.load_state_dict(whole.state_dict())
-        others.sent = dict(users.sent)
-        another.load_state_dict(total.state_dict())
-        assert run(whole, users, total, range(cut, 6)) == run(then, others, another, range(cut, 6))
-        assert whole.ledger.bits("relays_to_users") == then.ledger.bits("relays_to_users")
-        assert whole.setup_seconds == then.setup_seconds
+        then, others, another = learner()
+        state, others.sent, total_state = cuts[cut]
+        then.load_state_dict(state)
+        another.load_state_dict(total_state)
+        assert [play(then, others, another, round) for round in rounds[cut:]] == models[cut:]
+        assert then.ledger.bits("relays_to_users") == whole.ledger.bits("relays_to_users")
+        assert (then.V_bits, then.setup_seconds) == (whole.V_bits, whole.setup_seconds)
+        assert then.planning.handover_bits == whole.planning.handover_bits
 
 
-def test_without_a_sum_its_relay_is_left_out() -> None:
+@pytest.mark.parametrize("wire", [None, "int4"])
+def test_without_a_sum_its_relay_is_left_out(wire: str | None) -> None:
     """Others add up the rows of its users."""
     t = symmetric(K=20, H=5, r=3)
-    users = Terms([terms(n, 20) for n in range(2)], [set()] * 2)
-    apart = Apart(t, [users])
+    users = Terms([terms(n, 20) for n in range(3)], [set()] * 3)
+    apart = Apart(t, [users], SumsOfRows(wire=wire, aggregators="server"))
 
     def lose(node: str, message: Message) -> Message | None:
         return None if (message.kind, node, message.sender) == (IVS, SERVER, "relay 1") else message
 
-    apart.play(0)
     assert 1 in cover(t).relays
-    apart.play(1, change=lose)
-    assert apart.server.attendance.relays == (0, 2, 3, 4)
-    total = users.ivs[0].sum(0) + users.ivs[1].sum(0)
+    for round in range(3):
+        apart.play(round, change=lose if round == 1 else Changed.change)
+        assert apart.server.attendance.relays == ((0, 2, 3, 4) if round == 1 else (0, 1, 2, 3, 4))
+    true, sums = torch.stack(users.ivs).sum(dim=(0, 1)), apart.total.state["last"][0]
+    assert torch.equal(sums[:6] + (owed(apart.hosts, set()) if wire else 0), true[:6])
     assert set(users.models) == set(range(20))
-    assert all(model.tolist() == [*total.tolist(), 2] for model in users.models.values())
+    assert all(model.tolist() == [*sums.tolist(), 3] for model in users.models.values())
 
 
 def test_a_user_without_a_model_waits() -> None:

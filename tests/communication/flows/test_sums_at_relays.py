@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adding import Apart, Terms, Total, owed, terms
+from adding import Terms, Total, owed, terms
+from apart import Apart
 from changed import flipped, poisoned
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators, sum_code
-from hmtl.communication import TIERS, Network, Sums
+from hmtl.communication import TIERS, Network, Sums, SumsOfRows
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import BROADCAST, DIGESTS, IVS, MODELS, REPORT, SERVER, STATE, VERDICT, Message
 from hmtl.communication.rounding_of_sums import FewBits
@@ -64,9 +65,8 @@ def test_all_terms_that_counted_reach_all_users_within_range(
     ivs = [terms(seed + n, t.K) for n in range(rounds)]
     half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
     sides = [Terms(ivs, absent, mine) for mine in half]
-    formats = FewBits(bits, t.K, M) if bits else None
-    learning = covering(t, rng)
-    apart = Apart(t, sides, Network(medium=medium, last_hop=last_hop), formats, sums, learning)
+    recipe = SumsOfRows(wire=bits and f"int{bits}", sums=sums, aggregators=list(covering(t, rng)))
+    apart = Apart(t, sides, recipe, Network(medium=medium, last_hop=last_hop))
     true, counted, versions, latest = torch.zeros(M + 1, dtype=torch.int64), set[tuple[int, int]](), [0] * t.H, 0
     waiting = set[int]()
     for round in range(rounds):
@@ -126,7 +126,7 @@ def _check_loads(apart: Apart, round: int, near: set[int], medium: str, last_hop
     known_by_all = heard.G[A].all(axis=0)
     sent = heard.restricted(users=np.flatnonzero(~known_by_all))
     unreached = [k for k in near if not t.G[A, k].any()]
-    if apart.few_bits:
+    if isinstance(formats, FewBits):
         return
     row = 64 * formats.L
     code = sum_code(sent, None, 1 if sums == "whole" else 8, formats.L if sums == "auto" else 0)
@@ -151,9 +151,9 @@ def _check_loads(apart: Apart, round: int, near: set[int], medium: str, last_hop
     medium=media,
     last_hop=media,
     wire=st.sampled_from((None, "int4")),
-    aggregators=st.sampled_from(("auto", "all")),
+    aggregators=st.sampled_from(("auto", "all", "server")),
 )
-def test_relays_learn_sums_of_users_who_move(
+def test_sums_of_users_who_move(
     contacts: Contacts, sums: str, medium: str, last_hop: str, wire: str | None, aggregators: Aggregators
 ) -> None:
     """Rows reach users whom no aggregator hears, and loads are those of the formula: 840 numbers need no padding."""
@@ -236,34 +236,9 @@ def test_a_set_up_that_fails_changes_no_later_round() -> None:
         np.testing.assert_array_equal(made.ledger.per_link(tier, 0), whole.ledger.per_link(tier, 0))
 
 
-@pytest.mark.parametrize("wire", [None, "int4"])
-def test_a_loaded_state_continues_with_the_same_bits(wire: str | None) -> None:
-    """With a relay that has missed rounds, users who wait, and a set-up."""
-    t = symmetric(K=12, H=4, r=2)
-    ivs, away = [terms(n, 12) for n in range(6)], [{1}, set(), {0, 2}, {3}, set(), {1}]
-
-    def run(made: Sums, users: Terms, total: Total, rounds: range) -> list[dict[int, list[int]]]:
-        models = []
-        for round in rounds:
-            made.round(round, users, total, away[round])
-            models.append({k: model.tolist() for k, model in users.models.items()})
-        return models
-
-    for cut in (1, 3, 5):
-        whole, users, total = Sums(t, wire=wire, aggregators="all"), Terms(ivs, [set()] * 6), Total(7)
-        run(whole, users, total, range(cut))
-        then, others, another = Sums(t, wire=wire, aggregators="all"), Terms(ivs, [set()] * 6), Total(7)
-        then.load_state_dict(whole.state_dict())
-        others.sent = dict(users.sent)
-        another.load_state_dict(total.state_dict())
-        assert run(whole, users, total, range(cut, 6)) == run(then, others, another, range(cut, 6))
-        assert whole.ledger.bits("relays_to_users") == then.ledger.bits("relays_to_users")
-        assert whole.planning.handover_bits == then.planning.handover_bits > 0
-
-
 def test_a_relay_that_adds_other_terms_is_found_before_a_row_spreads() -> None:
     users = Terms([terms(n, 20) for n in range(2)], [set()] * 2)
-    apart = Apart(symmetric(K=20, H=5, r=3), [users], sums="whole", learning=(0, 1, 2))
+    apart = Apart(symmetric(K=20, H=5, r=3), [users], SumsOfRows(sums="whole", aggregators=[0, 1, 2]))
     apart.play(0)
 
     def change(node: str, message: Message) -> Message:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adding import Apart, Terms, terms
+from adding import Terms, terms
+from apart import Apart
 from cryptography.exceptions import InvalidTag
 
 from hmtl.coding import shamir
+from hmtl.communication import SumsOfRows
 from hmtl.communication.messages import IVS, KEYS, SERVER, SHARED, SHARES, UNMASK, Message, nothing
 from hmtl.communication.secure.crypto import agree, expand, unseal
 from hmtl.communication.secure.masking import MaskingUser
@@ -18,6 +20,7 @@ from hmtl.communication.secure.neighbors import Secure
 from hmtl.topology import Topology, symmetric
 
 K, SECURE = 42, Secure(0.1)
+MASKED = SumsOfRows(secure=SECURE)
 
 
 class Liar:
@@ -118,7 +121,7 @@ class Register:
 def lied_to(r: int, lies: str, i: int = 0) -> tuple[Liar, torch.Tensor]:
     """Play a round of 42 users, r of 3 relays hear each; return relay i, which lies, and the terms."""
     values = terms(0, K, reach=50)
-    apart = Apart(symmetric(K, 3, r), [Terms([values], [set()])], secure=SECURE)
+    apart = Apart(symmetric(K, 3, r), [Terms([values], [set()])], MASKED)
     apart.hosts[0].notary = Register() if "signed" in lies else None
     liar = Liar(apart, i, lies)
     apart.play(0, change=liar.change)
@@ -160,7 +163,7 @@ def test_a_relay_that_lies_about_who_shared_or_counted_learns_no_two_seeds(lies:
 def test_users_know_how_many_neighbours_they_have() -> None:
     """Fewer shares of a seed would be enough if users had fewer neighbours; only relay 0 hears users 0 to 9."""
     users = Terms([terms(0, 20)], [set()])
-    apart, sent = Apart(Topology(np.kron(np.eye(2), np.ones(10)).astype(np.uint8)), [users], secure=SECURE), set[int]()
+    apart, sent = Apart(Topology(np.kron(np.eye(2), np.ones(10)).astype(np.uint8)), [users], MASKED), set[int]()
 
     def change(node: str, message: Message) -> Message:
         if message.kind == KEYS and node.startswith("host") and message.sender == "relay 0":
@@ -185,7 +188,7 @@ def test_a_relay_cannot_invent_users_whom_other_relays_did_not_hear() -> None:
     """They would be neighbours that hold shares. Where only this relay hears a user, nobody can tell."""
     absent, invented = {5, 6, 7}, MaskingUser(0).advertised
     users = Terms([terms(0, 20)], [absent])
-    apart, told = Apart(symmetric(20, 4, 2), [users], secure=SECURE), list[bytes]()
+    apart, told = Apart(symmetric(20, 4, 2), [users], MASKED), list[bytes]()
 
     def change(node: str, message: Message) -> Message:
         if message.kind == KEYS and (node, message.sender) == (SERVER, "relay 0"):
@@ -224,7 +227,7 @@ def of_six(row: np.ndarray) -> np.ndarray:
 )
 @pytest.mark.parametrize("to", ["host", SERVER])
 def test_garbage_that_a_relay_sends_ends_no_run(to: str, garbage: Spoil, kind: str) -> None:
-    apart = Apart(symmetric(12, 3, 1), [Terms([terms(n, 12) for n in range(2)], [set()] * 2)], secure=SECURE)
+    apart = Apart(symmetric(12, 3, 1), [Terms([terms(n, 12) for n in range(2)], [set()] * 2)], MASKED)
 
     def change(node: str, message: Message) -> Message:
         if message.round or (message.sender, message.kind) != ("relay 0", kind) or not node.startswith(to):
@@ -267,7 +270,7 @@ def test_one_user_who_sends_garbage_costs_no_more_than_its_own_term(spoiled: str
     """It has a host of its own, whose rows may have any length."""
     ivs, rest = [terms(n, 12, reach=50) for n in range(2)], [k for k in range(12) if k != place]
     sides = [Terms(ivs, [set()] * 2, mine) for mine in (rest, [place])]
-    apart, changes, seen = Apart(symmetric(12, 3, 2), sides, secure=SECURE), SPOILED[spoiled], set[str]()
+    apart, changes, seen = Apart(symmetric(12, 3, 2), sides, MASKED), SPOILED[spoiled], set[str]()
 
     def change(node: str, message: Message) -> Message:
         if message.round or message.sender != "host 1" or message.kind not in changes:

@@ -6,14 +6,15 @@ from math import floor
 import numpy as np
 import pytest
 import torch
-from adding import Apart, Terms, Total, terms
+from adding import Terms, Total, terms
+from apart import Apart
 from changed import poisoned
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from hmtl.communication import Network, Sums
+from hmtl.communication import Network, Sums, SumsOfRows
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import ATTENDANCE, IVS, KEYS, MODELS, REPORT, SERVER, SHARED, SHARES, UNMASK, Message
 from hmtl.communication.secure.neighbors import Secure
@@ -22,6 +23,7 @@ from hmtl.testing.topologies import moving, topologies
 from hmtl.topology import Contacts, Topology, any_r, symmetric
 
 COLLUDING = 0.1
+MASKED = SumsOfRows(secure=Secure(COLLUDING))
 
 
 @given(
@@ -41,7 +43,7 @@ def test_what_is_lost_leaves_an_exact_sum_or_an_empty_round(
     ivs = [terms(seed + n, t.K, reach=63) for n in range(rounds)]
     half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
     sides = [Terms(ivs, absent, mine) for mine in half]
-    apart = Apart(t, sides, Network(medium=medium), None, sums, secure=Secure(0.2))
+    apart = Apart(t, sides, SumsOfRows(secure=Secure(0.2), sums=sums), Network(medium=medium))
     total, waiting, counted = torch.zeros(7, dtype=torch.int64), set[int](), set[tuple[int, int]]()
     for round in range(rounds):
         away = set(np.flatnonzero(rng.random(t.H) < gone).tolist())
@@ -153,7 +155,7 @@ STEPS = {  # how many users count, of 12, if relay 0, which serves 4, loses the 
 def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, str, str, int], silent: bool) -> None:
     """Relay 0 in round 1; it is back in round 3."""
     users = Terms([terms(n, 12, reach=63) for n in range(4)], [set()] * 4)
-    apart, seen = Apart(symmetric(12, 3, 2), [users], secure=Secure(COLLUDING)), 0
+    apart, seen = Apart(symmetric(12, 3, 2), [users], MASKED), 0
     total, (kind, sender, receiver, number) = torch.zeros(7, dtype=torch.int64), step
 
     def change(node: str, message: Message) -> Message | None:
@@ -183,7 +185,7 @@ def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, 
 def test_a_relay_that_misses_one_message_goes_on(kind: str, sender: str, receiver: str, number: int) -> None:
     """Relay 0 in the first round, or what it says is missed; the terms of users 1 and 2 are lost."""
     users = Terms([terms(n, 12, reach=63) for n in range(2)], [set()] * 2)
-    apart, seen = Apart(symmetric(12, 3, 2), [users], secure=Secure(COLLUDING)), 0
+    apart, seen = Apart(symmetric(12, 3, 2), [users], MASKED), 0
 
     def change(node: str, message: Message) -> Message | None:
         nonlocal seen
@@ -217,7 +219,7 @@ def test_relays_get_one_copy_of_what_the_server_broadcasts(medium: str) -> None:
 
     for hosts in (1, 4):
         sides = [Terms(ivs, [set()], range(n, 20, hosts)) for n in range(hosts)]
-        apart = Apart(symmetric(20, 5, 3), sides, Network(medium=medium), secure=Secure(COLLUDING))
+        apart = Apart(symmetric(20, 5, 3), sides, MASKED, Network(medium=medium))
         arrived.clear()
         apart.play(0, change=change)
         assert len(arrived) == len(set(arrived)) == 2 * 5
@@ -228,7 +230,7 @@ def test_relays_get_one_copy_of_what_the_server_broadcasts(medium: str) -> None:
 @pytest.mark.parametrize("kind", [SHARES, UNMASK])
 def test_users_with_few_neighbours_do_not_need_all_relays(kind: str) -> None:
     users = Terms([terms(0, 100, reach=63)], [set()])
-    apart = Apart(any_r(100, 5, 3), [users], secure=Secure(COLLUDING))
+    apart = Apart(any_r(100, 5, 3), [users], MASKED)
     apart.play(0, change=lambda node, message: None if (message.kind, node) == (kind, "relay 0") else message)
     ((counted, _),) = apart.total.seen
     assert len(counted) >= (100 if kind == UNMASK else 75)
@@ -239,7 +241,7 @@ def test_users_with_few_neighbours_do_not_need_all_relays(kind: str) -> None:
 def test_a_relay_that_serves_nobody_is_all_that_is_left(kind: str) -> None:
     """What it passes on has no rows."""
     users = Terms([terms(n, 5, reach=63) for n in range(2)], [set()] * 2)
-    apart = Apart(Topology(np.array([[1] * 5, [0] * 5], np.uint8)), [users], secure=Secure(COLLUDING))
+    apart = Apart(Topology(np.array([[1] * 5, [0] * 5], np.uint8)), [users], MASKED)
     apart.play(0, change=lambda node, m: None if (m.kind, node, m.sender) == (kind, SERVER, "relay 0") else m)
     assert {k: model.tolist() for k, model in users.models.items()} == dict.fromkeys(range(5), [0] * 7 + [1])
     apart.play(1)
@@ -250,7 +252,8 @@ def test_a_relay_that_serves_nobody_is_all_that_is_left(kind: str) -> None:
 @pytest.mark.parametrize("why", ["too few", "unanswered"])
 def test_an_empty_round_says_why_and_costs_nothing(why: str, caplog: pytest.LogCaptureFixture) -> None:
     users = Terms([terms(n, 20, reach=63) for n in range(3)], [set()] * 3)
-    apart, answered = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING, least=5)), list[Message]()
+    recipe, answered = SumsOfRows(secure=Secure(COLLUDING, least=5)), list[Message]()
+    apart = Apart(symmetric(20, 5, 3), [users], recipe)
 
     def lose(node: str, message: Message) -> Message | None:
         if why == "too few" and message.kind == IVS and node.startswith("relay"):
@@ -279,7 +282,7 @@ def test_who_sends_what_and_how_long_it_is_does_not_depend_on_the_terms() -> Non
 
     def seen(seed: int) -> list[tuple[object, ...]]:
         apart, messages = (
-            Apart(any_r(12, 4, 2, seed=1), [Terms(ivs(seed), [{3}, {5, 6}])], secure=Secure(COLLUDING)),
+            Apart(any_r(12, 4, 2, seed=1), [Terms(ivs(seed), [{3}, {5, 6}])], MASKED),
             [],
         )
 
@@ -303,7 +306,7 @@ def test_who_sends_what_and_how_long_it_is_does_not_depend_on_the_terms() -> Non
 def test_rows_of_terms_and_partial_sums_are_uniform_on_all_links() -> None:
     """Users send zeros in two rounds: every byte is masked, by masks of its own."""
     users = Terms([torch.zeros(20, 5001, dtype=torch.int64)] * 2, [set()] * 2)
-    apart, rows = Apart(symmetric(20, 5, 3), [users], secure=Secure(COLLUDING)), dict[tuple[object, ...], bytes]()
+    apart, rows = Apart(symmetric(20, 5, 3), [users], MASKED), dict[tuple[object, ...], bytes]()
 
     def change(node: str, message: Message) -> Message:
         if message.kind == IVS:

@@ -1,0 +1,92 @@
+"""A network whose nodes share no more than planners, as on machines of their own."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from adding import Total
+from changed import Change, Changed
+
+from hmtl.coding import AggregatorSet
+from hmtl.communication import LinkLedger, Network, SumsOfRows
+from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.nodes.host import Host
+from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
+from hmtl.communication.nodes.server import Server
+from hmtl.communication.round import Nodes, Schedule, Stopwatch, play
+from hmtl.communication.secure_round import SecureSchedule
+from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
+from hmtl.topology import Topology
+
+
+class Apart:
+    """Nodes that share nothing but planners, two of them, that must plan the same.
+
+    Planners know nothing of a round but what they are asked. Each aggregator has memory of its own, and each of `sides`
+    a host.
+
+    Attributes:
+        home: the relays that aggregate if they can.
+        central: whether the server aggregates.
+    """
+
+    def __init__(
+        self,
+        t: Topology,
+        sides: Sequence[ScriptedUsers],
+        recipe: Recipe = SumsOfRows(aggregators="server"),  # noqa: B008
+        network: Network = Network(),  # noqa: B008
+    ) -> None:
+        nodes = AggregatorSet((), server=True) if recipe.secure else recipe.nodes(t, network)
+        planners = [recipe.planner(t, network, nodes) for _ in range(2)]
+        recipe, width = recipe.of_rows(sides[0], planners[0]), sides[0].ivs[0].shape[1]
+        host, relay, server, self.schedule = Host, Relay, Server, Schedule()
+        if recipe.secure:
+            host, relay, server, self.schedule = SecureHost, SecureRelay, SecureServer, SecureSchedule()
+        self.t, self.home, self.central = t, nodes.relays, nodes.server
+
+        def aggregation() -> Aggregation:
+            aggregator = Total(width) if recipe.adds else ScriptedAggregator(t.K, width)
+            return Aggregation(t.K, aggregator, recipe.aggregator_coder(sides[0], t.K), revocable=True)
+
+        self.hosts = []
+        for n, side in enumerate(sides):
+            members = np.array(sorted(side.mine))
+            self.hosts.append(host(planners[n % 2], recipe, side, recipe.user_coder(side, members), n, members))
+        names = [host.name for host in self.hosts]
+        self.relays = [
+            relay(i, planners[i % 2], recipe, names, aggregation() if self.home else None) for i in range(t.H)
+        ]
+        self.server = server(planners[0], recipe, aggregation() if self.central else None)
+        self.links = Changed(LinkLedger(t.K, t.H))
+        self.names = names, [relay.name for relay in self.relays]
+
+    def play(self, round: int, away: Collection[int] = (), change: Change = Changed.change) -> None:
+        self.links.change = change
+        self.links.ledger.begin_round()
+        there = [relay for relay in self.relays if relay.i not in away]
+        nodes = Nodes(self.hosts, there, self.server, self.seats()[-1], self.schedule, *self.names)
+        play(round, nodes, self.links, Stopwatch())
+
+    def seats(self) -> list[Aggregation]:
+        """The relays' aggregations, if any, then that of the server."""
+        relays = [relay.aggregation for relay in self.relays] if self.home else []
+        return relays + ([self.server.aggregation] if self.central else [])
+
+    def aggregators(self) -> list[ScriptedAggregator]:
+        return [seat.aggregator for seat in self.seats()]
+
+    @property
+    def newest(self) -> Aggregation:
+        """That of an aggregator with the present state; all such aggregators have the same."""
+        if self.central:
+            return self.server.aggregation
+        last = max(relay.version for relay in self.relays)
+        seats = [relay.aggregation for relay in self.relays if relay.version == last]
+        assert all((seat.state_bytes() == seats[0].state_bytes()).all() for seat in seats)
+        return seats[0]
+
+    @property
+    def total(self) -> Total:
+        return self.newest.aggregator
