@@ -3,7 +3,7 @@
 Loads are in IVs per round, times in seconds. Tiers and media are dictionary keys, as in `plan format=json`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,6 @@ from hmtl.coding import (
     obstacle,
     sum_codes,
     sum_loads,
-    uplink_bound,
 )
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
@@ -49,7 +48,7 @@ class ChosenRelays:
 
     Attributes:
         relays: the relays; empty if the server alone aggregates.
-        relays_to_server, server_to_relays: loads on the medium for which they were chosen.
+        relays_to_server: load from relays to server.
         proven: whether `cost` reaches `bound`, so that nothing in the class of `bound` is better.
         downlinks: the load from server to relays on each medium.
         seconds: the communication time on each medium.
@@ -57,7 +56,6 @@ class ChosenRelays:
 
     relays: list[int]
     relays_to_server: float
-    server_to_relays: float
     proven: bool
     downlinks: dict[str, float]
     seconds: dict[str, float]
@@ -94,21 +92,17 @@ class AddingRelays(ChosenRelays):
         best: whether the choice is proven: no other relays, nor the server, take less time over all hops by the schemes
             of `best_sum_aggregators`.
         excess: by what fraction another choice can be better at most.
-        server_seconds: the communication time on each medium if the server learns the sums.
         cost: time from relays to server, in rows at the speed of the slowest relay.
         bound: a lower bound of `cost` for every scheme in which the same nodes learn the sums.
         pieces: number of pieces of a row, so that a share is as long as one of them; 1: relays send whole rows.
-        whole_rows: load from relays to server if they sent whole rows.
     """
 
     learning: list[int]
     best: bool
     excess: float
-    server_seconds: dict[str, float]
     cost: float
     bound: float
     pieces: int
-    whole_rows: float
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,6 @@ class Comparison:
         downlinks: loads from server to relays by medium and scheme.
         bounds: lower bounds by tier of schemes in which all relays learn all IVs (Hu et al. 2022, Theorem 2).
         proof: the least load from relays to server of such schemes, and a partition of the relays that certifies it.
-        uplink_seconds: time from relays to server by scheme, and a lower bound if all relays learn all IVs.
         not_trainable: schemes without a plan on this network, with the reason.
         seconds: communication time of one round by medium and scheme.
         formats: the cost of a round by wire (`null`, 64 bits, and the one that is asked for) and by what travels:
@@ -160,7 +153,6 @@ class Comparison:
     downlinks: dict[str, dict[str, float]]
     bounds: dict[str, float]
     proof: dict[str, Any]
-    uplink_seconds: dict[str, float]
     not_trainable: dict[str, str]
     seconds: dict[str, dict[str, float]]
     formats: dict[str, dict[str, RoundCost]]
@@ -191,7 +183,6 @@ def compare(
     learning = best_sum_aggregators(topology, network.hops(topology))
     by_scheme = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
     least, partition = demand_of(topology).optimum
-    fastest = network.W2 if uplinks is None else max(uplinks.bandwidths, default=network.W2)
     obstacles = {scheme: obstacle(topology, scheme) for scheme in CODED_SCHEMES}
     best = {medium: _best(clock, medium) for medium in MEDIA}
     return Comparison(
@@ -209,10 +200,6 @@ def compare(
         proof={
             RELAYS_TO_SERVER: float(least),
             "partition": [[topology.active[i] for i in part] for part in partition],
-        },
-        uplink_seconds={
-            "bound": uplink_bound(topology, uplinks) * V_bits / fastest,
-            **{scheme: clock.seconds(by_scheme[scheme], network.medium, (RELAYS_TO_SERVER,)) for scheme in SCHEMES},
         },
         not_trainable={scheme: reason for scheme, reason in obstacles.items() if reason},
         seconds={medium: {scheme: clock.seconds(by_scheme[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
@@ -237,9 +224,9 @@ class _Clock:
     def uplinks(self) -> Uplinks | None:
         return self.network.uplinks(self.topology)
 
-    def seconds(self, load: Loads, medium: str, tiers: Collection[str] = TIERS) -> float:
-        """Return the time [s] on some tiers."""
-        return self.cost(load, medium, {tier: self.V_bits * (tier in tiers) for tier in TIERS}).seconds
+    def seconds(self, load: Loads, medium: str) -> float:
+        """Return the time [s] of a round."""
+        return self.cost(load, medium).seconds
 
     def cost(
         self, load: Loads, medium: str, bits: Mapping[str, int] | None = None, added: dict[str, AddedBits] | None = None
@@ -262,7 +249,6 @@ def _best(clock: _Clock, medium: str) -> BestAggregators:
         relays=list(choice.relays),
         server=choice.server,
         relays_to_server=load.uplink,
-        server_to_relays=load.down(medium),
         cost=round(choice.cost, 9),
         bound=choice.bound,
         excess=choice.excess,
@@ -294,19 +280,17 @@ def _in_format(
 def _adding(clock: _Clock, learning: Choice, added: dict[str, AddedBits] | None = None) -> AddingRelays:
     t, uplinks, A = clock.topology, clock.uplinks, learning.relays
     up, _ = sum_codes(t, A, uplinks)
-    load, server = sum_loads(t, uplinks, A=A), sum_loads(t, uplinks)
+    load = sum_loads(t, uplinks, A=A)
     return AddingRelays(
         relays=list(up.relays),
         learning=list(A),
         best=learning.proven,
         excess=learning.excess,
-        server_seconds={name: clock.cost(server, name, added=added).seconds for name in MEDIA},
         pieces=up.pieces,
-        whole_rows=sum_loads(t, uplinks, 1, A).uplink,
         cost=up.cost,
         bound=up.bound,
         proven=up.proven,
-        **_between(load),
+        relays_to_server=load.uplink,
         downlinks={name: load.down(name) for name in MEDIA},
         seconds={name: clock.cost(load, name, added=added).seconds for name in MEDIA},
     )

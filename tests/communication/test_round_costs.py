@@ -39,7 +39,7 @@ def test_seconds_by_hand() -> None:
     assert comparison.aggregators["unicast"].seconds["unicast"] == pytest.approx(20 + 28)
     sums, rows = comparison.sums, 5 / 3
     assert sums.relays == [0, 1, 2, 3, 4]
-    assert (sums.pieces, sums.whole_rows, sums.proven) == (3, 3, True)
+    assert (sums.pieces, sums.proven) == (3, True)
     assert sums.cost == pytest.approx(rows)
     assert sums.seconds == pytest.approx(
         {"broadcast": 10 + rows + 1 + rows / 2, "unicast": 10 + rows + rows + rows / 2}
@@ -53,7 +53,7 @@ def test_a_unicast_last_hop_carries_a_copy_for_each_user() -> None:
 
 def test_whole_rows_if_shares_gain_nothing() -> None:
     sums = compare(heterogeneous(20, 4, 2, 0.2), Network(), 1000).sums
-    assert (sums.learning, sums.relays, sums.pieces, sums.whole_rows, sums.proven) == ([], [0, 1, 2, 3], 1, 4, True)
+    assert (sums.learning, sums.relays, sums.pieces, sums.proven) == ([], [0, 1, 2, 3], 1, True)
 
 
 def test_relays_learn_sums_if_that_takes_less_time() -> None:
@@ -62,7 +62,6 @@ def test_relays_learn_sums_if_that_takes_less_time() -> None:
     sums = compare(symmetric(20, 5, 4), network, 1000).sums
     assert (len(sums.learning), len(sums.relays), sums.best) == (2, 1, True)
     assert sums.seconds == pytest.approx({"broadcast": 2, "unicast": 3}, rel=1e-4)
-    assert sums.server_seconds == pytest.approx({"broadcast": 9 / 4, "unicast": 5 / 2}, rel=1e-4)
     alone = compare(symmetric(20, 5, 5), network, 1000).sums
     assert (len(alone.learning), alone.relays, alone.best) == (1, [], True)
     assert alone.seconds["broadcast"] == pytest.approx(0, abs=1e-4)
@@ -94,10 +93,9 @@ def test_formats_by_hand() -> None:
 def test_best_aggregators(topology: Topology, medium: str, relays: int, ivs: int) -> None:
     best = compare(topology, Network(medium=medium), 50_176).aggregators[medium]
     assert len(best.relays) == relays
-    assert best.relays_to_server + best.server_to_relays == pytest.approx(ivs)
+    assert best.relays_to_server + best.downlinks[medium] == pytest.approx(ivs)
     assert best.bound == best.cost == pytest.approx(ivs)
     assert best.proven
-    assert best.downlinks[medium] == best.server_to_relays
 
 
 @examples(12)
@@ -108,7 +106,6 @@ def test_best_aggregators(topology: Topology, medium: str, relays: int, ivs: int
 )
 def test_bounds_hold(seed: int, r: int, links: dict[str, Any]) -> None:
     comparison = compare(any_r(8, 4, r, seed), Network(**links), 1000)
-    assert comparison.uplink_seconds["bound"] <= comparison.uplink_seconds["optimal"] * (1 + 1e-9)
     for best in comparison.aggregators.values():
         assert best.bound <= best.cost * (1 + 1e-9)
 

@@ -93,7 +93,7 @@ def test_a_plan_counts_seconds_of_all_that_is_sent() -> None:
     _, between_up, between_down, _ = secure.secure.by_tier.values()
     assert secure.sums == plain.sums
     assert secure.secure_sums.seconds == pytest.approx(
-        {medium: each + seconds[medium] for medium, each in plain.sums.server_seconds.items()}
+        {medium: each + seconds[medium] for medium, each in plain.sums.seconds.items()}
     )
     few, many = secure.formats["int4"]["secure"], secure.formats["int4"]["sums"]
     assert few.bits == pytest.approx(many.bits + between_up + between_down)
