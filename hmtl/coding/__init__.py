@@ -8,7 +8,7 @@ The names are those of the paper: a *user* is a client, a *relay* an edge server
 update that a client sends. A *load* is what a tier carries in a round, in IVs.
 """
 
-from hmtl.coding.aggregators import MEDIA, AggregatorChoice, AggregatorSet, Choice
+from hmtl.coding.aggregators import MEDIA, AggregatorSet, Choice
 from hmtl.coding.covers import cover
 from hmtl.coding.formulas import Loads, forwarders
 from hmtl.coding.plan import Block, Plan, block_of
@@ -35,7 +35,6 @@ __all__ = [
     "MEDIA",
     "MOST_PIECES",
     "SCHEMES",
-    "AggregatorChoice",
     "AggregatorSet",
     "Aggregators",
     "Block",

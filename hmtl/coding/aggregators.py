@@ -60,17 +60,28 @@ class AggregatorSet:
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice of relays, with a lower bound of the cost of any choice in its class.
+    """A choice of aggregators, or of relays that add, with a lower bound of the cost of any choice in its class.
+
+    The class of `best_aggregators` has the two schemes of the module for each set of relays, with one coding scheme and
+    the loads of `hmtl.coding.loads`. Schemes outside it can cost less, such as those with more pieces, or in which
+    relays divide a model.
 
     Attributes:
         relays: the relays.
         cost: the cost of this choice.
         bound: lower bound of the cost of all choices.
+        server: whether the server aggregates, which `best_aggregators` says; it does if no relay does.
     """
 
     relays: tuple[int, ...]
     cost: float
     bound: float
+    server: bool = False
+
+    @property
+    def nodes(self) -> AggregatorSet:
+        """The aggregators."""
+        return AggregatorSet(self.relays, self.server)
 
     @property
     def proven(self) -> bool:
@@ -83,26 +94,6 @@ class Choice:
         if self.proven:
             return 0.0
         return self.cost / self.bound - 1 if self.bound > 0 else inf
-
-
-@dataclass(frozen=True)
-class AggregatorChoice(Choice):
-    """A choice of aggregators: relays, the server, or both.
-
-    Its class has the two schemes of the module for each set of relays, with one coding scheme and the loads of
-    `hmtl.coding.loads`. `proven`: no other aggregators cost less in this class; schemes outside it can, such as those
-    with more pieces, or in which relays divide a model.
-
-    Attributes:
-        server: whether the server aggregates; it does if no relay does.
-    """
-
-    server: bool
-
-    @property
-    def nodes(self) -> AggregatorSet:
-        """The aggregators."""
-        return AggregatorSet(self.relays, self.server)
 
 
 class Search:
@@ -133,7 +124,7 @@ class Search:
             fastest = (self.demand.hears * self.W).max(axis=1)
             self.alone = (self.demand.counts / fastest) @ ~self.demand.hears
 
-    def best(self) -> AggregatorChoice:
+    def best(self) -> Choice:
         """Return the best choice found, with a lower bound of the cost."""
         bound = self._enumerate() if self.demand.H <= MOST_ENUMERATED else self._search()
         beside, least = self._beside()
@@ -141,7 +132,7 @@ class Search:
         if (cost := self.forwarding + self._rest(beside)) < self._to_beat:
             self.lowest, server = (cost, beside), True
         cost, A = self.lowest
-        return AggregatorChoice(tuple(self.relays[i] for i in A), float(cost), float(min(bound, least, cost)), server)
+        return Choice(tuple(self.relays[i] for i in A), float(cost), float(min(bound, least, cost)), server)
 
     def _beside(self) -> tuple[tuple[int, ...], float]:
         """Return the best relays beside a server that aggregates, and a lower bound of the cost of all such sets."""

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hmtl.coding.aggregators import MEDIA, SERVER, AggregatorChoice, AggregatorSet, Search
+from hmtl.coding.aggregators import MEDIA, SERVER, AggregatorSet, Choice, Search
 from hmtl.coding.allocation import Split, allocate, cheapest, even
 from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code, server_code
 from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, server_loads
@@ -84,7 +84,7 @@ def scheme_of(name: str | Scheme, among: Collection[str] = tuple(SCHEMES)) -> Sc
 
 def best_aggregators(
     t: Topology, scheme: str | Scheme = "optimal", uplinks: Uplinks | None = None, medium: str = "broadcast"
-) -> AggregatorChoice:
+) -> Choice:
     """Return the aggregators with the least time between relays and server.
 
     The choice is among the server and all sets of relays, with and without the server. Without it, all relays of a set
@@ -107,7 +107,7 @@ def best_aggregators(
         raise CodingError(f"medium={medium} is unknown: choose one of {', '.join(MEDIA)}.")
     chosen = scheme_of(scheme, CODED_SCHEMES)
     if not t.active:
-        return AggregatorChoice((), 0.0, 0.0, server=True)
+        return Choice((), 0.0, 0.0, server=True)
 
     programme = Programme(demand_of(t), uplinks)
 
