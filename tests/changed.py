@@ -19,8 +19,8 @@ class Changed(Counting):
     reliable = streams = False
     change: Change = staticmethod(lambda node, message: message)
 
-    def collect(self, node, kind, expected):
-        arrived = super().collect(node, kind, expected)
+    def collect(self, node, kind):
+        arrived = super().collect(node, kind)
         return [changed for message in arrived if (changed := self.change(node, message)) is not None]
 
 

@@ -64,16 +64,15 @@ class Links(ABC):
         """Announce that no more messages of this kind follow for now; receivers need not wait."""
 
     @abstractmethod
-    def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
+    def collect(self, node: str, kind: str) -> list[Message]:
         """Take the messages of one kind that arrived for a node.
 
         Args:
             node: the receiver.
             kind: one of the kinds in `messages`.
-            expected: names of the nodes that may send such messages.
 
         Returns:
-            The messages in the order of their senders in `expected`.
+            The messages in the order in which they were sent.
         """
 
 
@@ -93,5 +92,5 @@ class InProcess(Links):
         for receiver in message.receivers:
             self._boxes[receiver, message.kind].append(message)
 
-    def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
-        return sorted(self._boxes.pop((node, kind), []), key=lambda message: expected.index(message.sender))
+    def collect(self, node: str, kind: str) -> list[Message]:
+        return self._boxes.pop((node, kind), [])

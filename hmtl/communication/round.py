@@ -174,21 +174,20 @@ class Stage:
         self.acting = nodes.relays
 
     def hosts(self, action: Callable[..., Answers], *numbers: Any, **turn: Any) -> None:
-        """Give each host a turn; it hears relays, and answers them."""
-        relays = self.nodes.relay_names
-        self._turns(self.nodes.hosts, action, numbers, senders=relays, receivers=relays, **turn)
+        """Give each host a turn; it answers relays."""
+        self._turns(self.nodes.hosts, action, numbers, receivers=self.nodes.relay_names, **turn)
 
     def relays(self, action: Callable[..., Answers], *numbers: Any, **turn: Any) -> None:
-        """Give each relay that takes part a turn; by default, it hears the server, and answers it."""
+        """Give each relay that takes part a turn; by default, it answers the server."""
         self._turns(self.acting, action, numbers, **turn)
 
     def server(
         self, action: Callable[..., Answers], *numbers: Any, peers: Sequence[str] | None = None, **turn: Any
     ) -> None:
-        """Give the server a turn; by default, it hears the relays that take part, and answers them."""
+        """Give the server a turn; by default, it answers the relays that take part."""
         if peers is None:
             peers = [relay_name(i) for i in self.attendance.relays]
-        self._turns([self._server], action, numbers, senders=peers, receivers=peers, **turn)
+        self._turns([self._server], action, numbers, receivers=peers, **turn)
 
     def flow(self) -> Flow:
         """Return the flow of this attempt."""
@@ -217,7 +216,6 @@ class Stage:
         *,
         hears: Sequence[str] = (),
         says: Sequence[str] = (),
-        senders: Sequence[str] = (SERVER,),
         receivers: Sequence[str] = (SERVER,),
         tells: bool = False,
         task: str = "",
@@ -225,7 +223,7 @@ class Stage:
         links, turns = self.links, []
         for node in nodes:
             links.turn(node.name)
-            heard = [links.collect(node.name, kind, senders) for kind in hears]
+            heard = [links.collect(node.name, kind) for kind in hears]
             turns.append(Turn(node.name, action.__name__, numbers, heard, tells or bool(says), task))
         for turn, answers in zip(turns, self.nodes.play(turns, self.watch), strict=True):
             links.turn(turn.node)
@@ -271,7 +269,7 @@ def hear_rows(stage: Stage) -> None:
     stage.relays(Relay.begin)
     while stage.streams and any(host.unsent for host in stage.nodes.hosts):
         stage.hosts(Host.block, says=[IVS])
-        stage.relays(Relay.take, hears=[IVS], senders=stage.nodes.host_names)
+        stage.relays(Relay.take, hears=[IVS])
 
 
 def play_step(stage: Stage, n: int, step: Step) -> None:
@@ -326,14 +324,13 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         CodingError: the aggregators hold different IVs or models.
     """
     stage, server, schedule = Stage(nodes, links, watch), nodes.server, nodes.schedule
-    hosts, relays = nodes.host_names, nodes.relay_names
     assert server
     links.begin(round)
     try:
         schedule.begin(stage, round)
         stage.hosts(Host.announce if stage.streams else Host.rows, says=[IVS])
-        stage.relays(Relay.report, round, hears=[IVS], says=[REPORT], senders=hosts)
-        stage.server(Server.attend, round, peers=relays, hears=[REPORT], says=[ATTENDANCE])
+        stage.relays(Relay.report, round, hears=[IVS], says=[REPORT])
+        stage.server(Server.attend, round, peers=nodes.relay_names, hears=[REPORT], says=[ATTENDANCE])
         while True:
             stage.relays(Relay.attend, hears=[ATTENDANCE], tells=True)
             stage.keep_attending()
@@ -346,7 +343,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         stage.acting = nodes.relays
         schedule.end(stage)
         stage.acting = nodes.relays
-        stage.relays(Relay.deliver, says=[RECEIPTS, MODELS], receivers=hosts)
+        stage.relays(Relay.deliver, says=[RECEIPTS, MODELS], receivers=nodes.host_names)
         stage.hosts(Host.conclude, hears=[RECEIPTS, MODELS], tells=True)
     finally:
         nodes.close()

@@ -19,17 +19,17 @@ class SecureSchedule(Schedule):
         """Let users compute their terms, advertise keys and share the seeds of their masks."""
         super().begin(stage, round)
         users, relays, server = partial(_users, stage), partial(_relays, stage), partial(_server, stage)
-        up, down = {"senders": stage.nodes.host_names}, {"receivers": stage.nodes.host_names}
+        down = {"receivers": stage.nodes.host_names}
         stage.hosts(SecureHost.advertise, says=[KEYS])
-        stage.relays(SecureRelay.advertise, round, hears=[KEYS], says=[KEYS], **up)
+        stage.relays(SecureRelay.advertise, round, hears=[KEYS], says=[KEYS])
         server(SecureServer.introduce, KEYS, round)
         relays(SecureRelay.introduce, KEYS, **down)
         users(SecureHost.share, KEYS, [SHARES])
-        relays(SecureRelay.collect, SHARES, **up)
+        relays(SecureRelay.collect, SHARES)
         server(SecureServer.pass_on, SHARES)
         relays(SecureRelay.pass_on, SHARES, **down)
         users(SecureHost.read, SHARES, [SHARED])
-        relays(SecureRelay.confirm_shares, SHARED, **up)
+        relays(SecureRelay.confirm_shares, SHARED)
         server(SecureServer.settle, SHARED)
         relays(SecureRelay.announce, SHARED, **down)
         users(SecureHost.prepare, SHARED, [])
@@ -47,7 +47,7 @@ class SecureSchedule(Schedule):
         stage.server(SecureServer.ask, peers=stage.nodes.relay_names, says=[UNMASK])
         _relays(stage, SecureRelay.ask, UNMASK, receivers=stage.nodes.host_names)
         _users(stage, SecureHost.answer, UNMASK, [UNMASK])
-        _relays(stage, SecureRelay.hear, UNMASK, senders=stage.nodes.host_names)
+        _relays(stage, SecureRelay.hear, UNMASK)
         combining = True
         while combining:
             _server(stage, SecureServer.unmask, UNMASK)
@@ -64,7 +64,7 @@ def _users(stage: Stage, action: Action, gets: str, says: Sequence[str]) -> None
 
 
 def _relays(stage: Stage, action: Action, kind: str, **peers: Sequence[str]) -> None:
-    """Let relays hear and answer the server, or users instead if these are the `senders` or `receivers`."""
+    """Let relays hear messages of one kind and answer the server, or users if these are the `receivers`."""
     stage.relays(action, hears=[kind], says=[kind], **peers)
 
 

@@ -100,13 +100,13 @@ class TimedLinks(InProcess):
                     if all(frame[0] != kind for frame in self._leaving[a][b]):
                         self._leaving[a][b].append((kind, 8.0 * FRAME, None))
 
-    def collect(self, node: str, kind: str, expected: Sequence[str]) -> list[Message]:
+    def collect(self, node: str, kind: str) -> list[Message]:
         self._depart()
         for b in self._places(node):
             for first, last, bits, port in sorted(self._arriving.pop((b, kind), ())):
                 self._taken[port] = max(self._taken[port], first) + bits / self.access.links[port, 1]
                 self._clock[b] = max(self._clock[b], last, self._taken[port])
-        return super().collect(node, kind, expected)
+        return super().collect(node, kind)
 
     def _places(self, node: str) -> Sequence[int]:
         """Return the places of a node's clocks; a host of this process stands for all hosts."""
