@@ -108,9 +108,9 @@ def test_schemes_without_a_plan(scheme):
 
 
 def test_many_users_cost_at_most_one_percent():
-    t = any_r(K=1000, H=10, r=3)
+    t = any_r(K=600, H=10, r=3)
     made, best = make_plan(t), loads(t)
-    assert len(made.blocks) == 5
+    assert len(made.blocks) == 3
     assert made.loads.uplink <= 1.01 * best.uplink
     assert made.loads.downlink <= 1.01 * best.downlink
 

@@ -47,7 +47,7 @@ def played(t: Topology, **settings) -> tuple[Sums, Counter[tuple[str, str]], tor
     return communicator, sum((each.bits for each in made), Counter()), total.state["last"]
 
 
-@given(topologies(max_H=5, max_K=20), st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from(MEDIA))
+@given(topologies(max_H=5, max_K=13), st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from(MEDIA))
 def test_costs_are_what_a_secure_round_has_more_than_another(t: Topology, colluding: float, medium: str) -> None:
     """Sums have the same payload, and 8 numbers in a row instead of one. All users are neighbours."""
     secure, network = Secure(colluding), Network(medium=medium)

@@ -116,7 +116,7 @@ def test_the_sum_of_all_users_heard_reaches_all_users_within_range(
     assert not committed & {pair for side in sides for pair in side.dropped}
 
 
-@pytest.mark.parametrize("K", [20, 100])
+@pytest.mark.parametrize("K", [20, 40])
 @pytest.mark.parametrize(("medium", "last_hop"), [("broadcast", "broadcast"), ("unicast", "unicast")])
 @pytest.mark.parametrize("sums", ["whole", "auto"])
 def test_loads_do_not_grow_with_users(K: int, medium: str, last_hop: str, sums: str) -> None:
@@ -153,10 +153,10 @@ def test_loads_do_not_grow_with_users(K: int, medium: str, last_hop: str, sums: 
     [
         (symmetric(20, 5, 3), 5 / 3, 3),
         (symmetric(20, 5, 4), 5 / 4, 2),
-        (any_r(40, 5, 3), 5 / 3, 3),
+        pytest.param(any_r(40, 5, 3), 5 / 3, 3, marks=pytest.mark.slow),
         (any_r(40, 10, 3), 10 / 3, 5),
         pytest.param(any_r(100, 10, 5), 2, 4, marks=pytest.mark.slow),
-        (any_r(40, 5, 2, seed=1), 5 / 2, 4),
+        pytest.param(any_r(40, 5, 2, seed=1), 5 / 2, 4, marks=pytest.mark.slow),
         (Topology(np.roll(any_r(8, 7, 4, seed=1).G, -2, axis=1)), 12 / 7, 2),  # user 0 needs some of a relay's shares
     ],
 )
