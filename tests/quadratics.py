@@ -35,11 +35,6 @@ def quadratics(seed=0, reduction="mean"):
     return H, np.stack([x.T @ t / m for x, t, m in zip(X, y, n, strict=True)])
 
 
-def near(H, b, lam, a):
-    """argmin of each user's loss + (λ/2)‖w − a‖², [K, m]."""
-    return np.linalg.solve(H + lam * np.eye(H.shape[1]), (b + lam * a)[:, :, None])[:, :, 0]
-
-
 def linear(d, C):
     return nn.Linear(d, C, bias=False).double()
 

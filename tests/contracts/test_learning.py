@@ -142,13 +142,6 @@ def optimum(loss, name, reduction="mean"):
     return cp.Problem(cp.Minimize(total)).solve(solver=cp.CLARABEL)
 
 
-def run(algorithm, rounds, each=lambda round: None):
-    for round in range(rounds):
-        algorithm.step(round)
-        each(round)
-    return algorithm.metrics()
-
-
 def until_certified(algorithm, tolerance=5e-7, most=4000):
     """Play rounds until the relative gap is small enough; return the metrics."""
     start = 0
@@ -186,45 +179,6 @@ def test_dual_never_falls_by_either_pass(loss, name, tmp_path):
         assert seen[-1]["dual"] > seen[0]["dual"]
         models.append(algorithm.W)
     torch.testing.assert_close(*models, rtol=0, atol=1e-10)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("loss", "name"), [("hinge", "task_relationship"), ("logistic", "graph"), ("squared", "shared")]
-)
-def test_momentum_saves_rounds_and_restarts_keep_progress(loss, name, tmp_path):
-    """The gap is at most that without momentum, and the dual stays near its best."""
-    plain, fast = (mocha(loss, name, tmp_path, solver=SDCA(10.0), accelerated=a) for a in (False, True))
-    duals = []
-    run(fast, 60, lambda round: duals.append(fast.metrics()["dual"]))
-    end = run(plain, 60)
-    assert fast.metrics()["gap"] <= end["gap"] * 1.01 + 1e-9
-    best = np.maximum.accumulate(duals)
-    assert (best - duals)[10:].max() <= 1e-3 * abs(best[-1])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("loss", "name"),
-    [("hinge", "task_relationship"), ("smooth_hinge", "task_relationship2"), ("logistic", "clustered")],
-)
-def test_learning_omega_keeps_the_certificate(loss, name, tmp_path):
-    """R never grows when Ω changes, the gap is never negative, and both settle."""
-    algorithm, gaps, grown = mocha(loss, name, tmp_path, omega_every=5), [], []
-    R = algorithm.problem.regularizer
-    for round in range(100):
-        before = algorithm.Omega
-        V = algorithm.aggregator.V
-        algorithm.step(round)
-        gaps.append(algorithm.metrics()["gap"])
-        if algorithm.Omega is not before and V.any():
-            W = (R.inverse(before) @ algorithm.aggregator.V).T  # from these models the new Ω was learned
-            grown.append(float(R(W, algorithm.Omega) / R(W, before)))
-    assert len(grown) == 20
-    assert min(gaps) >= -1e-9
-    # the first Ω is random, and need not be one that the update can choose
-    assert max(grown[1:]) <= 1 + 1e-9
-    assert gaps[-1] < 1e-2 * algorithm.metrics()["primal"]
 
 
 PARTICIPATIONS = {

@@ -1,4 +1,4 @@
-"""A run on sparse files: what the same rows give dense and resumed, and predictions for further files."""
+"""A run on sparse files: what the same rows give dense, and predictions for further files."""
 
 import json
 from collections.abc import Callable
@@ -64,17 +64,6 @@ def test_runs_and_predictions(configure: Configure, folder: Path) -> None:
     narrow.write_text("2 13:1.5\n")
     with pytest.raises(DataError, match=r"x has shape \[1, 13\]"):
         predict_table(models["svm"], narrow)
-
-
-def test_a_resumed_run_has_the_same_bits(configure: Configure, folder: Path) -> None:
-    words = (*RUN, f"dataset.path={folder}/svm")
-    for name in ("first", "second", "whole"):
-        (folder / name).mkdir()
-    train(configure(*words, "rounds=3", f"output_dir={folder}/first"))
-    train(configure(*words, "rounds=6", f"resume={folder}/first", f"output_dir={folder}/second"))
-    train(configure(*words, "rounds=6", f"output_dir={folder}/whole"))
-    resumed, whole = (hmtl.load_run(folder / name).W for name in ("second", "whole"))
-    np.testing.assert_array_equal(resumed, whole)
 
 
 def test_networks_need_dense_rows(configure: Configure, folder: Path) -> None:

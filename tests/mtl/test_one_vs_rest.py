@@ -1,18 +1,13 @@
 """Margin losses on several classes: one problem per class, except for the common Ω."""
 
-import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from examples import examples
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hmtl.data import Task
 from hmtl.mtl import (
     MOCHA,
     SDCA,
-    Dense,
     FedU,
     Hinge,
     LocalSGD,
@@ -70,63 +65,6 @@ def test_with_omega_fixed_it_is_one_problem_for_each_class(loss, accelerated):
     whole, parts = together.metrics(), [learner.metrics() for learner in apart]
     for figure in ("primal", "dual"):
         assert whole[figure] == pytest.approx(sum(part[figure] for part in parts), rel=1e-12)
-
-
-@pytest.mark.parametrize("accelerated", [True, False])
-def test_optimum(accelerated):
-    """The primal agrees with an interior-point solver, under an Ω far from the identity."""
-    root = np.random.default_rng(5).normal(size=(K, K))
-    given_omega = root @ root.T / K + 0.5 * np.eye(K)
-
-    class Started(TaskRelationship):
-        def start(self, K, size):
-            return Dense(torch.from_numpy(given_omega))
-
-    mocha = MOCHA(Problem(tasks(2), Hinge(), Started(0.2)), SDCA(), omega_every=0, accelerated=accelerated)
-    W = cp.Variable((C * D, K))
-    total = 0.1 * cp.sum_squares(W @ np.linalg.cholesky(given_omega))
-    for k, (x, y) in enumerate(rows(2)):
-        for c in range(C):
-            sign = np.where(y == c, 1.0, -1.0)
-            total += cp.sum(cp.pos(1 - cp.multiply(sign, x @ W[c * D : (c + 1) * D, k]))) / len(y)
-    best = cp.Problem(cp.Minimize(total)).solve(solver=cp.CLARABEL)
-    for round in range(300):
-        mocha.step(round)
-    now = mocha.metrics()
-    assert now["primal"] == pytest.approx(best, rel=1e-6)
-    assert -1e-9 <= now["gap"] < 1e-6
-    wrong = [np.mean(np.argmax(x @ W.value[:, k].reshape(C, D).T, axis=1) != y) for k, (x, y) in enumerate(rows(2))]
-    assert now["test_error"] == pytest.approx(np.mean(wrong))
-
-
-@given(seed=st.integers(0, 10**6), reduction=st.sampled_from(["mean", "sum"]))
-@examples(6)
-def test_primal_and_dual(seed, reduction):
-    """They agree with numpy."""
-    problem, rng = Problem(tasks(seed), Logistic(), TaskRelationship(0.2), reduction), np.random.default_rng(seed)
-    W, root = rng.normal(size=(C * D, K)), rng.normal(size=(K, K))
-    Omega = root @ root.T + 0.1 * np.eye(K)
-    primal, conjugates, V = 0.1 * np.trace(W @ Omega @ W.T), 0.0, np.zeros((C * D, K))
-    duals = []
-    for k, (x, y) in enumerate(rows(seed)):
-        s = 1 / len(y) if reduction == "mean" else 1.0
-        duals.append(np.zeros((len(y), C)))
-        for c in range(C):
-            sign, own = np.where(y == c, 1.0, -1.0), slice(c * D, (c + 1) * D)
-            primal += s * np.logaddexp(0, -sign * (x @ W[own, k])).sum()
-            b = rng.uniform(0.01, 0.99, size=len(y))
-            conjugates += s * (b * np.log(b) + (1 - b) * np.log(1 - b)).sum()
-            duals[k][:, c] = b * sign
-            V[own, k] = s * (b * sign) @ x
-    dual = -conjugates - np.trace(V @ np.linalg.inv(0.2 * Omega) @ V.T) / 2
-    duals = torch.from_numpy(np.concatenate(duals))
-    np.testing.assert_allclose(problem.combined(duals).numpy(), V, atol=1e-12)
-    W, Omega = torch.from_numpy(W), Dense(torch.from_numpy(Omega))
-    losses = problem.losses(problem.predictions(W, "train")).sum()
-    assert float(losses + problem.regularizer(W, Omega)) == pytest.approx(primal, rel=1e-10)
-    B = problem.regularizer.inverse(Omega)
-    conjugates = problem.conjugates(duals).sum() + B.quadratic(problem.combined(duals).T)
-    assert -float(conjugates) == pytest.approx(dual, rel=1e-8)
 
 
 def test_all_classes_share_a_learned_omega():

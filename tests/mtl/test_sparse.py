@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -126,22 +125,6 @@ def test_runs_agree(seed, loss, classes, weight, learner, intercept):
     torch.testing.assert_close(ours[:2], dense[:2], rtol=1e-9, atol=1e-9)
     for mine, other in zip(ours[2], dense[2], strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-9)
-
-
-@given(seed=st.integers(0, 10**6), loss=st.sampled_from(["smooth hinge", "logistic", "squared"]))
-@examples(5)
-def test_the_optimum_is_the_dense_one(seed, loss):
-    """Certified: both gaps are below 1e-9."""
-    optima = []
-    for tasks in twins(seed, loss):
-        mocha = MOCHA(Problem(tasks, LOSSES[loss](), Mean(0.1, 0.2)), SDCA(20), seed=seed)
-        for round in range(300):
-            mocha.step(round)
-            if round % 10 == 0 and mocha.metrics()["gap"] < 1e-10:
-                break
-        optima.append(mocha.metrics())
-    assert max(optimum["gap"] for optimum in optima) < 1e-9
-    assert abs(optima[0]["primal"] - optima[1]["primal"]) < 1e-9
 
 
 def close(ours, dense):

@@ -136,14 +136,6 @@ def test_a_hundred_thousand_users(regularizer: Regularizer):
     assert float(regularizer((B @ W.T).T, Omega)) == pytest.approx(float(B.quadratic(W.T)), rel=1e-8)
 
 
-@pytest.mark.parametrize("K", [1, 2, 7])
-@pytest.mark.parametrize("regularizer", FIXED, ids=str)
-def test_models_from_sums(regularizer: Regularizer, K: int) -> None:
-    B = regularizer.inverse(regularizer.start(K, 4))
-    V = torch.randn(K, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(B.models(V, B.terms(V).sum(0)), B.dense() @ V, rtol=1e-10, atol=1e-12)
-
-
 def test_two_sums_for_each_coordinate() -> None:
     rng = np.random.default_rng(0)
     U, V = torch.from_numpy(rng.normal(size=(6, 2))), torch.from_numpy(rng.normal(size=(6, 3)))

@@ -13,7 +13,7 @@ from layers import FULL, K, deep, several_classes
 from problems import make as make_problem
 from torch import nn
 
-from hmtl.communication import BySection, CodedHierarchical, InProcess, Network, Sums, Uncoded
+from hmtl.communication import BySection, CodedHierarchical, Network, Sums, Uncoded
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl import (
     Common,
@@ -278,9 +278,6 @@ def test_over_a_file_of_links_the_sections_take_their_time_one_after_the_other(t
 
 
 def test_refusals(tmp_path):
-    class Lossy(InProcess):
-        reliable = False
-
     for regularizer in (graph(tmp_path), TaskRelationship(0.1)):
         with pytest.raises(ConfigError, match="communicator=coded"):
             coupled(FedPer(coupled=True), regularizer, coupled_messages="sums")

@@ -51,25 +51,6 @@ def optimum(case, A):
     return goal.solve(solver=cp.CLARABEL)
 
 
-@given(
-    seed=st.integers(0, 10**6),
-    K=st.integers(1, 5),
-    reduction=st.sampled_from(["mean", "sum"]),
-    regularizer=st.sampled_from([Ridge(1.0), TaskRelationship(1.0), TaskRelationship(0.5, 0.2), Together(0.2)]),
-)
-@examples(6)
-def test_optimum_agrees_with_another_solver(random_problem, seed, K, reduction, regularizer):
-    case = random_problem(seed, K=K, reduction=reduction, regularizer=regularizer)
-    mocha = MOCHA(case.problem, SDCA(1.0), omega_every=0, seed=seed)
-    best = optimum(case, regularizer.coupling(mocha.Omega).dense().numpy())
-    for start in range(0, 1000, 100):
-        now = rounds(mocha, start, start + 100).metrics()
-        if now["gap"] < 1e-5 * best:
-            break
-    assert now["dual"] - 1e-7 * (1 + best) <= best <= now["primal"] + 1e-7 * (1 + best)
-    assert now["gap"] < 0.05 * best  # ill-conditioned draws are slow, and the bracket is the test
-
-
 def test_the_textbook_method_with_exact_steps(random_problem):
     """FISTA with restarts on v: the extrapolated models come from the extrapolated v, and users minimise to the end."""
     case = random_problem(5, regularizer=Together(0.2), loss=Squared())

@@ -3,13 +3,13 @@
 import pytest
 from layers import deep
 
-from hmtl.mtl import APFL, FedAdam, FedNova, FedPer, FedRep, FedU, LocalNetworks, Scaffold
+from hmtl.mtl import APFL, FedAdam, FedAvg, FedNova, FedPer, FedRep, FedU, LocalNetworks, Scaffold
 from hmtl.testing import LearnerContract
 
 LEARNERS = [Scaffold()]
 LEARNERS += [
     pytest.param(each, marks=pytest.mark.slow)
-    for each in (FedU(), FedAdam(), FedNova(), APFL(), FedRep(), FedPer(coupled=True), LocalNetworks())
+    for each in (FedAvg(), FedU(), FedAdam(), FedNova(), APFL(), FedRep(), FedPer(coupled=True), LocalNetworks())
 ]
 
 

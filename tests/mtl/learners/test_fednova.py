@@ -1,6 +1,7 @@
 """FedNova: a loop of torch over modules, and its optimum if users differ in their numbers of steps."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +40,7 @@ def test_every_round_is_that_of_a_loop(seed, messages, part):
         torch.testing.assert_close(algorithm.W, w[:, None].expand(-1, K), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_users_who_take_more_steps_do_not_weigh_more():
     """On quadratics with short steps, FedNova comes to rest near the optimum of all rows; FedAvg does not."""
     H, b = quadratics()

@@ -1,4 +1,4 @@
-"""FedU beside a plain loop over modules and an interior-point solver; how strong and how real the coupling is."""
+"""FedU beside a plain loop over modules and an interior-point solver; strong couplings and planted groups."""
 
 import copy
 from functools import partial
@@ -25,7 +25,6 @@ from hmtl.mtl import (
     NetworkAlgorithm,
     Participation,
     Problem,
-    Ridge,
     Squared,
     TaskRelationship,
     cnn,
@@ -119,57 +118,6 @@ def test_agrees_with_a_loop_over_modules(kind, make, reduction, precision, graph
     torch.testing.assert_close(fedu.W, want, rtol=0, atol=1e-5 if precision == "float32" else 1e-12)
 
 
-def optimum(problem, eta, lam2, reduction="mean"):
-    """Models and value at the optimum, by an interior-point solver; the penalty written as the papers do."""
-    W = cp.Variable((D // 4, K))
-    total = lam2 / 2 * cp.sum_squares(W)
-    total += sum(eta / 4 * WEIGHTS[k, j] * cp.sum_squares(W[:, k] - W[:, j]) for k in range(K) for j in range(K))
-    for k, task in enumerate(problem.tasks):
-        margins = cp.multiply(task.y_train.numpy(), task.x_train.numpy() @ W[:, k])
-        total += cp.sum(cp.logistic(-margins)) / (len(task.y_train) if reduction == "mean" else 1)
-    value = cp.Problem(cp.Minimize(total)).solve(solver=cp.CLARABEL)
-    return W.value, value
-
-
-@pytest.mark.parametrize(
-    ("solver", "participation", "reduction"),
-    [
-        (LocalSGD(0.3, 1, 100, 0.02), Participation(), "mean"),
-        pytest.param(LocalSGD(0.05, 2, 3, 0.1), Participation(), "sum", marks=pytest.mark.slow),
-        pytest.param(LocalSGD(0.3, 4, 100, 0.05), Participation(0.3, dropout=0.2), "mean", marks=pytest.mark.slow),
-    ],
-    ids=["gradient descent", "minibatches", "local steps, stragglers and dropouts"],
-)
-def test_falling_steps_reach_the_optimum(solver, participation, reduction, graph):
-    problem = Problem(tasks("signs", D // 4), Logistic(), graph(0.2, 0.1), reduction)
-    W, value = optimum(problem, 0.2, 0.1, reduction)
-    fedu = coupled(problem, solver, partial(nn.Linear, bias=False), 400, participation=participation)
-    near = fedu.metrics()["primal"]
-    assert value * (1 - 1e-6) <= near <= value * (1 + 1e-3)
-    np.testing.assert_allclose(fedu.W.numpy(), W, rtol=0, atol=0.05 * abs(W).max())
-
-
-def test_coupling_is_real(graph):
-    """Another weight gives another result, and more of it brings models closer; the uncoupled user is untouched."""
-
-    def models(lam, weights=WEIGHTS):
-        problem = Problem(tasks("classes"), CrossEntropy(), graph(lam, 0.01, weights))
-        return coupled(problem, LocalSGD(0.05), nn.Linear, 10).W.T
-
-    def apart(W):
-        return float(torch.cdist(W, W)[0, 1])
-
-    weak, strong = models(0.01), models(1.0)
-    assert apart(strong) < 0.7 * apart(weak)
-    other = WEIGHTS.copy()
-    other[0, 1] = other[1, 0] = 3
-    assert (models(0.1, other) - models(0.1)).abs().max() > 1e-3
-    alone = WEIGHTS.copy()
-    alone[3] = alone[:, 3] = 0
-    assert torch.equal(models(0.1, alone)[3], models(1.0, alone)[3])
-    assert not torch.equal(models(0.1, alone)[0], models(1.0, alone)[0])
-
-
 @pytest.mark.parametrize("kind", ["graph", "sums", "learned"])
 def test_no_coupling_is_too_strong(kind, graph):
     """From none to far beyond where one long step would diverge: the stronger, the nearer the models."""
@@ -184,58 +132,6 @@ def test_no_coupling_is_too_strong(kind, graph):
     if kind != "learned":
         assert apart == sorted(apart, reverse=True)
         assert apart[-1] < 1e-2 * apart[0]
-
-
-@pytest.mark.parametrize(
-    ("kind", "make"),
-    [
-        pytest.param("classes", partial(cnn, channels=4), id="cnn", marks=pytest.mark.slow),
-        pytest.param("signs", mlp, id="mlp"),
-        pytest.param("numbers", nn.Linear, id="linear"),
-    ],
-)
-def test_networks_learn(kind, make):
-    before, after = (
-        coupled(Problem(tasks(kind), LOSSES[kind], Ridge(1e-3)), LocalSGD(0.05, 20, 4), make, n).metrics()
-        for n in (0, 4)
-    )
-    assert after["primal"] < 0.4 * before["primal"]
-    assert after["train_error"] < 0.2 if kind != "numbers" else after["train_error"] < 0.2 * before["train_error"]
-    figures = {f"{split}_{what}" for split in ("train", "test") for what in ("error", "error_worst")}
-    r2 = {"train_r2", "test_r2"} if kind == "numbers" else {"test_balanced_error", "train_balanced_error_median"}
-    assert set(after) >= {"primal"} | figures | r2
-
-
-@pytest.mark.parametrize("kind", LOSSES)
-def test_metrics(kind, graph):
-    """Objective and errors as a loop over modules finds them."""
-    fedu = coupled(Problem(tasks(kind), LOSSES[kind], graph()), LocalSGD(), mlp, 2)
-    now, errors, loss = fedu.metrics(), {"train": [], "test": []}, 0.0
-    for k, task in enumerate(fedu.problem.tasks):
-        module = copy.deepcopy(fedu.model.module)
-        vector_to_parameters(fedu.W[:, k].contiguous(), module.parameters())
-        for split in errors:
-            x, y = getattr(task, f"x_{split}").float(), getattr(task, f"y_{split}")
-            p = module(x).detach().numpy().astype(float)
-            wrong = {
-                "classes": lambda p=p, y=y: p.argmax(1) != y.numpy(),
-                "signs": lambda p=p, y=y: np.sign(p[:, 0]) != y.numpy(),
-                "numbers": lambda p=p, y=y: (p[:, 0] - y.numpy()) ** 2,
-            }[kind]()
-            errors[split].append(np.mean(wrong))
-            if split == "train":
-                y = y.numpy()
-                loss += {
-                    "classes": lambda p=p, y=y: np.log(np.exp(p).sum(1)) - p[np.arange(len(y)), y],
-                    "signs": lambda p=p, y=y: np.log1p(np.exp(-y * p[:, 0])),
-                    "numbers": lambda p=p, y=y: (p[:, 0] - y) ** 2 / 2,
-                }[kind]().mean()
-    W = fedu.W.numpy().astype(float)
-    pull = sum(0.05 * WEIGHTS[k, j] * np.sum((W[:, k] - W[:, j]) ** 2) for k in range(K) for j in range(K))
-    assert now["primal"] == pytest.approx(loss + pull + 0.05 * np.sum(W**2), rel=1e-5)
-    for split, each in errors.items():
-        assert now[f"{split}_error"] == pytest.approx(np.mean(each), rel=1e-5)
-        assert now[f"{split}_error_worst"] == pytest.approx(np.max(each), rel=1e-5)
 
 
 def groups(seed=0, K=8, n=40):

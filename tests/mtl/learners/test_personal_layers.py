@@ -12,18 +12,13 @@ from torch import nn
 
 from hmtl.errors import ConfigError
 from hmtl.mtl import (
-    CrossEntropy,
-    FedAvg,
     FedPer,
     FedRep,
-    LGFedAvg,
     LocalSGD,
     LowRank,
     Mean,
     NetworkAlgorithm,
     Participation,
-    Problem,
-    Ridge,
 )
 
 
@@ -149,16 +144,3 @@ def test_refusals(wanted, message):
     with pytest.raises(ConfigError, match=message) as error:
         personal(deep, wanted)
     assert "\n" not in str(error.value)
-
-
-def test_with_equal_users_all_is_fedavg():
-    """Users with the same rows have the same personal layers, as if these were averaged."""
-    task = several_classes().tasks[0]
-    problem, models = Problem([task, task], CrossEntropy(), Ridge(1.0)), []
-    for learner in (FedAvg(), FedPer(), LGFedAvg()):
-        algorithm = NetworkAlgorithm(learner, problem, LocalSGD(0.3, 2, FULL), deep)
-        for round in range(3):
-            algorithm.step(round)
-        models.append(algorithm.W)
-    for other in models[1:]:
-        torch.testing.assert_close(other, models[0], rtol=0, atol=1e-9)

@@ -7,13 +7,8 @@ from quadratics import P, learn, quadratics
 from hmtl.mtl import FedAvg, Participation, Scaffold
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        pytest.param(Participation(), id="all", marks=pytest.mark.slow),
-        pytest.param(Participation(0.3, dropout=0.3), id="some absent"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [Participation(), Participation(0.3, dropout=0.3)], ids=["all", "some absent"])
 def test_it_comes_to_rest_where_the_gradients_of_all_cancel(part):
     """After many local steps in a round, too."""
     H, b = quadratics()

@@ -3,25 +3,11 @@
 from functools import partial
 
 import pytest
-from networks import LAYERED, OTHER
 from torch import nn
 
 from hmtl.mtl.networks.layers import layers_of
 
 D, C = 7, 3
-
-
-@pytest.mark.parametrize("name", LAYERED)
-def test_layered(name):
-    module = LAYERED[name](D, C)
-    layers = layers_of(module, (D,))
-    names = [name for layer in layers for name in (layer.weight, layer.bias) if name]
-    assert names == [name for name, _ in module.named_parameters()]
-
-
-@pytest.mark.parametrize("name", OTHER)
-def test_not_layered(name):
-    assert layers_of(OTHER[name](D, C), (D,)) == ()
 
 
 def test_rows_with_a_shape():
