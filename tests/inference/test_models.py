@@ -266,7 +266,7 @@ def hmtl_mlp(d: int, C: int) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(d, 7), torch.nn.Linear(7, C))
 
 
-@pytest.mark.parametrize("algorithm", ["mocha", "fedavg"])
+@pytest.mark.parametrize("algorithm", ["mocha", pytest.param("fedavg", marks=pytest.mark.slow)])
 def test_without_tests_there_is_no_test_error(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str
 ) -> None:

@@ -121,7 +121,7 @@ def test_several_classes_are_weighed_by_row(seed):
     [
         (Hinge(), VALUES["hinge"]),
         (SmoothHinge(0.5), lambda m: np.where(m < 0.5, 0.75 - m, np.maximum(0, 1 - m) ** 2)),
-        (InTorch(), VALUES["logistic"]),
+        pytest.param(InTorch(), VALUES["logistic"], marks=pytest.mark.slow),
     ],
 )
 @examples(5)

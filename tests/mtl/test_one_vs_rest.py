@@ -76,7 +76,7 @@ def test_all_classes_share_a_learned_omega():
         mocha.Omega.dense().numpy(), mocha.problem.regularizer.update_omega(W, mocha.Omega).dense().numpy(), rtol=1e-9
     )
     gaps = []
-    for round in range(3, 200):
+    for round in range(3, 100):
         mocha.step(round)
         gaps.append(mocha.metrics()["gap"])
     assert min(gaps) >= -1e-9

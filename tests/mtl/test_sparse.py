@@ -107,7 +107,7 @@ def test_runs_agree(seed, loss, classes, weight, learner, intercept):
             algorithm = {"cocoa": CoCoA, "local": Local}[learner](problem, SDCA(2), 0.1, **options)
         else:
             algorithm = MOCHA(problem, SDCA(2), omega_every=3, **options)
-        for round in range(8):
+        for round in range(5):
             algorithm.step(round)
         algorithm.user_seconds(0)
         raw = raw or [np.asarray(task.x_train.toarray()) for task in tasks]

@@ -56,7 +56,7 @@ def primal(run, W, Sigma):
     return loss + LAM / 2 * np.trace(W @ np.linalg.inv(Sigma) @ W.T)
 
 
-@pytest.mark.parametrize("letter", ["A", "C"])
+@pytest.mark.parametrize("letter", ["A", pytest.param("C", marks=pytest.mark.slow)])
 def test_replays_the_authors_run(run, letter):
     """The same order of coordinates gives the same numbers; run C has stragglers."""
     solver = SDCA(1.0)

@@ -1,5 +1,7 @@
 """Learners whose IVs and models travel in few bits, over links that lose messages."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,7 @@ from hmtl.mtl import (
 from hmtl.testing import topologies
 from hmtl.topology import Topology, symmetric
 
+slow = partial(pytest.param, marks=pytest.mark.slow)  # of paths that other cases walk, too
 WIRES = ("int8", "int4", "int3", "int2")
 
 
@@ -153,7 +156,7 @@ def test_ivs_contain_what_was_left_out_and_all_that_follows_is_of_what_was_sent(
     torch.testing.assert_close(users.error, gamma * -0.1 * step)
 
 
-@pytest.mark.parametrize(("wire", "largest"), [("int8", 1e-10), ("int4", 1e-8), ("int3", 1e-5)])
+@pytest.mark.parametrize(("wire", "largest"), [slow("int8", 1e-10), slow("int4", 1e-8), ("int3", 1e-5)])
 def test_the_gap_closes_in_few_bits(wire: str, largest: float) -> None:
     """Without feedback of rounding errors, it would stay at their size."""
     learner = MOCHA(make(1, K=6, d=70, n_max=30, regularizer=Mean(0.1)).problem, SDCA())
@@ -171,9 +174,7 @@ def learners(kind: str, K: int, **how):
     return NetworkAlgorithm(learner, problem, LocalSGD(), nn.Linear, **how)
 
 
-@pytest.mark.parametrize(
-    "kind", ["mocha", "fedavg", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("fedadam", "fedu", "ditto"))]
-)
+@pytest.mark.parametrize("kind", ["mocha", *map(slow, ("fedavg", "fedadam", "fedu", "ditto"))])
 def test_all_transports_and_a_resumed_run_give_the_same_bits(kind: str) -> None:
     """Users and relays that are absent, and models that are lost."""
     t, how = symmetric(K=10, H=5, r=3), {"participation": Participation(dropout=0.2, relays=0.2)}
@@ -201,7 +202,7 @@ def test_all_transports_and_a_resumed_run_give_the_same_bits(kind: str) -> None:
     assert torch.equal(pair[0][0].W, pair[1][0].W)
 
 
-@pytest.mark.parametrize("kind", ["fedavg", "fedu", "ditto"])
+@pytest.mark.parametrize("kind", ["fedu", *map(slow, ("fedavg", "ditto"))])
 def test_networks_in_few_bits_are_near_those_in_all_bits(kind: str) -> None:
     W = {}
     for wire in (None, "int8", "int4"):

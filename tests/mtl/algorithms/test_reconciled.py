@@ -131,8 +131,8 @@ def figures(case, mocha):
         slow("task", "coded"),
         slow("mean", "coded"),
         ("mean", "sums"),
-        ("common", "uncoded"),
-        ("cocoa", "sums"),
+        slow("common", "uncoded"),
+        slow("cocoa", "sums"),
         slow("cocoa", "uncoded"),
         slow("averaging", "sums"),
     ],
@@ -199,14 +199,14 @@ LEARNERS = {
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("fedavg", "sums"),
+        slow("fedavg", "sums"),
         slow("fedadam", "coded"),
         slow("ditto", "coded"),
         slow("pfedme", "uncoded"),
         ("scaffold", "coded"),
         slow("scaffold", "sums"),
         slow("fedu", "coded"),
-        ("fedu", "sums"),
+        slow("fedu", "sums"),
         ("fedu learned", "coded"),
         slow("fedu graph", "uncoded"),
     ],
@@ -238,7 +238,7 @@ def test_networks(seed, wire, kind, lost, rounds, back, name):
     if not name.startswith("fedu"):
         assert len(torch.unique(users["averaged"], dim=0)) == 1
     before = algorithm.metrics()["primal"]
-    run.play(30)
+    run.play(12)
     assert algorithm.metrics()["primal"] < before + 0.3 * abs(before)
     if name == "scaffold":
         c, own = algorithm.averages.value()[0, case.d :], algorithm.users.held["c"].all().numpy()
