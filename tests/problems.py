@@ -32,6 +32,29 @@ def make(seed, K=4, d=5, n_max=12, regularizer=None, reduction="mean", loss=None
     return SimpleNamespace(problem=problem, X=X, y=y, s=s, K=K, d=d, rng=rng, by_user=by_user)
 
 
+def random_tasks(loss, counts=(13, 20, 7, 9), d=16, seed=0, dtype=torch.float32, **about):
+    """Users with these numbers of random rows, four more to test on, and targets for the loss: 0, 1, 2; ±1; or any."""
+    rng, tasks, C = torch.Generator().manual_seed(seed), [], 3
+    for k, n in enumerate(counts):
+        x = torch.randn(n + 4, d, generator=rng, dtype=dtype)
+        y = torch.randint(C, (n + 4,), generator=rng)
+        if not loss.classes:
+            y = y.clamp(max=1) * 2.0 - 1 if loss.labels else torch.randn(n + 4, generator=rng)
+        tasks.append(Task(str(k), x[:n], y[:n], x[n:], y[n:], C if loss.classes else None, **about))
+    return tasks
+
+
+def planted(K, d, n, labels=False, common=2.0):
+    """X [K, n, d] and y [K, n] of users whose models deviate from a common one, and their tasks."""
+    rng = np.random.default_rng(0)
+    true = common * rng.normal(size=(d, 1)) + 0.5 * rng.normal(size=(d, 2)) @ rng.normal(size=(2, K))
+    X = rng.normal(size=(K, n, d))
+    y = np.einsum("knd,dk->kn", X, true) + 0.5 * rng.normal(size=(K, n))
+    y = np.where(y < 0, -1.0, 1.0) if labels else y
+    rows = zip(torch.from_numpy(X), torch.from_numpy(y), strict=True)
+    return X, y, [Task(str(k), x, t, x, t) for k, (x, t) in enumerate(rows)]
+
+
 def split_task(name, x, y, test_fraction, rng, classes=None):
     """The task of rows x and targets y, split at random."""
     train, test = split(name, y, test_fraction, rng, classes)

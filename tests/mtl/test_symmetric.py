@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import planted
 
-from hmtl.data import Task
 from hmtl.mtl import (
     MOCHA,
     SDCA,
@@ -69,15 +69,6 @@ def test_everything_agrees_with_dense_matrices(seed, d, more, make):
     assert regularizer.update_omega(0 * W, Omega) is Omega
 
 
-def tasks(K: int, d: int, n: int) -> tuple[np.ndarray, np.ndarray, list[Task]]:
-    rng = np.random.default_rng(0)
-    true = rng.normal(size=(d, 2)) @ rng.normal(size=(2, K)) + 0.1 * rng.normal(size=(d, K))
-    X = rng.normal(size=(K, n, d))
-    y = np.einsum("knd,dk->kn", X, true) + 0.5 * rng.normal(size=(K, n))
-    rows = zip(torch.from_numpy(X), torch.from_numpy(y), strict=True)
-    return X, y, [Task(str(k), x, t, x, t) for k, (x, t) in enumerate(rows)]
-
-
 def optimum(X: np.ndarray, y: np.ndarray, lam: float) -> float:
     """Return the least loss + (λ/2)‖W‖_*², by exact steps in W and in D = (W Wᵀ)^½ / tr (W Wᵀ)^½ [d, d] in turn.
 
@@ -96,7 +87,7 @@ def optimum(X: np.ndarray, y: np.ndarray, lam: float) -> float:
 @pytest.mark.parametrize("lam", [0.01, 2.0])
 def test_mocha_nearly_reaches_the_joint_optimum(lam):
     """The joint primal falls to within 2 % of the optimum; primal, dual and gap agree with dense algebra."""
-    X, y, users = tasks(K=120, d=4, n=8)
+    X, y, users = planted(K=120, d=4, n=8, common=0.0)
     joint = []
     mocha = MOCHA(Problem(users, Squared(), TaskRelationship(lam)), SDCA(10))
     for round in range(99):

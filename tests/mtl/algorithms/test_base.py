@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable
 from functools import partial
 
+import learners
 import numpy as np
 import pytest
 import torch
@@ -18,35 +19,22 @@ from hmtl.communication import CodedHierarchical, Communicator, Network, Sums, U
 from hmtl.config.build import build_algorithm, build_problem, build_tasks
 from hmtl.errors import ConfigError, ProcessLost
 from hmtl.mtl import (
-    APFL,
     MOCHA,
     SDCA,
     Algorithm,
     Clustered,
     CoCoA,
-    Ditto,
-    FedAdam,
     FedAvg,
-    FedAvgM,
-    FedNova,
-    FedPer,
-    FedProx,
-    FedRep,
     FedU,
-    FedYogi,
     Graph,
-    LGFedAvg,
     Local,
-    LocalNetworks,
     LocalSGD,
     Logistic,
     Mean,
     NetworkAlgorithm,
     Participation,
-    PFedMe,
     Problem,
     Ridge,
-    Scaffold,
     TaskRelationship,
 )
 from hmtl.testing.topologies import topologies
@@ -64,33 +52,20 @@ def trained(learner, make=nn.Linear) -> Callable[..., NetworkAlgorithm]:
     return lambda problem, **options: NetworkAlgorithm(learner, problem, SGD, make, **options)
 
 
-LEARNERS = {
-    "mocha": lambda p, **o: MOCHA(p, SDCA(0.5), **o),
-    "mocha, plain": lambda p, **o: MOCHA(p, SDCA(0.5), accelerated=False, gamma=0.4, **o),
-    "cocoa+": lambda p, **o: CoCoA(p, SDCA(0.5), 0.1, **o),
-    "cocoa": lambda p, **o: CoCoA(p, SDCA(0.5), 0.1, adding=False, **o),
-    "fedavg": trained(FedAvg(), dropping),
-    "fedprox": trained(FedProx(0.3)),
-    "fedavgm": trained(FedAvgM(), dropping),
-    "fedadam": trained(FedAdam(0.1)),
-    "fedyogi": trained(FedYogi(0.1)),
-    "fednova": trained(FedNova(), dropping),
-    "fedu": trained(FedU(), dropping),
-    "ditto": trained(Ditto(0.2)),
-    "pfedme": trained(PFedMe(1.0, eta=0.3, local_rounds=2, beta=0.7)),
-    "apfl": trained(APFL(), dropping),
-    "fedper": trained(FedPer(), dropping),
-    "fedrep": trained(FedRep(["2.weight", 0]), dropping),
-    "scaffold": trained(Scaffold(), dropping),
-    "lg_fedavg": trained(LGFedAvg(), dropping),
-}
+SMALL = ("fedprox", "fedadam", "fedyogi", "ditto", "pfedme")  # learners on a network without dropout, to be quick
+NETWORKS = {name: trained(each, nn.Linear if name in SMALL else dropping) for name, each in learners.LEARNERS.items()}
 OTHERS = {  # which need all IVs, or none
     "mocha, omega": lambda p, **o: MOCHA(p.regularized(TaskRelationship(0.1)), SDCA(0.5), omega_every=3, **o),
     "fedu, graph": lambda p, **o: trained(FedU())(p.regularized(Graph(0.1, neighbors=1)), **o),
     "local": lambda p, **o: Local(p, SDCA(0.5), 0.1, **o),
-    "local, networks": trained(LocalNetworks(), dropping),
+    "localnetworks": NETWORKS.pop("localnetworks"),
 }
-PERSONAL = ("fedper", "fedrep", "lg_fedavg")
+LEARNERS = NETWORKS | {
+    "mocha": lambda p, **o: MOCHA(p, SDCA(0.5), **o),
+    "mocha, plain": lambda p, **o: MOCHA(p, SDCA(0.5), accelerated=False, gamma=0.4, **o),
+    "cocoa+": lambda p, **o: CoCoA(p, SDCA(0.5), 0.1, **o),
+    "cocoa": lambda p, **o: CoCoA(p, SDCA(0.5), 0.1, adding=False, **o),
+}
 MORE = ["mocha, plain", "cocoa+", "ditto", "pfedme", "scaffold", "fedavgm", "fedadam", "fedyogi", "fednova", "apfl"]
 MORE += ["fedper", "fedrep"]
 every_learner = pytest.mark.parametrize(
@@ -342,7 +317,7 @@ def test_a_coupling_that_is_learned_needs_all_ivs(random_problem) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mocha", "cocoa", "local", "fedu", "fedavg", "fedprox", "ditto", "pfedme", "scaffold", *PERSONAL]
+    "name", ["mocha", "cocoa", "local", "fedu", "fedavg", "fedprox", "ditto", "pfedme", "scaffold", *learners.LAYERED]
 )
 def test_configurations(configure, name: str) -> None:
     cfg = configure(f"algorithm={name}", "K=5", "dataset.rows_per_user=20", "lam=0.37")

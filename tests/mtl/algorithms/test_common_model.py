@@ -4,28 +4,17 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from problems import planted
 
-from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl import MOCHA, SDCA, Common, Hinge, Problem, Squared
-
-
-def users(K: int, d: int, n: int, labels: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[Task]]:
-    """Return users whose models deviate from a common one that is far from 0."""
-    rng = np.random.default_rng(seed)
-    true = 2 * rng.normal(size=(d, 1)) + 0.5 * rng.normal(size=(d, 2)) @ rng.normal(size=(2, K))
-    X = rng.normal(size=(K, n, d))
-    y = np.einsum("knd,dk->kn", X, true) + 0.5 * rng.normal(size=(K, n))
-    y = np.where(y < 0, -1.0, 1.0) if labels else y
-    rows = zip(torch.from_numpy(X), torch.from_numpy(y), strict=True)
-    return X, y, [Task(str(k), x, t, x, t) for k, (x, t) in enumerate(rows)]
 
 
 @pytest.mark.parametrize(("K", "d"), [(12, 4), (5, 8)], ids=["form", "matrix"])
 @pytest.mark.parametrize("labels", [False, True], ids=["squared", "hinge"])
 def test_optimum(K: int, d: int, labels: bool):
     """w0 adds K/λ0 to each row of B; 60 rounds suffice all the same."""
-    X, y, tasks = users(K, d, 8, labels)
+    X, y, tasks = planted(K, d, 8, labels)
     regularizer = Common(0.1, 0.1)
     mocha = MOCHA(Problem(tasks, Hinge() if labels else Squared(), regularizer), SDCA(10), omega_every=0)
     W, w0 = cp.Variable((d, K)), cp.Variable((d, 1))
@@ -46,7 +35,7 @@ def test_optimum(K: int, d: int, labels: bool):
 
 
 def test_learning_omega_and_continuing():
-    _, _, tasks = users(20, 4, 6, labels=False)
+    _, _, tasks = planted(20, 4, 6)
     mocha, copy = (MOCHA(Problem(tasks, Squared(), Common(0.1)), SDCA(10), rounds=80) for _ in range(2))
     for round in range(79):
         mocha.step(round)
@@ -62,7 +51,7 @@ def test_learning_omega_and_continuing():
 
 def test_few_bits_keep_the_certificate():
     """The bound that aggregators can state without the users' rounding errors covers the gap."""
-    _, _, tasks = users(12, 4, 6, labels=False)
+    _, _, tasks = planted(12, 4, 6)
     mocha = MOCHA(Problem(tasks, Squared(), Common(0.1, 1.0)), SDCA(10), omega_every=0)
     for round in range(30):
         ids, ivs = mocha.users.local_update(round)

@@ -9,6 +9,7 @@ from changed import Change, Changed, losing
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from learners import LEARNERS
 from problems import make
 from torch import nn
 
@@ -18,10 +19,6 @@ from hmtl.mtl import (
     MOCHA,
     SDCA,
     CoCoA,
-    Ditto,
-    FedAdam,
-    FedAvg,
-    FedU,
     Hinge,
     LocalSGD,
     Logistic,
@@ -170,8 +167,7 @@ def learners(kind: str, K: int, **how):
     problem = make(2, K=K, d=70, loss=Logistic(), regularizer=Mean(0.05)).problem
     if kind == "mocha":
         return MOCHA(problem, SDCA(), omega_every=0, **how)
-    learner = {"fedu": FedU(), "ditto": Ditto(0.1), "fedadam": FedAdam(), "fedavg": FedAvg()}[kind]
-    return NetworkAlgorithm(learner, problem, LocalSGD(), nn.Linear, **how)
+    return NetworkAlgorithm(LEARNERS[kind], problem, LocalSGD(), nn.Linear, **how)
 
 
 @pytest.mark.parametrize("kind", ["mocha", *map(slow, ("fedavg", "fedadam", "fedu", "ditto"))])

@@ -10,6 +10,7 @@ from changed import Changed, losing
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from learners import LEARNERS
 from problems import make
 from torch import nn
 
@@ -19,18 +20,12 @@ from hmtl.mtl import (
     SDCA,
     CoCoA,
     Common,
-    Ditto,
-    FedAdam,
-    FedAvg,
-    FedU,
     Graph,
     Hinge,
     LocalSGD,
     Logistic,
     Mean,
     NetworkAlgorithm,
-    PFedMe,
-    Scaffold,
     Squared,
     TaskRelationship,
 )
@@ -187,15 +182,6 @@ def test_duals(seed, wire, kind, lost, rounds, back, regularizer):
     assert now["gap"] < (0.5 if regularizer == "averaging" else 0.05) * now["primal"]
 
 
-LEARNERS = {
-    "fedavg": FedAvg(),
-    "fedadam": FedAdam(),
-    "ditto": Ditto(0.3),
-    "pfedme": PFedMe(0.5, local_rounds=2),
-    "scaffold": Scaffold(),
-}
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -222,7 +208,7 @@ def test_networks(seed, wire, kind, lost, rounds, back, name):
     messages, t = "sums" if kind == "sums" else "ivs", any_r(K=K, H=H, r=2, seed=seed)
 
     def learner():
-        of = LEARNERS.get(name, FedU())
+        of = LEARNERS[name.split()[0]]
         return NetworkAlgorithm(of, case.problem, LocalSGD(0.05, 2, 4), network, seed=seed, messages=messages)
 
     run = came_back(learner, partial(COMMUNICATORS[kind], t, wire), lost, rounds, back, seed)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from layers import deep, several_classes
+from learners import LAYERED, LEARNERS
 from quadratics import D, K, P, learn, linear, problem, quadratics, run, shared
 from torch import nn
 
@@ -20,13 +21,9 @@ from hmtl.mtl import (
     FedAdam,
     FedAvg,
     FedAvgM,
-    FedNova,
     FedPer,
     FedProx,
-    FedRep,
-    FedU,
     FedYogi,
-    LGFedAvg,
     LocalNetworks,
     LocalSGD,
     Mean,
@@ -37,25 +34,6 @@ from hmtl.mtl import (
     mlp,
 )
 from hmtl.topology import any_r
-
-LEARNERS = {
-    "fedavg": FedAvg(),
-    "fedprox": FedProx(0.5),
-    "ditto": Ditto(0.5),
-    "pfedme": PFedMe(0.8, eta=0.5, local_rounds=2),
-    "apfl": APFL(),
-    "scaffold": Scaffold(),
-    "fednova": FedNova(),
-    "fedavgm": FedAvgM(),
-    "fedadam": FedAdam(),
-    "fedyogi": FedYogi(),
-    "localnetworks": LocalNetworks(),
-    "fedper": FedPer(),
-    "fedrep": FedRep(),
-    "lg_fedavg": LGFedAvg(),
-    "fedu": FedU(),
-}
-LAYERED = ("fedper", "fedrep", "lg_fedavg")  # they need a network of several layers
 
 
 def descend(H, b, w, steps, rate, lam=0.0, anchor=0.0, correction=0.0):

@@ -7,6 +7,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from problems import random_tasks
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -35,21 +36,6 @@ K, D, C = 4, 16, 3
 COUNTS = (7, 12, 5, 10)
 WEIGHTS = np.array([[0, 1, 0.5, 0], [1, 0, 0, 2], [0.5, 0, 0, 0.3], [0, 2, 0.3, 0]])
 LOSSES = {"classes": CrossEntropy(), "signs": Logistic(), "numbers": Squared()}
-
-
-def tasks(kind, d=D, seed=0):
-    rng = np.random.default_rng(seed)
-    made = []
-    for k, n in enumerate(COUNTS):
-        x = rng.normal(size=(n + 6, d))
-        scores = x @ rng.normal(size=(d, C)) + rng.normal(size=(n + 6, C))
-        y = {"classes": scores.argmax(1), "signs": np.sign(scores[:, 0]), "numbers": scores[:, 0]}[kind]
-        y[:2] = 0, 1
-        if kind == "signs":
-            y[:2] = 1, -1
-        x, y = torch.from_numpy(x), torch.from_numpy(y)
-        made.append(Task(str(k), x[:n], y[:n], x[n:], y[n:], C if kind == "classes" else None))
-    return made
 
 
 @pytest.fixture
@@ -103,7 +89,8 @@ def plain_round(fedu, modules, kind, reduction, round, budgets, rate):
 def test_agrees_with_a_loop_over_modules(kind, make, reduction, precision, graph):
     make = make if precision == "float32" else double(make)
     step = 0.03 if reduction == "mean" else 0.003
-    problem, part = Problem(tasks(kind), LOSSES[kind], graph(), reduction), Participation(low=0.3, schedule=[(1, 2)])
+    problem = Problem(random_tasks(LOSSES[kind], COUNTS), LOSSES[kind], graph(), reduction)
+    part = Participation(low=0.3, schedule=[(1, 2)])
     fedu = coupled(problem, LocalSGD(step, 2, 4, 0.5), make, seed=3, participation=part)
     modules = [copy.deepcopy(fedu.model.module) for _ in range(K)]
     usual = torch.tensor([2 * -(-n // 4) for n in COUNTS])
@@ -124,7 +111,7 @@ def test_no_coupling_is_too_strong(kind, graph):
     apart = []
     for lam in (1e-5, 1, 1000):
         regularizer = {"graph": lambda lam: graph(lam, 0.01), "sums": lambda lam: Mean(lam, 0.01), "learned": Common}
-        problem = Problem(tasks("signs"), Logistic(), regularizer[kind](lam))
+        problem = Problem(random_tasks(Logistic(), COUNTS), Logistic(), regularizer[kind](lam))
         W = coupled(problem, LocalSGD(0.1), nn.Linear, 20, messages="sums" if kind == "sums" else "ivs").W
         assert W.isfinite().all()
         assert W.abs().max() > 0.01

@@ -8,26 +8,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learners import LEARNERS
 from networks import LAYERED, OTHER, images
+from problems import random_tasks
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from hmtl.config.build import build
-from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.inference.models import models_of
 from hmtl.mtl import (
-    APFL,
     CrossEntropy,
     Ditto,
     FedAvg,
-    FedNova,
     FedPer,
     FedProx,
     FedRep,
     FedU,
-    LocalNetworks,
     LocalSGD,
     LocalTrainer,
     Logistic,
@@ -48,19 +46,8 @@ NETWORKS = {**LAYERED, **OTHER, "images": images}
 LOSSES = {"cross_entropy": CrossEntropy, "logistic": Logistic, "squared": Squared}
 
 
-def tasks(loss=CrossEntropy, counts=COUNTS, seed=0, dtype=torch.float32, **about):
-    rng, made = torch.Generator().manual_seed(seed), []
-    for k, n in enumerate(counts):
-        x = torch.randn(n + 4, D, generator=rng, dtype=dtype)
-        y = torch.randint(C, (n + 4,), generator=rng)
-        if loss is not CrossEntropy:
-            y = y.clamp(max=1) * 2.0 - 1 if loss is Logistic else torch.randn(n + 4, generator=rng)
-        made.append(Task(str(k), x[:n], y[:n], x[n:], y[n:], C if loss is CrossEntropy else None, **about))
-    return made
-
-
 def problem(loss=CrossEntropy, **options):
-    return Problem(tasks(loss, **options), loss(), Mean(0.1))
+    return Problem(random_tasks(loss(), **options), loss(), Mean(0.1))
 
 
 def sgd(lr=0.05, **options):
@@ -73,23 +60,8 @@ def after(algorithm, rounds=2):
     return algorithm.W
 
 
-LEARNERS = {
-    "fedavg": FedAvg(),
-    "fedprox": FedProx(0.7),
-    "ditto": Ditto(0.7),
-    "pfedme": PFedMe(0.7, local_rounds=2),
-    "apfl": APFL(),
-    "scaffold": Scaffold(),
-    "fednova": FedNova(),
-    "fedu": FedU(),
-    "local": LocalNetworks(),
-    "fedper": FedPer(),
-    "fedrep": FedRep(),
-}
-
-
 @given(
-    learner=st.sampled_from(sorted(LEARNERS)),
+    learner=st.sampled_from(sorted(LEARNERS.keys() - {"fedadam", "fedyogi"})),  # √v magnifies rounding errors
     network=st.sampled_from(sorted(NETWORKS)),
     loss=st.sampled_from(sorted(LOSSES)),
     epochs=st.integers(1, 2),
@@ -100,10 +72,10 @@ LEARNERS = {
 )
 @settings(deadline=None)
 def test_sgd_takes_the_steps_of_local_sgd(learner, network, loss, epochs, batch, reduction, low, seed):
-    if learner in ("fedper", "fedrep"):
+    if learner in ("fedper", "fedrep", "lg_fedavg"):
         network = "mlp"
     lr = 0.05 if reduction == "mean" else 0.004
-    data = Problem(tasks(LOSSES[loss], seed=seed), LOSSES[loss](), Mean(0.1), reduction)
+    data = Problem(random_tasks(LOSSES[loss](), seed=seed), LOSSES[loss](), Mean(0.1), reduction)
     options = {"seed": seed, "participation": Participation(low=low)}
     models = [
         after(NetworkAlgorithm(LEARNERS[learner], data, solver, NETWORKS[network], **options))
@@ -126,7 +98,7 @@ def minibatches(seed, round, n, epochs, batch):
 
 def test_adamw_with_schedule_clipping_and_label_smoothing_is_a_plain_loop():
     """One user alone: AdamW, a cosine over three rounds, clipping, own loss, and a shift of each minibatch."""
-    (task,), make = tasks(counts=(23,), dtype=torch.float64), lambda d, C: LAYERED["mlp"](d, C).double()
+    (task,), make = random_tasks(CrossEntropy(), (23,), dtype=torch.float64), lambda d, C: LAYERED["mlp"](d, C).double()
     smooth = nn.CrossEntropyLoss(label_smoothing=0.1)
     trainer = TorchTrainer(
         partial(torch.optim.AdamW, lr=0.02),
