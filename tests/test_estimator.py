@@ -46,7 +46,15 @@ def test_the_gap_bounds_the_distance_from_the_optimum():
     assert not hasattr(model, "Omega_")
 
 
-@pytest.mark.parametrize("labels", [["no", "yes"], [3, 7], [-1.0, 1.0], [False, True], ["a", "b", "c"]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["no", "yes"],
+        [3, 7],
+        ["a", "b", "c"],
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ([-1.0, 1.0], [False, True])),
+    ],
+)
 def test_labels_come_back_as_they_went(labels):
     X, scores = drawn(1)
     y = [np.array(labels)[np.digitize(s, np.quantile(s, np.linspace(0, 1, len(labels) + 1)[1:-1]))] for s in scores]

@@ -126,7 +126,7 @@ def by_hand(model, X, y, task, train, test):
     return out
 
 
-@pytest.mark.parametrize("kind", ["three", "numbers"])
+@pytest.mark.parametrize("kind", [pytest.param("three", marks=pytest.mark.slow), "numbers"])
 def test_cross_validation_and_grids_are_the_loop_by_hand(kind):
     """By a column of tasks, in a pipeline, and by metadata routing, with the same predictions bit for bit."""
     X, y, task = drawn(np.random.default_rng(1), [3, 1, 2], kind, rows=(12, 20))

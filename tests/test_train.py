@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +19,27 @@ import torch
 import uci_har
 from commands import Command, here, run, saved_rows
 from omegaconf import DictConfig
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hmtl.config.build import compose, load_run
 from hmtl.errors import CheckpointError, ConfigError
 from hmtl.mtl import mlp
+from hmtl.reporting import run_pictures
 from hmtl.reporting.run_comparison import find_runs
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
 from hmtl.training.summary import Summary
 
 Configure = Callable[..., DictConfig]
-SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every=4", "logger=none")
+SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every=4", "baseline=null", "logger=none")
+
+
+@pytest.fixture(autouse=True)
+def networks_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a picture takes as long as a small run."""
+    Image.new("L", (1, 1)).save(picture := BytesIO(), "png")
+    monkeypatch.setattr(run_pictures, "topology_picture", lambda communicator: picture.getvalue())
 
 
 def models(folder: Path) -> torch.Tensor:
@@ -74,7 +84,7 @@ def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Conf
         communicator = settings[0].removeprefix("communicator=")
         folder = tmp_path / str(number)
         folder.mkdir()
-        train(configure(*settings, "rounds=2", f"output_dir={folder}", "logger=none"))
+        train(configure(*settings, "rounds=2", *FEW, f"output_dir={folder}"))
         results[settings] = models(folder)
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["aggregators"] == aggregators
@@ -126,7 +136,7 @@ def test_sums_in_few_bits_are_reported_in_their_own_rows(
     uncoded = []
     for wire in ("null", "int4"):
         words = ("K=20", "algorithm=fedavg", "communicator=sums", f"wire={wire}", "logger.console.report=full")
-        train(configure("rounds=3", *FEW[:1], *words))
+        train(configure("rounds=3", *FEW[:-1], *words))
         (run,) = find_runs([tmp_path])
         uncoded.append(run.costs["bits uncoded"].tolist())
     assert uncoded[0] == pytest.approx(uncoded[1])
@@ -142,7 +152,7 @@ def test_sums_in_few_bits_are_reported_in_their_own_rows(
 
 def test_a_run_far_from_the_optimum_says_so(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     for lam, far in (("0.1", False), ("1e-12", True)):
-        train(configure("rounds=3", *FEW[:1], "K=6", f"lam={lam}"))
+        train(configure("rounds=3", *FEW[:-1], "K=6", f"lam={lam}"))
         assert ("Far from the optimum" in capsys.readouterr().out) == far
 
 
@@ -161,7 +171,7 @@ def test_what_a_run_leaves(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    train(configure(*SMALL[:-1]))
+    train(configure(*SMALL[:-2], "baseline=local"))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "relays to server" in out
@@ -235,13 +245,13 @@ def test_same_seed_same_run_other_seed_other_run(configure: Configure, tmp_path:
     for n, seed in enumerate((0, 0, 1)):
         folder = tmp_path / str(n)
         folder.mkdir()
-        train(configure(*SMALL, "rounds=3", f"seed={seed}", f"output_dir={folder}"))
+        train(configure(*SMALL, "rounds=2", f"seed={seed}", f"output_dir={folder}"))
         W.append(models(folder))
     assert torch.equal(W[0], W[1])
     assert not torch.equal(W[0], W[2])
 
 
-FEW = ("dataset.rows_per_user=40", "logger=none")
+FEW = ("dataset.rows_per_user=40", "baseline=null", "logger=none")
 RESUMED = [  # one of each way to keep a state; tests/mtl/algorithms/test_base.py has the states of all learners
     "mocha",
     "local",
@@ -259,12 +269,11 @@ RESUMED = [  # one of each way to keep a state; tests/mtl/algorithms/test_base.p
 def test_killed_and_resumed_equals_uninterrupted(configure: Configure, tmp_path: Path, algorithm: str) -> None:
     """kill -9 between two checkpoints, with stragglers and with users and relays that drop out of rounds."""
     dropout = ("participation=uniform", "participation.dropout=0.2", "participation.relays=0.2")
-    data = ("K=10", "dataset.rows_per_user=40")
-    settings = (*data, *dropout, *f"algorithm={algorithm}".split(), "rounds=16", "checkpoint_every=4", "logger=none")
+    settings = ("K=10", *FEW, *dropout, *f"algorithm={algorithm}".split(), "rounds=12", "checkpoint_every=3")
     whole, killed, resumed = (tmp_path / name for name in ("whole", "killed", "resumed"))
-    killer = "+logger={killer:{_target_:commands.Killer,rounds:10}}"
+    killer = "+logger={killer:{_target_:commands.Killer,rounds:8}}"
     assert run("hmtl.train", *settings, killer, f"hydra.run.dir={killed}").returncode == -signal.SIGKILL
-    assert load_checkpoint(killed)["history"]["rounds"] == 8
+    assert load_checkpoint(killed)["history"]["rounds"] == 6
     for folder, more in ((whole, ()), (resumed, (f"resume={killed}",))):
         folder.mkdir()
         train(configure(*settings, f"output_dir={folder}", *more))
@@ -304,7 +313,7 @@ def test_a_round_without_relays_is_empty_and_said_so(
 def test_the_summary_names_what_plays_a_part(
     configure: Configure, tmp_path: Path, algorithm: str, coupled: bool
 ) -> None:
-    train(configure("K=10", "dataset.rows_per_user=40", "rounds=1", "logger=none", f"algorithm={algorithm}"))
+    train(configure("K=10", *FEW, "rounds=1", f"algorithm={algorithm}"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert {"K", "H", "r", "communicator", "scheme", "medium", "algorithm", "loss", "error_measure"} <= summary.keys()
     assert {"dataset", "rounds", "seed", "V_bits", "loads", "loads_theory", "bounds", "bits_total"} <= summary.keys()
@@ -323,7 +332,7 @@ def test_the_summary_names_what_plays_a_part(
 def test_personal_and_proximal_learners_through_the_command(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str, weight: str
 ) -> None:
-    train(configure("K=10", "dataset.rows_per_user=40", "rounds=2", f"algorithm={algorithm}", "lam=0.3"))
+    train(configure("K=10", *FEW[:-1], "~logger.tensorboard", "rounds=2", f"algorithm={algorithm}", "lam=0.3"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["algorithm"], summary[weight]) == (algorithm, 0.3)
     assert "regularizer" not in summary
@@ -335,8 +344,8 @@ def test_personal_and_proximal_learners_through_the_command(
 
 def test_personal_layers_stay_with_their_users(configure: Configure, tmp_path: Path) -> None:
     """A run hands out whole models, and counts the bits of the shared layer only."""
-    settings = ("K=10", "dataset.rows_per_user=40", "rounds=2", "algorithm=lg_fedavg", "participation.dropout=0.2")
-    train(configure(*settings, "logger=none", "communicator=sums"))
+    settings = ("K=10", *FEW, "rounds=2", "algorithm=lg_fedavg", "participation.dropout=0.2")
+    train(configure(*settings, "communicator=sums"))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["personal"] == ["0.bias", "0.weight"]
     assert summary["V_bits"] == 64 * (64 + 1)
@@ -372,15 +381,16 @@ def test_a_user_error_is_one_line_and_exit_2(tmp_path: Path) -> None:
 
 def test_a_bad_resume_touches_nothing(configure: Configure, tmp_path: Path) -> None:
     """Not even in the folder of the run itself, which a user may well name as the place for the results."""
-    train(configure(*SMALL[:-1]))
+    settings = (*SMALL[:-1], "rounds=3")
+    train(configure(*settings))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     for other, where, kind, message in (
         ("lam=0.5", tmp_path, CheckpointError, r"lam was 0\.01, is 0\.5"),
-        ("rounds=13", tmp_path / "nothing", CheckpointError, "nothing"),
-        ("rounds=11", tmp_path, ConfigError, "rounds=11"),  # has been done
+        ("rounds=4", tmp_path / "nothing", CheckpointError, "nothing"),
+        ("rounds=2", tmp_path, ConfigError, "rounds=2"),  # has been done
     ):
         with pytest.raises(kind, match=message):
-            train(configure(*SMALL[:-1], other, f"resume={where}"))
+            train(configure(*settings, other, f"resume={where}"))
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
@@ -425,7 +435,7 @@ def test_har_by_subject(configure: Configure, tmp_path: Path, monkeypatch: pytes
         x, y, subject, test = (file[name] for name in ("x", "y", "subject", "official_test"))
     uci_har.write(tmp_path / "UCI HAR Dataset", x, y, subject, ~test)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    train(configure("dataset=har_subjects", f"dataset.path={tmp_path}", "topology=any_r", "rounds=10", "logger=none"))
+    train(configure("dataset=har_subjects", f"dataset.path={tmp_path}", "topology=any_r", "rounds=10", *FEW[1:]))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["K"] == 30
     assert summary["V_bits"] == 561 * 64
@@ -450,7 +460,7 @@ class Notes:
 
 def test_a_logger_of_ones_own_gets_each_round_and_the_summary(configure: Configure, tmp_path: Path) -> None:
     own = (f"+logger.own._target_={__name__}.Notes", f"+logger.own.file={tmp_path}/notes")
-    train(configure("K=4", "H=2", "r=1", "rounds=3", "dataset.rows_per_user=20", "logger=none", *own))
+    train(configure("K=4", "H=2", "r=1", "rounds=3", "dataset.rows_per_user=20", *FEW[1:], *own))
     every = rows(tmp_path)
     bits = json.loads((tmp_path / "summary.json").read_text())["bits_total"]
     gaps = {row["round"]: float(row["gap"]) for row in every}
@@ -477,7 +487,7 @@ def test_a_regularizer_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     own = ("--config-dir", "conf", "regularizer=own", "hydra.run.dir=out")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    done = here("hmtl.train", *own, *SMALL, "rounds=40", "lam=0.1", "communicator=uncoded")
+    done = here("hmtl.train", *own, *SMALL, "rounds=20", "lam=0.1", "communicator=uncoded")
     assert done.returncode == 0, done.stderr
     learned = history(tmp_path / "out")
     assert learned[-1]["gap"] < 0.5 * learned[0]["gap"]

@@ -120,7 +120,7 @@ def test_a_report_fits_a_small_terminal_unless_all_is_wanted(tmp_path: Path, mon
     assert any("joint_gap" in line for line in lines)
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_help_has_a_line_for_each_setting(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = here("hmtl.train", "--help", "algorithm=fedavg").stdout.splitlines()

@@ -57,7 +57,7 @@ def test_beyond_100_users_the_picture_counts_those_that_two_relays_share():
     assert [text.get_text() for text in legend.get_texts()] == ["server computes models"]
 
 
-@pytest.mark.parametrize(("K", "H"), [(101, 1), (2000, 12), (100_000, 45)])
+@pytest.mark.parametrize(("K", "H"), [(101, 1), (2000, 12), pytest.param(100_000, 45, marks=pytest.mark.slow)])
 def test_counts_stand_within_their_cells(K, H):
     figure = draw(any_r(K, H, min(H, 3), seed=0))
     figure.draw_without_rendering()
@@ -87,7 +87,7 @@ def test_absent_users_are_drawn_without_links(t):
     assert parts(t.restricted(users=()))[2] == []
 
 
-@pytest.mark.parametrize("t", [symmetric(20, 5, 3), geometric(30, 4, 0.4)], ids=repr)
+@pytest.mark.parametrize("t", [symmetric(20, 5, 3), pytest.param(geometric(30, 4, 0.4), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("aggregators", "with_server"), [([0, 2], False), ([], False), ([1], True)])
 def test_who_computes_models_is_framed(t, aggregators, with_server):
     figure = draw(t, aggregators, with_server=with_server)

@@ -5,9 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.text import Text
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 
 from hmtl.communication import TIERS
+from hmtl.config.build import compose
 from hmtl.errors import ConfigError, DataError
 from hmtl.report import report
 from hmtl.reporting.console import Console
@@ -42,11 +43,22 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, commands.Done
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two learners with three seeds each, and one of these runs once more."""
+    """Two learners with three seeds each."""
     folder = tmp_path_factory.mktemp("seeds")
-    words = (*SMALL, "r=2", "regularizer=mean,ridge", "seed=0,1,2", "hydra.job.chdir=false", "evaluate_every=2")
-    assert commands.here("hmtl.train", "-m", *words, f"hydra.sweep.dir={folder}").returncode == 0
+    for regularizer, seed in product(("mean", "ridge"), range(3)):
+        words = (f"regularizer={regularizer}", f"seed={seed}")
+        play(folder / ",".join(words), *words, "r=2", "evaluate_every=2")
     return folder
+
+
+def play(folder: Path, *words: str) -> None:
+    """Train as a job of a sweep does, and leave its results, command line and configuration in `folder`."""
+    cfg = compose(*SMALL, *words, "output_dir=.")
+    cfg.output_dir = str(folder)
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create([*words]), folder / ".hydra" / "overrides.yaml")
+    OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
+    train(cfg)
 
 
 def single(runs: Sequence[FinishedRun]) -> list[Any]:
@@ -64,14 +76,6 @@ def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Done]) -> Non
     assert "local" in closing
     assert f"python -m hmtl.report {folder}" in closing
     assert "Jobs that failed: algorithm=local,r=4; algorithm=mocha,r=4." in done.stdout
-
-
-def test_a_folder_swept_again(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
-    """What failed in it before has not failed now."""
-    (tmp_path / "1" / ".hydra").mkdir(parents=True)
-    (tmp_path / "1" / ".hydra" / "failed").write_text("2")
-    done = commands.here("hmtl.train", "-m", *SMALL, "r=2", f"hydra.sweep.dir={tmp_path}", "hydra.job.chdir=false")
-    assert (done.returncode, "ended with an error" in done.stdout) == (0, False)
 
 
 def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Done]) -> None:
@@ -149,7 +153,7 @@ def test_numbers_in_names_are_sorted_as_numbers(seeds: Path, tmp_path: Path) -> 
 
 def test_the_same_report_has_the_same_bytes(seeds: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        report([str(seeds), f"output={tmp_path}/{name}"])
+        report([str(seeds), f"output={tmp_path}/{name}", "panels=rounds"])
     for ending in (".csv", "_runs.csv", ".md", ".tex", ".png", ".pdf", ".svg"):
         first, second = ((tmp_path / f"{name}{ending}").read_bytes() for name in ("one", "two"))
         assert first == second, ending
@@ -158,7 +162,13 @@ def test_the_same_report_has_the_same_bytes(seeds: Path, tmp_path: Path) -> None
     assert b"FontFile2" in pdf
 
 
-@pytest.mark.parametrize("measure", ["test_error_worst", "test_balanced_error", "test_auc_weighted", "primal"])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        *("test_error_worst", "primal"),
+        *(pytest.param(other, marks=pytest.mark.slow) for other in ("test_balanced_error", "test_auc_weighted")),
+    ],
+)
 def test_the_user_chooses_the_measure(seeds: Path, measure: str) -> None:
     lines = as_lines(find_runs([seeds], measure))
     final = [[run.summary.figures[measure] for run in line.runs] for line in lines]
@@ -243,7 +253,7 @@ def test_numbers_on_the_axes_are_there_and_apart(sweep: tuple[Path, commands.Don
 
 def test_runs_that_send_nothing(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
     local = sweep[0] / "algorithm=local,r=2"
-    report([str(local), f"output={tmp_path}/local"])
+    report([str(local), f"output={tmp_path}/local", "panels=bits"])
     assert (tmp_path / "local.png").exists()
     (run,) = find_runs([local])
     _, left, right, _ = comparison_picture(single([run])).axes
@@ -304,16 +314,17 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "absent", ["participation.dropout=0.5", pytest.param("participation.relays=0.4", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("learner", [(), ("regularizer=mean", "regularizer.lam2=${lam}")], ids=["coded", "sums"])
-def test_beside_each_run_is_what_it_would_send_uncoded(
-    configure: Callable[..., DictConfig], tmp_path: Path, learner: tuple[str, ...], absent: str
-) -> None:
+@pytest.mark.parametrize(
+    "learner",
+    [
+        pytest.param((), id="coded"),
+        pytest.param(("regularizer=mean", "regularizer.lam2=${lam}"), id="sums", marks=pytest.mark.slow),
+    ],
+)
+def test_beside_each_run_is_what_it_would_send_uncoded(tmp_path: Path, learner: tuple[str, ...], absent: str) -> None:
     """Of users who are absent, nothing. A command line may have words that stand for others."""
     for name in ("coded", "uncoded"):
-        words = [*SMALL, "r=2", *learner, absent, f"communicator={name}", "rounds=10", f"output_dir={tmp_path / name}"]
-        (tmp_path / name / ".hydra").mkdir(parents=True)
-        OmegaConf.save(OmegaConf.create(words), tmp_path / name / ".hydra" / "overrides.yaml")
-        train(configure(*words))
+        play(tmp_path / name, "r=2", *learner, absent, f"communicator={name}", "rounds=10")
     runs = find_runs([tmp_path, tmp_path / "coded"])
     coded, uncoded = comparison(lines := as_lines(runs)).to_dict("records")
     assert [run.folder.name for run in runs] == ["coded", "uncoded"]
@@ -395,7 +406,9 @@ def test_a_line_is_named_by_what_others_do_differently(seeds: Path, typed: Seque
     assert [line.name for line in as_lines(runs)] == names
 
 
-@pytest.mark.parametrize("panels", [(), ("bits",), ("rounds", "bits", "users")])
+@pytest.mark.parametrize(
+    "panels", [(), *(pytest.param(few, marks=pytest.mark.slow) for few in (("bits",), ("rounds", "bits", "users")))]
+)
 def test_the_picture_is_fit_for_print(seeds: Path, panels: tuple[str, ...]) -> None:
     """All text has at least 9 points and is inside the picture, each axis but that of the boxes has a label."""
     runs = find_runs([seeds])

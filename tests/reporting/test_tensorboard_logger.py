@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from hmtl.reporting.tensorboard_logger import TensorBoardLogger
 
-SMALL = ("K=6", "H=3", "r=2", "rounds=8", "dataset.rows_per_user=20", "~logger.console")
+SMALL = ("K=6", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=20", "~logger.console")
 
 
 @pytest.fixture(scope="module")
