@@ -38,18 +38,21 @@ CANNOT_HOLD = {
 }
 
 
-@parametrize_with_checks(
-    [
-        MultiTaskClassifier(rounds=5),
-        MultiTaskRegressor(rounds=5),
-        MultiTaskClassifier(loss=Logistic(), standardize="none", rounds=5),
-    ],
-    expected_failed_checks=lambda estimator: CANNOT_HOLD,
-)
+def checks(*estimators):
+    return parametrize_with_checks([*estimators], expected_failed_checks=lambda estimator: CANNOT_HOLD)
+
+
+@checks(MultiTaskClassifier(rounds=5), MultiTaskRegressor(rounds=5))
 def test_checks_of_scikit_learn(estimator, check):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "X names no tasks")
         check(estimator)
+
+
+@pytest.mark.slow
+@checks(MultiTaskClassifier(loss=Logistic(), standardize="none", rounds=5))
+def test_checks_with_probabilities(estimator, check):
+    test_checks_of_scikit_learn(estimator, check)
 
 
 def drawn(rng, names, kind, rows=(6, 14)):

@@ -20,6 +20,7 @@ from hmtl.reporting.run_comparison import as_lines, find_runs
 from hmtl.topology import Topology, symmetric
 
 K, D, C = 5, 6, 3
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 class Noisy(Dataset):
@@ -355,7 +356,7 @@ def test_validation_rows_choose_the_round():
 
 @pytest.mark.parametrize(
     ("model", "data", "options", "loss"),
-    [pytest.param(*case, id=name, marks=pytest.mark.slow if name in FURTHER else ()) for name, case in ANY.items()],
+    [(slow if name in FURTHER else pytest.param)(*case, id=name) for name, case in ANY.items()],
 )
 def test_any_data_and_algorithm(model, data, options, loss):
     federation = hmtl.Federation(model, data, **options)
@@ -375,31 +376,31 @@ WRONG = (-1, 0, 1.5, "3")
         (lambda: hmtl.Federation(nn.Linear(D, 7), users()), ConfigError),
         (lambda: hmtl.Federation(Paired(D, C), users()), ConfigError),
         (lambda: hmtl.Federation(network, users(), solver=LocalSGD()), ConfigError),
-        (lambda: hmtl.Federation(network, users(), solver=torch.optim.SGD), ConfigError),
-        (lambda: hmtl.Federation(network, users(), solver=TorchTrainer), ConfigError),
-        (lambda: hmtl.Federation(network, users(), solver="sgd"), ConfigError),
-        (lambda: hmtl.Federation("mlp", users()), ConfigError),
-        (lambda: hmtl.Federation(network, users(), topology="G.csv"), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), solver=torch.optim.SGD), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), solver=TorchTrainer), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), solver="sgd"), ConfigError),
+        slow(lambda: hmtl.Federation("mlp", users()), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), topology="G.csv"), ConfigError),
         (lambda: hmtl.Federation(network, users(), topology=[[1] * K]), ConfigError),
         (lambda: hmtl.Federation(network, users(), algorithm="fedavgg"), ConfigError),
-        (lambda: hmtl.Federation(network, users(), regularizer="mean"), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), regularizer="mean"), ConfigError),
         (lambda: hmtl.Federation(network, users(), algorithm="mocha"), ConfigError),
         (lambda: hmtl.Federation(None, users()), ConfigError),
-        (lambda: hmtl.Federation(network, users(), engine="ray"), ConfigError),
-        (lambda: hmtl.Federation(network, users(), logger=["console"]), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), engine="ray"), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), logger=["console"]), ConfigError),
         (lambda: hmtl.Federation(network, users(), evaluate_evry=2), ConfigError),
-        (lambda: hmtl.Federation(network, users(), seed="zero"), ConfigError),
-        (lambda: hmtl.Federation(network, users(), partition="shards"), ConfigError),
-        (lambda: hmtl.Federation(network, users(), early_stopping=3), ConfigError),
-        (lambda: hmtl.Federation(network, users(), privacy={"clip": 1.0}), ConfigError),
-        (lambda: hmtl.Federation(network, users(), wire="int9"), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), seed="zero"), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), partition="shards"), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), early_stopping=3), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), privacy={"clip": 1.0}), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), wire="int9"), ConfigError),
         (lambda: hmtl.Federation(network, users(), resume="nowhere"), CheckpointError),
         (lambda: hmtl.Federation(network, users()).report(), DataError),
         (lambda: hmtl.Federation(network, users(), communicator=Uncoded(symmetric(K, K, 1))), ConfigError),
         *((lambda rounds=rounds: hmtl.Federation(network, users()).train(rounds), ConfigError) for rounds in WRONG),
         (lambda: hmtl.Federation(network, []), TopologyError),
-        (lambda: hmtl.Federation(network, users(), topology=Topology([[1, 1]])), ConfigError),
-        (lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), topology=Topology([[1, 1]])), ConfigError),
+        slow(lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(make, kind):
