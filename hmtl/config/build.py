@@ -243,8 +243,7 @@ def build_communicator(cfg: DictConfig, topology: Topology | Moving, **links: An
 
 def check(cfg: DictConfig) -> None:
     """Check a configuration by itself, before data are read or anything large is made."""
-    usual = OmegaConf.load(conf_dir() / ("config.yaml" if "algorithm" in cfg else "plan.yaml"))
-    check_root(cfg, cast(DictConfig, usual))
+    check_root(cfg, _usual("config" if "algorithm" in cfg else "plan"))
     for name, node in _nodes(cfg).items():
         plain = _plain(name, node)
         if cfg.K is None and name == "topology":  # the data set has the number of users
@@ -268,6 +267,12 @@ def check(cfg: DictConfig) -> None:
         build_measures(cfg)
     if "privacy" in cfg:
         check_privacy(cfg)
+
+
+@lru_cache
+def _usual(name: str) -> DictConfig:
+    """Return the configuration `name` of `conf/` without its groups, to be left as it is."""
+    return cast(DictConfig, OmegaConf.load(conf_dir() / f"{name}.yaml"))
 
 
 def agreed(cfg: DictConfig) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from hmtl.errors import ConfigError, HmtlError
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
 
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 """Keys that Hydra's `instantiate` reads."""
@@ -107,19 +107,27 @@ def is_part(value: Any) -> bool:
 
 def validate(name: str, target: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments in the types of the target's annotations, or raise ConfigError for the first wrong one."""
-    from pydantic import ConfigDict, ValidationError, create_model  # late: --help need not wait for it
+    from pydantic import ValidationError  # late: --help need not wait for it
 
-    rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, str_min_length=1, protected_namespaces=())
     known, is_open = parameters(target)
-    fields: Any = {key: (known[key].annotation, ...) for key in arguments if key in known}
     if unknown := [key for key in arguments if key not in known and not is_open]:
         raise ConfigError(no_setting(f"{name}.{unknown[0]}", [f"{name}.{key}" for key in known]))
-    model = create_model("Arguments", __config__=rules, **fields)
+    fields = tuple((key, known[key].annotation) for key in arguments if key in known)
     try:
-        validated = model.model_validate({key: arguments[key] for key in fields})
+        validated = _model(fields).model_validate({key: arguments[key] for key, _ in fields})
     except ValidationError as error:
         raise ConfigError(_first(name, arguments, error)) from error
-    return {**arguments, **{key: getattr(validated, key) for key in fields}}
+    return {**arguments, **{key: getattr(validated, key) for key, _ in fields}}
+
+
+@lru_cache  # each process of a run checks the same settings, and several times
+def _model(fields: tuple[tuple[str, Any], ...]) -> "type[BaseModel]":
+    """Return the model with these fields, names and annotations."""
+    from pydantic import ConfigDict, create_model
+
+    rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, str_min_length=1, protected_namespaces=())
+    required: Any = {key: (annotation, ...) for key, annotation in fields}
+    return create_model("Arguments", __config__=rules, **required)
 
 
 def _first(name: str, arguments: Mapping[str, Any], error: "ValidationError") -> str:

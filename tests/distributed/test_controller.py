@@ -238,7 +238,7 @@ def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictC
 def test_a_model_that_all_users_share_is_in_a_checkpoint_once(
     configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    learner = (*SMALL, "algorithm=fedavg", MLP, "solver.epochs=1")
+    learner = (*SMALL, "algorithm=fedavg", "solver.epochs=1")
     for words in (("rounds=1",), (f"resume={tmp_path}", "rounds=2")):
         trained = train_in_cells(configure(*learner, *words))
         models = load_checkpoint(tmp_path)["algorithm"]["users"]["averaged"]

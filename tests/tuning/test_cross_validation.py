@@ -73,7 +73,7 @@ def test_folds_are_preprocessed_by_what_they_train_on(scope: Scope, test_fractio
 
 def test_errors_are_those_of_liblinear(configure: Configure) -> None:
     """Without coupling each fold and λ is an ordinary support vector machine."""
-    cfg = configure(*SMALL, GRID, "regularizer=ridge", "algorithm.omega_every=0")
+    cfg = configure(*SMALL, GRID, "regularizer=ridge", "algorithm.omega_every=0", "rounds=10")
     tasks, _ = build_tasks(cfg)
     result = cross_validate(cfg, tasks)
     for point in result["points"]:
@@ -229,14 +229,14 @@ def test_training_reads_the_result(tmp_path: Path) -> None:
 def test_a_stopped_one_continues_and_trains_nothing_again(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, calls, train_one = (*SMALL, GRID, "rounds=2"), list[int](), cross_validation._train
+    words, calls, train_one = (*SMALL, GRID, "tune.folds=2", "rounds=1"), list[int](), cross_validation._train
     whole, stopped, resumed = folders = [tmp_path / name for name in ("whole", "stopped", "resumed")]
     for folder in folders:
         folder.mkdir()
 
     def interrupted_once(*given: Any) -> dict[str, Any]:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return train_one(*given)
 
@@ -244,15 +244,15 @@ def test_a_stopped_one_continues_and_trains_nothing_again(
     monkeypatch.setattr(cross_validation, "_train", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
         tune(configure(*words, f"output_dir={stopped}"))
-    assert capsys.readouterr().out.splitlines()[-1].endswith(f"after 3 of 6 trainings. To continue: resume={stopped}")
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"after 2 of 4 trainings. To continue: resume={stopped}")
     assert not (stopped / "tune.json").exists()
     tune(configure(*words, f"resume={stopped}", f"output_dir={resumed}"))
-    assert len(calls) == 7
+    assert len(calls) == 5
     for name in ("tune.json", "experiment/tuned.yaml"):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
-    with pytest.raises(CheckpointError, match="rounds was 2, is 6"):
+    with pytest.raises(CheckpointError, match="rounds was 1, is 6"):
         tune(configure(*words, "rounds=6", f"resume={resumed}"))
-    with pytest.raises(CheckpointError, match=r"tune\.folds was 3, is 4"):
+    with pytest.raises(CheckpointError, match=r"tune\.folds was 2, is 4"):
         tune(configure(*words, "tune.folds=4", f"resume={resumed}"))
 
 
