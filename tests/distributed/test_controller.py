@@ -27,7 +27,6 @@ SEED = "privacy.randomness=seed"
 SUMS = ("communicator=sums", "aggregators=server")
 CONFIGURATIONS = [
     ("participation.dropout=0.3", "participation.relays=0.2", "aggregators=all", "algorithm.omega_every=2"),
-    ("algorithm=fedavg", MLP, "validation_fraction=0.2", "solver.epochs=1"),
     (
         "topology=moving",
         "topology.every=2",
@@ -55,6 +54,7 @@ CONFIGURATIONS = [
             ("algorithm=fedper", MLP, "regularizer=task_relationship", "algorithm.coupled=true"),
             ("algorithm=fedper", MLP, "regularizer=mean", "algorithm.coupled=true"),
             ("algorithm=fedavg", MLP, "participation=fraction", *SUMS, "privacy.clip=0.5", "privacy.noise=4", SEED),
+            ("algorithm=fedavg", MLP, "validation_fraction=0.2"),
             ("algorithm=fedavg", MLP, *SUMS, "secure=true", "wire=int4"),
             ("algorithm=cocoa", *SUMS, "secure=true", "participation.dropout=0.2"),
             ("algorithm=scaffold", MLP, "participation.dropout=0.3"),
@@ -84,6 +84,7 @@ def test_a_run_ends_as_one_in_one_process(configure: Callable[..., DictConfig], 
     check_bits(ours)
 
 
+@pytest.mark.slow
 def test_features_of_raw_tables_are_those_of_one_process(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     """The answers of an aggregator are what the features are fitted to."""
     mixed_table(0, n=12).to_csv(tmp_path / "own.csv", index=False)
@@ -256,7 +257,9 @@ def test_users_of_a_host_that_is_gone_are_reported_as_last_saved(
     assert load_checkpoint(tmp_path)["history"]["rounds"] == 3
 
 
-@pytest.mark.parametrize("lost", ["host", "server", pytest.param("relay", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "lost", ["server", *(pytest.param(node, marks=pytest.mark.slow) for node in ("host", "relay"))]
+)
 def test_a_run_ends_with_its_checkpoint_when_nobody_comes_back(
     configure: Callable[..., DictConfig], tmp_path: Path, lost: str
 ) -> None:

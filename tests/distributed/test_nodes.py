@@ -122,12 +122,27 @@ def test_six_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
-    """Without users of the host that left; then from the checkpoint, with nothing else started again."""
+def test_a_site_goes_on_when_nodes_leave_and_come_back(tmp_path: Path) -> None:
+    """Two nodes whose certificates are revoked get others, a host leaves, and the server stops and starts again.
+
+    Other nodes play on, and are not started again.
+    """
     site = local_site(tmp_path, "rounds=3000", "checkpoint_every=1000")
     port = free_port()
     with site.running(f"metrics={port}") as nodes:
         wait_for(lambda: rounds(site) > 3)
+        serials = {name: serial_of((tmp_path / "certs" / f"{name}.pem").read_bytes()) for name in ("host-1", "relay-1")}
+        site.file.write_text(yaml.safe_dump(site.content | {"revoked": [f"{each:X}" for each in serials.values()]}))
+        for name in serials:
+            wait_for(lambda name=name: f"{name} is lost: its certificate is revoked" in nodes["server"].stderr)
+        wait_for(lambda: "refused relay-1: its certificate is revoked" in nodes["host-0"].stderr)
+        played = rounds(site)
+        wait_for(lambda: rounds(site) > played + 3)
+        assert commands.here("hmtl.certificates", f"deployment={site.file}").stdout.count("made") == 2
+        for name in serials:
+            wait_for(lambda name=name: f"{name} is back" in nodes["server"].stderr)
+        assert {node.poll() for node in nodes.values()} == {None}
+
         assert f'hmtl_node_missing{{node="host-1"}} {0.0}' in metrics(port)
         nodes["host-1"].send_signal(signal.SIGTERM)
         assert nodes["host-1"].done().returncode == 128 + signal.SIGTERM
@@ -142,27 +157,6 @@ def test_a_host_leaves_and_the_server_stops_and_goes_on(tmp_path: Path) -> None:
         with site.start("server"), site.start("host-1"):
             wait_for(lambda: rounds(site) > stopped)
             assert [name for name in NAMES if nodes[name].poll() is None] == [*RELAYS, "host-0"]
-
-
-@pytest.mark.slow
-def test_a_certificate_is_revoked_and_another_made_during_a_run(tmp_path: Path) -> None:
-    """Other nodes play on, and nothing is started again."""
-    site = local_site(tmp_path, "rounds=3000", "checkpoint_every=1000")
-    with site.running() as nodes:
-        wait_for(lambda: rounds(site) > 3)
-        serials = {name: serial_of((tmp_path / "certs" / f"{name}.pem").read_bytes()) for name in ("host-1", "relay-1")}
-        site.file.write_text(yaml.safe_dump(site.content | {"revoked": [f"{each:X}" for each in serials.values()]}))
-        for name in serials:
-            wait_for(lambda name=name: f"{name} is lost: its certificate is revoked" in nodes["server"].stderr)
-        wait_for(lambda: "refused relay-1: its certificate is revoked" in nodes["host-0"].stderr)
-        played = rounds(site)
-        wait_for(lambda: rounds(site) > played + 3)
-        assert commands.here("hmtl.certificates", f"deployment={site.file}").stdout.count("made") == 2
-        for name in serials:
-            wait_for(lambda name=name: f"{name} is back" in nodes["server"].stderr)
-        nodes["server"].send_signal(signal.SIGTERM)
-        assert nodes["server"].done().returncode == 128 + signal.SIGTERM
-        assert {node.poll() for name, node in nodes.items() if name != "server"} == {None}
 
 
 @pytest.mark.slow

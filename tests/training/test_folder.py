@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import forked, run, status_of
+from commands import forked, here, status_of
 
 from hmtl.config.build import compose
 from hmtl.errors import ConfigError
@@ -42,7 +42,7 @@ def test_folders_of_a_sweep_and_of_a_plan_are_as_many() -> None:
 def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     """Anew and by resume, from the command line and as a library; and it is free once its run has been killed."""
     folder = tmp_path / "run"
-    assert run("hmtl.train", *SMALL, f"hydra.run.dir={folder}").returncode == 0
+    assert here("hmtl.train", *SMALL, f"hydra.run.dir={folder}").returncode == 0
 
     def hold() -> None:
         with held(folder):
@@ -55,7 +55,7 @@ def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
     before = contents(folder)
     assert folder / ".hydra" / "overrides.yaml" in before
     for words in ("lam=0.5",), ("rounds=3", f"resume={folder}"):
-        refused = run("hmtl.train", *SMALL, *words, f"hydra.run.dir={folder}")
+        refused = here("hmtl.train", *SMALL, *words, f"hydra.run.dir={folder}")
         assert refused.returncode == 2
         assert refused.stderr.startswith(f"error: {folder} is in use by another run")
         assert refused.stderr.count("\n") == 1
