@@ -133,11 +133,11 @@ def test_schemes_without_a_plan_are_named_with_the_reason() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bps", "most"), [(None, 10**6), ([25e6, 50e6, 75e6, 100e6] * 25, 10**7)])
+@pytest.mark.parametrize(("bps", "most"), [(None, 10**6), ([25e6, 50e6, 75e6, 100e6] * 15, 10**7)])
 def test_a_large_network_takes_bounded_work(
     monkeypatch: pytest.MonkeyPatch, bps: list[float] | None, most: int
 ) -> None:
-    """1,000 users and 100 relays: flows, and the entries of programmes times the nodes of their search trees."""
+    """Flows, and the entries of programmes times the nodes of their search trees: 1,000 users and 60 or 100 relays."""
     flows, work, flow, solve = 0, 0, rates.maximum_flow, scipy.optimize.milp
 
     def counted(*arguments: Any) -> Any:
@@ -156,7 +156,7 @@ def test_a_large_network_takes_bounded_work(
 
     monkeypatch.setattr(rates, "maximum_flow", counted)
     monkeypatch.setattr(scipy.optimize, "milp", worked)
-    comparison = compare(any_r(1000, 100, 3), Network(uplink_bps=bps), 50_176)
+    comparison = compare(any_r(1000, len(bps or range(100)), 3), Network(uplink_bps=bps), 50_176)
     assert flows <= 10_000
     assert work <= most
     for best in comparison.aggregators.values():

@@ -348,7 +348,7 @@ def sampled(round: int, rng: np.random.Generator) -> set[int]:
         (150, every_tenth),
         pytest.param(1000, every_tenth, marks=pytest.mark.slow),
         pytest.param(1000, fewer_and_fewer, marks=pytest.mark.slow),
-        pytest.param(1000, sampled, marks=pytest.mark.slow),
+        pytest.param(500, sampled, marks=pytest.mark.slow),
     ],
 )
 def test_what_rare_users_leave_over_is_bounded(rounds: int, visits: Callable) -> None:

@@ -121,15 +121,15 @@ def test_a_broadcast_leaves_once(tmp_path):
 
 @pytest.mark.slow
 def test_auto_takes_the_fastest_of_all_and_a_search_is_no_better(tmp_path, monkeypatch):
-    t = any_r(12, 4, 2, 1)
+    t = any_r(12, 3, 2, 1)
     for n, narrow in enumerate([("relays", 0, "up_bps"), ("relays", 2, "down_bps"), ("server", "", "down_bps")]):
         (folder := tmp_path / str(n)).mkdir()
         network = Network(medium="unicast", links=file_of(folder, t, [range(12)], [narrow], latency=0.01))
         everything = by_seconds(IVs(), t, network, 1e6)
         best, seconds = next(iter(everything.items()))
         assert seconds == min(everything.values())
-        assert len(everything) == 2 * 15 + 1
-        for nodes in (AggregatorSet((), True), AggregatorSet((0, 1, 2, 3), False)):
+        assert len(everything) == 2 * 7 + 1
+        for nodes in (AggregatorSet((), True), AggregatorSet((0, 1, 2), False)):
             assert everything[nodes] == predict(IVs(aggregators=nodes.setting), t, network, 1e6)
         chosen = CodedHierarchical(t, network).for_rows(1e6)
         assert AggregatorSet(chosen.planner.preferred, chosen.planner.server) == best
@@ -198,6 +198,7 @@ def test_a_round_is_predicted_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@examples(15)
 @given(topologies(max_H=3, max_K=12), st.data())
 def test_secure_sums_take_their_messages_and_waits(tmp_path_factory, t, data):
     """Users and server exchange keys, shares and reveal: 18 hops more than the 6 of plain sums, each over two links."""

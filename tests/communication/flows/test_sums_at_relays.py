@@ -37,6 +37,7 @@ def covering(t: Topology, rng: np.random.Generator) -> tuple[int, ...]:
     return tuple(sorted({*chosen, *np.flatnonzero(rng.random(t.H) < 0.2).tolist()}))
 
 
+@examples(20)
 @given(
     t=topologies(max_H=6, max_K=20),
     medium=media,

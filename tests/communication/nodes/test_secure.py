@@ -227,7 +227,7 @@ def test_relays_get_one_copy_of_what_the_server_broadcasts(medium: str) -> None:
     assert bits[0] == bits[1]
 
 
-@pytest.mark.parametrize("kind", [SHARES, UNMASK])
+@pytest.mark.parametrize("kind", [SHARES, pytest.param(UNMASK, marks=pytest.mark.slow)])
 def test_users_with_few_neighbours_do_not_need_all_relays(kind: str) -> None:
     users = Terms([terms(0, 100, reach=63)], [set()])
     apart = Apart(any_r(100, 5, 3), [users], MASKED)
