@@ -75,13 +75,13 @@ def complain(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
 
 
-def run_command(document: str | None, action: Callable[[Sequence[str]], None]) -> None:
-    """Call `action` with the words of the command line, or print `document` if they ask for help.
+def run_command(usage: str | None, action: Callable[[Sequence[str]], None]) -> None:
+    """Call `action` with the arguments of the command line, or print `usage` if they ask for help.
 
     Exit with status 2 after an `HmtlError`.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(document, end="")
+        print(usage, end="")
         return
     try:
         action(sys.argv[1:])

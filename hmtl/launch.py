@@ -14,7 +14,7 @@ def launch(arguments: Sequence[str]) -> None:
     """Run `hmtl.train` with nodes in processes of their own; it exits with the status of the run."""
     counts = [argument.removeprefix("processes=") for argument in arguments if argument.startswith("processes=")]
     if len(counts) != 1 or not counts[0].isdecimal() or int(counts[0]) < 1:
-        raise ConfigError("processes=N must be given once. Set N to 1 + H + the number of hosts.")
+        raise ConfigError("processes must be given once, as a positive integer. Set it to 1 + H + the number of hosts.")
     if any(argument.startswith("engine=") for argument in arguments):
         raise ConfigError("engine is chosen by hmtl.launch. Leave it out, or start the run with hmtl.train.")
     from hmtl.config.command_line import main  # late, as --help does not need Hydra

@@ -18,7 +18,7 @@ def idx(array):
 
 
 def small(train=60, test=20):
-    """Image i has pixel 0 = i modulo 256, so that few can be recognised; labels go round the ten digits."""
+    """Image i has pixel 0 = i modulo 256, which identifies up to 256 images; labels go round the ten digits."""
     x = np.random.default_rng(0).integers(0, 256, (train + test, 28, 28))
     x[:, 0, 0] = np.arange(train + test) % 256
     y = np.arange(train + test) % 10

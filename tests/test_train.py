@@ -37,7 +37,7 @@ SMALL = ("K=10", "rounds=12", "dataset.rows_per_user=40", "algorithm.omega_every
 
 @pytest.fixture(autouse=True)
 def networks_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a picture takes as long as a small run."""
+    """Stub the picture of the network, because drawing it takes as long as a small run."""
     Image.new("L", (1, 1)).save(picture := BytesIO(), "png")
     monkeypatch.setattr(run_pictures, "topology_picture", lambda communicator: picture.getvalue())
 

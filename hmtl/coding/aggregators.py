@@ -62,15 +62,15 @@ class AggregatorSet:
 class Choice:
     """A choice of aggregators, or of relays that add, with a lower bound of the cost of any choice in its class.
 
-    The class of `best_aggregators` has the two schemes of the module for each set of relays, with one coding scheme and
-    the loads of `hmtl.coding.loads`. Schemes outside it can cost less, such as those with more pieces, or in which
+    For `best_aggregators`, the class has the two schemes of the module for each set of relays, with one coding scheme
+    and the loads of `hmtl.coding.loads`. Schemes outside it can cost less, such as those with more pieces, or in which
     relays divide a model.
 
     Attributes:
         relays: the relays.
         cost: the cost of this choice.
         bound: lower bound of the cost of all choices.
-        server: whether the server aggregates, which `best_aggregators` says; it does if no relay does.
+        server: whether the server aggregates beside relays, which `best_aggregators` says.
     """
 
     relays: tuple[int, ...]
@@ -81,7 +81,7 @@ class Choice:
     @property
     def nodes(self) -> AggregatorSet:
         """The aggregators."""
-        return AggregatorSet(self.relays, self.server)
+        return AggregatorSet(self.relays, self.server or not self.relays)
 
     @property
     def proven(self) -> bool:

@@ -100,8 +100,8 @@ def cheapest(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, 
     """Return the α that minimize Σ n_i α_i and cover every type [types, relays].
 
     The constraint α ≤ 1 is implied: if α_i > 1, α_i = 1 also covers all types and costs less. Each share of the
-    solver's vertex becomes the nearest fraction with a denominator of at most 2¹⁶; such fractions are further apart
-    than the solver's errors, so this is exact. If the shares do not cover all types, because denominators are larger,
+    solver's vertex becomes the nearest fraction with a denominator of at most 2¹⁶, which removes the solver's rounding
+    errors. If the shares do not cover all types, because denominators are larger,
     they are rounded up to multiples of 2⁻²⁰ instead, so that they do; no plan has that many pieces.
     """
     from scipy.optimize import linprog  # here, because the default scheme does not need it

@@ -61,7 +61,7 @@ class Links(ABC):
         """Send a message to its receivers."""
 
     def end(self, kind: str, receivers: Sequence[str]) -> None:  # noqa: B027, in one process nobody waits
-        """Announce that no more messages of this kind follow for now; receivers need not wait."""
+        """Announce that no more messages of this kind follow for now; on timed links, an empty frame says so."""
 
     @abstractmethod
     def collect(self, node: str, kind: str) -> list[Message]:

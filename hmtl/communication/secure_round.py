@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from hmtl.communication.flows.flow import Flow
-from hmtl.communication.messages import KEYS, MODELS, SHARED, SHARES, UNMASK, VERDICT
+from hmtl.communication.messages import KEYS, MODELS, SERVER, SHARED, SHARES, UNMASK, VERDICT
 from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.round import Answers, Schedule, Stage, collect, compute, conclude
 
@@ -19,19 +19,19 @@ class SecureSchedule(Schedule):
         """Let users compute their terms, advertise keys and share the seeds of their masks."""
         super().begin(stage, round)
         users, relays, server = partial(_users, stage), partial(_relays, stage), partial(_server, stage)
-        down = {"receivers": stage.nodes.host_names}
+        hosts = stage.nodes.host_names
         stage.hosts(SecureHost.advertise, says=[KEYS])
         stage.relays(SecureRelay.advertise, round, hears=[KEYS], says=[KEYS])
         server(SecureServer.introduce, KEYS, round)
-        relays(SecureRelay.introduce, KEYS, **down)
+        relays(SecureRelay.introduce, KEYS, hosts)
         users(SecureHost.share, KEYS, [SHARES])
         relays(SecureRelay.collect, SHARES)
         server(SecureServer.pass_on, SHARES)
-        relays(SecureRelay.pass_on, SHARES, **down)
+        relays(SecureRelay.pass_on, SHARES, hosts)
         users(SecureHost.read, SHARES, [SHARED])
         relays(SecureRelay.confirm_shares, SHARED)
         server(SecureServer.settle, SHARED)
-        relays(SecureRelay.announce, SHARED, **down)
+        relays(SecureRelay.announce, SHARED, hosts)
         users(SecureHost.prepare, SHARED, [])
 
     def attempt(self, stage: Stage, flow: Flow) -> None:
@@ -45,7 +45,7 @@ class SecureSchedule(Schedule):
         Relays combine shares again if one of them falls silent.
         """
         stage.server(SecureServer.ask, peers=stage.nodes.relay_names, says=[UNMASK])
-        _relays(stage, SecureRelay.ask, UNMASK, receivers=stage.nodes.host_names)
+        _relays(stage, SecureRelay.ask, UNMASK, stage.nodes.host_names)
         _users(stage, SecureHost.answer, UNMASK, [UNMASK])
         _relays(stage, SecureRelay.hear, UNMASK)
         combining = True
@@ -63,9 +63,9 @@ def _users(stage: Stage, action: Action, gets: str, says: Sequence[str]) -> None
     stage.hosts(action, hears=[gets], says=says)
 
 
-def _relays(stage: Stage, action: Action, kind: str, **peers: Sequence[str]) -> None:
+def _relays(stage: Stage, action: Action, kind: str, receivers: Sequence[str] = (SERVER,)) -> None:
     """Let relays hear messages of one kind and answer the server, or users if these are the `receivers`."""
-    stage.relays(action, hears=[kind], says=[kind], **peers)
+    stage.relays(action, hears=[kind], says=[kind], receivers=receivers)
 
 
 def _server(stage: Stage, action: Action, kind: str, *numbers: int) -> None:

@@ -271,7 +271,7 @@ def check(cfg: DictConfig) -> None:
 
 @lru_cache
 def _usual(name: str) -> DictConfig:
-    """Return the configuration `name` of `conf/` without its groups, to be left as it is."""
+    """Return `conf/NAME.yaml` without its groups; it is cached, so do not modify it."""
     return cast(DictConfig, OmegaConf.load(conf_dir() / f"{name}.yaml"))
 
 

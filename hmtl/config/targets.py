@@ -122,7 +122,7 @@ def validate(name: str, target: Any, arguments: Mapping[str, Any]) -> dict[str, 
 
 @lru_cache  # each process of a run checks the same settings, and several times
 def _model(fields: tuple[tuple[str, Any], ...]) -> "type[BaseModel]":
-    """Return the model with these fields, names and annotations."""
+    """Return a pydantic model with these fields: names and annotations."""
     from pydantic import ConfigDict, create_model
 
     rules = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False, str_min_length=1, protected_namespaces=())

@@ -248,7 +248,7 @@ class Controller(Engine):
                 side.load_state_dict(self.ask_one(name, "aggregator_state"))
 
     def gather_figure_state(self) -> None:
-        """Bring here what figures need of the aggregators' state; it stays as it was if none that has it answers."""
+        """Fetch the state that figures need; keep the old one if no aggregator answers."""
         for name, side in self._sides():
             if name in self.holders and side.figure_state():
                 with suppress(StateLost):

@@ -56,6 +56,6 @@ def matmul(A: Tensor, X: Tensor) -> Tensor:
         return simd.matmul(A, X)
     # GPUs, and processors without vector instructions, look up each product.
     product, products = A.new_zeros(A.shape[0], X.shape[1]), PRODUCTS.to(A.device)
-    for coefficients, row in zip(A.T.int(), X.int(), strict=True):
-        product ^= products[coefficients][:, row]
+    for coefficients, row in zip(A.T.int(), X, strict=True):
+        product ^= products[coefficients][:, row.int()]
     return product

@@ -1,8 +1,8 @@
 """The TensorBoard logger: five charts first, then learning, what it cost, pictures, and settings of a run."""
 
-import io
 import math
 import re
+import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -62,15 +62,14 @@ class TensorBoardLogger:
 
     def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Write pictures, hyperparameters and the command of the finished run."""
-        from PIL import Image  # late, as are those of torch
-        from tensorboard.compat.proto.summary_pb2 import Summary as Record
+        from tensorboard.compat.proto.summary_pb2 import Summary as Record  # late, as are those of torch
         from torch.utils.tensorboard.summary import hparams
 
         writer = self._writer
         values = []
         for name, png in draw().items():
-            width, height = Image.open(io.BytesIO(png)).size
-            image = Record.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+            width, height = struct.unpack(">II", png[16:24])  # where a PNG file has them
+            image = Record.Image(width=width, height=height, colorspace=4, encoded_image_string=png)  # RGBA
             values.append(Record.Value(tag=name, image=image))
         figures = summary.figures
         settings = {key: each for key, each in summary if key in SETTINGS and each is not None}

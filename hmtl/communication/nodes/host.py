@@ -167,7 +167,7 @@ class Host:
         """Hold the rows of these users until they are sent: some columns of all users, or some users' whole rows."""
         self._users, self._ivs = users, ivs
         n, m, room = len(users), self.users.numbers, BLOCK // ivs.dtype.itemsize
-        at_once = getattr(ivs, "at_once", n)  # users who train while their rows are sent
+        at_once = getattr(ivs, "at_once", n)  # users whose rows are made while they are sent
         if self._whole:
             at_once = room // max(1, m)
         blocks = list[tuple[slice, slice]]()

@@ -37,7 +37,7 @@ class FedAvgM(Learner):
 
 
 class FedAdam(Learner):
-    """w ← w + η u/(√v + τ), where u ← β₁ u + (1 − β₁) Δ and v ← β₂ v + (1 − β₂) Δ², which begins as τ².
+    """w ← w + η u/(√v + τ), where u ← β₁ u + (1 − β₁) Δ and v ← β₂ v + (1 − β₂) Δ²; v begins as τ².
 
     Args:
         eta: step size η > 0 of the server.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 Activation = tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
-"""An element-wise function in place, and its gradient from that with respect to the output, and the output."""
+"""Forward pass of an element-wise function, in place; backward pass from the gradient of the output, and the output."""
 
 ACTIVATIONS: dict[type[nn.Module], Activation] = {
     nn.ReLU: (Tensor.relu_, lambda g, out: torch.ops.aten.threshold_backward(g, out, 0)),

@@ -29,6 +29,7 @@ from hmtl.mtl import (
     Participation,
     TaskRelationship,
 )
+from hmtl.mtl.algorithms import coupling
 from hmtl.mtl.algorithms.coupling import Coupler, StepsOfAll
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r
@@ -186,6 +187,18 @@ def test_every_transport_gives_the_same_bits(t, gone, wire, seed):
         assert torch.equal(W, results[0][0])
         assert torch.equal(Omega, results[0][1])
         assert figures == results[0][2]
+
+
+def test_terms_do_not_depend_on_how_many_users_make_them_at_once(monkeypatch):
+    models = []
+    for held in (coupling.HELD, 1):
+        monkeypatch.setattr(coupling, "HELD", held)
+        algorithm = coupled(FedU(), Mean(0.2), messages="sums")
+        communicator = Sums(Topology(np.ones((2, K), int)), Network())
+        for round in range(2):
+            communicator.round(round, algorithm.users, algorithm.aggregator)
+        models.append(algorithm.W)
+    assert torch.equal(*models)
 
 
 def test_models_that_are_not_finite_are_an_error():
