@@ -184,7 +184,12 @@ def add_terms(rows: Tensor, at: Tensor, A: Tensor, to: Tensor, first: int = 0) -
     """
     from hmtl.coding.sum_kernels import add_cut
 
-    add_cut(rows.contiguous().numpy(), at.numpy(), A.to(rows.dtype).contiguous().numpy(), to.numpy(), first)
+    if not rows.numel():
+        return
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    pitch, width = rows.stride(0), rows.shape[1]
+    numbers = rows.as_strided(((len(rows) - 1) * pitch + width,), (1,)).numpy()  # a copy would cost more than the sum
+    add_cut(numbers, pitch, width, at.numpy(), A.to(rows.dtype).contiguous().numpy(), to.numpy(), first)
 
 
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:

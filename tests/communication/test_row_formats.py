@@ -73,19 +73,24 @@ def test_rows_are_added_word_by_word(bits: int, n: int, L: int, seed: int) -> No
 
 
 @given(
-    bits=st.sampled_from((8, 64)), c=st.integers(1, 9), L=st.sampled_from((1, 7, 2**16 + 3)), seed=st.integers(0, 99)
+    bits=st.sampled_from((8, 64)),
+    c=st.integers(1, 9),
+    L=st.sampled_from((1, 7, 2**16 + 3)),
+    at=st.sampled_from(([2, 0], [1])),
+    seed=st.integers(0, 99),
 )
 @examples(30)
-def test_sums_are_cut_and_multiplied(bits: int, c: int, L: int, seed: int) -> None:
-    """Modulo 2^64, with a last stretch that is padded, and added to what is there."""
+def test_sums_are_cut_and_multiplied(bits: int, c: int, L: int, at: list[int], seed: int) -> None:
+    """Modulo 2^64, with a last stretch that is padded, and added to what is there; words of 64 bits in two blocks."""
     rng, row_format = np.random.default_rng(seed), RowFormat(L, bits)
     numbers = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, (3, L)))
     rows, stretch = row_format.pack(numbers), -(-L // c)
     A = torch.from_numpy(rng.choice([0, 0, 1, 3**30], (2, c)))
     before = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, (2, stretch)))
-    padded = torch.nn.functional.pad(row_format.unpack(rows)[[2, 0]].sum(0), (0, c * stretch - L)).view(c, stretch)
-    to = before.clone()
-    row_format.add(rows, torch.tensor([2, 0]), A, to)
+    padded = torch.nn.functional.pad(row_format.unpack(rows)[at].sum(0), (0, c * stretch - L)).view(c, stretch)
+    to, first = before.clone(), L // 3 if bits == 64 else 0
+    for block, start in ((rows[:, : 8 * first], 0), (rows[:, 8 * first :], first)):
+        row_format.add(block, torch.tensor(at), A, to, start)
     assert torch.equal(to, before + torch.mm(A, padded))
 
 
