@@ -78,7 +78,7 @@ class UserCoder(Remembering):
         self.users = users
         self.wire = wire
 
-    def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Return payload and overhead, uint8 [n, bytes] each, of the IVs [n, m + e] of these users.
 
         If rows need not be whole, these are their columns first, first + 1, ..
@@ -176,7 +176,7 @@ class QuantisedUserCoder(UserCoder):
         self.newest = self.base = origin.expand(len(members), -1)
         self.pending = self.held = (torch.zeros_like(origin) if users.deltas else origin).expand_as(self.base)
 
-    def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
         at, m = self._rows(users), self.users.numbers
         numbers, further = ivs[:, :m].cpu(), ivs[:, m:]
         if self.users.deltas:

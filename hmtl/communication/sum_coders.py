@@ -39,7 +39,7 @@ class TermCoder(UserCoder):
         super().__init__(users, torch.int64)
         self._received = users.averages or torch.int64
 
-    def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
+    def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
         if ivs.dtype != torch.int64:
             raise CodingError(
                 f"communicator=sums adds terms of type int64, but these users send {ivs.dtype}. Make the algorithm "
@@ -52,10 +52,10 @@ class TermCoder(UserCoder):
         nbytes = int(bytes_to_numbers(content[-4:])[0])
         end = len(content) - 4 - nbytes
         receipts = bytes_to_numbers(np.frombuffer(zlib.decompress(content[end:-4].tobytes()), np.uint8))
-        return Read(users, receipts[users], overhead[:1, :end])
+        return Read(users, receipts[users], overhead[:, :end])
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
-        return unpack(payload[:1], extras, self._received, self._received).expand(len(users), -1)
+        return unpack(payload, extras, self._received, self._received).expand(len(users), -1)
 
 
 class SumCoder(AggregatorCoder):
@@ -106,11 +106,10 @@ class FewBitTermCoder(TermCoder):
         self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
         self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
         self.held = torch.zeros(len(members), dtype=torch.int64)
-        self._number, self._absence = 0, 0  # of the row that arrives
         self._tell(members)
 
-    def encode(self, users: Ids, ivs: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-        payload, overhead = super().encode(users, ivs)
+    def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        payload, overhead = super().encode(users, ivs, first)
         terms, places = from_bytes(payload, torch.int64), self._places(users)
         row_format, _ = self.formats.up[self.format(ivs.dtype)]
         rows = torch.empty(len(terms), row_format.nbytes, dtype=torch.uint8)
@@ -143,11 +142,11 @@ class FewBitTermCoder(TermCoder):
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
         if len(users):
             if self._number > 0:
-                total = self.formats.sums.unpack(payload[:1])
+                total = self.formats.sums.unpack(payload)
                 self.row = self.row + self.formats.values(total, self.scales)
                 self.scales = self.formats.next_scales(total, self.scales, self._absence)
             else:
-                row, *scales = self.formats.split(self.formats.whole.unpack(payload[:1]))
+                row, *scales = self.formats.split(self.formats.whole.unpack(payload))
                 self.row, self.scales = row.clone(), torch.cat(scales)
             self.held[self._places(users)] = abs(self._number)
         return super().decode(users, to_bytes(self.row), extras, dtype)

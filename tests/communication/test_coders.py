@@ -26,7 +26,7 @@ def test_an_aggregator_may_overwrite_ivs() -> None:
     host, aggregator = ends()
     target = numbers(1)
     for _ in range(30):
-        ivs = aggregator.decode(ALL, *host.encode(ALL, target), torch.float64, OWN)
+        ivs = aggregator.decode(ALL, *host.encode(ALL, target, 0), torch.float64, OWN)
         got = ivs.clone()
         ivs.zero_()
         host.commit(ALL)
@@ -57,8 +57,8 @@ def test_an_iv_that_did_not_count_leaves_no_trace(deltas: bool) -> None:
     for coder in (host, aggregator, plain):
         coder.deltas = deltas
     host.users.deltas = plain.users.deltas = deltas
-    host.encode(ALL, numbers(1))  # is lost
-    lost, first = (each.encode(ALL, numbers(2)) for each in (host, plain))
+    host.encode(ALL, numbers(1), 0)  # is lost
+    lost, first = (each.encode(ALL, numbers(2), 0) for each in (host, plain))
     assert all(map(torch.equal, lost, first))
     aggregator.decode(ALL, *lost, torch.float64, OWN)
     host.commit(ALL)

@@ -54,12 +54,13 @@ class Planner:
     ) -> None:
         self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
         self.server = server or not preferred
-        self._plans = lru_cache(8)(self._plan)  # they are large
-        self.attendance = lru_cache(64)(lambda content: Attendance.from_bytes(content, topology))
-        self.forwarders = lru_cache(64)(lambda heard: forwarders(heard, network.uplinks(heard)))
-        self.sum_code = lru_cache(8)(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
-        self.spread_code = lru_cache(8)(self._spread_code)
-        self.flow = lru_cache(8)(self._flow)
+        few, many = lru_cache(8), lru_cache(64)  # plans are large
+        self._plans = few(self._plan)
+        self.attendance = many(lambda content: Attendance.from_bytes(content, topology))
+        self.forwarders = many(lambda heard: forwarders(heard, network.uplinks(heard)))
+        self.sum_code = few(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
+        self.spread_code = few(self._spread_code)
+        self.flow = few(self._flow)
 
     @property
     def usual(self) -> AggregatorSet:

@@ -154,7 +154,7 @@ class SecureHost(Host):
         places = self._places[users]
         first, end = (places[0], places[-1] + 1) if len(places) else (0, 0)
         rows = self._ivs[slice(first, end), columns][torch.from_numpy(places - first)]
-        payload, overhead = self.coder.encode(self._users[users], rows)
+        payload, overhead = self.coder.encode(self._users[users], rows, columns.start)
         terms, _ = self.formats.up[self.coder.format(self.dtype)]
         masked = _Rows(terms, payload.clone(), overhead.clone())
         for place, k in enumerate(self._users[users].tolist()):

@@ -1,8 +1,9 @@
-"""The table of a relay's phases."""
+"""The tables of a relay's phases and of turns."""
 
 import pytest
 
-from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, following
+from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, check_turn, following
+from hmtl.errors import CodingError
 
 
 def test_every_phase_is_reached_and_left() -> None:
@@ -16,3 +17,18 @@ def test_every_phase_is_reached_and_left() -> None:
 def test_an_impossible_transition_raises(phase: Phase, event: Event) -> None:
     with pytest.raises(RuntimeError, match=phase.value):
         following(phase, event)
+
+
+@pytest.mark.parametrize(
+    ("last", "turn", "why"),
+    [
+        (None, "drop" * 9, f"a node was asked to {'drop' * 5}, which"),
+        ("", "answer", "a host was asked to answer after nothing, which"),
+        ("rows", "rows", "a host was asked to rows after rows, which"),
+    ],
+)
+def test_a_turn_out_of_order_is_refused(last: str | None, turn: str, why: str) -> None:
+    check_turn("rows", "answer")
+    check_turn(None, "report")
+    with pytest.raises(CodingError, match=why):
+        check_turn(last, turn)
