@@ -25,10 +25,10 @@ ROUNDING = 0.005  # relative excess of the load that is accepted for fewer piece
 class CodeSettings:
     """Settings of a plan's codes; `make_plan` explains them."""
 
-    seed: int = 0
-    max_pieces: int = 8
-    generation: int = 200
-    uplinks: Uplinks | None = None
+    seed: int
+    max_pieces: int
+    generation: int
+    uplinks: Uplinks | None
 
     def __post_init__(self) -> None:
         for name in ("max_pieces", "generation"):
@@ -49,7 +49,7 @@ def code_of(
     G: NDArray[np.uint8],
     places: Sequence[int],
     settings: CodeSettings,
-    models: float = 0.0,
+    models: float,
 ) -> Iterator[Block]:
     """Yield one code per generation: random combinations, as many as the rates require.
 

@@ -96,9 +96,7 @@ class ShareProgramme:
         return np.asarray(solution.x[:H]), max(float(bound) - tie * c * H, 0.0)
 
 
-def enough(
-    hears: NDArray[np.bool_], seconds: NDArray[np.float64], c: int = 1, parallel: bool = False
-) -> NDArray[np.int64]:
+def enough(hears: NDArray[np.bool_], seconds: NDArray[np.float64], c: int, parallel: bool) -> NDArray[np.int64]:
     """Return shares [H] with which the relays of each type send at least c, one by one where most are lacking."""
     x, heard, most = np.zeros(len(seconds), np.int64), hears.astype(np.float64), np.full(len(seconds), c)
     if parallel:  # by the first deadline by which relays can send enough

@@ -67,7 +67,7 @@ class Loads:
         return self.unicast if medium == "unicast" else self.downlink
 
 
-def server_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
+def server_loads(t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Loads:
     """Return the loads if the server aggregates, beside relays A, which it sends coded IVs.
 
     Each IV goes to the server once. If A is empty, each model passes it once, too (Hu et al. 2022, Example 1).

@@ -94,7 +94,7 @@ class Plan:
     aggregators: tuple[int, ...]
     uplinks: Uplinks | None
     blocks: tuple[Block, ...] = field(repr=False)
-    server: bool = False
+    server: bool
 
     @cached_property
     def sent(self) -> tuple[Fraction, ...]:

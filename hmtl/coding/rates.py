@@ -270,13 +270,12 @@ class Programme:
                 return time, y[: self.H]
         return enough, x[: self.H]
 
-    def bound(self, A: Sequence[int], models: float = 0) -> float:
+    def bound(self, A: Sequence[int]) -> float:
         """Return the uplink's least time, or a slightly lower bound after too many steps."""
         if len(A) == self.H and self.uplinks is None:
             return float(self.demand.optimum[0])
-        self.least(A, models)
-        apart, models = self._apart(A, models)
-        return self._seconds(self._solve(A, models)) + apart
+        self.least(A)
+        return self._seconds(self._solve(A, 0))
 
     def _steps(self) -> Iterator[int]:
         """Count steps until there were too many, or too many flows."""

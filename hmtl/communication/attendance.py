@@ -95,9 +95,9 @@ class Attendance:
     aggregating: NDArray[np.bool_]
     behind: NDArray[np.bool_]
     source: int
-    missed: int = 0
-    requested: bool = False
-    format: str = INT64
+    missed: int
+    requested: bool
+    format: str
 
     @cached_property
     def users(self) -> NDArray[np.int64]:

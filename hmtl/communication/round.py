@@ -146,8 +146,8 @@ class Turn:
 
     node: str
     action: str
-    numbers: tuple[Any, ...] = ()
-    heard: Sequence[list[Message]] = ()
+    numbers: tuple[Any, ...]
+    heard: Sequence[list[Message]]
     tells: bool = True
     task: str = ""
 

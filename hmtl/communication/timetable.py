@@ -45,9 +45,7 @@ class Timetable:
     secure_seconds: float | None
 
 
-def timetable(
-    t: Topology, network: Network, V_bits: int, wire: str | None = None, secure: Secure | None = None
-) -> Timetable:
+def timetable(t: Topology, network: Network, V_bits: int, wire: str | None, secure: Secure | None) -> Timetable:
     """Return the seconds of a round for each choice of aggregators; V_bits are those of an IV in 64-bit numbers."""
     check_wire(wire)
     costs = secure_costs(t, secure, network.medium) if secure else None

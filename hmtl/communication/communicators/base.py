@@ -178,7 +178,7 @@ class Communicator:
             self.nodes = self._make_nodes(self.name, self.recipe, self.planner, users, aggregator)
             self.nodes.load_state_dict(self._memory)
 
-    def setup_nodes(self, users: UserSide, aggregator: AggregatorSide, number: int = 0) -> Nodes:
+    def setup_nodes(self, users: UserSide, aggregator: AggregatorSide, number: int) -> Nodes:
         """Return the nodes that play a set-up, one of several."""
         recipe, planner = replace(self.recipe, wire=None), self.planner  # facts are exact
         if recipe.messages == "sums":  # it has facts about each user

@@ -42,7 +42,7 @@ class BySection(Communicator):
         for part, section_users, section_aggregator in self._sections(users, aggregator):
             part.attach(section_users, section_aggregator)
 
-    def setup_nodes(self, users: UserSide, aggregator: AggregatorSide, number: int = 0) -> Nodes:
+    def setup_nodes(self, users: UserSide, aggregator: AggregatorSide, number: int) -> Nodes:
         return self.parts[-1].setup_nodes(users, aggregator, number)
 
     def setup(self, users: UserSide, aggregator: AggregatorSide, number: int = 0) -> None:

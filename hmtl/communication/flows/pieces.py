@@ -148,7 +148,7 @@ class View:
         """Return the pieces that the relay missed, from combinations and the pieces it heard."""
         return matmul(self._from_server, received).bitwise_xor_(matmul(self._from_heard, heard))
 
-    def check(self, heard: Tensor, decoded: Tensor, blocks: int = 1) -> Tensor:
+    def check(self, heard: Tensor, decoded: Tensor, blocks: int) -> Tensor:
         """Return random combinations of all pieces of some blocks, the same at every relay."""
         users, c, width = len(self._block.users), self._block.pieces, heard.shape[1] // blocks
         checks = check_rows(users * c * blocks).view(CHECK_ROWS, -1, blocks)

@@ -81,10 +81,10 @@ class Aggregation:
 
     name = "aggregation"
 
-    def __init__(self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, revocable: bool = False) -> None:
+    def __init__(self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, revocable: bool) -> None:
         self.aggregator, self.coder, self.revocable = aggregator, coder, revocable
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
-        self.users: Users = np.empty(0, np.int64)
+        self.users: Users
         self.ivs: dict[str, Tensor] = {}
         self.version, self.past = 0, list[Tensor]()
         self._before: dict[str, Any] | None = None

@@ -98,7 +98,7 @@ class Relay(Node):
     """
 
     def __init__(
-        self, i: int, planner: Planner, recipe: Recipe, hosts: Sequence[str], aggregation: Aggregation | None = None
+        self, i: int, planner: Planner, recipe: Recipe, hosts: Sequence[str], aggregation: Aggregation | None
     ) -> None:
         super().__init__(relay_name(i), planner, recipe)
         self.i, self.hosts, self.aggregation = i, tuple(hosts), aggregation

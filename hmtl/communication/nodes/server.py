@@ -45,7 +45,7 @@ class Server(Node):
         dtype: the type of the users' numbers, in which models are computed.
     """
 
-    def __init__(self, planner: Planner, recipe: Recipe, aggregation: Aggregation | None = None) -> None:
+    def __init__(self, planner: Planner, recipe: Recipe, aggregation: Aggregation | None) -> None:
         super().__init__(SERVER, planner, recipe)
         self.aggregation = aggregation
         self.empty = False
