@@ -354,13 +354,13 @@ class Sum:
     def take(self, messages: Sequence[Message]) -> None:
         """Add the terms in these messages."""
         for message in messages:
-            users, rows = message.of_users(), message.rows()
+            users, rows = message.of_users(), message.rows().numpy()
             for chosen, matrix, to in self._groups:
-                if (here := chosen[users]).any():
-                    self._terms.add(message.payload, rows[torch.from_numpy(here)], matrix, to, message.first)
+                if len(at := rows[chosen[users]]):
+                    self._terms.add(message.payload, torch.from_numpy(at), matrix, to, message.first)
             for chosen, to in self._further:
-                if message.overhead.shape[1] and (here := chosen[users]).any():
-                    _add_numbers(message.overhead, rows[torch.from_numpy(here)], to)
+                if message.overhead.shape[1] and len(at := rows[chosen[users]]):
+                    _add_numbers(message.overhead, torch.from_numpy(at), to)
 
 
 class CommonRow:
