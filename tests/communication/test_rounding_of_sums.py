@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits
+from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits, longest_absence
 from hmtl.errors import RangeError
 
 BITS = st.sampled_from(sorted(FEW_BITS.values()))
@@ -124,3 +124,10 @@ def test_rounds_that_need_a_scale_do_not_use_up_its_hold() -> None:
         scales = after(small, after(needing, after(needing, scales)))
         assert scales[0].tolist() == [2**11]
     assert after(small, scales)[0].tolist() == [2**10]
+
+
+@pytest.mark.parametrize(
+    ("counted", "longest"), [([9, 9], 1), ([9, 7, 8], 3), ([9, 4], 6), ([9, 3], 1), ([-2, -2], 1)], ids=str
+)
+def test_who_was_away_for_more_than_half_of_all_rounds_is_left_out(counted: list[int], longest: int) -> None:
+    assert longest_absence(np.array(counted), round=9) == longest
