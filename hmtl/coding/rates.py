@@ -355,7 +355,9 @@ class Programme:
         rates, zeros = np.ones(H), np.zeros(H)
         upper = np.r_[np.full(H, inf), np.where(aggregates, c * models, 0), within or inf]
         last = self.W if self.parallel else rates
-        cost = np.r_[zeros, zeros, 1] if self.parallel and not within else np.r_[rates / self.W, zeros, even]
+        cost = np.r_[rates if within else rates / self.W, zeros, even]
+        if self.parallel and not within:
+            cost = np.r_[zeros, zeros, 1]
         sets = np.c_[self.sets[valid], np.zeros((int(valid.sum()), H + 1))]
         solution = milp(
             cost,

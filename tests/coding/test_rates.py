@@ -7,14 +7,18 @@ from math import ceil
 import numpy as np
 import pytest
 from examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from hmtl.coding import Demand, Uplinks, bounds, loads
 from hmtl.coding.rates import Programme, Rates
 from hmtl.testing.topologies import restricted, topologies
-from hmtl.topology import any_r
+from hmtl.topology import Topology, any_r
+
+
+def heard(*rows):
+    return Topology([[*map(int, row)] for row in rows])
 
 
 def partitions(relays):
@@ -89,6 +93,7 @@ def test_multicast_linear_programme(t):
     assert float(Demand(G.astype(np.uint8)).optimum[0]) == pytest.approx(expected, abs=1e-7)
 
 
+@examples(100)
 @given(t=topologies(max_H=6, max_K=20), max_pieces=st.integers(1, 6))
 def test_rates_suffice_are_fewest_and_even(t, max_pieces):
     G = active(t)
@@ -111,6 +116,14 @@ def test_rates_suffice_are_fewest_and_even(t, max_pieces):
         assert x.max() == round(even.fun)
 
 
+@examples(150)
+@example(t=heard("0111", "1110", "1101"), bandwidths=[1.0, 1.5, 1.5], parallel=False, max_pieces=2)
+@example(  # the fewest pieces keep links busy for longer
+    t=heard("11100101101010", "10010110111110", "11011100011111", "10001110011110"),
+    bandwidths=[1.5, 10.0, 1.0, 1.0],
+    parallel=True,
+    max_pieces=1,
+)
 @given(
     t=topologies(max_H=5, max_K=16),
     bandwidths=st.lists(st.sampled_from((1.0, 1.5, 2.0, 10.0)), min_size=6, max_size=6),

@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
@@ -50,6 +51,7 @@ def by_brute_force(t: Topology, hops: Hops) -> float:
 well_heard = st.builds(any_r, st.integers(2, 9), st.just(5), st.sampled_from((3, 4)), st.integers(0, 10**6))
 
 
+@examples(250)
 @given(
     t=restricted(topologies(max_H=5, max_K=10)) | well_heard,
     seed=st.integers(0, 10**6),
@@ -96,6 +98,7 @@ def test_a_search_that_ends_early_claims_no_more_than_is_true(
     assert not choice.proven
 
 
+@examples(100)
 @given(t=topologies(max_H=5, max_K=10) | well_heard, parallel=st.booleans(), last=st.sampled_from((0.3, 1.0, 1000.0)))
 def test_a_greedy_choice_bounds_what_it_missed(t: Topology, parallel: bool, last: float) -> None:
     """As in a network that is too large for integer programmes."""
