@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import settings
 
-QUICK, ALL = 15, 35  # of other tests
+QUICK, ALL = 25, 50  # of other tests
 
 
 def examples(n: int, **others: Any) -> settings:

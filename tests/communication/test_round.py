@@ -10,6 +10,8 @@ from changed import Changed
 
 from hmtl.communication import CodedHierarchical, Communicator, InProcess, Network, Sums, Uncoded
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, SERVER, Message
+from hmtl.communication.round import Stopwatch
+from hmtl.io.cpu_time import cpu_seconds
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.topology import symmetric
 
@@ -59,3 +61,17 @@ def test_terms_follow_in_blocks(wire: str | None, monkeypatch: pytest.MonkeyPatc
     Sums(symmetric(K=K, H=5, r=3), wire=wire, links=Watched).round(0, users, Total(m + 1))
     assert blocks == ([(100, m), (50, m)] if wire else [(K, 100), (K, 50)])
     assert set(users.models) == set(range(K))
+
+
+def test_cpu_time_is_added_up_by_task() -> None:
+    watch, start = Stopwatch(), cpu_seconds()
+    for task in ("relay 0", "relay 1", "relay 0"):
+        with watch.measure(task):
+            begin = cpu_seconds()
+            while cpu_seconds() < begin + 0.01:
+                pass
+    assert set(watch.seconds) == {"relay 0", "relay 1"}
+    assert watch.seconds["relay 0"] >= 0.02
+    assert sum(watch.seconds.values()) <= cpu_seconds() - start
+    assert watch.slowest("relay") == max(watch.seconds.values())
+    assert watch.slowest("host") == 0
