@@ -246,7 +246,7 @@ def apart(t: Topology, A: Collection[int]) -> Topology:
 
 
 def sum_codes(
-    t: Topology, A: Collection[int], uplinks: Uplinks | None, most_pieces: int = MOST_PIECES
+    t: Topology, A: Collection[int] = (), uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES
 ) -> tuple[SumCode, SumCode]:
     """Return the code by which relays send terms, and that by which they send the sums to users.
 

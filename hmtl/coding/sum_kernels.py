@@ -28,8 +28,8 @@ def add_cut(
     """Add A·S to `to` [x, stretch], where S [c, stretch] is the sum of some rows, cut into c stretches.
 
     Args:
-        numbers: columns first, first + 1, .. of rows, one row after the other; all other columns are zero.
-        pitch: the numbers from one row's beginning to the next one's.
+        numbers: the memory of rows, which hold columns first, first + 1, ..; all other columns are zero.
+        pitch: how far a row's beginning is from the next one's, in numbers.
         width: the columns of a row.
         at: the rows to add.
         A: [x, c].

@@ -106,6 +106,7 @@ class FewBitTermCoder(TermCoder):
         self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
         self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
         self.held = torch.zeros(len(members), dtype=torch.int64)
+        self._number, self._absence = 0, 0  # of the row that arrives
         self._tell(members)
 
     def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:

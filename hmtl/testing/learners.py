@@ -85,7 +85,7 @@ class LearnerContract(ABC):
 
     @few_cases
     def test_users_train_in_blocks_of_any_size(self, seed: int) -> None:
-        models, usual = [], networks.BLOCK
+        models, usual, t = [], networks.BLOCK, any_r(self.K, 4, 2, seed % 1000)
         try:
             for size in (usual, 1):
                 networks.BLOCK = size
@@ -94,6 +94,10 @@ class LearnerContract(ABC):
                     if messages == "sums" and not algorithm.sums_needed(algorithm.problem):
                         continue
                     algorithm = self.algorithm(seed, participation=SOME, messages=messages)
+                    if size == 1 and len(algorithm.users.sections) == 1:
+                        over = Sums(t) if messages == "sums" else CodedHierarchical(t)
+                        models.append(self.played(algorithm, over, self.rounds))
+                        continue
                     for number in range(self.rounds):
                         algorithm.step(number)
                     models.append(algorithm.W)

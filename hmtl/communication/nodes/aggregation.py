@@ -84,7 +84,7 @@ class Aggregation:
     def __init__(self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, revocable: bool) -> None:
         self.aggregator, self.coder, self.revocable = aggregator, coder, revocable
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
-        self.users: Users
+        self.users: Users = np.empty(0, np.int64)
         self.ivs: dict[str, Tensor] = {}
         self.version, self.past = 0, list[Tensor]()
         self._before: dict[str, Any] | None = None

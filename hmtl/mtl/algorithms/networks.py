@@ -89,7 +89,7 @@ class NetworkUsers(Users):
         second = CoupledSection(self, coupling) if average and coupling else None
         object.__setattr__(self, "second", second)  # no part of this module's state
         self.trained: tuple[Ids, Tensor, Tensor] = NOBODY, torch.empty(0, 0), torch.empty(0)
-        self._rows = torch.empty(0, 0)  # that are handed over
+        self._rows = torch.empty(0, 0)  # the next round overwrites them; `AverageAggregator` keeps none
         self._tuned: dict[str, Tensor] = {}
 
     @property
@@ -133,7 +133,7 @@ class NetworkUsers(Users):
         if len(users) <= size:
             rows = make(slice(0, len(users)))
         elif self.messages == "ivs":
-            if len(self._rows) < len(users):  # kept, since memory that is new takes longer to fill than to copy
+            if len(self._rows) < len(users):  # kept: the first write to new memory takes longer than the copy
                 self._rows = self.average.start.new_empty(len(users), self.numbers)
             rows = self._rows[: len(users)]
             for i in range(0, len(users), size):
