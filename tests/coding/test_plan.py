@@ -115,6 +115,7 @@ def test_many_users_cost_at_most_one_percent():
     assert made.loads.downlink <= 1.01 * best.downlink
 
 
+@examples(200)
 @given(
     t=topologies(max_H=5, max_K=12),
     copies=st.integers(2, 6),
