@@ -84,11 +84,13 @@ class Stream:
 
     def receive(self, seconds: float) -> Frame | None:
         """Return the next frame, or None if none arrives in time; raise EngineError if no more will."""
+        ended = self.ended.is_set()  # first: the last frames may arrive after the queue was found empty
         with suppress(Empty):
-            if frame := self.inbox.get(timeout=0 if self.ended.is_set() else max(0.0, seconds)):
+            if frame := self.inbox.get(timeout=0 if ended else max(0.0, seconds)):
                 self._read += size_of(frame)
                 return frame
-        if self.ended.is_set():
+            ended = True
+        if ended:
             raise EngineError(self.reason)
         return None
 
