@@ -185,8 +185,18 @@ def block_of(
         uplink, downlink, pieces: see `Block`, as lists of numbers 0..255: an uplink for each active relay.
 
     Raises:
-        CodingError: a matrix has another width, or an aggregator cannot decode.
+        CodingError: a user or an aggregator is not in the network, a matrix has a wrong shape or other entries, or an
+            aggregator cannot decode.
     """
+    users, aggregators = list(users), list(aggregators)
+    for what, given, among in (("users", users, t.present), ("aggregators", aggregators, t.active)):
+        whole = all(isinstance(each, int | np.integer) for each in given)
+        if not whole or not given or len(set(given)) < len(given) or not set(given) <= set(among):
+            raise CodingError(f"{what}={given}: a code has {what} of the network, each once. Correct the list.")
+    if not isinstance(pieces, int | np.integer) or pieces < 1:
+        raise CodingError(f"pieces={pieces}: an IV has at least one piece. Set pieces to a whole number.")
+    if len(uplink) != len(t.active):
+        raise CodingError(f"{len(uplink)} uplinks for {len(t.active)} active relays. Give one for each.")
     places = [t.active.index(i) for i in aggregators]
     heard = tuple(tuple(np.flatnonzero(t.G[i][list(users)]).tolist()) for i in t.active)
     widths = [pieces * len(known) for known in heard]
@@ -206,11 +216,20 @@ def block_of(
 
 
 def _matrix(name: str, rows: Any, width: int) -> Tensor:
-    """Return numbers 0..255 as a matrix of this width, uint8; a single row need not be nested."""
-    matrix = np.atleast_2d(np.array(rows, np.uint8))
-    if matrix.size and matrix.shape[1] != width:
-        raise CodingError(f"{name} has rows of {matrix.shape[1]} coefficients. Give {width}, one for each input.")
-    return torch.from_numpy(matrix.reshape(-1, width) if matrix.size else np.empty((0, width), np.uint8))
+    """Return whole numbers 0..255 as a matrix of this width, uint8; a single row need not be nested."""
+    try:
+        matrix = np.atleast_2d(np.asarray(rows))
+    except ValueError as error:
+        raise CodingError(f"{name} has rows of unequal lengths. Give {width} coefficients in each row.") from error
+    if not matrix.size:
+        return torch.empty(0, width, dtype=torch.uint8)
+    if matrix.ndim > 2 or matrix.shape[1] != width:
+        raise CodingError(
+            f"{name} has the shape {matrix.shape}. Give rows of {width} coefficients, one for each input."
+        )
+    if matrix.dtype.kind not in "iu" or matrix.min() < 0 or matrix.max() > 255:
+        raise CodingError(f"{name} has coefficients outside GF(2^8). Give whole numbers from 0 to 255.")
+    return torch.from_numpy(matrix.astype(np.uint8))
 
 
 def _decoders(

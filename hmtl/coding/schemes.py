@@ -1,6 +1,7 @@
 """The table of schemes, and the functions that take a scheme by name."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -13,7 +14,7 @@ from hmtl.coding.aggregators import MEDIA, SERVER, AggregatorSet, Choice, Search
 from hmtl.coding.allocation import Split, allocate, cheapest, even
 from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code, server_code
 from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, server_loads
-from hmtl.coding.plan import Block, Plan
+from hmtl.coding.plan import Block, Plan, block_of
 from hmtl.coding.rates import Demand, Programme, Uplinks, demand_of
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
@@ -29,7 +30,7 @@ numbers or names of relays, and `server` if it is one of them."""
 class Scheme:
     """A way to bring all IVs to relays that aggregate, unless the server learns all IVs, too.
 
-    One of your own has at least a name and a code; `hmtl.coding.block_of` checks its matrices.
+    One of your own has at least a name and a code; `make_plan` checks its blocks, which `hmtl.coding.block_of` makes.
 
     Attributes:
         name: the name in settings and messages.
@@ -283,18 +284,32 @@ def make_plan(
         medium: for which `auto` chooses the aggregators; the plan serves both.
 
     Raises:
-        CodingError: the coded scheme is unknown, a setting is invalid, there are too many pieces to code, or no code
-            was found.
+        CodingError: the coded scheme is unknown, a setting is invalid, there are too many pieces to code, no code was
+            found, or the blocks of a scheme of your own do not code each user that an aggregator misses once.
 
     Ref: Hu et al. 2022, Section IV-B.
     """
     settings = CodeSettings(seed, max_pieces, generation, uplinks)
-    code = scheme_of(scheme, CODED_SCHEMES).code
-    assert code is not None
+    chosen = scheme_of(scheme, CODED_SCHEMES)
+    if chosen.code is None:
+        raise CodingError(f"scheme={chosen.name} has no code, so that it has no plan. Give it a code.")
     A = resolve(t, aggregators, scheme, uplinks, medium)
-    blocks, coded = [], 0
-    for block in (server_code if A.server else code)(t, A.relays, settings):
+    own = not A.server and SCHEMES.get(chosen.name) is not chosen
+    blocks, coded = list[Block](), 0
+    for block in (server_code if A.server else chosen.code)(t, A.relays, settings):
+        if own and not isinstance(block, Block):
+            raise CodingError(f"scheme={chosen.name} yields a {type(block).__name__}. Yield what block_of returns.")
+        if own:  # its decoders are made here, because only those of a checked code decode
+            block = block_of(t, A.relays, block.users, block.uplink, block.downlink, block.pieces)
         blocks.append(block)
         coded += len(block.users)
         log.debug("a code for %d of %d users", coded, len(t.present))
-    return Plan(t, scheme_of(scheme).name, seed, A.relays, uplinks, tuple(blocks), A.server)
+    if own:
+        times = Counter(k for block in blocks for k in block.users)
+        missed_by_some = (k for k in t.present if not t.G[list(A.relays), k].all())
+        if wrong := [k for k in {*times, *missed_by_some} if times[k] != 1]:
+            raise CodingError(
+                f"scheme={chosen.name} codes {t.names.of_users(wrong[:1])} {times[wrong[0]]} times. Each user that an "
+                "aggregator misses must be in one block."
+            )
+    return Plan(t, chosen.name, seed, A.relays, uplinks, tuple(blocks), A.server)

@@ -1,6 +1,7 @@
 """Plans carried out by schoolbook products: every relay decodes, and the loads are those of the formulas."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl import rng
-from hmtl.coding import Loads, Uplinks, block_of, codes, loads, make_plan
+from hmtl.coding import Loads, Scheme, Uplinks, block_of, codes, loads, make_plan
 from hmtl.errors import CodingError
-from hmtl.gf256 import products, simd
+from hmtl.gf256 import cauchy, products, simd
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r, symmetric
 
@@ -258,3 +259,82 @@ def test_matrices_of_ones_own_decode_or_say_who_cannot(t, seed):
     outcome = pytest.raises(CodingError, match=f"^relay {lacking[0]} cannot decode") if lacking else nullcontext()
     with outcome:
         block_of(t, t.active, users, list(uplink), downlink)
+
+
+UNEVEN = Topology([[1, 1, 0, 0, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 1, 1, 0]])  # relay 2 hears nobody
+RIGHT = {
+    "users": [0, 1, 2, 3, 4],
+    "uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [[0, 1]]],
+    "downlink": cauchy(4, 6).tolist(),
+    "pieces": 1,
+}
+"""A code for relays 0 and 3, which know 3 and 2 of the 5 users."""
+
+
+def scheme_of(*blocks):
+    return Scheme("own", code=lambda t, A, settings: iter(blocks))
+
+
+def test_a_plan_with_a_code_of_ones_own_decodes():
+    t = UNEVEN
+    made = make_plan(t, scheme_of(block_of(t, [0, 3], **RIGHT)), aggregators=[0, 3])
+    *_, knows = execute(made)
+    assert knows[[0, 3]].all()
+    wrong = replace(made.blocks[0], decoders=(), users=(0, 1, 2, 4, 3))  # what follows from its matrices is made anew
+    execute(make_plan(t, scheme_of(wrong), aggregators=[0, 3]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"users": [0, 1, 2, 3, 7]},
+        {"users": [0, 1, 2, 3, -1]},
+        {"users": [0, 1, 2, 3, 3]},
+        {"users": [0, 1, 2, 3, 4.0]},
+        {"users": ["0", 1, 2, 3, 4]},
+        {"users": []},
+        {"uplink": [np.eye(3), np.eye(2, dtype=int), [[0, 1]]]},  # floats, although whole
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [[0, 2.5]]]},
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [[0, -1]]]},
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [[0, 256]]]},
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [[0, 2**70]]]},
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [["0", "1"]]]},
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [[0, None]]]},
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [[0, 1], [1]]]},
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [[[0, 1]]]]},
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int)]},
+        {"uplink": [np.eye(3, dtype=int), np.eye(2, dtype=int), [], [[0, 1]]]},  # one too many
+        {"downlink": np.eye(4, 5, dtype=int)},
+        {"downlink": np.full((4, 6), 0.5)},
+        {"pieces": 0},
+        {"pieces": 1.5},
+        {"pieces": "1"},
+    ],
+    ids=str,
+)
+def test_a_code_with_wrong_entries_or_shapes_is_refused(change):
+    with pytest.raises(CodingError):
+        block_of(UNEVEN, [0, 3], **RIGHT | change)
+
+
+@pytest.mark.parametrize("aggregators", [[0, 0], [2], [4], [-1], ["0"], []])
+def test_a_code_for_aggregators_that_are_not_in_the_network_is_refused(aggregators):
+    with pytest.raises(CodingError):
+        block_of(UNEVEN, aggregators, **RIGHT)
+
+
+def test_the_blocks_of_a_scheme_code_each_user_that_an_aggregator_misses_once():
+    t = UNEVEN
+    whole = block_of(t, [0, 3], **RIGHT)
+    alone = block_of(t, [0, 3], [3], [[], [], [1]], [1])
+    few = block_of(t, [0, 3], [0, 1, 2, 4], [np.eye(3, dtype=int), [0, 1], [[1]]], cauchy(3, 5).tolist())
+    make_plan(t, scheme_of(few, alone), aggregators=[0, 3])
+    for blocks in ([], [few], [whole, alone], [whole, whole], [(0, 1)]):
+        with pytest.raises(CodingError):
+            make_plan(t, scheme_of(*blocks), aggregators=[0, 3])
+    with pytest.raises(CodingError):  # its code is for other aggregators, with decoders for those
+        make_plan(t, scheme_of(block_of(t, [0], **RIGHT | {"downlink": cauchy(2, 6).tolist()})), aggregators=[0, 3])
+    with pytest.raises(CodingError):  # as in a round in which a user is absent
+        make_plan(t.restricted(users=[0, 1, 2, 4]), scheme_of(whole), aggregators=[0, 3])
+    with pytest.raises(CodingError):
+        make_plan(t, Scheme("without a code"))
