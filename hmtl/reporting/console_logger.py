@@ -8,9 +8,9 @@ from rich.table import Table
 
 from hmtl.communication import TIERS
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, USERS_TO_RELAYS
-from hmtl.reporting.console import Console, as_table
+from hmtl.reporting.console import Console, as_table, compared
 from hmtl.training.history import Measurements
-from hmtl.training.summary import Summary
+from hmtl.training.summary import Summary, Time
 
 LEARNED = {
     "test_error": "test error",
@@ -88,11 +88,33 @@ def run_report(summary: Summary, full: bool = False) -> Iterator[Table | str]:
     if full:
         yield from _details(summary)
     yield from _remarks(summary)
-    time = summary.time
+    time, error, alone = summary.time, summary.figures.get("test_error", 0.0), summary.baseline or {}
+    if error > alone.get("test_error", error):
+        yield "Users who learn alone have a smaller test error. Choose lam by hmtl.tune, or set algorithm=local."
     if summary.communicator != "uncoded" and time.uncoded_communication_s:
-        how = {"coded": "Coding", "sums": "Sums"}.get(summary.communicator, "Sums and coding")
-        saved = 1 - time.communication_s / time.uncoded_communication_s, 1 - time.total_s / time.uncoded_total_s
-        yield "{} saved {:.1%} of the communication time and {:.1%} of the whole time.".format(how, *saved)
+        yield _savings(summary)
+
+
+def _savings(summary: Summary) -> str:
+    """Return the sentence that compares the time of a run with that of plain forwarding."""
+    time, whole, forwarding = summary.time, *_whole_times(summary.time)
+    how = {"coded": "coding", "sums": "sums"}.get(summary.communicator, "sums and coding")
+    sending = compared(time.communication_s, time.uncoded_communication_s)
+    beside = f"Compared with plain forwarding at {summary.rates},"
+    if summary.rounds == 1:  # how much of its compute is a warm-up is unknown
+        return f"{beside} communication with {how} took {sending}."
+    text = f"{beside} the run with {how} took {compared(whole, forwarding)}, and its communication {sending}."
+    if whole > forwarding:
+        more = whole - time.communication_s - (forwarding - time.uncoded_communication_s)
+        text += f" Computing took {more:.2g} s more."
+    if time.warm_up_s:
+        text += f" {time.warm_up_s:.2g} s of the first round are left out, in which code is compiled."
+    return text
+
+
+def _whole_times(time: Time) -> tuple[float, float]:
+    """Return the whole time of a run, and that of plain forwarding, without the warm-up [s]."""
+    return time.total_s - time.warm_up_s, time.uncoded_total_s - time.uncoded_warm_up_s
 
 
 def _overview(summary: Summary) -> Table:
@@ -106,8 +128,9 @@ def _overview(summary: Summary) -> Table:
         for tier, forwarded in ((RELAYS_TO_SERVER, min(K, summary.loads[USERS_TO_RELAYS])), (SERVER_TO_RELAYS, K)):
             label = f"messages a round, {tier.replace('_', ' ')}"
             own[label], uncoded[label] = summary.loads[tier] / units.get(tier, 1), forwarded
-    own |= {"communication time [s]": time.communication_s, "whole time [s]": time.total_s}
-    uncoded |= {"communication time [s]": time.uncoded_communication_s, "whole time [s]": time.uncoded_total_s}
+    whole, forwarding = _whole_times(time)
+    own |= {"communication time [s]": time.communication_s, "whole time [s]": whole}
+    uncoded |= {"communication time [s]": time.uncoded_communication_s, "whole time [s]": forwarding}
     columns = {summary.communicator if summary.V_bits else summary.algorithm: own}
     columns |= {"uncoded": uncoded} if summary.V_bits and summary.communicator != "uncoded" else {}
     own |= _learned(content, summary.error_measure)

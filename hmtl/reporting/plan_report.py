@@ -11,7 +11,7 @@ from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.round_costs import Comparison
 from hmtl.communication.secure_costs import SecureCosts
 from hmtl.communication.timetable import Timetable
-from hmtl.reporting.console import as_table
+from hmtl.reporting.console import as_table, compared, saved
 
 MOST_CHOICES = 5  # that a table of seconds shows
 
@@ -21,8 +21,8 @@ def plan_table(comparison: Comparison) -> Table:
     uncoded = [comparison.seconds[medium]["uncoded"] for medium in MEDIA]
 
     def row(who: str, up: float, down: Iterable[float], seconds: Iterable[float] = ()) -> list[str]:
-        saved = (f"{1 - time / reference:.1%}" for time, reference in zip(seconds, uncoded, strict=False))
-        return [who, f"{up:.2f}", *(f"{ivs:.2f}" for ivs in down), *saved]
+        shares = (f"{saved(time, reference):.1%}" for time, reference in zip(seconds, uncoded, strict=False))
+        return [who, f"{up:.2f}", *(f"{ivs:.2f}" for ivs in down), *shares]
 
     rows = []
     for scheme in SCHEMES:
@@ -87,7 +87,8 @@ def choices_table(comparison: Comparison) -> Table:
 
 def remarks(comparison: Comparison) -> Iterator[str]:
     """Yield the sentences under the tables: what the columns mean, and whether coding pays."""
-    yield "up, down: IVs between relays and server per round; saved: share of the round's transmission time."
+    yield "up, down: IVs between relays and server per round."
+    yield f"saved: share of the time of communication over all hops, at {comparison.network.rates}."
     for scheme, reason in comparison.not_trainable.items():
         yield f"* scheme={scheme} cannot be used for training. {reason}"
     yield verdict(comparison)
@@ -105,9 +106,9 @@ def verdict(comparison: Comparison) -> str:
         if other.relays
     } | {f"all scheme={scheme}": seconds[scheme] for scheme in CODED_SCHEMES if scheme not in comparison.not_trainable}
     fastest = min(choices, key=choices.__getitem__)
-    less = 1 - choices[fastest] / uncoded
-    if less > 1e-9:
-        return f"Coding pays on a {medium} downlink: a round takes {less:.1%} less time with aggregators={fastest}."
+    if saved(choices[fastest], uncoded) > 1e-9:
+        how = f"the communication of a round takes {compared(choices[fastest], uncoded)}"
+        return f"Coding pays on a {medium} downlink: {how} with aggregators={fastest}."
     return f"Coding does not pay on a {medium} downlink: no choice tried takes less time than plain forwarding."
 
 
@@ -138,7 +139,7 @@ def time_table(times: Timetable) -> Table:
     tried = f"best of {'all ' * times.every}{len(times.choices)} choices"
     title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; IVs of {times.V_bits:,} bits; no compute; {tried}"
     rows += [("secure sums, by the server", times.secure_seconds)] if times.secure_seconds is not None else []
-    cells = [[who, f"{seconds:.4g}", f"{1 - seconds / times.uncoded:.1%}"] for who, seconds in rows]
+    cells = [[who, f"{seconds:.4g}", f"{saved(seconds, times.uncoded):.1%}"] for who, seconds in rows]
     return as_table(title, ("who aggregates", "seconds", "saved"), cells)
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, USERS_TO_RELAYS
 from hmtl.errors import ConfigError, DataError
-from hmtl.reporting.console import as_table
+from hmtl.reporting.console import as_table, saved
 from hmtl.reporting.console_logger import OVER_USERS
 from hmtl.training.folder import overrides
 from hmtl.training.summary import Summary
@@ -271,7 +271,7 @@ def _numbers(run: FinishedRun) -> dict[str, float]:
     """Return the final numbers of a run."""
     figures, time = run.summary.figures, run.summary.time
     base, _ = over_users(run.measure)
-    forwarding, mbit = time.uncoded_communication_s, run.costs.iloc[-1]
+    mbit = run.costs.iloc[-1]
     return {
         "rounds": run.summary.rounds,
         **{name: figures.get(f"{base}{end}", math.nan) for name, end in ENDS.items()},
@@ -279,7 +279,7 @@ def _numbers(run: FinishedRun) -> dict[str, float]:
         "Mbit": mbit["bits"],
         "Mbit_uncoded": mbit["bits uncoded"],
         **{key: getattr(time, key) for key in SECONDS},
-        "communication_saved": 1 - time.communication_s / forwarding if forwarding else math.nan,
+        "communication_saved": saved(time.communication_s, time.uncoded_communication_s),
     }
 
 
@@ -296,7 +296,7 @@ COLUMNS = {
     "compute s": ("compute_s", ".3g"),
     "comm. s": ("communication_s", ".3g"),
     "s": ("total_s", ".3g"),
-    "saved": ("communication_saved", ".1%"),
+    "comm. saved": ("communication_saved", ".1%"),
 }
 """Columns of the tables to read: their names in `comparison`, and formats."""
 ONLY_FILES = ["weighted", "compute s", "comm. s"]  # there is no room in a terminal
@@ -326,7 +326,12 @@ def title(lines: Sequence[Line]) -> str:
     runs = [run for line in lines for run in line.runs]
     what, seeds = " or ".join(sorted({run.described() for run in runs})), {len(line.runs) for line in lines}
     spread = "" if seeds == {1} else "; ±: standard deviation over seeds"
-    return f"{len(runs)} run{'s' * (len(runs) > 1)}; {what}{spread}; Mbit: between relays and server"
+    rates = {run.summary.rates for run in runs}
+    at = f" at {rates.pop()}" if len(rates) == 1 and None not in rates else ", at the rates of each run"
+    return (
+        f"{len(runs)} run{'s' * (len(runs) > 1)}; {what}{spread}; Mbit: between relays and server; comm. saved: of the "
+        f"communication time over all hops{at}"
+    )
 
 
 def comparison_table(lines: Sequence[Line]) -> Table:

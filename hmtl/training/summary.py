@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +15,8 @@ from hmtl.training.history import Measurements
 
 WORST_USERS = 10
 """Number of users that a summary names."""
+WARM = 2.0
+"""A first round that computes so many times as long as later ones has compiled code."""
 OF_ONE_ROUND = ("round", "users", "empty")
 """Measurements of a round that, like its seconds, say nothing about the run."""
 OF_ALL_ROUNDS = ("bits_total", "epsilon", "epsilon_sample_known")
@@ -26,7 +29,11 @@ UserRow = dict[str, str | int | float | None]
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of a whole run, the set-up included (see `measure_round`), and the plans made between rounds."""
+    """Seconds of a whole run, the set-up included (see `measure_round`), and the plans made between rounds.
+
+    If the first round computed more than `WARM` times as long as the median of the others, code was compiled in it:
+    `warm_up_s` of `total_s`, and `uncoded_warm_up_s` of `uncoded_total_s`, are what it took beyond the median.
+    """
 
     local_s: float
     compute_s: float
@@ -36,6 +43,8 @@ class Time:
     uncoded_communication_s: float
     planning_s: float
     plans: int
+    warm_up_s: float = 0.0
+    uncoded_warm_up_s: float = 0.0
 
 
 class Summary(BaseModel):
@@ -48,6 +57,7 @@ class Summary(BaseModel):
     Attributes:
         r: mean number of relays that hear a user, over all rounds.
         aggregators: who computes the models or learns the sums: "server", or relays, which "server" may precede.
+        rates: the rates of the links, in words, from which the time of communication follows.
         V_bits: bits of an IV.
         loads: measured load of each tier [IVs per round].
         loads_theory: the same by formula, for rounds in which all users take part.
@@ -85,6 +95,7 @@ class Summary(BaseModel):
     scheme: str
     aggregators: list[int | str] | str
     medium: str
+    rates: str | None = None
     V_bits: int
     loads: dict[str, float]
     loads_theory: dict[str, float]
@@ -172,13 +183,19 @@ def summarize(
     )
 
 
-def _time(communicator: Communicator, rows: Iterable[Measurements]) -> Time:
+def _time(communicator: Communicator, rows: Sequence[Measurements]) -> Time:
     sending, uncoded = communicator.setup_seconds
 
     def total(name: str, setup: float = 0.0) -> float:
         return math.fsum([setup, *(row[name] for row in rows)])
 
     compute, communication = total("compute_s"), total("communication_s", sending)
+    computed = [[row["compute_s"], row["uncoded_s"] - row["uncoded_communication_s"]] for row in rows]
+    warm_up = [0.0, 0.0]
+    if len(rows) > 1:
+        usual = [median(column) for column in zip(*computed[1:], strict=True)]
+        if computed[0][0] > WARM * usual[0]:
+            warm_up = [first - later for first, later in zip(computed[0], usual, strict=True)]
     return Time(
         local_s=total("local_s"),
         compute_s=compute,
@@ -188,6 +205,8 @@ def _time(communicator: Communicator, rows: Iterable[Measurements]) -> Time:
         uncoded_communication_s=total("uncoded_communication_s", uncoded),
         planning_s=communicator.planning.seconds,
         plans=communicator.planning.plans,
+        warm_up_s=warm_up[0],
+        uncoded_warm_up_s=warm_up[1],
     )
 
 

@@ -1,22 +1,18 @@
 """What is printed, wherever it goes: in any encoding and width, to a terminal or into a file."""
 
 import io
-import json
 import re
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 from commands import encode, here, run
-from omegaconf import DictConfig
 
 from hmtl.reporting import console
 from hmtl.reporting.console import Console, as_table, progress
 from hmtl.reporting.console_logger import ConsoleLogger
-from hmtl.train import train
 
 SMALL = ("K=4", "H=3", "r=2", "dataset.rows_per_user=20", "hydra.run.dir=out")
 TRAIN = ("hmtl.train", (*SMALL, "rounds=3", "logger=default", "~logger.tensorboard"))
@@ -92,20 +88,6 @@ def test_progress_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, s
     with suppress(ValueError), progress("Planning"):
         raise ValueError("wrong")
     assert ("Planning ..." in screen.getvalue()) == isinstance(screen, Terminal)
-
-
-def test_time_tells_what_it_is(
-    configure: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """What coding saves of the whole time stands beside what it saves of the communication."""
-    train(configure("K=10", "rounds=2", "dataset.rows_per_user=20", "~logger.tensorboard"))
-    printed = capsys.readouterr().out
-    (line,) = (line for line in printed.splitlines() if "saved" in line)
-    spent = json.loads((tmp_path / "summary.json").read_text())["time"]
-    saved = 1 - spent["communication_s"] / spent["uncoded_communication_s"]
-    whole = 1 - spent["total_s"] / spent["uncoded_total_s"]
-    assert line == f"Coding saved {saved:.1%} of the communication time and {whole:.1%} of the whole time."
-    assert spent["uncoded_communication_s"] < spent["uncoded_total_s"]
 
 
 def test_a_report_fits_a_small_terminal_unless_all_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

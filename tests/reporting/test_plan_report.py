@@ -34,8 +34,8 @@ def test_the_verdict_weighs_all_choices(seed: int, medium: str) -> None:
 
 
 def test_verdicts_by_hand() -> None:
-    assert "40.0% less" in verdict(compare(symmetric(20, 5, 3), Network(2000, 1000), 1000))
-    assert "20.0% less" in verdict(compare(symmetric(20, 5, 3), Network(2000, 1000, "unicast"), 1000))
+    assert "40% less" in verdict(compare(symmetric(20, 5, 3), Network(2000, 1000), 1000))
+    assert "20% less" in verdict(compare(symmetric(20, 5, 3), Network(2000, 1000, "unicast"), 1000))
     alone = compare(symmetric(20, 5, 2), Network(2000, 1000, "unicast"), 1000)
     assert verdict(alone).startswith("Coding does not pay")
 

@@ -1,10 +1,11 @@
 """The summary of a run, as a record and as a file."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from hmtl.training.summary import Summary, Time, user_error
+from hmtl.training.summary import Summary, Time, summarize, user_error
 
 TIERS = {"relays_to_server": 4.0, "server_to_relays": 4.0}
 SUMMARY = Summary(
@@ -56,3 +57,34 @@ def test_a_missing_key_is_named(key: str) -> None:
 def test_users_are_ranked_by_their_test_error_if_they_have_one() -> None:
     assert [*map(user_error, SUMMARY.worst_users)] == [0.5, 0.2]
     assert user_error({"user": "c", "train_error": None, "test_error": None}) == 0
+
+
+def row(computed: float, learning: float) -> dict[str, float]:
+    """A round that sends for 2 s, and would for 3 s uncoded."""
+    seconds = {"compute_s": computed, "uncoded_s": learning + 3.0, "uncoded_communication_s": 3.0}
+    return {"round": 0, "train_error": 0.5, "empty": 0, "local_s": 0.5, "communication_s": 2.0, **seconds}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "left_out"),
+    [
+        (
+            [(9.0, 4.0), (1.0, 0.5), (1.2, 0.7), (1.1, 0.6), (7.0, 6.0)],
+            (9 - 1.15, 4 - 0.65),
+        ),  # also with one slow round
+        ([(9.0, 0.5), (1.0, 0.5)], (8.0, 0.0)),  # only coding is compiled
+        ([(1.9, 0.5), (1.0, 0.5), (1.0, 0.5)], (0.0, 0.0)),  # no more than a busy machine does
+        ([(0.5, 0.2), (1.0, 0.5), (1.0, 0.5)], (0.0, 0.0)),
+        ([(9.0, 4.0)], (0.0, 0.0)),  # unknown
+    ],
+)
+def test_the_first_round_beyond_the_median_of_the_others_is_the_warm_up(
+    rounds: list[tuple[float, float]], left_out: tuple[float, float]
+) -> None:
+    planning = SimpleNamespace(seconds=0.0, plans=1)
+    topology = SimpleNamespace(K=2, H=1)
+    communicator = SimpleNamespace(topology=topology, planning=planning, setup_seconds=(1.0, 1.0), describe=dict)
+    made = summarize(SimpleNamespace(describe=dict), communicator, [row(*each) for each in rounds], [])
+    time = made.to_dict()["time"]
+    assert (time["warm_up_s"], time["uncoded_warm_up_s"]) == pytest.approx(left_out)
+    assert time["total_s"] == pytest.approx(1 + sum(computed + 2 for computed, _ in rounds)), "as before"

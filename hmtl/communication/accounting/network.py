@@ -68,6 +68,15 @@ class Network:
     def _file(self) -> LinkFile | None:
         return None if self.links is None else read_links(self.links)
 
+    @property
+    def rates(self) -> str:
+        """The rates of the links, in words."""
+        if self.links:
+            return f"the rates of {self.links}"
+        inner = [bps / 1e6 for bps in (self.W2, *(self.uplink_bps or ()))]
+        behind, first = f"{min(inner):g}" + f" to {max(inner):g}" * (min(inner) < max(inner)), f"{self.W1 / 1e6:g}"
+        return f"{first} Mbit/s" if behind == first else f"{first} Mbit/s to users and {behind} Mbit/s to the server"
+
     def access(self, topology: Topology) -> Access | None:
         """Return each node's own link, as the network's file has them; None if the network names no file."""
         return access_of(self._file, topology, str(self.links)) if self._file else None

@@ -270,6 +270,7 @@ class Communicator:
             **recipe.describe(planner, users, self._dtype),
             "aggregators": _named(self.topology.names, AggregatorSet(planner.preferred, planner.server)),
             "medium": self.network.medium,
+            "rates": self.network.rates,
             "V_bits": self.V_bits,
             "loads": measured,
             "loads_theory": dict(zip(tiers, figures[: len(tiers)], strict=True)),
