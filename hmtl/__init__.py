@@ -1,7 +1,12 @@
 """hmtl: federated multi-task learning over coded two-hop networks."""
 
 import os
+import sys
 
+if sys.argv[:1] == ["-m"]:  # `python -m hmtl.train` and the like, before their modules are imported
+    from hmtl.errors import handle_interrupts
+
+    handle_interrupts()
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 """Lets the threads of torch sleep while they wait; set before torch is imported.
 

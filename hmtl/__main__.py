@@ -5,6 +5,7 @@ import signal
 import sys
 
 import hmtl
+from hmtl.errors import handle_interrupts
 
 COMMANDS = {
     "train": "train over a two-hop network and count every bit",
@@ -21,6 +22,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the first argument names."""
+    handle_interrupts()
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in ("--help", "-h"):
         print("usage: hmtl COMMAND ...\n\ncommands:")

@@ -4,8 +4,11 @@ The commands print such an error in one line and exit with status 2. Any other e
 traceback.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 
 class HmtlError(Exception):
@@ -75,6 +78,28 @@ def complain(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
 
 
+def handle_interrupts() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt, as usual, but end the process if it is importing a module.
+
+    NumPy and torch report at length that an import which ended early cannot be repeated.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell's background jobs have it
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Return whether an error followed from Ctrl-C, even if other code has replaced KeyboardInterrupt by its own."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or was_interrupted(error.__context__))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(128 + signum)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def run_command(usage: str | None, action: Callable[[Sequence[str]], None]) -> None:
     """Call `action` with the arguments of the command line, or print `usage` if they ask for help.
 
@@ -88,3 +113,5 @@ def run_command(usage: str | None, action: Callable[[Sequence[str]], None]) -> N
     except HmtlError as error:
         complain(str(error))
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -35,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config.build import check, conf_dir
 from hmtl.config.schema import flat
-from hmtl.errors import ConfigError, HmtlError, Interrupted, complain
+from hmtl.errors import ConfigError, HmtlError, Interrupted, complain, was_interrupted
 from hmtl.training.folder import held
 
 Complain = Callable[[str], None]
@@ -109,14 +109,14 @@ def exit_status(action: Callable[[], None], config_name: str, complain: Complain
         return 0
     except Interrupted as interrupted:
         return 128 + interrupted.signum
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except SystemExit as error:
         return int(error.code or 0)
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if was_interrupted(error):
+            return 128 + signal.SIGINT
         message = _message(error, config_name)
         if message is None:
             raise
@@ -157,7 +157,7 @@ def _of_part(word: str) -> bool:
     return re.match(r"(\+{0,2}(?!hydra\.)\w+\.[^=]+=|~\w+\.)", word) is not None
 
 
-def _message(error: Exception, config_name: str) -> str | None:
+def _message(error: BaseException, config_name: str) -> str | None:
     """Return the message of an error that a user can fix; None for a defect."""
     if isinstance(error, HmtlError):
         return str(error)
@@ -173,7 +173,7 @@ def _message(error: Exception, config_name: str) -> str | None:
     return None
 
 
-def _raised_in_hydra(error: Exception) -> bool:
+def _raised_in_hydra(error: BaseException) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals["__name__"].split(".")[0] in ("hydra", "omegaconf")
 
