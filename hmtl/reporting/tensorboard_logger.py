@@ -3,9 +3,10 @@
 import math
 import re
 import struct
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,12 @@ class TensorBoardLogger:
 
     def log(self, row: Measurements) -> None:
         """Write the measurements of a round, and the test error against the bits so far."""
+        try:
+            self._log(row)
+        except OSError as error:  # if the disk is full, TensorBoard does not name the file
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+    def _log(self, row: Measurements) -> None:
         round_number = int(row["round"])
         self._mbit += sum(row.get(tier, 0) for tier in MIDDLE_TIERS) / 1e6
         self._seconds += row.get("compute_s", 0) + row.get("communication_s", 0)
@@ -92,9 +99,16 @@ class TensorBoardLogger:
         """The writer of events, opened at the first round because it creates a file."""
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = partial(_once, threading.excepthook)
         name = re.sub(r"[^\w=.,+-]+", "_", run_name(self._folder))[:100]
         earlier = event_files(self._folder)  # before a resume
         return SummaryWriter(str(earlier[0].parent if earlier else self._folder / name), purge_step=0)
+
+
+def _once(usual: Callable[[threading.ExceptHookArgs], object], args: threading.ExceptHookArgs) -> None:
+    """Report a thread's error as usual, unless it is TensorBoard's, which raises it again at the next record."""
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        usual(args)
 
 
 def _tag(measurement: str) -> str:

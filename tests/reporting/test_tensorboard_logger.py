@@ -1,7 +1,9 @@
 """What TensorBoard shows, and what a run is called there."""
 
+import errno
 import io
 import re
+import threading
 from pathlib import Path
 
 import commands
@@ -10,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hmtl.reporting.tensorboard_logger import TensorBoardLogger
 
@@ -75,3 +78,31 @@ def test_a_long_command_line_makes_a_name_that_a_folder_can_have(tmp_path: Path)
     (place,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
     assert place.parent == tmp_path
     assert place.name == re.sub("[^a-z0-9_=,]+", "_", f"mocha,coded,any_r,{name}")[:100]
+
+
+@pytest.mark.parametrize("records", [0, 1, 7])
+def test_a_full_disk_is_one_error_that_names_the_folder(
+    records: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard writes in a thread of its own."""
+    write, written, reported = RecordWriter.write, list[bytes](), list[threading.ExceptHookArgs]()
+
+    def limited(self: RecordWriter, data: bytes) -> None:
+        written.append(data)
+        if len(written) > records:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(threading, "excepthook", reported.append)
+    monkeypatch.setattr(RecordWriter, "write", limited)
+    logger = TensorBoardLogger(str(tmp_path))
+    with pytest.raises(OSError, match="No space left") as raised:  # noqa: PT012  # at which record depends on the thread
+        for number in range(1000):
+            logger.log({"round": number, "test_error": 0.5})
+    logger.close()
+    assert raised.value.filename == str(tmp_path)
+    assert not reported
+    thread = threading.Thread(target=[].pop)
+    thread.start()
+    thread.join()
+    assert [each.exc_type for each in reported] == [IndexError], "those of other threads are reported"
