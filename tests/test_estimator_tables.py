@@ -276,7 +276,7 @@ def test_refused():
         (DataError, "no column 1.5", lambda: MultiTask(task=1.5).fit(X, y)),
         (DataError, "no column 'school'.*'u', 'v'", lambda: MultiTask(task="school").fit(table, y)),
         (DataError, "no column 'task'.*set_output", lambda: MultiTask(task="task").fit(table.to_numpy(), y)),
-        (DataError, "text in column v, w", lambda: MultiTask(task="task").fit(table.assign(v="a", w="b"), y)),
+        (DataError, "column v, w", lambda: MultiTask(task="task").fit(table.assign(v="a", w="b"), y)),
         (DataError, "no column 3", lambda: MultiTask(task=3).fit(X, y)),
         (DataError, "no task", lambda: MultiTask().fit(X, y, groups=[None, *task[1:]])),
         (DataError, "groups has 1", lambda: MultiTask().fit(X, y, groups=["p"])),
@@ -301,3 +301,47 @@ def test_refused():
     assert not hasattr(MultiTaskRegressor(), "decision_function")
     with pytest.warns(UserWarning, match="all rows are one task"):
         assert MultiTask(rounds=1).fit(X, y).predict(X).shape == y.shape
+
+
+@pytest.mark.parametrize(
+    "dates",
+    [
+        lambda days: days,
+        lambda days: days.dt.tz_localize("UTC"),
+        lambda days: days.dt.to_period("D"),
+        lambda days: days - days.min(),
+        lambda days: days.dt.date,
+        lambda days: days.where(days.index > 2),  # some are missing
+    ],
+    ids=["dates", "with a time zone", "periods", "differences", "objects", "missing"],
+)
+def test_columns_of_dates_are_named(dates):
+    X, y, task = drawn(np.random.default_rng(4), "pq", "two")
+    days = dates(pd.Series(pd.date_range("2026-01-01", periods=len(y))))
+    table = pd.DataFrame(X[:, :2], columns=list("uv"))
+    fitted = MultiTaskClassifier(rounds=1, loss=Hinge()).fit(table, y, groups=task)
+    for dated in (table.assign(v=days), table.assign(u=days, v=days)):
+        with pytest.raises(DataError, match="dates"):
+            MultiTask().fit(dated, y, groups=task)
+        with pytest.raises(DataError, match="dates"):
+            fitted.predict(dated, groups=task)
+
+
+def test_an_array_of_dates_is_no_table_of_numbers():
+    days = np.datetime64("2026-01-01") + np.arange(6).reshape(3, 2)
+    for X in (days, days - days[0, 0]):
+        with pytest.raises(DataError, match="dates"):
+            MultiTask().fit(X, [1.0, 2.5, 3.0], groups=[0, 0, 1])
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["labels", "numbers"])
+@pytest.mark.parametrize("empty", ["both", "X", "y"])
+def test_a_task_without_rows_is_named(at, kind, empty):
+    rng = np.random.default_rng(0)
+    X = [rng.normal(size=(n, 3)) for n in (5, 9, 7)]
+    y = [x[:, 0] if kind == "numbers" else np.where(x[:, 0] > 0, "a", "b") for x in X]
+    X.insert(at, np.empty((0, 3)) if empty != "y" else X[0])
+    y.insert(at, [] if empty != "X" else y[0])
+    with pytest.raises(DataError, match=rf"[Tt]ask {at} has no rows"):
+        MultiTask().fit(X, y)

@@ -79,6 +79,8 @@ def from_list(X: Sequence[ArrayLike], y: Sequence[ArrayLike], room: int) -> Task
             raise DataError(f"X[{k}] has columns {', '.join(names)}, X[0] {', '.join(columns)}. Give all the same.")
     rows = [arrays.features(x, f"X[{k}]", columns, copy=False) for k, x in enumerate(X)]
     targets = [arrays.targets(each, f"y[{k}]") for k, each in enumerate(y)]
+    if empty := [k for k, x in enumerate(rows) if not (x.shape[0] and len(targets[k]))]:
+        raise DataError(f"Task {empty[0]} has no rows in X, or none in y. Leave it out of both lists.")
     if not any(map(issparse, rows)) and len({x.shape[1:] for x in rows}) == 1:  # others are refused later
         rows = _joined([(x, np.arange(len(x))) for x in rows], room)
     return TaskRows(np.arange(len(X)), rows, targets, None, columns)
@@ -161,12 +163,15 @@ def read(
         raise ConfigError(f"groups is given, but task={task!r} names the tasks. Leave one of them out.")
     columns = arrays.column_names(X) if columns is None else tuple(columns)
     X = arrays.selected(X, "X", columns)
+    kinds = {getattr(each, "kind", "") for each in (getattr(X, "dtype", None), *getattr(X, "dtypes", ()))}
     try:
+        if kinds & {"m", "M"}:  # check_array would take them for numbers
+            raise DataError("X holds dates. Give numbers, such as days since the first one.")
         x = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], ensure_all_finite=False, input_name="X")
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if text := [name for name in arrays.column_names(X) if not _is_numeric(X[name])]:
-            remedy = "Encode it, for example by OneHotEncoder, or name it as task if it has the task of each row."
-            raise DataError(f"X has text in column {few(text)}. {remedy}") from error
+            remedy = "Encode it as numbers, such as days, or name it as task if it has the task of each row."
+            raise DataError(f"X has text or dates in column {few(text)}. {remedy}") from error
         raise
     x = csr_array(x, dtype=np.float64) if issparse(x) else np.ascontiguousarray(x)
     good = finite(x).numpy() if issparse(x) else np.isfinite(x).all(axis=1)
@@ -185,10 +190,10 @@ def read(
 
 def _is_numeric(column: ArrayLike) -> bool:
     try:
-        np.asarray(column, dtype=float)
+        np.asarray(np.asarray(column), dtype=float)  # dates with a time zone have numbers, too
     except (TypeError, ValueError):
         return False
-    return True
+    return np.asarray(column).dtype.kind not in "mM"
 
 
 def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
