@@ -13,7 +13,8 @@ from hmtl.training.folder import held
 
 def train(cfg: DictConfig) -> None:
     """Train as `cfg` says, and leave the results in `cfg.output_dir`."""
-    play(build(cfg), cfg)
+    in_place = cfg.privacy.clip is not None  # see `check_folder`
+    play(build(cfg), cfg, "resume={0} hydra.run.dir={0}" if in_place else "resume={}")
 
 
 def play(run: Run, cfg: DictConfig, remedy: str = "resume={}") -> None:

@@ -23,9 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import targets
-from hmtl.config.privacy import build_accountant, check_privacy, match_accountant
+from hmtl.config.privacy import build_accountant, check_folder, check_privacy, match_accountant
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
 from hmtl.errors import ConfigError, few
+from hmtl.io.files import check_sums
 
 if TYPE_CHECKING:
     import torch
@@ -300,6 +301,8 @@ def build(cfg: DictConfig) -> Run:
     with ExitStack() as stack:
         stack.callback(engine.close)
         checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
+        if cfg.resume:
+            check_folder(cfg)
         if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
             raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
         H = cfg.H or build_topology(cfg).H
@@ -343,6 +346,11 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
     participation.check_relays(topology.H)
     if secure := communicator.recipe.secure:
         if (sampled := participation.sampled(topology.K)) < topology.K:
+            if participation.sampler != "uniform":
+                raise ConfigError(
+                    f"secure=true: participation.sampler={participation.sampler} samples some users more often, so too "
+                    "many colluders could be among them. Leave participation.sampler out."
+                )
             secure = replace(secure, sampled=sampled)
             communicator.recipe = replace(communicator.recipe, secure=secure)
         secure.check(topology.K)
@@ -354,7 +362,8 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
         match_accountant(accountant, algorithm)
     if cfg.metrics == "sums":
         check_only_sums(communicator)
-    return Training(algorithm, communicator, setups, accountant, cfg.metrics == "sums", Path(cfg.output_dir))
+    secret = accountant.privacy.randomness == "system" if accountant else bool(secure and secure.sampled)
+    return Training(algorithm, communicator, setups, accountant, cfg.metrics == "sums", secret, Path(cfg.output_dir))
 
 
 def check_only_sums(communicator: Communicator) -> None:
@@ -435,8 +444,9 @@ def load_run(path: str | Path, model: MakeModel | None = None) -> Models:
 def _network_of(folder: Path) -> MakeModel:
     """Return what creates the networks of the run in `folder`, according to its configuration."""
     try:
+        check_sums(folder, [".hydra/config.yaml"])
         maker: MakeModel = instantiate(OmegaConf.load(folder / ".hydra" / "config.yaml").algorithm.model)
-    except (OSError, HydraException, OmegaConfBaseException) as error:
+    except (OSError, ValueError, HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"{folder} holds networks, but its .hydra/config.yaml does not say how to create them ({reason}). Give the "

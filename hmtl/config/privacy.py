@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -86,6 +87,17 @@ def build_accountant(cfg: DictConfig, participation: Participation) -> Accountan
     if cfg.privacy.noise is not None:
         return accountant(cfg.privacy.noise)
     return accountant(least_noise(accountant, cfg.rounds))
+
+
+def check_folder(cfg: DictConfig) -> None:
+    """Raise ConfigError if a run with privacy would go on elsewhere than beside the record of what it has released."""
+    own = Path(cfg.resume) if Path(cfg.resume).is_dir() else Path(cfg.resume).parent
+    secret = cfg.privacy.clip is not None and cfg.privacy.randomness == "system"
+    if secret and own.resolve() != Path(cfg.output_dir).resolve():
+        raise ConfigError(
+            f"resume={cfg.resume}: with privacy, a run goes on in its own folder, where privacy.pt counts the sums "
+            f"that it has released. Set hydra.run.dir={own}, or output_dir in Python."
+        )
 
 
 def match_accountant(accountant: Accountant, algorithm: Algorithm) -> None:

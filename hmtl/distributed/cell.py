@@ -29,8 +29,8 @@ from hmtl.distributed.hosted_users import HostedUsers
 from hmtl.distributed.mail import Homes, cut, may_speak, opened
 from hmtl.errors import CodingError, EngineError, HmtlError
 from hmtl.inference.models import models_of
-from hmtl.io.files import replacing
 from hmtl.mtl import Aggregator
+from hmtl.training.checkpoint import load_checkpoint, save_checkpoint
 from hmtl.training.engine import Build, Load, Training, Values
 from hmtl.training.sums_of_figures import figure_sides
 
@@ -345,8 +345,7 @@ class Cell:
         state = {"rounds": rounds, "users": self.training.algorithm.users.state_dict(), "nodes": nodes}
         if self._file.exists():
             self._file.replace(self._file.with_suffix(".before"))
-        with replacing(self._file) as file:
-            torch.save(state, file)
+        save_checkpoint(self._file, "host", {}, state)
 
     def restore_users(self, rounds: int, common: Mapping[str, Tensor]) -> None:
         """Let this host's users continue from the state on its own disk, or from what all users have in common.
@@ -357,10 +356,11 @@ class Cell:
 
         Raises:
             EngineError: there is no such state.
+            CheckpointError: it is damaged.
         """
         users, self._kept = self.training.algorithm.users, {}
         for file in (self._file, self._file.with_suffix(".before")):
-            if file.exists() and (saved := torch.load(file, weights_only=True))["rounds"] == rounds:
+            if file.exists() and (saved := load_checkpoint(file, "host"))["rounds"] == rounds:
                 self._kept = saved["nodes"]
                 users.load_state_dict(saved["users"])
                 return

@@ -62,6 +62,16 @@ def serial_of(certificate: bytes) -> int:
     return x509.load_pem_x509_certificate(certificate).serial_number
 
 
+def names_of(certificate: bytes) -> list[str]:
+    """Return the DNS names in a certificate in PEM."""
+    extensions = x509.load_pem_x509_certificate(certificate).extensions
+    try:
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.DNSName)
+
+
 def make_authority(name: str, days: int) -> tuple[Key, x509.Certificate]:
     """Return the key and the certificate of a new authority."""
     key = make_key()

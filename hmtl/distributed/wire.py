@@ -24,7 +24,7 @@ import grpc
 
 from hmtl.distributed.connections import CAME_BACK, CHUNK, ENDED, Connection, Stream
 from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, role
-from hmtl.distributed.identity import Credentials, serial_of
+from hmtl.distributed.identity import Credentials, names_of, serial_of
 from hmtl.errors import ConfigError, EngineError
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ METHOD = "/hmtl/Stream"
 PAUSE = 1.0  # seconds between attempts to open a stream
 GRACE = 5.0  # seconds for a stream to end once all is said
 SETTLE = 2.0  # seconds for threads to end at the end of the process
-HANDSHAKE = 20.0  # seconds for a handshake
+HANDSHAKE = 5.0  # seconds for a handshake
 LONGEST = 2**31 - 1  # milliseconds that gRPC can count
 REMIND = 30.0  # seconds after which a node logs again for whom it is waiting
 REPEAT = 60.0  # seconds in which what is refused is logged once
-SPARE = 64  # connections to a port besides those of nodes
+SPARE = 512  # connections to a port besides those of nodes: strangers who hold more delay nodes by a handshake's time
 REVOKED = "its certificate is revoked"
 REFUSED = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.ALREADY_EXISTS
 
@@ -274,9 +274,10 @@ class Wire:
         party, hello, serial, why = self.party, dict(context.invocation_metadata()), 0, ""
         name = who = hello.get("name", "a stranger")
         if party.credentials:
-            proven = sorted(each.decode(errors="replace") for each in context.peer_identities() or ())
-            name, who = next((name for name in party.names if party.identities[name] in proven), ""), ", ".join(proven)
-            serial = serial_of(context.auth_context()["x509_pem_cert"][0])
+            shown = context.auth_context()["x509_pem_cert"][0]
+            proven, serial = names_of(shown), serial_of(shown)
+            name = next((name for name in party.names if party.identities[name] in proven), "")
+            who = ", ".join(proven) or "a certificate without a DNS name"
         if party.credentials and serial in party.credentials().revoked:
             why = f"{who}: {REVOKED}"
         elif name not in self.connections or name in party.dialled:
@@ -335,6 +336,8 @@ def certificate_at(address: str, identity: str, trusted: bytes) -> bytes:
         OSError: nobody is there, or not with a certificate that is trusted and has the DNS name `identity`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.hostname_checks_common_name = False  # certificates without DNS names are nobody's
     context.load_verify_locations(cadata=trusted.decode(errors="ignore"))
     host, _, port = address.rpartition(":")
     with (

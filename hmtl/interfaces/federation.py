@@ -147,8 +147,10 @@ class Federation:
         total = done + int(rounds)
         is_read = "${rounds}" in str(OmegaConf.to_container(cfg.algorithm)) or cfg.privacy.epsilon  # for Ω, or noise
         if self._failed or (is_read and total != cfg.rounds):
-            cfg.rounds = total
+            cfg.rounds, before = total, self._run.trainer.accountant
             self._build()
+            if before and self._run.trainer.accountant:
+                self._run.trainer.accountant.load_state_dict(before.state_dict())
         trainer, self._failed = self._run.trainer, True
         trainer.settings = replace(trainer.settings, rounds=total)
         trainer.loggers = [ConsoleLogger(total), *self._loggers]
@@ -161,8 +163,8 @@ class Federation:
             self._failed = False
             if trainer.interrupted:
                 raise KeyboardInterrupt
-            trainer.write_results(self.summary)
             self._write_settings()
+            trainer.write_results(self.summary)
             for logger in self._loggers:
                 logger.finish(self.summary, self._pictures)
         return self.models

@@ -1,6 +1,7 @@
 """Files that are replaced as a whole: after a crash, a path holds either the old content or the new.
 
-The digest of a zip file, such as an npz file or what torch saves, is its comment, which other readers ignore.
+The digest of a zip file, such as an npz file or what torch saves, is its comment, which other readers ignore. Those of
+the text files of a folder are in its file `SHA256SUMS`, which `sha256sum --check` reads.
 """
 
 import csv
@@ -8,29 +9,39 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 DIGEST = 32  # bytes
 CHUNK = 2**20  # bytes that are read at a time
+SUMS = "SHA256SUMS"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces `path` at the end of the block; after an exception `path` is unchanged.
+
+    Args:
+        path: the file.
+        mode: who may read it, as far as the process's umask allows it.
 
     Raises:
         OSError: the file cannot be written; its `filename` is `path`.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w+b") as file:
+        temporary.unlink(missing_ok=True)  # it would keep its mode
+        with open(temporary, "w+b", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        with suppress(OSError):  # some file systems cannot
+            os.fsync(folder)  # otherwise the old file may be back after a loss of power
+        os.close(folder)
     except OSError as error:  # if the disk is full, Python does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
@@ -45,13 +56,25 @@ def add_digest(file: BinaryIO) -> None:
 
 
 def check_digest(file: BinaryIO) -> None:
-    """Raise ValueError unless a file is as `add_digest` left it, or is a zip file without a comment."""
+    """Raise ValueError unless a file is as `add_digest` left it."""
     end = max(0, file.seek(0, os.SEEK_END) - DIGEST)
-    file.seek(end)
-    record = file.read()[-22:]  # the last one of a zip file without a comment
-    if record[:4] + record[-2:] != b"PK\5\6\0\0" and _sha256(file, end) != file.read():
-        raise ValueError("its content does not match its digest")
+    if _sha256(file, end) != file.read():
+        raise ValueError("its content does not match its digest, or it has none")
     file.seek(0)
+
+
+def write_sums(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write the digests of these files of a folder, by name."""
+    lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
+    write_whole(folder / SUMS, "".join(lines))
+
+
+def check_sums(folder: Path, names: Iterable[str]) -> None:
+    """Raise ValueError unless these files are as `write_sums` took them, or OSError if one cannot be read."""
+    known = dict(line.split("  ", 1)[::-1] for line in (folder / SUMS).read_text().splitlines())
+    for name in names:
+        if known.get(name) != hashlib.sha256((folder / name).read_bytes()).hexdigest():
+            raise ValueError(f"{name} was changed after the run, or {SUMS} was")
 
 
 def _sha256(file: BinaryIO, end: int) -> bytes:

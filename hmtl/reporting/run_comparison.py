@@ -16,9 +16,10 @@ from rich.table import Table
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, USERS_TO_RELAYS
 from hmtl.errors import ConfigError, DataError
+from hmtl.io.files import check_sums
 from hmtl.reporting.console import as_table, saved
 from hmtl.reporting.console_logger import OVER_USERS
-from hmtl.training.folder import overrides
+from hmtl.training.folder import READ_LATER, overrides
 from hmtl.training.summary import Summary
 
 SETTINGS = ("error_measure", "algorithm", "dataset", "communicator", "K", "H", "r")
@@ -178,6 +179,8 @@ def find_runs(folders: Iterable[Path], measure: str | None = None) -> list[Finis
             raise DataError(f"{folder} has no finished run. Give the folder of a run or a sweep.")
         for path in paths:
             try:
+                known = [name for name in READ_LATER if (path.parent / name).exists()]
+                check_sums(path.parent, [path.name, *known])
                 summary = Summary.model_validate_json(path.read_text())
                 words = tuple(overrides(path.parent))
             except ValidationError as error:

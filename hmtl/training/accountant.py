@@ -4,7 +4,6 @@ K users, of whom n count in a round; σ is the standard deviation of the noise i
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -51,19 +50,22 @@ def divergences(noise: float, share: float) -> NDArray[np.float64]:
 
 @dataclass
 class Accountant:
-    """ε of a run, which follows from who counted in each round.
+    """ε of a run, which follows from who was sampled and who counted in each round.
 
     `epsilon_sample_known` is for those who know who took part in which round, as relays and server always do. A user's
     term is compared with noise alone: the sensitivity is C, and only rounds in which the user counted tell about it.
     Of all users, the one with most rounds counts.
 
     `epsilon` is for those who see all models, but do not know who else was sampled: outsiders, and each other user. The
-    run is compared with one in which another user, drawn from those who were not sampled, stands in for the user. A
-    user who was not sampled knows that the n are among the other K−1, so that the user is one of them with probability
-    n/(K−1); the sums then differ by at most 2C. Thus the divergences are those of Poisson sampling with sensitivity 2C
-    (by joint convexity, over the other n−1). Who counts has to be a uniform sample given n: drop-outs must hit all
-    users alike. If users keep state that enters their terms, who is sampled changes other users' later terms, too;
-    then, and without sampling, `epsilon` is `epsilon_sample_known`.
+    run is compared with one in which another user, drawn from those who were not sampled, stands in for the user. Of P
+    users who can take part as far as anybody knows, s are sampled. A user who was not sampled knows that the s are
+    among the other P−1, so that the user is one of them with probability s/(P−1), whoever drops out later; the sums
+    then differ by at most 2C. Thus the divergences are those of Poisson sampling with sensitivity 2C (by joint
+    convexity, over the other terms). If users keep state that enters their terms, who is sampled changes other users'
+    later terms, too; then, and without sampling, `epsilon` is `epsilon_sample_known`.
+
+    A round counts from before its terms are sent, and stays counted if the run goes back to an older state, since noise
+    and samples are then others. With `randomness=seed`, they are the same again, and nothing further is released.
 
     Attributes:
         privacy: how users clip and add noise; n users have σ² = (noise·C)²·n/least.
@@ -73,7 +75,7 @@ class Accountant:
         limit: ε at which training stops; None: never.
         against: whom the limit is for: `everyone`, or `outsiders`, who do not know the samples.
         remembers: whether users keep state that enters their terms, see `Algorithm.remembers`.
-        counts: the number of rounds in which n users counted, by n.
+        hidden: divergences of all ORDERS, summed over rounds, for those who do not know the samples.
         precision: C²/σ², summed over the rounds in which each user counted [K].
     """
 
@@ -84,32 +86,49 @@ class Accountant:
     limit: float | None = None
     against: str = "everyone"
     remembers: bool = False
-    counts: Counter[int] = field(init=False, default_factory=Counter)
+    hidden: NDArray[np.float64] = field(init=False)
     precision: NDArray[np.float64] = field(init=False)
+    _before: tuple[NDArray[np.float64], NDArray[np.float64]] = field(init=False)  # before the present round
+    _share: float = field(init=False)  # probability with which a user is in the present round
 
     def __post_init__(self) -> None:
-        self.precision = np.zeros(self.K)
+        self.hidden, self.precision = self._before = np.zeros(len(ORDERS)), np.zeros(self.K)
+        self._share = self._usual
 
-    def sample(self, round: int) -> NDArray[np.int64]:
-        """Return the users whom the server samples for a round; nobody else knows them unless they follow the seed."""
-        if self.privacy.randomness == "seed":
-            return self.participation.sample(self.privacy.seed, round, self.K)
-        return self.participation.secret_sample(self.K)
+    def begin(self, sample: NDArray[np.int64], reachable: NDArray[np.int64]) -> None:
+        """Record a round whose terms are about to be sent, as if no more users than planned for dropped out.
+
+        Args:
+            sample: the users who are sampled.
+            reachable: the users who can take part, as far as anybody can compute.
+        """
+        drawn = np.intersect1d(sample, reachable)
+        self._before = self.hidden, self.precision
+        self._share = min(1.0, max(self._usual, len(drawn) / max(1, len(reachable) - 1)))
+        self._add(drawn, min(len(drawn), self.privacy.least))
 
     def record(self, users: NDArray[np.int64]) -> None:
-        """Record a round in which these users counted."""
-        if n := len(users):
-            self.counts[n] += 1
+        """Record which users counted in the round that began."""
+        self.hidden, self.precision = self._before
+        self._add(users, len(users))
+        self._before, self._share = (self.hidden, self.precision), self._usual
+
+    def _add(self, users: NDArray[np.int64], n: int) -> None:
+        """Add a round with the noise of n users, in which these counted."""
+        if n:
+            self.hidden, self.precision = self.hidden + self._round(n, self._share), self.precision.copy()
             self.precision[users] += self._precision(n)
 
     def spent(self) -> dict[str, float]:
         """Return both ε after the recorded rounds, by name."""
-        return self._spent(self.counts, self.precision.max())
+        return self._spent(self.hidden, self.precision.max())
 
     def allows(self, rounds: int = 1) -> bool:
         """Return whether ε would be kept after further rounds, unless more users drop out than are planned for."""
         return all(
-            self._keeps(self.counts + Counter({n: rounds}), self.precision.max() + rounds * self._precision(n))
+            self._keeps(
+                self.hidden + rounds * self._round(n, self._usual), self.precision.max() + rounds * self._precision(n)
+            )
             for n in self._planned
         )
 
@@ -117,44 +136,52 @@ class Accountant:
         """Return whether ε is kept in all rounds, but with a probability of 1 % that some user is sampled too often."""
         share = self.participation.sampled(self.K) / self.K
         most = 1 + next(m for m in range(rounds) if self.K * bdtrc(m, rounds - 1, share) <= UNLIKELY)
-        return all(self._keeps({n: rounds}, most * self._precision(n)) for n in self._planned)
+        return all(self._keeps(rounds * self._round(n, self._usual), most * self._precision(n)) for n in self._planned)
 
     def describe(self) -> dict[str, Any]:
-        """Return what `summary.json` reports about privacy beside both ε."""
+        """Return what `summary.json` reports about privacy."""
         described = {"clip": self.privacy.clip, "noise": self.privacy.noise, "delta": self.delta}
-        return described | {"against": self.against, "randomness": self.privacy.randomness}
+        return described | {"against": self.against, "randomness": self.privacy.randomness} | self.spent()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was recorded."""
-        return {"counts": dict(self.counts), "precision": torch.from_numpy(self.precision.copy())}
+        return {"hidden": torch.from_numpy(self.hidden), "precision": torch.from_numpy(self.precision)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the rounds of `state_dict`."""
-        self.counts, self.precision = Counter(state["counts"]), state["precision"].numpy().copy()
+        """Continue after the rounds of `state_dict`, and after those recorded here that were played since then."""
+        hidden, precision = state["hidden"].numpy(), state["precision"].numpy()
+        if self.privacy.randomness == "system":
+            hidden, precision = np.maximum(hidden, self.hidden), np.maximum(precision, self.precision)
+        self.hidden, self.precision = self._before = hidden, precision
 
     @property
     def _planned(self) -> tuple[int, int]:
         """The least and the largest number of users who are expected to count in a round."""
         return self.privacy.least, self.participation.sampled(self.K)
 
+    @property
+    def _usual(self) -> float:
+        """The probability with which a user is sampled, if nobody is known to be absent."""
+        return min(1.0, self.participation.sampled(self.K) / max(1, self.K - 1))
+
     def _precision(self, n: int) -> float:
         """Return C²/σ² of a sum of n terms."""
         return self.privacy.least / (n * self.privacy.noise**2)
 
-    def _keeps(self, counts: Mapping[int, int], precision: float) -> bool:
+    def _round(self, n: int, share: float) -> NDArray[np.float64]:
+        """Return the divergences of all ORDERS of a sum of n terms, if each user is sampled with this probability."""
+        return divergences(self._precision(n) ** -0.5 / 2, share)  # noise as a multiple of 2C
+
+    def _keeps(self, hidden: NDArray[np.float64], precision: float) -> bool:
         if self.limit is None:
             return True
-        spent = self._spent(counts, precision)
+        spent = self._spent(hidden, precision)
         return self.limit >= (spent["epsilon"] if self.against == "outsiders" else max(spent.values()))
 
-    def _spent(self, counts: Mapping[int, int], precision: float) -> dict[str, float]:
+    def _spent(self, hidden: NDArray[np.float64], precision: float) -> dict[str, float]:
         known = self._epsilon(precision * divergences(1.0, 1.0))
-        hidden = known
-        if not self.remembers and self.participation.sampled(self.K) < self.K:
-            noise = {n: self._precision(n) ** -0.5 / 2 for n in counts}  # as a multiple of 2C
-            each = [rounds * divergences(noise[n], n / (self.K - 1)) for n, rounds in counts.items()]
-            hidden = self._epsilon(sum(each, np.zeros(len(ORDERS))))
-        return {"epsilon": hidden, "epsilon_sample_known": known}
+        gains = not self.remembers and self.participation.sampled(self.K) < self.K
+        return {"epsilon": self._epsilon(hidden) if gains else known, "epsilon_sample_known": known}
 
     def _epsilon(self, spent: NDArray[np.float64]) -> float:
         """Return ε for these divergences of all ORDERS (Canonne, Kamath, Steinke 2020, proposition 12)."""

@@ -9,16 +9,16 @@ import torch
 from hmtl.errors import CheckpointError
 from hmtl.io.files import add_digest, check_digest, replacing
 
-VERSION = 9
+VERSION = 10
 """Version of the layout; a checkpoint of another version is refused."""
 
 
 def save_checkpoint(path: Path, command: str, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Replace the checkpoint `path`; after a crash it holds either the old state or the new one.
+    """Replace the checkpoint `path`, which only its owner may read; a crash leaves either the old state or the new one.
 
     Args:
         path: the file.
-        command: the command that can resume it, "train" or "tune".
+        command: the command that can resume it, "train" or "tune"; or what else reads it, "host" or "privacy".
         identity: the configuration that a run needs in order to resume it.
         state: tensors, numbers and strings in plain dictionaries and lists.
 
@@ -27,7 +27,7 @@ def save_checkpoint(path: Path, command: str, identity: Mapping[str, Any], state
     """
     content = {"version": VERSION, "command": command, "identity": dict(identity), **state}
     try:
-        with replacing(path) as file:
+        with replacing(path, 0o600) as file:
             torch.save(content, file)
             add_digest(file)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's writer reports a full disk
@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, command: str, identity: Mapping[str, Any], state
 
 
 def load_checkpoint(
-    path: Path, command: str = "train", identity: Mapping[str, Any] | None = None, hint: str = ""
+    path: Path, command: str = "train", identity: Mapping[str, Any] | None = None, missing: str = ""
 ) -> dict[str, Any]:
     """Return the content of a checkpoint.
 
@@ -50,15 +50,15 @@ def load_checkpoint(
         path: a checkpoint, or the folder of a run.
         command: the command that wants to resume it.
         identity: the configuration that the checkpoint has to share; None: any.
-        hint: why there may be none.
+        missing: what to do if there is none.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, of another version, command or configuration.
     """
     file = path / "checkpoint.pt" if path.is_dir() else path
     if not file.is_file():
-        remedy = "Set resume to the folder of a run or to its checkpoint.pt."
-        raise CheckpointError(f"{file} is missing. {hint}{' ' * bool(hint)}{remedy}")
+        missing = missing or "Set resume to the folder of a run or to its checkpoint.pt."
+        raise CheckpointError(f"{file} is missing. {missing}")
     try:
         with file.open("rb") as stream:
             check_digest(stream)

@@ -31,6 +31,7 @@ class Training:
         setups: further set-ups before the algorithm's own.
         accountant: draws who is sampled, reports ε, and ends training before ε exceeds its limit; None: no privacy.
         only_sums: whether nobody but its host knows a figure of a single user.
+        secret_samples: whether users are sampled from the operating system's entropy, not by the seed.
         folder: of the run, where hosts may keep what only they know.
     """
 
@@ -39,6 +40,7 @@ class Training:
     setups: Setups = ()
     accountant: Accountant | None = None
     only_sums: bool = False
+    secret_samples: bool = False
     folder: Path = Path()
 
     def all_setups(self) -> Setups:

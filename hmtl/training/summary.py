@@ -19,7 +19,7 @@ WARM = 2.0
 """A first round that computes so many times as long as later ones has compiled code."""
 OF_ONE_ROUND = ("round", "users", "empty")
 """Measurements of a round that, like its seconds, say nothing about the run."""
-OF_ALL_ROUNDS = ("bits_total", "epsilon", "epsilon_sample_known")
+OF_ALL_ROUNDS = ("bits_total",)
 """Measurements that count all rounds so far."""
 
 
@@ -171,8 +171,7 @@ def summarize(
     return Summary.model_construct(
         **communicator.describe(),
         **algorithm.describe(),
-        **settings,
-        **figures,
+        **(figures | settings),  # ε also of sums that were released before a run was killed
         K=communicator.topology.K,
         H=communicator.topology.H,
         rounds=len(history),

@@ -1,5 +1,6 @@
 """The training loop: rounds, measurements, checkpoints. It knows neither the mathematics nor the nodes."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,20 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.errors import CheckpointError, EngineError, StateLost
+from hmtl.errors import CheckpointError, ConfigError, EngineError, StateLost
 from hmtl.inference.models import models_of
-from hmtl.io.files import as_csv, write_json, write_whole
+from hmtl.io.files import as_csv, write_sums, write_whole
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
 from hmtl.training.engine import Engine, Training
-from hmtl.training.folder import remove_results
+from hmtl.training.folder import READ_LATER, remove_results
 from hmtl.training.history import History, Measurements, measure_round
 from hmtl.training.signals import catch_signals
 from hmtl.training.summary import Summary, UserRow, summarize, user_rows
 from hmtl.training.sums_of_figures import SumsOfFigures
 
 log = logging.getLogger(__name__)
+UNCOUNTED = (
+    "It counts the sums that the run has released, without which its ε is unknown. Restore it, or start a new run in "
+    "another folder (hydra.run.dir) without resume; its ε adds to that of this one."
+)
 
 
 @runtime_checkable
@@ -73,6 +80,7 @@ class Trainer:
 
     Attributes:
         history: one row per round.
+        record: the file with what secret noise and samples have released; None: the run has none.
         interrupted: number of the signal that ended training; 0: none.
         state: the last checkpoint's state of algorithm and communicator.
         stopped_early: whether `early_stopping` ended training.
@@ -98,6 +106,7 @@ class Trainer:
         if training.only_sums:
             self.sums = SumsOfFigures(self.algorithm, self.communicator, max(1, len(self.engine.hosts)))
         self.checkpoint = settings.folder / "checkpoint.pt"
+        self.record = settings.folder / "privacy.pt" if self.accountant and training.secret_samples else None
         self.history = History(settings.folder / "metrics.csv")
         self.interrupted = 0
         self.stopped_early = False
@@ -129,7 +138,7 @@ class Trainer:
             self.algorithm.users.keep()  # so that they can be part of every checkpoint
         if checkpoint is not None:
             self._resume(checkpoint)
-        if self.engine.nodes:  # for nodes that are lost before the next one
+        if self.engine.nodes or self.record:  # for nodes that are lost, or sums released, before the next one
             self._save()
         remove_results(self.settings.folder, resumed=checkpoint is not None)
         for row in self.history:
@@ -153,7 +162,10 @@ class Trainer:
         models = self.engine.models(self.algorithm, self.state)
         if models is not None:
             models_of(self.algorithm, models).save(folder / "models.npz")
-        write_json(folder / "summary.json", summary.to_dict())  # the last file: it marks a finished run
+        text = json.dumps(summary.to_dict(), indent=2) + "\n"
+        texts = {name: (folder / name).read_bytes() for name in READ_LATER if (folder / name).exists()}
+        write_sums(folder, texts | {"summary.json": text.encode()})
+        write_whole(folder / "summary.json", text)  # the last file: it marks a finished run
         return models is not None
 
     def summarize(self, **settings: Any) -> Summary:
@@ -194,6 +206,8 @@ class Trainer:
             self.best, self.user_figures = state["best"], state["user_figures"]
             if self.accountant:
                 self.accountant.load_state_dict(state["accountant"])
+                if self.record:
+                    self.accountant.load_state_dict(load_checkpoint(self.record, "privacy", missing=UNCOUNTED)["spent"])
             self._saved = len(self.history)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, CheckpointError | EngineError):
@@ -251,15 +265,25 @@ class Trainer:
         """Return whether another round would exceed the limit of ε."""
         if self.accountant is None or self.accountant.allows():
             return False
+        if not self.history:
+            raise ConfigError(
+                "privacy.epsilon is spent by sums that were released before the run was killed, and no model of them was "
+                "saved. Start a new run, whose ε adds to that."
+            )
         log.warning("round %d is the last: another would exceed privacy.epsilon", len(self.history))
         return True
 
     def _round(self, number: int, user_seconds: float) -> Measurements:
         """Play a round and return its row."""
-        algorithm, communicator = self.algorithm, self.communicator
+        algorithm, communicator, K = self.algorithm, self.communicator, self.communicator.topology.K
         absent = algorithm.participation.absent_relays(algorithm.seed, number, communicator.topology.H)
+        if self.training.secret_samples:
+            algorithm.users.sample = algorithm.participation.secret_sample(K)
+        elif self.accountant:
+            algorithm.users.sample = algorithm.participation.sample(algorithm.seed, number, K)
         if self.accountant:
-            algorithm.users.sample = self.accountant.sample(number)
+            self.accountant.begin(algorithm.users.sample, self._reachable(number, absent))
+            self._write_record()
         is_last = number == self.settings.rounds - 1 or self._ends
         evaluate = number % self.settings.evaluate_every == 0 or is_last
         algorithm.users.evaluates = evaluate
@@ -276,6 +300,12 @@ class Trainer:
             self.accountant.record(outcome.users)
             row |= self.accountant.spent()
         return row
+
+    def _reachable(self, number: int, absent: Sequence[int]) -> NDArray[np.int64]:
+        """Return the users who do not miss a round by what is simulated, which follows from public settings."""
+        G, participation = self.communicator.contacts.at(number).G, self.algorithm.participation
+        shares = participation.shares(self.algorithm.seed, number, G.shape[1], np.arange(G.shape[1]))
+        return np.flatnonzero(np.delete(G, absent, axis=0).any(axis=0) & (shares.numpy() > 0))
 
     def _log(self, row: Measurements) -> None:
         for logger in self.loggers:
@@ -295,4 +325,10 @@ class Trainer:
         }
         state |= {"accountant": self.accountant.state_dict()} if self.accountant else {}
         save_checkpoint(self.checkpoint, "train", self.settings.identity, state)
+        self._write_record()
         return state
+
+    def _write_record(self) -> None:
+        """Replace the record of what the run has released, which counts if it goes on from an older checkpoint."""
+        if self.accountant and self.record:
+            save_checkpoint(self.record, "privacy", {}, {"spent": self.accountant.state_dict()})

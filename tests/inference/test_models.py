@@ -21,6 +21,7 @@ from hmtl.config.build import build
 from hmtl.data import Preprocessing, Task, prepare
 from hmtl.errors import ConfigError, DataError
 from hmtl.inference.models import Models, models_of
+from hmtl.io.files import add_digest, replacing
 from hmtl.mtl import MOCHA, SDCA, Hinge, Problem, Ridge, Squared, cnn, mlp
 from hmtl.train import train
 
@@ -228,9 +229,14 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
         arrays = dict(file)
     for name in ("W", "mean", "scale", "target_mean"):
         for other in (arrays[name][:-1], arrays[name][..., None], np.full_like(arrays[name], np.nan)):
-            np.savez(tmp_path / "models.npz", **{**arrays, name: other})
+            with replacing(tmp_path / "models.npz") as file:
+                np.savez(file, **{**arrays, name: other})
+                add_digest(file)
             with pytest.raises(DataError, match=rf"does not hold the models of a run \({name} "):
                 hmtl.load_run(tmp_path)
+    np.savez(tmp_path / "models.npz", **arrays)
+    with pytest.raises(DataError, match=r"does not hold the models .* or it has none\)\. Give"):
+        hmtl.load_run(tmp_path)
     (tmp_path / "models.npz").write_bytes((tmp_path / "models.npz").read_bytes()[:300])
     with pytest.raises(DataError, match="does not hold the models"):
         hmtl.load_run(tmp_path)

@@ -65,11 +65,14 @@ def test_epsilon_as_dp_accounting_reports_it(
     ("noise", "fraction", "rounds", "n"), [(2.0, 0.1, 100, 100), (1.2, 0.02, 400, 25), (5.0, 0.5, 60, 450)]
 )
 def test_epsilon_by_numerical_integration(noise: float, fraction: float, rounds: int, n: int) -> None:
-    """For a user who was not sampled, another one is among n of 999, in the place of a third at a distance of 2C."""
+    """For a user who was not sampled, another one is among the sample of 999, in the place of a third, 2C away.
+
+    Who counts of the sample is known, so that fewer who count hide nobody.
+    """
     least = round(fraction * 1000)
     sigma, x, step = noise * (n / least) ** 0.5, *np.linspace(-150, 250, 40_001, retstep=True)
     other, own = (stats.norm.logpdf(x, mean, sigma) for mean in (0, 2))
-    mixture = np.logaddexp(np.log1p(-n / 999) + other, np.log(n / 999) + own)
+    mixture = np.logaddexp(np.log1p(-least / 999) + other, np.log(least / 999) + own)
     orders = np.arange(2, 40)
     each = np.array([max(renyi(mixture, other, step, a), renyi(other, mixture, step, a)) for a in orders])
     accountant = run(noise, fraction=fraction, least=least)
@@ -159,10 +162,12 @@ def test_what_was_recorded_continues() -> None:
 
 @pytest.mark.parametrize("randomness", ["system", "seed"])
 def test_only_samples_of_the_seed_can_be_repeated(randomness: str) -> None:
-    first, second = (
-        Accountant(Privacy(1.0, 1.0, 10, 3, randomness), Participation(fraction=0.1), 100, 1e-5) for _ in range(2)
-    )
-    samples = [[accountant.sample(t).tolist() for t in range(200)] for accountant in (first, second)]
+    part = Participation(fraction=0.1)
+    drawn = [
+        [part.secret_sample(100) if randomness == "system" else part.sample(3, t, 100) for t in range(200)]
+        for _ in "12"
+    ]
+    samples = [[sample.tolist() for sample in each] for each in drawn]
     assert (samples[0] == samples[1]) == (randomness == "seed")
     counts = np.bincount(np.ravel(samples[0]), minlength=100)
     assert {len(set(sample)) for sample in samples[0]} == {10}

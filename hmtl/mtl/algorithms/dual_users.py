@@ -90,7 +90,7 @@ class DualUsers(Users):
         problem, settings, seed = self.problem, self.settings, self.settings.seed
         order = self.solver.draw(seed, round, problem.users, problem.here)
         usual = self.solver.steps(problem.here)
-        budgets = settings.participation.budgets(usual, seed, round, problem.users, problem.K)
+        budgets = settings.participation.budgets(usual, seed, round, problem.users, problem.K, self.sample)
         budgets[idle] = 0
         working = budgets > 0
         start = self.W + self.beta[:, None] * self.momentum if settings.accelerated else self.W
