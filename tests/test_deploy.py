@@ -55,6 +55,7 @@ def test_systemd_runs_nodes_as_the_command_takes_them() -> None:
     unit = (DEPLOY / "hmtl-node@.service").read_text()
     command = re.search("^ExecStart=.*-m hmtl.node (.*)$", unit, re.MULTILINE)
     assert command
+    assert "UMask=0077" in unit, "state and results are for the service alone"
     assert "engine=site" in words(command[1].replace("%i", "relay-0").replace(" $SETTINGS", "").split())
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cells import train_in_cells
+from cells import trained as train_here
 from commands import saved_rows
 from omegaconf import DictConfig
 from rich.table import Table
 
-from hmtl.config.build import build, build_tasks, check, load_run
+from hmtl.config.build import Run, build, build_tasks, check, load_run
 from hmtl.errors import CheckpointError, ConfigError
 from hmtl.reporting.console_logger import run_report
 from hmtl.train import train
@@ -85,6 +87,33 @@ def test_the_system_draws_samples_that_the_seed_does_not_give(configure: Configu
     assert drawn[2] == seed
     assert drawn[0] != drawn[1] != seed != drawn[0]
     assert {len(users) for users in drawn[0]} == {8}
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "cocoa"])
+@pytest.mark.parametrize("cells", [False, True])
+def test_secure_sums_are_over_samples_that_the_seed_does_not_give(
+    configure: Configure, algorithm: str, cells: bool
+) -> None:
+    """Ten of twenty users in each of 2 rounds; colluders who follow the seed could choose rounds for themselves."""
+    words = ("communicator=sums", "secure=true", "participation=fraction", "participation.fraction=0.5", "rounds=2")
+    words += (f"algorithm={algorithm}", "K=20", "logger=none", "dataset.rows_per_user=6", "aggregators=server")
+    cfg, drawn = configure(*words), []
+
+    def tap(run: Run) -> None:
+        play = run.communicator.round
+        run.communicator.round = lambda *given: drawn.append((outcome := play(*given)).users.tolist()) or outcome
+
+    for _ in range(2):
+        trained = train_in_cells(cfg, prepare=tap) if cells else train_here(cfg, tap)
+    assert {len(users) for users in drawn} == {10}
+    seed = [sorted(trained.run.algorithm.participation.sample(0, t, 20).tolist()) for t in range(2)]
+    assert drawn[:2] != drawn[2:] != seed != drawn[:2]
+
+
+def test_secure_sums_need_uniform_samples(configure: Configure) -> None:
+    words = ("participation=fraction", "participation.fraction=0.5", "participation.sampler=rows", "secure=true")
+    with pytest.raises(ConfigError, match=r"participation\.sampler=rows"):
+        build(configure(*FEDAVG, *words, "K=20"))
 
 
 def test_state_at_the_users_takes_the_gain_of_sampling_away(configure: Configure) -> None:

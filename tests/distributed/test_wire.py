@@ -1,5 +1,6 @@
 """Who may speak over gRPC, what strangers cost, and streams that break."""
 
+import datetime
 import logging
 import os
 import secrets
@@ -11,17 +12,20 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from hmtl.communication.messages import IVS, REPORT, SERVER
 from hmtl.distributed import wire as module
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, serial_of, to_pem
 from hmtl.distributed.launching import free_port
-from hmtl.distributed.wire import METHOD, Party, Wire, grpc
+from hmtl.distributed.wire import METHOD, Party, Wire, certificate_at, grpc
 from hmtl.errors import ConfigError, EngineError
 
 NAMES = ["server", "relay 0", "relay 1", "host 0", "host 1"]
@@ -344,11 +348,81 @@ def test_floods_of_known_nodes_cost_nothing(
         time.sleep(0.1)
 
 
-def test_nodes_speak_tls_1_3(site: Site, authority: Authority, tmp_path: Path) -> None:
+def test_nodes_speak_tls_1_3_and_nothing_older(site: Site, authority: Authority, tmp_path: Path) -> None:
+    """A listener that speaks TLS 1.2 gets no certificate to check, either."""
     site.all()
     tls = context(tmp_path, credentials(authority, "relay 0"))
     with socket.create_connection(("127.0.0.1", site.ports[SERVER]), timeout=10) as sock:
         assert tls.wrap_socket(sock, server_hostname="server").version() == "TLSv1.3"
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2
+    with (
+        socket.create_connection(("127.0.0.1", site.ports[SERVER]), timeout=10) as sock,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        tls.wrap_socket(sock, server_hostname="server")
+    listener = listening(tmp_path, credentials(authority, SERVER), ssl.TLSVersion.TLSv1_2)
+    with pytest.raises(OSError, match=r"(?i)version|protocol"):
+        certificate_at(listener, "server", to_pem(authority[1]))
+
+
+def listening(folder: Path, own: Credentials, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> str:
+    """Return the address at which somebody waits for one handshake."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    (folder / "own").write_bytes(own.certificate + own.key)
+    tls.load_cert_chain(folder / "own")
+    tls.maximum_version = newest
+    sock = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        with suppress(OSError):
+            tls.wrap_socket(sock.accept()[0], server_side=True)
+
+    Thread(target=accept, daemon=True).start()
+    return f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+def nameless(authority: Authority, name: str, entry: Any = None) -> Credentials:
+    """Credentials of the same authority whose certificate names a node in its CN, or in another entry than DNS."""
+    key, now = make_key(), datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+        .issuer_name(authority[1].subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(1))
+        .not_valid_after(now + datetime.timedelta(1))
+    )
+    if entry:
+        builder = builder.add_extension(x509.SubjectAlternativeName([entry]), critical=False)
+    signed = builder.sign(authority[0], hashes.SHA256())
+    return Credentials(key_to_pem(key), to_pem(signed), to_pem(authority[1]))
+
+
+@pytest.mark.parametrize("entry", [None, x509.UniformResourceIdentifier("relay-0"), x509.RFC822Name("relay-0")])
+def test_a_name_that_is_no_dns_entry_is_nobodys(
+    site: Site, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, entry: Any
+) -> None:
+    site.all()
+    hello = (("agreed", "this run"), ("name", "relay 0"))
+    assert "no node" in opened(site.ports[SERVER], nameless(authority, "relay-0", entry), hello)
+    assert not site.wires[SERVER].connections["relay 0"].newer
+    assert "refused a certificate without a DNS name" in caplog.text
+    with pytest.raises(OSError, match=r"(?i)host"):
+        certificate_at(listening(tmp_path, nameless(authority, "server", entry)), "server", to_pem(authority[1]))
+
+
+def test_half_open_connections_delay_nobody(site: Site) -> None:
+    """300 strangers connect and say nothing, before a node is there for the first time."""
+    for name in NAMES[:-1]:
+        site.wire(name)
+    until(lambda: site.wires["host 0"].connections[SERVER].wait(0))
+    held = [socket.create_connection(("127.0.0.1", site.ports[SERVER])) for _ in range(300)]
+    begin = time.monotonic()
+    assert site.wire("host 1").connections[SERVER].wait(30)
+    assert time.monotonic() - begin < 3
+    for sock in held:
+        sock.close()
 
 
 def test_without_tls_all_is_on_this_machine() -> None:
