@@ -13,7 +13,7 @@ from hmtl.training.folder import held
 
 def train(cfg: DictConfig) -> None:
     """Train as `cfg` says, and leave the results in `cfg.output_dir`."""
-    in_place = cfg.privacy.clip is not None  # see `check_folder`
+    in_place = cfg.privacy.clip is not None  # see `check_privacy`
     play(build(cfg), cfg, "resume={0} hydra.run.dir={0}" if in_place else "resume={}")
 
 

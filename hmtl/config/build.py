@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config import targets
-from hmtl.config.privacy import build_accountant, check_folder, check_privacy, match_accountant
+from hmtl.config.privacy import build_accountant, check_privacy, match_accountant
 from hmtl.config.schema import PlanConfig, PredictConfig, TrainConfig, check_root, flat
 from hmtl.errors import ConfigError, few
 from hmtl.io.files import check_sums
@@ -301,8 +301,6 @@ def build(cfg: DictConfig) -> Run:
     with ExitStack() as stack:
         stack.callback(engine.close)
         checkpoint = load_checkpoint(Path(cfg.resume), "train", identity) if cfg.resume else None
-        if cfg.resume:
-            check_folder(cfg)
         if checkpoint and (done := checkpoint["history"]["rounds"]) > cfg.rounds:
             raise ConfigError(f"rounds={cfg.rounds}: {cfg.resume} has {done} rounds already. Raise rounds.")
         H = cfg.H or build_topology(cfg).H

@@ -48,6 +48,13 @@ def check_privacy(cfg: DictConfig) -> None:
             f"wire={cfg.communicator.wire} with privacy: users would add what rounding left over to their next terms, "
             "which clipping does not bound. Set wire=null."
         )
+    own = Path(cfg.resume or cfg.output_dir)
+    own = own.parent if own.is_file() else own
+    if privacy.randomness == "system" and own.resolve() != Path(cfg.output_dir).resolve():
+        raise ConfigError(
+            f"resume={cfg.resume}: with privacy, a run goes on in its own folder, where privacy.pt counts the sums "
+            f"that it has released. Set hydra.run.dir={own}, or output_dir in Python."
+        )
     from hmtl.mtl import Learner
     from hmtl.mtl.algorithms.base import not_bounded
 
@@ -87,17 +94,6 @@ def build_accountant(cfg: DictConfig, participation: Participation) -> Accountan
     if cfg.privacy.noise is not None:
         return accountant(cfg.privacy.noise)
     return accountant(least_noise(accountant, cfg.rounds))
-
-
-def check_folder(cfg: DictConfig) -> None:
-    """Raise ConfigError if a run with privacy would go on elsewhere than beside the record of what it has released."""
-    own = Path(cfg.resume) if Path(cfg.resume).is_dir() else Path(cfg.resume).parent
-    secret = cfg.privacy.clip is not None and cfg.privacy.randomness == "system"
-    if secret and own.resolve() != Path(cfg.output_dir).resolve():
-        raise ConfigError(
-            f"resume={cfg.resume}: with privacy, a run goes on in its own folder, where privacy.pt counts the sums "
-            f"that it has released. Set hydra.run.dir={own}, or output_dir in Python."
-        )
 
 
 def match_accountant(accountant: Accountant, algorithm: Algorithm) -> None:

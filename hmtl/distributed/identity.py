@@ -64,12 +64,9 @@ def serial_of(certificate: bytes) -> int:
 
 def names_of(certificate: bytes) -> list[str]:
     """Return the DNS names in a certificate in PEM."""
-    extensions = x509.load_pem_x509_certificate(certificate).extensions
-    try:
-        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return []
-    return names.get_values_for_type(x509.DNSName)
+    values = [each.value for each in x509.load_pem_x509_certificate(certificate).extensions]
+    names = [each for each in values if isinstance(each, x509.SubjectAlternativeName)]
+    return [name for each in names for name in each.get_values_for_type(x509.DNSName)]
 
 
 def make_authority(name: str, days: int) -> tuple[Key, x509.Certificate]:

@@ -125,18 +125,13 @@ class Accountant:
 
     def allows(self, rounds: int = 1) -> bool:
         """Return whether ε would be kept after further rounds, unless more users drop out than are planned for."""
-        return all(
-            self._keeps(
-                self.hidden + rounds * self._round(n, self._usual), self.precision.max() + rounds * self._precision(n)
-            )
-            for n in self._planned
-        )
+        return self._fits(rounds, rounds)
 
     def keeps(self, rounds: int) -> bool:
-        """Return whether ε is kept in all rounds, but with a probability of 1 % that some user is sampled too often."""
+        """Return whether ε is kept in further rounds, but with a chance of 1 % that some user is sampled too often."""
         share = self.participation.sampled(self.K) / self.K
         most = 1 + next(m for m in range(rounds) if self.K * bdtrc(m, rounds - 1, share) <= UNLIKELY)
-        return all(self._keeps(rounds * self._round(n, self._usual), most * self._precision(n)) for n in self._planned)
+        return self._fits(rounds, most)
 
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` reports about privacy."""
@@ -155,11 +150,6 @@ class Accountant:
         self.hidden, self.precision = self._before = hidden, precision
 
     @property
-    def _planned(self) -> tuple[int, int]:
-        """The least and the largest number of users who are expected to count in a round."""
-        return self.privacy.least, self.participation.sampled(self.K)
-
-    @property
     def _usual(self) -> float:
         """The probability with which a user is sampled, if nobody is known to be absent."""
         return min(1.0, self.participation.sampled(self.K) / max(1, self.K - 1))
@@ -172,11 +162,15 @@ class Accountant:
         """Return the divergences of all ORDERS of a sum of n terms, if each user is sampled with this probability."""
         return divergences(self._precision(n) ** -0.5 / 2, share)  # noise as a multiple of 2C
 
-    def _keeps(self, hidden: NDArray[np.float64], precision: float) -> bool:
-        if self.limit is None:
-            return True
-        spent = self._spent(hidden, precision)
-        return self.limit >= (spent["epsilon"] if self.against == "outsiders" else max(spent.values()))
+    def _fits(self, rounds: int, most: int) -> bool:
+        """Return whether ε is kept in further rounds, in `most` of which a user counts, unless too many drop out."""
+        for n in (self.privacy.least, self.participation.sampled(self.K)):
+            hidden = self.hidden + rounds * self._round(n, self._usual)
+            spent = self._spent(hidden, self.precision.max() + most * self._precision(n))
+            most_spent = spent["epsilon"] if self.against == "outsiders" else max(spent.values())
+            if self.limit is not None and most_spent > self.limit:
+                return False
+        return True
 
     def _spent(self, hidden: NDArray[np.float64], precision: float) -> dict[str, float]:
         known = self._epsilon(precision * divergences(1.0, 1.0))

@@ -25,10 +25,7 @@ from hmtl.training.summary import Summary, UserRow, summarize, user_rows
 from hmtl.training.sums_of_figures import SumsOfFigures
 
 log = logging.getLogger(__name__)
-UNCOUNTED = (
-    "It counts the sums that the run has released, without which its ε is unknown. Restore it, or start a new run in "
-    "another folder (hydra.run.dir) without resume; its ε adds to that of this one."
-)
+UNCOUNTED = "Without it, ε is unknown. Restore it, or start a new run without resume, whose ε adds to that of this one."
 
 
 @runtime_checkable
@@ -267,8 +264,8 @@ class Trainer:
             return False
         if not self.history:
             raise ConfigError(
-                "privacy.epsilon is spent by sums that were released before the run was killed, and no model of them was "
-                "saved. Start a new run, whose ε adds to that."
+                "privacy.epsilon is spent by sums that were released before the run was killed; no model was saved. "
+                "Start a new run, whose ε adds to it."
             )
         log.warning("round %d is the last: another would exceed privacy.epsilon", len(self.history))
         return True
@@ -277,13 +274,13 @@ class Trainer:
         """Play a round and return its row."""
         algorithm, communicator, K = self.algorithm, self.communicator, self.communicator.topology.K
         absent = algorithm.participation.absent_relays(algorithm.seed, number, communicator.topology.H)
-        if self.training.secret_samples:
-            algorithm.users.sample = algorithm.participation.secret_sample(K)
-        elif self.accountant:
-            algorithm.users.sample = algorithm.participation.sample(algorithm.seed, number, K)
-        if self.accountant:
-            self.accountant.begin(algorithm.users.sample, self._reachable(number, absent))
-            self._write_record()
+        if self.accountant or self.training.secret_samples:
+            part, secret = algorithm.participation, self.training.secret_samples
+            sample = part.secret_sample(K) if secret else part.sample(algorithm.seed, number, K)
+            algorithm.users.sample = sample
+            if self.accountant:
+                self.accountant.begin(sample, self._reachable(number, absent))
+                self._write_record()
         is_last = number == self.settings.rounds - 1 or self._ends
         evaluate = number % self.settings.evaluate_every == 0 or is_last
         algorithm.users.evaluates = evaluate

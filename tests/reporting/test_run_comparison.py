@@ -23,6 +23,7 @@ from PIL import Image
 from hmtl.communication import TIERS
 from hmtl.config.build import compose
 from hmtl.errors import ConfigError, DataError
+from hmtl.io.files import SUMS, write_sums
 from hmtl.report import report
 from hmtl.reporting.console import Console
 from hmtl.reporting.run_comparison import FinishedRun, as_label, as_lines, comparison, comparison_table, find_runs
@@ -59,6 +60,12 @@ def play(folder: Path, *words: str) -> None:
     OmegaConf.save(OmegaConf.create([*words]), folder / ".hydra" / "overrides.yaml")
     OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
     train(cfg)
+
+
+def seal(folder: Path) -> None:
+    """Write digests of what a test has changed in the folder of a run, as the run would have."""
+    names = ("summary.json", "metrics.csv", "users.csv")
+    write_sums(folder, {name: (folder / name).read_bytes() for name in names if (folder / name).exists()})
 
 
 def single(runs: Sequence[FinishedRun]) -> list[Any]:
@@ -273,6 +280,9 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
             report(words)
     (tmp_path / "summary.json").write_text((folder / "algorithm=mocha,r=2" / "summary.json").read_text())
     shutil.copy(folder / "algorithm=mocha,r=2" / "users.csv", tmp_path)
+    with pytest.raises(DataError, match=rf"summary\.json cannot be read .*{SUMS}"):
+        report([str(tmp_path)])
+    seal(tmp_path)
     with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*Leave this run out"):
         report([str(tmp_path)])
     header, *rows = (folder / "algorithm=mocha,r=2" / "metrics.csv").read_text().splitlines()
@@ -285,12 +295,14 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
         [header, rows[0].replace(",", ",x", 1)],
     ):
         (tmp_path / "metrics.csv").write_text("\n".join(lines))
+        seal(tmp_path)
         with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*Leave this run out"):
             report([str(tmp_path)])
     summary = json.loads((folder / "algorithm=mocha,r=2" / "summary.json").read_text())
     without_time = {name: value for name, value in summary.items() if name != "time"}
     for text in ("{", "{}", "[]", "3", "null", json.dumps(without_time), json.dumps({**summary, "time": {}})):
         (tmp_path / "summary.json").write_text(text)
+        seal(tmp_path)
         with pytest.raises(DataError, match=r"summary\.json cannot be read .*Leave this run out"):
             report([str(tmp_path)])
     for word, says in (

@@ -22,7 +22,7 @@ from scipy.signal import fftconvolve
 from scipy.stats import norm
 
 from hmtl.config.build import build
-from hmtl.errors import CheckpointError, ConfigError
+from hmtl.errors import CheckpointError, ConfigError, StateLost
 from hmtl.interfaces.federation import Federation
 from hmtl.train import train
 
@@ -151,6 +151,25 @@ def test_a_run_that_is_killed_counts_every_sum(configure: Configure, tmp_path: P
     check(tmp_path, sums)
     alone = hidden(sums[:4] + sums[-6:], [10 / 19] * 10)
     assert reported(tmp_path)["epsilon"] > 1.1 * alone, "those of ten rounds alone"
+
+
+def test_a_run_that_goes_back_counts_what_it_plays_again(configure: Configure, tmp_path: Path) -> None:
+    """An aggregator is lost after a sum, as over processes."""
+    run, file, lost = build(configure(*WORDS)), tmp_path / "sums", iter([True])
+    tap(run, file)
+    play = run.communicator.round
+
+    def round(number: int, *given: Any) -> Any:
+        outcome = play(number, *given)
+        if number == 7 and next(lost, False):
+            raise StateLost("a relay is gone.")
+        return outcome
+
+    run.communicator.round = round
+    run.trainer.fit()
+    run.trainer.write_results(run.trainer.summarize(dataset="rows", seed=0, baseline=None))
+    assert len(released(file)) == 10 + 4
+    check(tmp_path, released(file))
 
 
 def test_a_limit_counts_what_was_released_before(configure: Configure, tmp_path: Path) -> None:
