@@ -90,7 +90,7 @@ def test_the_system_draws_samples_that_the_seed_does_not_give(configure: Configu
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "cocoa"])
-@pytest.mark.parametrize("cells", [False, True])
+@pytest.mark.parametrize("cells", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_secure_sums_are_over_samples_that_the_seed_does_not_give(
     configure: Configure, algorithm: str, cells: bool
 ) -> None:

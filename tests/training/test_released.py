@@ -153,6 +153,7 @@ def test_a_run_that_is_killed_counts_every_sum(configure: Configure, tmp_path: P
     assert reported(tmp_path)["epsilon"] > 1.1 * alone, "those of ten rounds alone"
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_back_counts_what_it_plays_again(configure: Configure, tmp_path: Path) -> None:
     """An aggregator is lost after a sum, as over processes."""
     run, file, lost = build(configure(*WORDS)), tmp_path / "sums", iter([True])
@@ -187,6 +188,18 @@ def test_a_limit_counts_what_was_released_before(configure: Configure, tmp_path:
     assert json.loads((tmp_path / "summary.json").read_text())["rounds"] < 10
 
 
+@pytest.mark.slow
+def test_a_run_that_has_no_model_and_no_epsilon_left_is_one_error(configure: Configure, tmp_path: Path) -> None:
+    words = [word for word in WORDS if not word.startswith(("rounds", "privacy.noise"))]
+    cfg = configure(*words, "rounds=2", "privacy.epsilon=6")
+    assert plays(cfg, tmp_path / "sums", dies=1) == signal.SIGKILL
+    cfg.resume = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon is spent") as error:
+        train(cfg)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
 def test_an_older_checkpoint_and_a_copy_have_the_larger_record(configure: Configure, tmp_path: Path) -> None:
     cfg, file = configure(*WORDS), tmp_path / "sums"
     assert plays(cfg, file, dies=5) == signal.SIGKILL
@@ -239,6 +252,7 @@ def test_public_absences_hide_nobody(configure: Configure, tmp_path: Path) -> No
     assert known(sums, 20, 10) <= spent["epsilon_sample_known"]
 
 
+@pytest.mark.slow
 def test_a_federation_counts_what_a_call_that_failed_has_released(tmp_path: Path) -> None:
     """Calls with more rounds choose other noise; what was released with less noise counts with that noise."""
     data = [torch.utils.data.TensorDataset(torch.randn(8, 3), torch.arange(8) % 2) for _ in range(20)]
