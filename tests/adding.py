@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.nodes.host import Host
+from hmtl.communication.secure.neighbors import Secure
+from hmtl.errors import ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
+from hmtl.topology import Topology
 
 
 class Terms(ScriptedUsers):
@@ -37,6 +40,15 @@ class Total(ScriptedAggregator):
 
 def terms(seed: int, K: int, m: int = 7, reach: int = 50) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(-(2**reach), 2**reach, (K, m)))
+
+
+def fit(secure: Secure, t: Topology) -> bool:
+    """Whether a network has enough users for secure sums."""
+    try:
+        secure.check(t.K, t.G)
+    except ConfigError:
+        return False
+    return True
 
 
 def owed(hosts: Sequence[Host], counted: set[tuple[int, int]]) -> Tensor:

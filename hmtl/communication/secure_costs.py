@@ -16,7 +16,7 @@ from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message
 from hmtl.communication.prediction import dry_round
-from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.secure.neighbors import Secure, lone
 from hmtl.topology import Topology
 
 AddedBits = dict[str, dict[str, NDArray[np.int64]]]
@@ -52,14 +52,15 @@ def secure_costs(t: Topology, secure: Secure, medium: str = "broadcast") -> Secu
     Raises:
         ConfigError: there are too few users, or too many may collude.
     """
-    secure.check(t.K)
-    chosen = secure.degree(t.K, t.K)
+    secure.check(t.K, t.G)
+    alone = tuple(lone(t.G).sum(axis=1).tolist())
+    chosen = secure.degree(t.K, t.K, alone)
     assert chosen is not None
     bits = {
         kind: {tier: int(each.sum()) for tier, each in by_tier.items()}
         for kind, by_tier in added_bits(t, secure, medium).items()
     }
-    colluders, fewest = secure.colluders(t.K, t.K), secure.fewest(t.K, t.K)
+    colluders, fewest = secure.colluders(t.K, t.K), secure.fewest(t.K, t.K, alone)
     return SecureCosts(chosen.neighbors, chosen.threshold, colluders, fewest, bits)
 
 

@@ -68,13 +68,16 @@ class MaskedRound:
         self.server = UnmaskingServer(self.numbers, advertised, self.degree, order)
         self.neighbors, self.keys = self.server.neighbors, self.server.keys
         told = zip(self.users, self.neighbors, self.keys, strict=True)
-        shares = [user.share(neighbors, keys, self.degree.threshold) for user, neighbors, keys in told]
+        shares = [
+            user.share(neighbors, keys, self.degree.threshold, np.ones(len(keys), bool))
+            for user, neighbors, keys in told
+        ]
         self.sealed = {place: shares[place] for place in range(self.n) if place not in self.silent}
         senders = self.numbers[list(self.sealed)]
         if self.sealed:
             sealed = self.server.pass_on(senders, np.stack([*self.sealed.values()]))
             read = np.stack([self.users[place].take(sealed[place]) for place in self.sealed])
-            self.server.settle(self.server.table(senders, read))
+            self.server.settle(self.server.table(senders, read), np.ones(self.n, bool))
         self.sharing = np.flatnonzero(self.server.shared).tolist()
         shared = self.server.shared[self.server.around]
         self.received = {place: (shared[place], sealed[place]) for place in self.sharing}

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from adding import Terms, Total, terms
+from adding import Terms, Total, fit, terms
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -51,8 +51,7 @@ def played(t: Topology, **settings) -> tuple[Sums, Counter[tuple[str, str]], tor
 def test_costs_are_what_a_secure_round_has_more_than_another(t: Topology, colluding: float, medium: str) -> None:
     """Sums have the same payload, and 8 numbers in a row instead of one. All users are neighbours."""
     secure, network = Secure(colluding), Network(medium=medium)
-    assume(secure.degree(t.K, t.K) and secure.fewest(t.K, t.K) <= t.K and (not colluding or colluding * t.K >= 1))
-    assume(secure.degree(t.K, t.K).neighbors == t.K - 1)
+    assume(fit(secure, t) and secure.degree(t.K, t.K).neighbors == t.K - 1)
     plain, _, expected = played(t, network=network, aggregators="server")
     costs = secure_costs(t, secure, medium)
     masked, bits, total = played(t, network=network, secure=True, colluding=colluding)

@@ -90,7 +90,7 @@ class SumsOfRows(Recipe):
             CodingError: the relays do not hear all users of the first contacts, or the choice is invalid.
         """
         if self.secure:
-            self.secure.check(contacts.K)
+            self.secure.check(contacts.K, contacts.at(0).G)
             return AggregatorSet((), server=True)
         first = contacts.at(0)
         if self.aggregators == "auto":

@@ -4,8 +4,9 @@ The server broadcasts to relays what they need to serve users: all keys, who sha
 hand on what users seal for each other, and the server passes on only what no relay can. Relays also join what
 users reveal, as far as each can. All of it is overhead.
 
-One relay cannot deceive users that others hear, too: the server compares the keys that relays pass on, and users
-compare what relays tell them. Rows of a wrong length are dropped.
+One relay cannot deceive users that others hear, too: a user with several relays takes part only if two of them pass on
+the same keys and tell it the same. A user with one relay takes part, but holds no shares of others' seeds. Rows of a
+wrong length are dropped.
 
 n users advertise keys, each has k neighbours.
 """
@@ -38,6 +39,7 @@ from hmtl.communication.messages import (
     nothing,
     overhead_only,
     relay_name,
+    relay_number,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
@@ -47,7 +49,7 @@ from hmtl.communication.row_formats import RowFormat
 from hmtl.communication.secure import masking
 from hmtl.communication.secure.crypto import DIGEST_BYTES, digest
 from hmtl.communication.secure.masking import Bytes, Mask, Roster, UnmaskingError
-from hmtl.communication.secure.neighbors import Degree
+from hmtl.communication.secure.neighbors import Degree, lone
 from hmtl.communication.wires import DIGEST
 from hmtl.errors import few
 from hmtl.topology import Topology
@@ -99,11 +101,12 @@ class SecureHost(Host):
         rows, K, sealed = self._received(messages), len(self.waiting), {}
         told = {int(bytes_to_numbers(row[:NUMBER])[0]) for row in rows.values() if len(row) >= NUMBER}
         n = told.pop() if len(told) == 1 else 0  # relays that tell users different n are not to be believed
-        chosen = self.secure.degree(n, K) if 0 < n <= K else None
+        chosen = self.secure.accepted(n, K, max((len(row) // ENTRY for row in rows.values()), default=0))
         if chosen is None:
             return []
         self._fewest, self._neighbors = self.secure.fewest(n, K), chosen.neighbors
         signed, refused = self.notary.signed(self._round) if self.notary else None, set[int]()
+        holders = self._holders
         for k, row in rows.items():
             if len(row) != NUMBER + chosen.neighbors * ENTRY:
                 continue
@@ -114,7 +117,8 @@ class SecureHost(Host):
                 genuine = np.array([signed.get(j) == digest(entry.tobytes()) for j, entry in pairs])
                 keys = keys * genuine[:, None]
                 refused.update(numbers[~genuine].tolist())
-            if (shares := self._secrets[k].share(numbers, keys, chosen.threshold)) is not None:
+            shares = self._secrets[k].share(numbers, keys, chosen.threshold, np.isin(numbers, holders))
+            if shares is not None:
                 sealed[k] = shares.ravel()
         if refused:
             log.warning(
@@ -126,8 +130,9 @@ class SecureHost(Host):
         return self._of_users(SHARES, sealed)
 
     def read(self, messages: Sequence[Message]) -> list[Message]:
-        """Take what neighbours sealed for each user, and tell whose shares it can read."""
+        """Take what neighbours sealed for each user that holds shares, and tell whose it can read."""
         users = np.array([k for k, user in self._secrets.items() if len(user.neighbors)], np.int64)
+        users = users[np.isin(users, self._holders)]
         sealed = np.zeros((len(users), self._neighbors, masking.SEALED), np.uint8)
         for message in messages:
             to, rows = message.of_users(), message.overhead[message.rows()].numpy()
@@ -178,16 +183,29 @@ class SecureHost(Host):
         self._secrets, self._told = {}, {}  # serve for one round only
         super().read_receipts(receipts)
 
+    @property
+    def _holders(self) -> Users:
+        """The users who hold shares."""
+        return np.flatnonzero(~lone(self.planner.topology.G).any(axis=0))
+
     def _received(self, messages: Sequence[Message]) -> dict[int, Bytes]:
-        """Return the row of each user who takes part and whom all relays tell the same; some send a digest of it."""
-        rows, told = dict[int, Bytes](), defaultdict[int, set[bytes]](set)
+        """Return the row of each user who takes part and whom its relays tell the same; some send a digest of it.
+
+        At least two have to, unless the user has only one: if one of them lies, the other does not.
+        """
+        G, rows, told = self.planner.topology.G, dict[int, Bytes](), defaultdict[int, set[tuple[str, bytes]]](set)
         for message in messages:
+            near = G[relay_number(message.sender)]
             for k, row in _by_user(message).items():
+                if k not in self._secrets or not near[k]:
+                    continue
                 content = row.tobytes()
                 if message.format != DIGEST:
                     rows[k], content = row, digest(content)
-                told[k].add(content)
-        return {k: rows[k] for k in self._secrets if k in rows and len(told[k]) == 1}
+                told[k].add((message.sender, content))
+        least, words = np.minimum(G.sum(axis=0), 2), {k: {word for _, word in each} for k, each in told.items()}
+        agreed = {k for k in rows if len(words[k]) == 1 and len(told[k]) >= least[k]}
+        return {k: rows[k] for k in self._secrets if k in agreed}
 
     def _of_users(self, kind: str, rows: Mapping[int, Bytes]) -> list[Message]:
         """Return a message with a row for each of these users; none if there are no rows."""
@@ -296,7 +314,7 @@ class SecureRelay(Relay):
             return []
         handing = self._known.handing
         sealed = self._table(messages, handing.shape[1], masking.SEALED)
-        sent = np.asarray(sealed.any(axis=(1, 2)))[:, None]
+        sent = np.asarray(sealed.any(axis=2))
         users, rows = self._addressed(sealed, sent & (handing == self.i))
         self._kept = [self._to_users(SHARES, nothing(len(rows)), torch.from_numpy(rows), users)]
         users, rows = self._addressed(sealed, sent & (handing < 0) & (self._known.serving == self.i)[:, None])
@@ -400,6 +418,7 @@ class SecureServer(Server):
         self.formats, self.secure, self._sums = recipe.formats, recipe.secure, aggregation
         self._known: Introduction | None = None  # of this round, if there are enough users
         self._relays: list[int] = []  # those that take part
+        self._fewest = 0  # users behind a sum
         self._revealed: dict[int, Bytes] | None = None  # which shares each relay knows, as bits
         self._unknown = False  # whether the sum is
 
@@ -407,18 +426,23 @@ class SecureServer(Server):
         """Choose neighbours for the users who advertised keys, and tell relays the keys of all."""
         self.round, self._known, self._unknown = round, None, False
         self._relays = sorted({relay_of(message) for message in messages})  # a message for each host
-        copies, heard = defaultdict[int, set[bytes]](set), np.zeros_like(self.topology.G)
+        G, K = self.topology.G, self.topology.K
+        copies, heard = defaultdict[int, set[bytes]](set), np.zeros_like(G)
         for message in messages:
+            near = G[i := relay_of(message)]
             for k, row in _by_user(message).items() if message.overhead.shape[1] == masking.KEYS else ():
-                copies[k].add(row.tobytes())
-                heard[relay_of(message), k] = 1
-        several = self.topology.G[self._relays].sum(axis=0) > 1
+                if near[k]:
+                    copies[k].add(row.tobytes())
+                    heard[i, k] = 1
+        passed, present = heard.sum(axis=0), G[self._relays].sum(axis=0)
         for k in sorted(copies):
-            if len(copies[k]) > 1 or (several[k] and heard[:, k].sum() == 1):
+            if len(copies[k]) > 1 or passed[k] < min(present[k], 2):
                 log.warning("round %d: user %d is left out: the relays that hear it disagree on its keys", round, k)
                 heard[:, k] = 0
+        heard[:, passed < np.minimum(G.sum(axis=0), 2)] = 0  # nobody can contradict a relay that is the last of several
         users = np.flatnonzero(heard.any(axis=0))
-        chosen = self.secure.degree(n := len(users), self.topology.K)
+        alone = tuple(lone(G)[:, users].sum(axis=1).tolist())
+        chosen, self._fewest = self.secure.degree(n := len(users), K, alone), self.secure.fewest(n, K, alone)
         if chosen is None:
             if n:
                 log.warning("round %d has no sum: %d users are too few for secure sums", round, n)
@@ -450,10 +474,11 @@ class SecureServer(Server):
         if self._known is None or not messages:
             return []
         roster, read = self._known.roster, np.zeros(self._known.handing.shape, bool)
+        holds = ~lone(self.topology.G)[:, roster.users].any(axis=0)
         for message in messages:
             mine = np.flatnonzero(self._known.serving == relay_of(message))
             read[mine] = _bools(message.overhead[0].numpy(), (len(mine), roster.degree.neighbors))
-        roster.settle(read)
+        roster.settle(read, holds)
         return self._to(self._relays, SHARED, *overhead_only(np.packbits(roster.shared)))
 
     def retry(self) -> list[Message]:
@@ -463,7 +488,7 @@ class SecureServer(Server):
     def ask(self) -> list[Message]:
         """Tell relays which users counted."""
         self._revealed, known = None, self._to_unmask
-        if known is None:
+        if known is None or len(self.attendance.users) < self._fewest:
             return []
         counted = np.isin(known.roster.users, self.attendance.users)
         return self._to(self._relays, UNMASK, *overhead_only(np.packbits(counted)))
@@ -494,8 +519,8 @@ class SecureServer(Server):
             mine = np.flatnonzero((known.serving == i) & roster.shared)
             table[mine] = _bools(bits, (len(mine), roster.degree.neighbors))
         try:
-            if len(counted) < (fewest := self.secure.fewest(len(roster.users), self.topology.K)):
-                raise UnmaskingError(f"{len(counted)} users counted, but {fewest} are needed")
+            if len(counted) < self._fewest:
+                raise UnmaskingError(f"{len(counted)} users counted, but {self._fewest} are needed")
             roster.holders(counted, table)
         except UnmaskingError as error:
             log.warning("round %d has no sum: it cannot be unmasked: %s", self.round, error)

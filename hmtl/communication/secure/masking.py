@@ -69,11 +69,12 @@ class MaskingUser:
         self._shared: NDArray[np.bool_] = np.empty(0, bool)  # which neighbours shared their seeds
         self._revealed = False
 
-    def share(self, neighbors: Users, keys: Bytes, threshold: int) -> Bytes | None:
+    def share(self, neighbors: Users, keys: Bytes, threshold: int, holds: NDArray[np.bool_]) -> Bytes | None:
         """Return a sealed pair of shares for each neighbour [k, 48], given what these advertised [k, 64].
 
-        Nobody reads what is sealed for a neighbour whose keys are zero. None: it refuses. A user shares its seeds only
-        once, and with each neighbour once: more shares would tell more of them.
+        Rows are zero for neighbours that hold no shares [k]. Nobody reads what is sealed for a neighbour whose keys are
+        zero. None: it refuses. A user shares its seeds only once, and with each neighbour once: more shares would tell
+        more of them.
         """
         if len(self.neighbors) or len({self.number, *neighbors.tolist()}) <= len(neighbors):
             return None
@@ -87,7 +88,7 @@ class MaskingUser:
             seal(key, self.number < j, content.tobytes())
             for j, (key, _), content in zip(neighbors.tolist(), self._keys, contents, strict=True)
         ]
-        return np.stack([_bytes(each) for each in sealed])
+        return np.stack([_bytes(each) for each in sealed]) * holds[:, None]
 
     def take(self, sealed: Bytes) -> NDArray[np.bool_]:
         """Take the sealed shares of the neighbours [k, 48], and return which of them it can read [k].
@@ -177,9 +178,16 @@ class Roster:
         """The number of each user among the neighbours of its first, second, ... neighbour [k]."""
         return np.arange(self.degree.neighbors)[::-1]
 
-    def settle(self, read: NDArray[np.bool_]) -> None:
-        """Decide which users shared their seeds, given which neighbours' shares each user could read [n, k]."""
-        self.shared = read[self.around, self.opposite].sum(axis=1) >= self.degree.readers
+    def settle(self, read: NDArray[np.bool_], holds: NDArray[np.bool_]) -> None:
+        """Decide which users shared their seeds.
+
+        Args:
+            read: which neighbours' shares each user could read [n, k].
+            holds: which users hold shares [n].
+        """
+        holding = holds[self.around]
+        there = read[self.around, self.opposite] & holding
+        self.shared = there.sum(axis=1) >= self.degree.readers(holding.sum(axis=1))
 
     def needed(self, counted: Users) -> NDArray[np.int64]:
         """Return the places of the users who have a mask in the sum, given the users whose terms counted."""

@@ -5,6 +5,9 @@ graph). A share γ of the K users may collude, and a share of the n may drop out
 probability 2^-40, no user's neighbours include t colluders, and the others remain connected; and so that, except with
 probability 2^-20 in a round, each user keeps t neighbours that answer.
 
+A *lone* user is one whom a single relay hears, while others have several. If that relay lies, nobody contradicts it, so
+lone users hold no shares, and count as colluders of their relay where the others have to remain connected.
+
 Ref: Bell et al. 2020, whose bounds for connectivity and thresholds these follow.
 """
 
@@ -15,6 +18,7 @@ from math import ceil, comb, floor, log2
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtr
 
 from hmtl.coding.shamir import MOST_SHARES
 from hmtl.errors import ConfigError
@@ -31,26 +35,48 @@ class Degree:
     neighbors: int
     threshold: int
 
-    @property
-    def readers(self) -> int:
-        """How many neighbours have to read a user's shares: t of 2t − 1 are honest, and one alone prevents nothing."""
-        return max(self.threshold, min(2 * self.threshold - 1, self.neighbors - 1))
+    def readers(self, holders: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many of a user's neighbours that hold shares have to read them, given how many these are.
+
+        t of 2t − 1 are honest, and one alone prevents nothing.
+        """
+        return np.maximum(self.threshold, np.minimum(2 * self.threshold - 1, holders - 1))
+
+
+def lone(G: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the links of lone users [H, K], for those of all users; none if no user has several relays."""
+    relays = G.sum(axis=0)
+    return np.asarray(G * ((relays == 1) & (relays.max() > 1)))
 
 
 @lru_cache(64)
-def degree(n: int, colluders: int) -> Degree | None:
-    """Return the least k, with its t, for n users some of whom may collude; None if there is none."""
-    removed = colluders / n + DROPPED if n else 1.0
+def degree(n: int, colluders: int, alone: tuple[int, ...] = ()) -> Degree | None:
+    """Return the least k, with its t, for n users some of whom may collude; None if there is none.
+
+    Args:
+        n: number of users.
+        colluders: how many may collude.
+        alone: how many of the n are lone users of each relay.
+    """
+    removed, holders = (colluders + max(alone, default=0)) / n + DROPPED if n else 1.0, n - sum(alone)
     for k in (*range(2, min(n - 1, MOST_SHARES), 2), *([n - 1] if 2 <= n <= MOST_SHARES + 1 else [])):
         complete = k == n - 1
         # The others remain connected unless two runs of k/2 users are all removed, which cut the circle.
         if not complete and (removed >= 1 or 2 * log2(n) - 1 + k * log2(removed) > PRIVACY):
             continue
-        t = int(np.flatnonzero(n * _at_least(n - 1, min(colluders, n - 1), k) <= 2**PRIVACY)[0])
-        missing = sum(comb(k, x) * (1 - DROPPED) ** x * DROPPED ** (k - x) for x in range(t))
-        if 1 <= t <= k and (complete or n * missing <= 2**CORRECTNESS):
+        t = threshold(n, colluders, k)
+        if not 1 <= t <= min(k, holders - 1):
+            continue
+        hold = -np.diff(_at_least(n - 1, holders - 1, k))  # the probabilities that 0, ..., k neighbours hold shares
+        missing = hold @ bdtr(np.minimum(t - 1, np.arange(k + 1)), np.arange(k + 1), 1 - DROPPED)
+        if complete or n * missing <= 2**CORRECTNESS:
             return Degree(k, t)
     return None
+
+
+def threshold(n: int, colluders: int, k: int) -> int:
+    """Return the least t for k neighbours; above k if there is none."""
+    return int(np.flatnonzero(n * _at_least(n - 1, min(colluders, n - 1), k) <= 2**PRIVACY)[0])
 
 
 @lru_cache(64)
@@ -83,8 +109,11 @@ class Secure:
     least: int | None = None
     sampled: int | None = None
 
-    def check(self, K: int) -> None:
-        """Raise ConfigError if K users, or those sampled for a round, are too few, or too many may collude."""
+    def check(self, K: int, G: NDArray[np.uint8]) -> None:
+        """Raise ConfigError if K users with links G [H, K], or those sampled for a round, are too few.
+
+        It does so, too, if too many may collude, or have only one relay.
+        """
         n = K if self.sampled is None else self.sampled
         if not 0 <= self.colluding < 1:
             raise ConfigError(f"colluding={self.colluding} is not in [0, 1). Give the share of users that may collude.")
@@ -100,21 +129,41 @@ class Secure:
                 f"secure=true: {users} are too few for colluding={self.colluding} and sums over at least {fewest} "
                 "users. Take more users, or lower colluding or least."
             )
+        links = lone(G).sum(axis=1)
+        alone = tuple(np.ceil(links * n / K).astype(int).tolist())
+        if self.degree(n, K, alone) is None or self.fewest(n, K, alone) > n:
+            raise ConfigError(
+                f"secure=true: only one relay hears {links.sum()} of K={K} users. They hold no shares, because that "
+                "relay could lie to them, and the others are too few. Let more users reach two relays, or lower "
+                "colluding or least."
+            )
 
     def colluders(self, n: int, K: int) -> int:
         """Return T, how many of n users who take part may collude, of K: all who may, but at most n − 2."""
         return max(0, min(self._most(n, K), n - HONEST))
 
-    def degree(self, n: int, K: int) -> Degree | None:
-        """Return k and t if n of K users advertised keys; None if these are too few."""
-        return degree(n, self.colluders(n, K))
+    def degree(self, n: int, K: int, alone: tuple[int, ...] = ()) -> Degree | None:
+        """Return k and t if n of K users advertised keys; None if these are too few.
 
-    def fewest(self, n: int, K: int) -> int:
-        """Return how few users may be behind a sum if n of K users advertised keys.
+        `alone` says how many of the n are lone users of each relay.
+        """
+        return degree(n, self.colluders(n, K), alone)
+
+    def accepted(self, n: int, K: int, k: int) -> Degree | None:
+        """Return k and t for a user who is told n and k; None if they cannot be right."""
+        least = self.degree(n, K) if 0 < n <= K else None
+        if least is None or not least.neighbors <= k <= min(n - 1, MOST_SHARES):
+            return None
+        t = threshold(n, self.colluders(n, K), k)
+        return Degree(k, t) if t <= k else None
+
+    def fewest(self, n: int, K: int, alone: tuple[int, ...] = ()) -> int:
+        """Return how few users may be behind a sum if n of K users advertised keys; see `degree`.
 
         If not all n are neighbours, they are those of whom the masks are known to connect.
         """
-        least, chosen = max(self.least or 0, self.colluders(n, K) + HONEST), self.degree(n, K)
+        least = max(self.least or 0, self.colluders(n, K) + max(alone, default=0) + HONEST)
+        chosen = self.degree(n, K)
         return max(least, ceil((1 - DROPPED) * n)) if chosen and chosen.neighbors < n - 1 else least
 
     def _most(self, n: int, K: int) -> int:

@@ -10,6 +10,8 @@ from hmtl.communication.secure.crypto import expand
 from hmtl.communication.secure.masking import MaskingUser, UnmaskingError
 from hmtl.communication.secure.neighbors import Degree, degree
 
+ALL = np.ones(3, bool)  # neighbours hold shares
+
 
 @st.composite
 def degrees(draw: st.DrawFn) -> tuple[int, Degree]:
@@ -65,10 +67,10 @@ def test_a_user_shares_its_seeds_once() -> None:
     user, others = MaskingUser(3), [MaskingUser(number) for number in (1, 2, 5)]
     keys = np.stack([other.advertised for other in others])
     for wrong in ([1, 1], [1, 3]):
-        assert user.share(np.array(wrong), keys[:2], 2) is None
-    assert user.share(np.array([1, 2]), keys[:2], 2) is not None
+        assert user.share(np.array(wrong), keys[:2], 2, ALL[:2]) is None
+    assert user.share(np.array([1, 2]), keys[:2], 2, ALL[:2]) is not None
     for again in ([0, 1], [1, 2]):
-        assert user.share(np.array([1, 2, 5])[again], keys[again], 1) is None
+        assert user.share(np.array([1, 2, 5])[again], keys[again], 1, ALL[:2]) is None
 
 
 @pytest.mark.parametrize("part", [slice(0, 32), slice(32, 64), slice(0, 64)], ids=["sealing", "masking", "both"])
@@ -78,7 +80,7 @@ def test_a_neighbour_with_keys_that_are_none_did_not_share(part: slice) -> None:
     keys = np.stack([user.advertised for user in users])
     keys[3, part] = 0
     around = [[other for other in range(4) if other != k] for k in range(4)]
-    sealed = [user.share(np.array(near), keys[near], 2) for user, near in zip(users, around, strict=True)]
+    sealed = [user.share(np.array(near), keys[near], 2, ALL) for user, near in zip(users, around, strict=True)]
     for k in range(3):
         rows = np.stack([sealed[other][around[other].index(k)] for other in around[k]])
         assert users[k].take(rows).tolist() == [True, True, False]

@@ -69,17 +69,17 @@ def test_settings_that_protect_nobody_are_refused_or_raised() -> None:
     assert Secure(0.29).colluders(100, 100) == 29
     for secure in (Secure(0.9), Secure(0.1, least=11), Secure(1.0), Secure(-0.1)):
         with pytest.raises(ConfigError, match="colluding"):
-            secure.check(10)
+            secure.check(10, np.ones((1, 10)))
     with pytest.raises(ConfigError, match="2 of K=20 users in a round"):
-        Secure(sampled=2).check(20)
+        Secure(sampled=2).check(20, np.ones((1, 20)))
 
 
 @pytest.mark.parametrize("K", [3, 5, 9])
 def test_a_share_of_colluders_that_is_nobody_is_refused_with_the_least_that_is_somebody(K: int) -> None:
     with pytest.raises(ConfigError, match="colluding") as error:
-        Secure().check(K)
+        Secure().check(K, np.ones((1, K)))
     remedy = float(str(error.value).split("set colluding=")[1].split(",")[0])
     for accepted in (remedy, 0.0):
-        Secure(accepted).check(K)
+        Secure(accepted).check(K, np.ones((1, K)))
     assert Secure(remedy).colluders(K, K) == 1
-    Secure().check(10)
+    Secure().check(10, np.ones((1, 10)))
