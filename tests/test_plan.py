@@ -136,7 +136,7 @@ def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_
     assert result["every"]
     assert result["choices"][0][0] == [0]
     assert result["choices"][0][1] < result["uncoded"]
-    plan(configure(*words, "secure=true", "colluding=0.4", name="plan"))
+    plan(configure(*words, "secure=true", "colluding=0", name="plan"))
     printed = " ".join(capsys.readouterr().out.split())
     assert "roof" in printed
     assert "secure sums, by the server" in printed

@@ -132,7 +132,7 @@ def test_models_are_those_of_plain_sums(contacts: Contacts, sums: str, seed: int
     assert sum(len(each) for each in absent) < 4 * K, "not all rounds are empty"
 
 
-# How many users count, of 12, if relay 0, which hears 8, loses all from the first, ... message on, or only this one. They
+# How many users count, of 12, if relay 0, which hears 8, loses all from the first, ... message on, or only this one: they
 # need both their relays until they know who shared seeds.
 STEPS = {
     (KEYS, "host", "relay", 1): (4, 4),
@@ -216,6 +216,26 @@ def test_users_with_few_neighbours_do_not_need_all_relays(kind: str) -> None:
     ((counted, _),) = apart.total.seen
     assert len(counted) >= (100 if kind == UNMASK else 75)
     assert set(users.models) == set(range(100))
+
+
+@pytest.mark.slow
+def test_some_of_few_neighbours_hold_no_shares() -> None:
+    """Of 80 users, 20 have one relay, and not all are neighbours; five drop out after they have shared."""
+    G = any_r(80, 4, 3).G.copy()
+    G[:, :20] = np.kron(np.eye(4), np.ones(5))
+    users = Terms([terms(0, 80, reach=63)], [set()])
+    apart, gone = Apart(Topology(G), [users], MASKED), (0, 7, 30, 31, 79)
+    apart.play(0, change=lambda node, m: without(m, gone) if m.kind == IVS and node.startswith("relay") else m)
+    ((counted, _),) = apart.total.seen
+    assert apart.server._known.roster.degree.neighbors < 79
+    assert counted.tolist() == [k for k in range(80) if k not in gone]
+    assert apart.total.state["last"].tolist() == users.ivs[0][counted].sum(0, keepdim=True).tolist()
+
+
+def without(message: Message, users: tuple[int, ...]) -> Message:
+    """Return a message without the rows of these users."""
+    kept = np.flatnonzero(~np.isin(message.users, users))
+    return replace(message, users=message.users[kept], at=message.rows()[torch.from_numpy(kept)])
 
 
 @pytest.mark.parametrize("kind", [KEYS, SHARED, UNMASK])

@@ -73,6 +73,15 @@ def test_a_user_shares_its_seeds_once() -> None:
         assert user.share(np.array([1, 2, 5])[again], keys[again], 1, ALL[:2]) is None
 
 
+def test_nothing_is_sealed_for_neighbours_that_hold_no_shares() -> None:
+    users = [MaskingUser(number) for number in range(4)]
+    keys, holds = np.stack([user.advertised for user in users]), np.array([True, False, True])
+    sealed = users[0].share(np.arange(1, 4), keys[1:], 2, holds)
+    assert sealed is not None
+    assert sealed.any(axis=1).tolist() == holds.tolist()
+    assert users[0].can_mask(ALL), "it has masks in common with all"
+
+
 @pytest.mark.parametrize("part", [slice(0, 32), slice(32, 64), slice(0, 64)], ids=["sealing", "masking", "both"])
 def test_a_neighbour_with_keys_that_are_none_did_not_share(part: slice) -> None:
     """Everybody agrees on zeros with a point of small order."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, hypergeom
 
-from hmtl.communication.secure.neighbors import Secure, circle, degree
+from hmtl.communication.secure.neighbors import Secure, circle, degree, lone
 from hmtl.errors import ConfigError
 
 
@@ -25,6 +25,45 @@ def test_probabilities(n: int, share: float) -> None:
         assert n * binom.cdf(t - 1, k, 0.7) <= 2**-20, "t neighbours answer"
         secure = Secure(share)
         assert secure.fewest(n, n) >= 0.7 * n
+
+
+@pytest.mark.parametrize(
+    ("n", "alone"), [(24, (8, 4)), (60, (3, 6)), (60, (20,)), (200, (40, 0, 30)), (1000, (200,)), (1000, (50,) * 4)]
+)
+def test_lone_users_hold_no_shares_and_those_of_a_relay_may_all_be_lost(n: int, alone: tuple[int, ...]) -> None:
+    """Lone users of the others follow the protocol, as their relays do."""
+    secure, T = Secure(0.1), n // 10
+    chosen = secure.degree(n, n, alone)
+    k, t, holders = chosen.neighbors, chosen.threshold, n - sum(alone)
+    assert n * hypergeom.sf(t - 1, n - 1, T, k) <= 2**-40 * (1 + 1e-6), "no user has t neighbours who collude"
+    assert t <= holders - 1
+    if k < n - 1:
+        assert n**2 / 2 * (0.3 + (T + max(alone)) / n) ** k <= 2**-40, "others are connected"
+        held = np.arange(k + 1)
+        few = hypergeom.pmf(held, n - 1, holders - 1, k) @ binom.cdf(t - 1, held, 0.7)
+        assert n * few <= 2**-20, "t neighbours hold shares and answer"
+    assert secure.fewest(n, n, alone) >= T + max(alone) + 2
+    assert secure.accepted(n, n, k) == chosen, "users who know n and k know t"
+
+
+def test_networks_with_too_many_lone_users_are_refused() -> None:
+    """Unless nobody has two relays: no user is then safe from a lying relay, and all hold shares."""
+    for many, right in ((0, True), (8, True), (17, True), (21, False), (24, True)):
+        G = np.ones((2, 24), np.uint8)
+        G[1, : many // 2] = G[0, many // 2 : many] = 0
+        assert lone(G).sum() == (many if many < 24 else 0)
+        if right:
+            Secure().check(24, G)
+        else:
+            with pytest.raises(ConfigError, match=f"only one relay hears {many} of K=24"):
+                Secure().check(24, G)
+
+
+def test_a_user_takes_no_number_of_neighbours_that_cannot_be_right() -> None:
+    secure = Secure()
+    assert [secure.accepted(24, 24, k) for k in (0, 22, 24)] == [None] * 3
+    assert [secure.accepted(n, 24, 23) for n in (-1, 0, 23, 25)] == [None] * 4
+    assert secure.accepted(1000, 1000, 256) is None, "there are 255 shares at most"
 
 
 @pytest.mark.parametrize(("n", "k"), [(8, 2), (9, 4), (10, 6), (6, 5)])
