@@ -132,8 +132,8 @@ def test_models_are_those_of_plain_sums(contacts: Contacts, sums: str, seed: int
     assert sum(len(each) for each in absent) < 4 * K, "not all rounds are empty"
 
 
-# How many users count, of 12, if relay 0, which hears 8, loses all from the first, ... message on, or only this one: they
-# need both their relays until they know who shared seeds.
+# How many users count, of 12, if relay 0, which hears 8, loses all from the first, ... message on, or only this one.
+# Users need both their relays until they know who shared seeds.
 STEPS = {
     (KEYS, "host", "relay", 1): (4, 4),
     (KEYS, "relay", SERVER, 1): (4, 4),
