@@ -106,7 +106,7 @@ class SecureHost(Host):
             return []
         self._fewest, self._neighbors = self.secure.fewest(n, K), chosen.neighbors
         signed, refused = self.notary.signed(self._round) if self.notary else None, set[int]()
-        holders = self._holders
+        holds = self._holds
         for k, row in rows.items():
             if len(row) != NUMBER + chosen.neighbors * ENTRY:
                 continue
@@ -117,8 +117,8 @@ class SecureHost(Host):
                 genuine = np.array([signed.get(j) == digest(entry.tobytes()) for j, entry in pairs])
                 keys = keys * genuine[:, None]
                 refused.update(numbers[~genuine].tolist())
-            shares = self._secrets[k].share(numbers, keys, chosen.threshold, np.isin(numbers, holders))
-            if shares is not None:
+            holding = holds.take(numbers, mode="clip")
+            if (shares := self._secrets[k].share(numbers, keys, chosen.threshold, holding)) is not None:
                 sealed[k] = shares.ravel()
         if refused:
             log.warning(
@@ -132,7 +132,7 @@ class SecureHost(Host):
     def read(self, messages: Sequence[Message]) -> list[Message]:
         """Take what neighbours sealed for each user that holds shares, and tell whose it can read."""
         users = np.array([k for k, user in self._secrets.items() if len(user.neighbors)], np.int64)
-        users = users[np.isin(users, self._holders)]
+        users = users[self._holds[users]]
         sealed = np.zeros((len(users), self._neighbors, masking.SEALED), np.uint8)
         for message in messages:
             to, rows = message.of_users(), message.overhead[message.rows()].numpy()
@@ -184,9 +184,9 @@ class SecureHost(Host):
         super().read_receipts(receipts)
 
     @property
-    def _holders(self) -> Users:
-        """The users who hold shares."""
-        return np.flatnonzero(~lone(self.planner.topology.G).any(axis=0))
+    def _holds(self) -> NDArray[np.bool_]:
+        """Which users hold shares [K]."""
+        return np.asarray(~lone(self.planner.topology.G).any(axis=0))
 
     def _received(self, messages: Sequence[Message]) -> dict[int, Bytes]:
         """Return the row of each user who takes part and whom its relays tell the same; some send a digest of it.
@@ -445,7 +445,8 @@ class SecureServer(Server):
         chosen, self._fewest = self.secure.degree(n := len(users), K, alone), self.secure.fewest(n, K, alone)
         if chosen is None:
             if n:
-                log.warning("round %d has no sum: %d users are too few for secure sums", round, n)
+                few_users = "round %d has no sum: %d users, of whom %d hold shares, are too few for secure sums"
+                log.warning(few_users, round, n, n - sum(alone))
             self._unknown = n > 0
             return []
         keys = np.stack([np.frombuffer(min(copies[k]), np.uint8) for k in users.tolist()])
@@ -474,7 +475,7 @@ class SecureServer(Server):
         if self._known is None or not messages:
             return []
         roster, read = self._known.roster, np.zeros(self._known.handing.shape, bool)
-        holds = ~lone(self.topology.G)[:, roster.users].any(axis=0)
+        holds = np.asarray(~lone(self.topology.G)[:, roster.users].any(axis=0))
         for message in messages:
             mine = np.flatnonzero(self._known.serving == relay_of(message))
             read[mine] = _bools(message.overhead[0].numpy(), (len(mine), roster.degree.neighbors))
