@@ -221,6 +221,7 @@ class FarUsers:
     def keep(self) -> None:
         self._ask("keep")
         if self.controller.only_sums:
+            self.controller.gather()
             self.kept = self.algorithm.common
 
     def figure_shapes(self, algorithm: Algorithm) -> dict[str, torch.Size]:
@@ -232,7 +233,7 @@ class FarUsers:
         if self.controller.only_sums:
             saved = self._ask("save_users", rounds=self.controller.built.communicator.ledger.rounds)
             self.controller.outdated = not self.inner.personal and len(saved) < len(self.controller.hosts)
-            return {}
+            return {} if self.kept is None else {"kept": self.kept}
         answers = self._ask("users_state")
         self._saved |= answers
         self.controller.outdated = len(answers) < len(self.controller.hosts)
@@ -254,6 +255,7 @@ class FarUsers:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if self.controller.only_sums:
+            self.kept = state_dict.get("kept")
             told = {} if self.inner.personal else self.algorithm.aggregator.agree({})
             common = {name: rows[:1] for name, rows in told.items()}
             rounds = -1 if self.controller.outdated else self.controller.rounds  # then all begin from the common model

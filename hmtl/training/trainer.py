@@ -240,7 +240,7 @@ class Trainer:
         """
         last = self.history[-1] if self.history else {}
         rank = self.algorithm.rank(last) if "train_error" in last else None
-        if rank is None or self._latest_figures is None:
+        if rank is None or (self._latest_figures is None and not self.sums):
             if self.best is None:
                 self.user_figures = self._latest_figures or self.user_figures
             return False
@@ -248,7 +248,7 @@ class Trainer:
         final = self._converged() and "validation_error" not in last
         if before is not None and rank >= before and not final:
             return False
-        self.best, self.user_figures = len(self.history) - 1, self._latest_figures
+        self.best, self.user_figures = len(self.history) - 1, self._latest_figures or {}
         return True
 
     def _converged(self) -> bool:

@@ -2,8 +2,10 @@
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cells import FIGURES, LATE, SMALL, Fault, Trained, train, train_in_cells
@@ -107,3 +109,45 @@ def test_figures_are_not_among_the_bits_of_a_run(
             tables.append([[row[f"bits/{tier}"] for tier in TIERS] for row in csv.DictReader(file)])
     assert tables[0] == tables[1]
     assert len(tables[0]) == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("algorithm=fedper",),
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in (
+                ("algorithm=fedper", "validation_fraction=0.2"),
+                ("algorithm=fedrep",),
+                ("algorithm=lg_fedavg",),
+                ("algorithm=apfl",),
+                ("algorithm=pfedme",),
+                ("algorithm=ditto",),
+                ("algorithm=scaffold",),
+                ("algorithm=local_networks",),
+                ("algorithm=fedu", "regularizer=mean"),
+                ("algorithm=fedavg",),
+                ("algorithm=fedavg", "validation_fraction=0.2"),
+            )
+        ),
+    ],
+    ids=" ".join,
+)
+def test_models_are_where_they_belong(
+    configure: Callable[..., DictConfig], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """Those with personal numbers are at the hosts of their users. They equal those of one process, also resumed."""
+    mlp = "algorithm.model._target_=hmtl.mtl.mlp"
+    cfg = configure(*SMALL, "communicator=sums", "aggregators=server", mlp, *words)
+    alone = train(cfg)
+    cfg.metrics, cfg.rounds = "sums", 2
+    train_in_cells(cfg, hosts=3)
+    cfg.rounds, cfg.resume = 3, str(tmp_path)
+    ours = train_in_cells(cfg, hosts=3)
+    assert (ours.run.trainer.best is None) == ("validation_fraction=0.2" not in words)
+    assert (ours.models is not None) == (words[0] in ("algorithm=fedavg", "algorithm=scaffold"))
+    if ours.models is None:
+        saved = [np.load(tmp_path / f"models-host-{n}.npz")["W"] for n in range(3)]
+        ours = replace(ours, models=torch.from_numpy(np.concatenate(saved)).T)
+    torch.testing.assert_close(ours.models, alone.models, rtol=1e-6, atol=1e-6)

@@ -110,7 +110,7 @@ class MOCHA(Algorithm):
         """As `Algorithm.rank`; else the primal at the best Ω for the models, or at the present Ω if none is known."""
         if "validation_error" in figures or not self.settings.omega_every:
             return super().rank(figures)
-        return figures.get("joint_primal", figures["primal"])
+        return figures.get("joint_primal", figures.get("primal"))
 
     @property
     def _gain(self) -> Tensor:

@@ -459,10 +459,11 @@ class NetworkAlgorithm(Algorithm):
     def common(self) -> Tensor | None:
         if self.averages is None or self.coupled:
             return None
-        shared = Numbers(**self.averages.average.split(self.averages.value()))
-        own = Numbers(**{name: rows.of(np.arange(0)) for name, rows in self.users.held.items() if name not in RECEIVED})
-        model = self.learner.predictor(shared, own)
-        return model[0] if any(model is each for each in vars(shared).values()) else None
+        sections = self.averages.average.split(self.averages.value())
+        shared = {name: rows[:0] for name, rows in sections.items()}  # of nobody, since nobody's own numbers are here
+        own = {name: rows.of(np.arange(0)) for name, rows in self.users.held.items() if name not in RECEIVED}
+        model = self.learner.predictor(Numbers(**shared), Numbers(**own))
+        return next((sections[name][0] for name, rows in shared.items() if model is rows), None)
 
     @property
     def remembers(self) -> bool:
