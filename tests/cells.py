@@ -1,8 +1,8 @@
 """Runs whose cells are objects of this process, some of which fail in turns that a test names."""
 
 import copy
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +10,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from hmtl.communication import TIERS
+from hmtl.communication import Communicator
+from hmtl.communication.messages import Message
 from hmtl.config.build import Run, build
 from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
@@ -31,7 +33,7 @@ from hmtl.training.engine import Build, Load, Values
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=3", "dataset.rows_per_user=10", "logger=none")
 FIGURES = 1000  # see `Fault`
-LATE, DEAF, GONE = "answers late", "ends before", "ends after"
+LATE, SLOW, DEAF, GONE = "plays late", "answers late", "ends before", "ends after"
 
 
 class Halves(Learner):
@@ -39,6 +41,27 @@ class Halves(Learner):
 
     def local(self, shared: Any, own: Any, train: Callable[..., Tensor]) -> dict[str, Tensor]:
         return {"w": (train(shared.w) + shared.w) / 2}
+
+
+class Tapped(Cell):
+    """A cell with a tap, which counts the bits of the messages that it hands over, by round, tier and link."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.tap: Counter[tuple[int, str, int]] = Counter()
+
+    def _handed(self, message: Message, communicator: Communicator) -> Values:
+        sent = super()._handed(message, communicator)
+        for link, n in tapped(message) if communicator.name != "figures" else ():
+            self.tap[message.round, message.tier, link] += n
+        return sent
+
+
+def tapped(message: Message) -> Iterator[tuple[int, int]]:
+    """Yield the link and the bits of each row of a message."""
+    payload, overhead = message.payload[message.rows()], message.overhead[message.rows()]
+    for row, link in enumerate(np.broadcast_to(message.links, len(payload)).tolist()):
+        yield link, 8 * (payload[row].numel() + overhead[row].numel())
 
 
 @dataclass(frozen=True)
@@ -49,7 +72,8 @@ class Fault:
         node: its name.
         action: the turn or the call.
         round: of the turn; for other calls -1, the first one; in a round of figures, FIGURES more.
-        how: LATE: it plays late, when nobody waits any more; DEAF: its process ends before the turn; GONE: after it.
+        how: LATE: it plays late, when nobody waits any more; SLOW: it plays in time, and answers late; DEAF: its
+            process ends before the turn; GONE: after it, without an answer.
         away: how often the controller looks before it is there again.
     """
 
@@ -73,7 +97,8 @@ class Cells(Controller):
         faults: what is still to happen.
         told: all answers, by node, as pairs of a call and what a cell returned.
         frames: all messages: the name of the nodes that play, sender, receivers and frame.
-        bits: of the messages whose envelopes arrived, by round and tier; of a round that was played again, the last.
+        taps: the bits of all messages, by round (-1: the set-up), tier and link, but of those of processes that ended
+            before they could say so, and of rounds that were played again.
         lost: whether a message from a sender gets lost on its way to a receiver.
         change: what arrives at a receiver instead of a frame.
     """
@@ -88,16 +113,17 @@ class Cells(Controller):
     ) -> None:
         super().__init__(seconds, patience)
         self._count, self._numbers = hosts, count()
-        self.cells: dict[str, Cell] = {}
+        self.cells: dict[str, Tapped] = {}
         self.faults: list[Fault] = []
         self.told: dict[str, list[tuple[str, Any]]] = defaultdict(list)
         self.frames: list[tuple[str, str, Sequence[str], Frame]] = []
-        self.bits: dict[int, dict[str, int]] = defaultdict(lambda: dict.fromkeys(TIERS, 0))
+        self.taps: Counter[tuple[int, str, int]] = Counter()
+        self._again: list[int] = []  # from which round on rounds were played again
         self.lost: Callable[[str, str, Frame], bool] = lambda sender, receiver, frame: False
         self.change: Callable[[str, Frame], Frame] = lambda receiver, frame: frame
         self.credentials: dict[str, Credentials] = {}
         self._signs = signs
-        self._plays = ""
+        self._plays, self._looking = "", False
         self._away = dict.fromkeys(broken, 10**6)
         self._answers: dict[int, Callable[[], Values | None]] = {}
 
@@ -115,7 +141,7 @@ class Cells(Controller):
         hand, fetch = partial(self._hand, name), partial(self._fetch, name)
         own, identities = self.credentials.get(name), {each: each.replace(" ", "-") for each in self.nodes}
         sign = partial(SignedKeys, name, identities, own.present) if own else None
-        self.cells[name] = Cell(name, self.homes_of, *self.parts, hand, fetch, sign)
+        self.cells[name] = Tapped(name, self.homes_of, *self.parts, hand, fetch, sign)
 
     def _hand(self, sender: str, receivers: Sequence[str], frame: Frame) -> int:
         self.frames.append((self._plays, sender, receivers, frame))
@@ -133,15 +159,18 @@ class Cells(Controller):
     def send(self, name: str, call: str, values: Values) -> int:
         number, content = next(self._numbers), bytes(to_bytes(values))
         fault = next((each for each in self.faults if self._is_due(each, name, call, values)), None)
-        play: Callable[[], Values | None] = partial(self._played, name, call, content)
+        play: Callable[[], Values | None] = partial(self._played, name, call, content, len(self._again))
         if fault:
             self.faults.remove(fault)
-        if fault and fault.how == LATE:
+        if fault and fault.how in (LATE, SLOW):
             waits = count(-fault.away)
+            if fault.how == SLOW:
+                play = partial(dict, play())
             play = lambda play=play: play() if self._looking and next(waits) >= 0 else None  # noqa: E731
         elif fault:
             if fault.how == GONE:
                 play()
+                self.taps.subtract(self.cells[name].tap)
             self._away[name] = fault.away
             play = partial(self._ended, name)
         self._answers[number] = play
@@ -152,20 +181,28 @@ class Cells(Controller):
         round = values.get("round", -1) + FIGURES * (values.get("name") == "figures")
         return fault.node == name and fault.action in actions and fault.round in (-1, round)
 
-    def _played(self, name: str, call: str, content: bytes) -> Values:
+    def _played(self, name: str, call: str, content: bytes, before: int) -> Values:
         if name in self._away:
             self._ended(name)
         values = from_bytes(content)
         self._plays = values.get("name", "")
-        answer = from_bytes(to_bytes(self.cells[name].answer(call, values)))
+        cell = self.cells[name]
+        cell.tap.clear()
+        answer = from_bytes(to_bytes(cell.answer(call, values)))
+        if all(values.get("round", -1) < round for round in self._again[before:]):
+            self.taps.update(cell.tap)
         self.told[name].append((call, answer.get("answer")))
         return answer
 
     def _ended(self, name: str) -> Values:
         raise ProcessLost("its process has ended", "")
 
+    def _look(self) -> None:
+        self._looking = True
+        super()._look()
+        self._looking = False
+
     def receive(self, name: str, asked: int, seconds: float) -> Values | None:
-        self._looking = not seconds
         return self._answers[asked]()
 
     def returned(self, lost: Collection[str]) -> Collection[str]:
@@ -176,18 +213,10 @@ class Cells(Controller):
                 self._begin(name)
         return [name for name in lost if name not in self._away]
 
-    def call(self, calls: Mapping[str, tuple[str, Values]], seconds: float | None = None) -> dict[str, Any]:
-        answers = super().call(calls, seconds)
-        for name, answer in answers.items():
-            call, values = calls[name]
-            for sent in answer["sent"] if call == "play" and values["name"] != "figures" else ():
-                rows = sent["rows"] * 8 * sum(sent["sizes"])
-                self.bits[values["round"]][sent["tier"]] += rows
-        return answers
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for round in [round for round in self.bits if round >= state["history"]["rounds"]]:
-            del self.bits[round]
+        self._again.append(state["history"]["rounds"])
+        for key in [key for key in self.taps if key[0] >= self._again[-1]]:
+            del self.taps[key]
         super().load_state_dict(state)
 
 

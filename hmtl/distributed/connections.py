@@ -5,19 +5,22 @@ kept where frames are taken from a connection, see `hmtl.distributed.post`.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Event, Lock
+from threading import Condition, Event, Lock
 
 import torch
 from torch import Tensor
 
-from hmtl.distributed.frames import BYE, HEADER, KINDS, Frame, Header
+from hmtl.distributed.frames import BYE, CONTROL, HEADER, KINDS, LACKS, PIECES, Frame, Header
 from hmtl.errors import CodingError, EngineError, HmtlError
 
 CHUNK = 1 << 20  # bytes of a body in a message, at most
 LARGEST = 1 << 28  # bytes of a body, at most
+WAITING = 4 * LARGEST  # bytes of frames that wait to be sent to a neighbour, at most
+TIMELESS = CONTROL, BYE, LACKS, PIECES  # kinds of frames that are sent whatever round it is
 ENDED = "its process has ended"
 CAME_BACK = "its process came back"
 LEFT = "this process has left"
@@ -27,6 +30,8 @@ PAUSE = 0.01  # seconds between looks at whether there is room for more frames
 
 class Stream:
     """One stream of messages in each direction: a header with the first bytes of its body, then the rest of the body.
+
+    Messages of a round wait to be sent until there are some of another: then nobody asks for them any more.
 
     Args:
         connection: whose stream this is.
@@ -41,22 +46,45 @@ class Stream:
         self.connection, self.cancel, self.serial, self.reason = connection, cancel, serial, ""
         self.inbox: SimpleQueue[Frame | None] = SimpleQueue()  # None: no more will come
         self._taken = self._read = 0  # bytes that have arrived, and that were received
-        self.outbox: SimpleQueue[Frame | None] = SimpleQueue()
+        self._outbox: deque[Frame | None] = deque()  # None: nothing more is sent
+        self._outgoing = Condition()  # guards the outbox
+        self._round = self._waiting = 0  # of the messages in the outbox, and the bytes of all frames in it
         self.sent, self.ended = Event(), Event()  # nothing more is sent; nothing more arrives
 
     def send(self, frame: Frame) -> None:
         """Send a frame without waiting."""
-        if not self.ended.is_set():
-            self.outbox.put(frame)
+        with self._outgoing:
+            if self.ended.is_set():
+                return
+            if frame.kind not in TIMELESS and frame.round != self._round:
+                self._round = frame.round
+                kept = [each for each in self._outbox if each is None or each.kind in TIMELESS]
+                self._outbox, self._waiting = deque(kept), sum(size_of(each) for each in kept if each)
+            self._put(frame)
+            self._waiting += size_of(frame)
+        if self._waiting > WAITING:
+            self.end(f"it has not taken {WAITING:,} bytes that were sent to it")
 
     def close(self) -> None:
         """Send nothing more."""
-        self.outbox.put(None)
+        self._put(None)
+
+    def _put(self, frame: Frame | None) -> None:
+        with self._outgoing:
+            self._outbox.append(frame)
+            self._outgoing.notify()
+
+    def _next(self) -> Frame | None:
+        with self._outgoing:
+            self._outgoing.wait_for(lambda: self._outbox)
+            if frame := self._outbox.popleft():
+                self._waiting -= size_of(frame)
+            return frame
 
     def outgoing(self) -> Iterator[bytes]:
         """Yield the messages of all frames that are sent, until the last."""
         try:
-            while frame := self.outbox.get():
+            while frame := self._next():
                 kind, messages = frame.kind, self._messages(frame.header(), frame.body)
                 del frame  # so that the body is not held until there is another
                 yield from messages
@@ -95,12 +123,14 @@ class Stream:
         return None
 
     def end(self, reason: str) -> None:
-        """Let no more frames arrive, and send none."""
-        if not self.ended.is_set():
-            self.reason = reason
-            self.ended.set()
-            self.inbox.put(None)
-        self.close()
+        """Let no more frames arrive, and send none, also of those that wait."""
+        with self._outgoing:
+            if not self.ended.is_set():
+                self.reason = reason
+                self.ended.set()
+                self.inbox.put(None)
+            self._outbox.clear()
+            self.close()
 
     def _messages(self, header: Header, body: Tensor) -> Iterator[bytes]:
         content = body.numpy().data

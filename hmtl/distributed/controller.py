@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hmtl import errors
-from hmtl.communication import BySection, InProcess, LinkLedger
+from hmtl.communication import BySection, InProcess, LinkLedger, Sent
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import SERVER, host_name, relay_name
@@ -26,7 +26,7 @@ from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Schedule
 from hmtl.data import Task
 from hmtl.distributed.mail import Homes, shared_evenly
-from hmtl.distributed.stand_ins import FarUsers, StandIns
+from hmtl.distributed.stand_ins import FarUsers, StandIns, bits_of
 from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost, StateLost, few
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.training.engine import Build, Engine, Load, Training, Values
@@ -38,6 +38,20 @@ MOMENT = 1.0  # seconds after which a controller looks at its clock
 SETS = ("nodes", "load_users", "restore_users")  # calls without which a cell has an old state
 Calls = Mapping[str, tuple[str, Values]]
 """What cells are asked, by name: a call and its arguments."""
+
+
+class Overdue(NamedTuple):
+    """What a cell was asked and has not answered in time.
+
+    Attributes:
+        asked: what `Controller.receive` takes.
+        call: the call.
+        round: of a turn, if what the cell sends counts; None: it does not.
+    """
+
+    asked: Any
+    call: str
+    round: int | None = None
 
 
 class Controller(Engine):
@@ -71,7 +85,8 @@ class Controller(Engine):
         self.nonces: dict[str, dict[str, str]] = {}
         self.facts: list[Tensor] = []
         self.outdated, self.rounds = False, 0
-        self._late: dict[str, Any] = {}  # what was asked of a cell that has not yet answered, by its name
+        self._late: dict[str, Overdue] = {}  # what was asked of a cell that has not yet answered, by its name
+        self._sent_late: list[Sent] = []  # see `sent_late`
         self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
         self._back: set[str] = set()  # cells that answer again, and wait for the present state
         self._stale: set[str] = set()  # cells that missed a state from which the others continue
@@ -183,27 +198,34 @@ class Controller(Engine):
         Raises:
             HmtlError: what a cell raised.
         """
-        missing, answers, faults = self.missing(), dict[str, Any](), dict[str, Values]()
+        missing = self.missing()
         asked = {name: self.send(name, *call) for name, call in calls.items() if name not in missing}
-        left = self.seconds if seconds is None else seconds
-        for name, what in asked.items():
-            while True:
-                begin = time.monotonic()
-                answer = self._received(name, what, max(0.0, min(MOMENT, left)))
-                left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
-                if answer is not None or left <= 0:
-                    break
-            if answer is None:
-                self._late[name] = what
-                log.warning("%s: no answer in time", name)
-            elif "error" in answer:
-                faults[name] = answer
-            elif "answer" in answer:
-                answers[name] = answer["answer"]
+        arrived = self._arrived(asked, self.seconds if seconds is None else seconds)
+        for name in asked.keys() - arrived.keys():
+            call, values = calls[name]
+            counts = call == "play" and values["name"] != "figures"  # which are not among the bits of a run
+            self._late[name] = Overdue(asked[name], call, values["round"] if counts else None)
+            log.warning("%s: no answer in time", name)
         self._stale |= {name for name in self._late if name in calls and calls[name][0] in SETS}
-        if faults:
+        if faults := {name: arrived[name] for name in asked if "error" in arrived.get(name, ())}:
             raise _as_error(faults, len(asked))
-        return answers
+        return {name: arrived[name]["answer"] for name in asked if "answer" in arrived.get(name, ())}
+
+    def _arrived(self, asked: Mapping[str, Any], left: float) -> dict[str, Values]:
+        """Return the answers of cells that arrive in time; before one counts as silent, all are asked once more."""
+        arrived, waited = dict[str, Values](), dict(asked)
+        while waited:
+            first, begin = next(iter(waited)), time.monotonic()
+            answer = self._received(first, waited[first], max(0.0, min(MOMENT, left)))
+            left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
+            found = {first: answer}
+            if answer is None:
+                found = {name: self._received(name, what, 0.0) for name, what in waited.items()}
+            arrived |= {name: each for name, each in found.items() if each is not None}
+            waited = {name: what for name, what in waited.items() if name not in arrived}
+            if answer is None and left <= 0:
+                break
+        return arrived
 
     def _received(self, name: str, asked: Any, seconds: float) -> Values | None:
         """As `receive`, but note that a cell is lost, and return why."""
@@ -292,6 +314,9 @@ class Controller(Engine):
         """Let all cells, those that came back among them, take the set-ups; the state of the learner follows."""
         self.facts, self.holders, self.outdated = list(state["facts"]), {}, state["outdated"]
         self.rounds, self._continues = state["history"]["rounds"], True
+        for name, overdue in self._late.items():
+            if overdue.round is not None and overdue.round >= self.rounds:  # this round is played again
+                self._late[name] = overdue._replace(round=None)
         self.introduce(list(self._back))
         for name in self._back:
             self._lost.pop(name, None)
@@ -330,18 +355,33 @@ class Controller(Engine):
         """Collect overdue answers, and let lost cells build whose process is there again."""
         forgotten = self.hosts if self.only_sums and self.users.personal else []  # their users' state is nowhere else
         for name in self.returned(self._lost.keys() - self._late.keys() - self._back - set(forgotten)):
-            self._late[name] = self.send(name, "build", {"tasks": self._tasks})
+            self._late[name] = Overdue(self.send(name, "build", {"tasks": self._tasks}), "build")
             self._stale.add(name)
-        for name, what in list(self._late.items()):
-            if (answer := self._received(name, what, 0.0)) is None:
+        for name, overdue in list(self._late.items()):
+            if (answer := self._received(name, overdue.asked, 0.0)) is None:
                 continue
             del self._late[name]
+            if overdue.round is not None and "answer" in answer:
+                self._sent_late += [bits_of(sent, overdue.round) for sent in answer["answer"]["sent"]]
+            elif overdue.call == "measure" and "answer" in answer:
+                self.users.measured[name] = answer["answer"]
             if "error" in answer and name in self._lost:
                 raise _as_error({name: answer}, 2)
             if "lost" not in answer and name in self._stale:
                 self._back.add(name)
             elif "lost" not in answer:
                 log.warning("%s answers again", name)
+
+    def settle(self, stop: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self.seconds
+        self._look()
+        while any(late.call != "build" for late in self._late.values()) and time.monotonic() < deadline and not stop():
+            time.sleep(PAUSE)
+            self._look()
+
+    def sent_late(self) -> list[Sent]:
+        sent, self._sent_late = self._sent_late, []
+        return sent
 
     def missing(self) -> Collection[str]:
         return {*self._late, *self._lost, *self._back}

@@ -27,14 +27,14 @@ class Post:
 
     Args:
         wire: the streams to the neighbours.
-        seconds: how long to wait for a message that was sent.
+        seconds: how long to wait in all for messages that were sent, from one call of `control` to the next.
 
     Attributes:
         caster, listener: this node's end of a multicast group, if it is the server or a relay and there is one.
     """
 
     def __init__(self, wire: Wire, seconds: float) -> None:
-        self.wire, self._seconds = wire, seconds
+        self.wire, self._seconds, self._left = wire, seconds, seconds
         self.caster: Caster | None = None
         self.listener: Listener | None = None
         self._numbers = count(1)
@@ -65,12 +65,13 @@ class Post:
 
     def _wait(self, sender: str, number: int) -> Frame | None:
         """Take frames of a neighbour until that with a number has arrived; return None if it does not."""
-        left = self._seconds
         try:
-            while number not in self._boxes[sender] and left > 0:
+            while number not in self._boxes[sender]:
                 begin = time.monotonic()
-                self._take(sender, min(MOMENT, left))
-                left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
+                took = self._take(sender, max(0.0, min(MOMENT, self._left)))
+                self._left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
+                if self._left <= 0 and (not took or self._left < -MOMENT):
+                    break
         except EngineError:  # it has ended
             pass
         return self._boxes[sender].pop(number, None)
@@ -102,14 +103,16 @@ class Post:
     def control(self, sender: str, seconds: float) -> Frame | None:
         """Return the next frame with control values, or None if none arrives in time.
 
+        What has arrived is read first, for at most MOMENT more.
+
         Raises:
             EngineError: none will ever arrive.
         """
-        deadline = time.monotonic() + seconds
+        self._left, deadline = self._seconds, time.monotonic() + seconds
         while not self._control[sender]:
             left = deadline - time.monotonic()
-            self._take(sender, max(0.0, left))
-            if left <= 0:
+            took = self._take(sender, max(0.0, left))
+            if left <= 0 and (not took or left < -MOMENT):
                 break
         return self._control[sender].popleft() if self._control[sender] else None
 
@@ -133,18 +136,18 @@ class Post:
             if end:
                 end.close()
 
-    def _take(self, sender: str, seconds: float) -> None:
-        """Take the next frame of a neighbour, if one arrives in time."""
+    def _take(self, sender: str, seconds: float) -> bool:
+        """Take the next frame of a neighbour, if one arrives in time, and return whether one did."""
         connection = self._connection(sender)
         frame = connection.receive(seconds)
         if frame is None:
-            return
+            return False
         if frame.kind == LACKS:
             asked = frame.payload.reshape(-1)
             if self.caster and len(asked) % 4 == 0:
                 pieces = self.caster.pieces(frame.number, asked.view(torch.int32))
                 self.send(sender, Frame(PIECES, frame.round, pieces[None], nothing(1), number=frame.number))
-            return
+            return True
         if frame.kind == CONTROL:
             self._control[sender].append(frame)
         else:
@@ -154,6 +157,7 @@ class Post:
             self._unasked[sender] = sum(map(size_of, (*self._control[sender], *self._boxes[sender].values())))
             if self._unasked[sender] > UNASKED and connection.stream:
                 connection.stream.end(f"it sent {UNASKED:,} bytes that nobody asked for")
+        return True
 
     def _connection(self, name: str) -> Connection:
         connection = self.wire.connections[name]

@@ -7,6 +7,7 @@ who controls it sees everything that nodes know, so that secure sums protect nob
 
 import os
 import sys
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from hmtl.errors import ConfigError, EngineError, ProcessLost, few
 from hmtl.training.engine import Build, Load, Values
 
 ENDED = "its process has ended"
+GRACE = 0.1  # seconds to fetch a message in any case
 SMALL = 1 << 12  # bytes of messages that are handed over by the controller, as references would take longer
 
 
@@ -33,10 +35,12 @@ class Actor:
     def __init__(self, name: str, homes: Callable[[int], Homes], load: Load, build: Build, seconds: float) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         self._ray, self._seconds = _ray(), seconds
+        self._left = seconds  # to wait for messages in this call
         self._cell = Cell(name, homes, load, build, self._hand, self._fetch)
 
     def answer(self, call: str, values: Values) -> Values:
         """Answer a call, see `Cell.answer`."""
+        self._left = self._seconds
         return self._cell.answer(call, values)
 
     def _hand(self, receivers: Sequence[str], frame: Frame) -> Any:
@@ -50,10 +54,13 @@ class Actor:
         if not isinstance(handle, list):
             header, body = handle
             return Frame.from_bytes(Header.from_bytes(header), torch.from_numpy(body.copy()))
+        begin = time.monotonic()
         try:
-            frame, *parts = self._ray.get(handle[0], timeout=self._seconds)
+            frame, *parts = self._ray.get(handle[0], timeout=max(GRACE, self._left))
         except (self._ray.exceptions.RayError, self._ray.exceptions.GetTimeoutError):
             return None  # it was lost with its sender
+        finally:
+            self._left -= time.monotonic() - begin
         payload, overhead = (torch.from_numpy(part.copy()) for part in parts)  # Ray's memory is read-only
         arrived: Frame = replace(frame, payload=payload, overhead=overhead)
         return arrived
@@ -128,8 +135,10 @@ class RayCluster(Controller):
         return self._actors[name].answer.remote(call, self._build if call == "build" else values)
 
     def receive(self, name: str, asked: Any, seconds: float) -> Values | None:
+        if not self._ray.wait([asked], timeout=seconds, fetch_local=False)[0]:
+            return None
         try:
-            answer: Values = self._ray.get(asked, timeout=seconds)
+            answer: Values = self._ray.get(asked, timeout=self.seconds)  # it may have to come from another machine
         except self._ray.exceptions.GetTimeoutError:
             return None
         except self._ray.exceptions.RayError as error:

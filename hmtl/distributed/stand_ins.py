@@ -9,13 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.communication import Sent
 from hmtl.communication.communicators.base import SETUP_ROUND
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import SERVER
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Nodes, Stopwatch, Turn
 from hmtl.distributed.cell import FACTS, Handle
-from hmtl.errors import EngineError, ProcessLost, StateLost
+from hmtl.errors import EngineError, StateLost
 from hmtl.mtl import Algorithm
 from hmtl.mtl.algorithms.base import NOBODY, Ids
 from hmtl.training.engine import Values
@@ -155,6 +156,13 @@ def _envelope(sender: str, sent: Values) -> Envelope:
     return Envelope(sent["kind"], sent["tier"], sender, tuple(handles), links, sent["rows"], sizes, handles)
 
 
+def bits_of(sent: Values, round: int) -> Sent:
+    """Return the bits of a message that a cell sent in a round, see `Cell.play`."""
+    links = np.full(sent["rows"], sent["links"]) if isinstance(sent["links"], int) else sent["links"].numpy()
+    payload, overhead = sent["sizes"]
+    return Sent(sent["tier"], links, 8 * payload, 8 * overhead, round)
+
+
 class FarUsers:
     """The user side of a learner whose users are at hosts elsewhere; `inner` answers what needs no host.
 
@@ -166,13 +174,14 @@ class FarUsers:
 
     Attributes:
         kept: the best model so far, if only sums may be known.
+        measured: the measures of each host's users, as last seen.
     """
 
     def __init__(self, algorithm: Algorithm, controller: Any) -> None:
         self.algorithm, self.inner, self.controller = algorithm, algorithm.users, controller
         self.kept: Tensor | None = None
         self._saved: dict[str, dict[str, Tensor]] = {}  # the state of each host's users, as last seen
-        self._measured: dict[str, dict[str, Tensor]] = {}  # likewise
+        self.measured: dict[str, dict[str, Tensor]] = {}
 
     def __getattr__(self, name: str) -> Any:
         """Return what needs no host from the user side that is here."""
@@ -200,12 +209,25 @@ class FarUsers:
         """Leave it to hosts, which have applied the updates."""
 
     def measure(self) -> dict[str, Tensor]:
-        """Return the measures of all users; of those whose host is absent, the last ones. Aggregators are asked too."""
-        self._measured |= self._ask("measure")
+        """Return the measures of all users; of those whose host is absent, the last ones. Aggregators are asked too.
+
+        As long as a host has never measured, its users' measures are NaN, and nothing else is returned.
+
+        Raises:
+            StateLost: no host has.
+        """
+        self.measured |= self._ask("measure")
         self.controller.gather_figure_state()
-        if missing := [host for host in self.controller.hosts if host not in self._measured]:
-            raise ProcessLost(f"{missing[0]} was lost before it sent any measurements.", "Start the run again.")
-        return {name: self._rows(self._measured, name) for name in self._measured[self.controller.hosts[0]]}
+        if not self.measured:
+            raise StateLost("no host sent any measurements.")
+        first, homes, by_host = next(iter(self.measured.values())), self.controller.homes, dict(self.measured)
+        if missing := homes.keys() - by_host.keys():
+            first = {name: rows for name, rows in first.items() if self.algorithm.problem.is_measure(name)}
+            by_host |= {
+                host: {name: rows.new_full((len(homes[host]),), torch.nan) for name, rows in first.items()}
+                for host in missing
+            }
+        return {name: self._rows(by_host, name) for name in first}
 
     def blocks(self) -> Iterator[Tensor]:
         start = 0
@@ -225,7 +247,9 @@ class FarUsers:
             self.kept = self.algorithm.common
 
     def figure_shapes(self, algorithm: Algorithm) -> dict[str, torch.Size]:
-        shapes = next(iter(self._ask("figure_shapes").values()))
+        shapes: dict[str, list[int]] = next(iter(self._ask("figure_shapes").values()), {})
+        if not shapes:
+            raise StateLost("no host says which figures there are.")
         return {name: torch.Size(shape) for name, shape in shapes.items()}
 
     def state_dict(self) -> dict[str, Any]:
@@ -235,6 +259,9 @@ class FarUsers:
             self.controller.outdated = not self.inner.personal and len(saved) < len(self.controller.hosts)
             return {} if self.kept is None else {"kept": self.kept}
         answers = self._ask("users_state")
+        if not self._saved and len(answers) < len(self.controller.hosts):
+            self.controller.settle(lambda: False)
+            answers = self._ask("users_state")
         self._saved |= answers
         self.controller.outdated = len(answers) < len(self.controller.hosts)
         if missing := [host for host in self.controller.hosts if host not in self._saved]:

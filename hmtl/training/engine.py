@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hmtl.communication import Communicator, InProcess
+from hmtl.communication import Communicator, InProcess, Sent
 from hmtl.communication.communicators.base import MakeLinks
 from hmtl.data import Task, Wanted
 from hmtl.mtl import Aggregator, Algorithm, Users
@@ -89,6 +89,13 @@ class Engine:
         If too few nodes are left, wait until some come back or `stop()` is true.
         """
         return False
+
+    def settle(self, stop: Callable[[], bool]) -> None:
+        """Wait for nodes that have not yet answered, but not for long, and not once `stop()` is true."""
+
+    def sent_late(self) -> list[Sent]:
+        """Return what nodes sent in rounds that went on without their answer, as far as they have answered since."""
+        return []
 
     def missing(self) -> Collection[str]:
         """Return the nodes that are late or lost."""

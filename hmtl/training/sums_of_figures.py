@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from hmtl.communication import Communicator
-from hmtl.errors import EngineError
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.mtl.algorithms.base import NOBODY, Ids
 from hmtl.topology import Moving, Topology
@@ -99,33 +98,22 @@ class SumsOfFigures:
     Args:
         algorithm: the learner.
         communicator: carries its sums.
-        hosts: how many hosts there are.
     """
 
-    def __init__(self, algorithm: Algorithm, communicator: Communicator, hosts: int = 1) -> None:
-        self._algorithm, self._communicator, self._hosts = algorithm, communicator, hosts
+    def __init__(self, algorithm: Algorithm, communicator: Communicator) -> None:
+        self._algorithm, self._communicator = algorithm, communicator
         self._shapes: Shapes = {}
         self._sides: tuple[Communicator, FigureUsers, FigureAggregator] | None = None
 
     def measure(self, round: int) -> dict[str, float]:
-        """Play a round of figures, and return those of the users whose terms reached the server.
-
-        Raises:
-            EngineError: the first figures are not of all users.
-        """
+        """Play a round of figures, and return those of the users whose terms reached the server."""
         self._shapes = self._shapes or self._algorithm.users.figure_shapes(self._algorithm)
         lengths = [shape.numel() for shape in self._shapes.values()]
         self._sides = self._sides or figure_sides(self._algorithm, self._communicator, sum(lengths))
         player, users, aggregator = self._sides
         aggregator.users = NOBODY
         player.round(round, users, aggregator)
-        counted, K = len(aggregator.users), self._communicator.topology.K
-        if round == 0 and counted < (K if self._communicator.recipe.secure else self._hosts):
-            raise EngineError(
-                "too few users answered, so that the first figures cannot be unmasked, or are not of all users. Start "
-                "the run again."
-            )
-        if not counted:
+        if not len(aggregator.users):
             log.warning("figures of this round are unknown: no sum of them arrived, or it cannot be unmasked")
             return {}
         parts = zip(self._shapes.items(), torch.split(aggregator.total, lengths), strict=True)

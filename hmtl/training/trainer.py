@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.communication import Sent
 from hmtl.errors import CheckpointError, ConfigError, EngineError, StateLost
 from hmtl.inference.models import models_of
 from hmtl.io.files import as_csv, write_sums, write_whole
@@ -101,7 +102,7 @@ class Trainer:
         self.loggers = loggers
         self.sums: SumsOfFigures | None = None
         if training.only_sums:
-            self.sums = SumsOfFigures(self.algorithm, self.communicator, max(1, len(self.engine.hosts)))
+            self.sums = SumsOfFigures(self.algorithm, self.communicator)
         self.checkpoint = settings.folder / "checkpoint.pt"
         self.record = settings.folder / "privacy.pt" if self.accountant and training.secret_samples else None
         self.history = History(settings.folder / "metrics.csv")
@@ -114,6 +115,7 @@ class Trainer:
         self._ends = False  # whether the next round may be the last by ε
         self._caught: Sequence[int] = ()  # signals
         self._saved = 0  # rounds in the checkpoint that this run continued from
+        self._late: list[Sent] = []  # what was counted later than in its round, since the last checkpoint
 
     def fit(self, checkpoint: Mapping[str, Any] | None = None) -> list[Measurements]:
         """Run the remaining rounds, and return one row per round, those before a resume included.
@@ -136,6 +138,7 @@ class Trainer:
         if checkpoint is not None:
             self._resume(checkpoint)
         if self.engine.nodes or self.record:  # for nodes that are lost, or sums released, before the next one
+            self.engine.settle(lambda: False)
             self._save()
         remove_results(self.settings.folder, resumed=checkpoint is not None)
         for row in self.history:
@@ -145,6 +148,8 @@ class Trainer:
             while not self.state:
                 try:
                     self._play(user_seconds)
+                    self.engine.settle(lambda: bool(self._caught))
+                    self._count_late()
                     self.state = self._save()
                 except StateLost as lost:
                     self.engine.waiting(lambda: bool(self._caught))
@@ -191,6 +196,16 @@ class Trainer:
         """Continue from the last checkpoint."""
         log.warning("round %d: %s It goes on from the last checkpoint.", len(self.history), lost)
         self._resume(load_checkpoint(self.checkpoint))
+        lacking, self._late = self._late, []
+        self._count_late(lacking)
+
+    def _count_late(self, lacking: Sequence[Sent] = ()) -> None:
+        """Count what nodes sent in earlier rounds and said later, and what a checkpoint lacks of that."""
+        late = [sent for sent in (*lacking, *self.engine.sent_late()) if sent.round < len(self.history)]
+        for sent in late:
+            self.communicator.ledger.add(*sent)
+        self.history.add(late)
+        self._late += late
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that `_save` returned."""
@@ -226,7 +241,11 @@ class Trainer:
             self.stopped_early = len(self.history) > self.best + self.settings.early_stopping
         done = len(self.history) >= self.settings.rounds or self._converged() or self._spent() or self.stopped_early
         self._ends = self.accountant is not None and not self.accountant.allows(rounds=2)
-        while not (done or self._caught) and self.engine.waiting(lambda: bool(self._caught)):
+        while not (done or self._caught):
+            some_are_back = self.engine.waiting(lambda: bool(self._caught))
+            self._count_late()
+            if not some_are_back:
+                break
             self._restart()
             done = len(self.history) >= self.settings.rounds
         return not (done or self._caught)
@@ -240,7 +259,7 @@ class Trainer:
         """
         last = self.history[-1] if self.history else {}
         rank = self.algorithm.rank(last) if "train_error" in last else None
-        if rank is None or (self._latest_figures is None and not self.sums):
+        if rank is None or math.isnan(rank) or (self._latest_figures is None and not self.sums):
             if self.best is None:
                 self.user_figures = self._latest_figures or self.user_figures
             return False
@@ -323,6 +342,7 @@ class Trainer:
         state |= {"accountant": self.accountant.state_dict()} if self.accountant else {}
         save_checkpoint(self.checkpoint, "train", self.settings.identity, state)
         self._write_record()
+        self._late = []
         return state
 
     def _write_record(self) -> None:

@@ -1,16 +1,18 @@
 """Which frames a connection accepts from a neighbour, and how a neighbour comes back."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from threading import Thread
 
 import pytest
 import torch
 
-from hmtl.communication.messages import BROADCAST, REPORT
+from hmtl.communication.messages import BROADCAST, IVS, REPORT, VERDICT
 from hmtl.distributed import connections as module
 from hmtl.distributed.connections import ENDED, Connection, Stream
-from hmtl.distributed.frames import BYE, HEADER, MAY_SEND, Frame
+from hmtl.distributed.frames import BYE, CONTROL, HEADER, KINDS, MAY_SEND, PIECES, Frame, Header
 from hmtl.errors import EngineError
 
 
@@ -94,7 +96,7 @@ def test_a_neighbour_that_comes_back_is_heard_again_once_it_is_taken_back(connec
     second = arrive(connection, messages([frame(7)]))
     assert numbers(connection) == ["its process came back"]
     connection.send(frame(1))
-    assert first.outbox.get() is None, "nothing is sent to the process that is no more"
+    assert list(first.outgoing()) == [], "nothing is sent to the process that is no more"
     assert connection.take_back()
     assert connection.stream is second
     assert numbers(connection)[0] == 7
@@ -106,6 +108,42 @@ def test_a_neighbour_whose_connection_was_closed_does_not_come_back(connection: 
     connection.attach(again := Stream(connection))
     assert again.ended.is_set()
     assert not connection.take_back()
+
+
+def sending(stream: Stream) -> list[tuple[str, int]]:
+    """The kinds and numbers of the frames that the stream sends until it is closed."""
+    stream.close()
+    headers = [Header.from_bytes(each[:HEADER]) for each in stream.outgoing()]
+    return [(KINDS[header.kind], header.round) for header in headers]
+
+
+def test_messages_of_rounds_that_are_over_are_not_sent(connection: Connection) -> None:
+    """Control values are, in order, and so are pieces of earlier rounds, which do not begin another."""
+    stream = Stream(connection)
+    for kind, round in ((IVS, 1), (CONTROL, 0), (IVS, 2), (PIECES, 1), (VERDICT, 2), (CONTROL, 0), (BYE, 0)):
+        stream.send(Frame(kind, round))
+    assert sending(stream) == [(CONTROL, 0), (IVS, 2), (PIECES, 1), (VERDICT, 2), (CONTROL, 0), (BYE, 0)]
+
+
+def test_what_waits_for_a_neighbour_is_bounded_and_released_when_its_stream_ends(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, frames = Stream(connection), [frame(n, size=1000) for n in range(99)]
+    held = [weakref.ref(each) for each in frames]
+    for each in frames[:50]:
+        stream.send(each)
+    stream.end(ENDED)
+    stream.send(frame(0, CONTROL))
+    assert sending(stream) == []
+    stream, reason = Stream(connection), "has not taken"
+    monkeypatch.setattr(module, "WAITING", 50_000)
+    for each in frames[50:]:
+        stream.send(each)
+    assert stream.ended.is_set()
+    assert reason in stream.reason
+    del frames, each
+    gc.collect()
+    assert not any(ref() for ref in held)
 
 
 def test_a_sender_waits_while_nobody_receives(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 """Runs whose nodes are in cells end as those of one process, and go on when cells end, answer late, or come back."""
 
+import csv
+import itertools
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cells import DEAF, GONE, LATE, SMALL, Cells, Fault, Trained, check_equal, train, train_in_cells
+from cells import DEAF, GONE, LATE, SLOW, SMALL, Cells, Fault, Trained, check_equal, train, train_in_cells
 from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig
 
@@ -70,9 +73,15 @@ def for_cells(*words: str) -> tuple[str, ...]:
 
 
 def check_bits(trained: Trained) -> None:
-    """The ledger has the bits of the messages whose envelopes arrived, round by round."""
+    """The ledger has the bits of the messages that nodes handed over, round by round, and link by link in the end."""
+    taps = trained.cells.taps
     for row in trained.rows:
-        assert {tier: row[f"bits/{tier}"] for tier in TIERS} == trained.cells.bits[int(row["round"])]
+        for tier in TIERS:
+            assert row[f"bits/{tier}"] == sum(n for key, n in taps.items() if key[:2] == (row["round"], tier)), row
+        assert row["bits_total"] == sum(n for key, n in taps.items() if key[0] <= row["round"])
+    for tier in TIERS:
+        for link, bits in enumerate(trained.run.communicator.ledger.per_link(tier).sum(1)):
+            assert bits == sum(n for key, n in taps.items() if key[1:] == (tier, link))
 
 
 @pytest.mark.parametrize("words", CONFIGURATIONS, ids=" ".join)
@@ -154,7 +163,7 @@ def optimum(tmp_path_factory: pytest.TempPathFactory) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("learner", "how"),
-    [("coded", LATE), ("few bits", DEAF), ("server too", GONE), ("moving", GONE)],
+    [("coded", LATE), ("coded", SLOW), ("few bits", DEAF), ("server too", GONE), ("moving", SLOW)],
 )
 def test_a_cell_may_fail_in_any_turn(
     configure: Callable[..., DictConfig], optimum: float, learner: str, how: str
@@ -234,6 +243,76 @@ def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictC
     assert [row["users"] for row in rows[:2]] == [10, 10]
     assert [row["primal"] for row in rows[:2]] == [row["primal"] for row in plain[:2]]
     assert all(0 <= row["gap"] <= rows[0]["gap"] for row in rows)
+
+
+UNEVEN = "1,1,1,0,0,0,1\n0,0,1,1,1,1,1\n0,0,0,0,0,0,1\n0,0,0,0,0,0,0\n"
+"""Users 0, 1, 3, 4 and 5 are heard by one relay only, and relay 3 hears nobody."""
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault("host 0", "update", 1, SLOW), Fault("relay 1", "report", 1, SLOW), Fault("host 1", "conclude", 5, SLOW)],
+        [Fault("relay 0", "up", 1, SLOW), Fault("server", "attend", 3), Fault("relay 1", "deliver", 5, LATE)],
+        [Fault("relay 0", "up", 2, SLOW, 1), Fault("relay 2", "report", 2, LATE, 5), Fault("server", "attend", 3)],
+        [Fault("relay 0", "confirm", 2, SLOW), Fault("host 0", "rows", 4, LATE), Fault("relay 1", "report", 5, GONE)],
+    ],
+    ids=["two at once", "answers after a checkpoint that is gone back to", "its round is played again", "one each"],
+)
+def test_what_nodes_say_late_counts_in_its_round(
+    configure: Callable[..., DictConfig], tmp_path: Path, faults: list[Fault]
+) -> None:
+    """The file has it, too."""
+    (tmp_path / "links.csv").write_text(UNEVEN)
+    network = ("topology=file", f"topology.path={tmp_path}/links.csv", "K=7", "H=4", "r=null", "aggregators=all")
+    cfg = configure(*SMALL[3:], *network, "dataset.rows_per_user=10", "rounds=6", "checkpoint_every=2")
+    trained = train_in_cells(cfg, *faults)
+    assert not trained.cells.faults
+    check_bits(trained)
+    with (tmp_path / "metrics.csv").open() as file:
+        for row, written in zip(trained.rows, csv.DictReader(file), strict=True):
+            assert all(int(written[key]) == bits for key, bits in row.items() if key.startswith("bits"))
+
+
+def test_answers_that_arrived_are_read_before_anybody_counts_as_silent(
+    configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first cell never answers; what another has sent takes several looks to read."""
+    monkeypatch.setattr(module, "MOMENT", 0.02)
+    cells = train_in_cells(configure(*SMALL, "rounds=1")).cells
+    looks = {"host 0": itertools.repeat(None), "host 1": iter([None, None, {"answer": 7}])}
+
+    def receive(name: str, asked: object, seconds: float) -> object:
+        time.sleep(seconds)
+        return next(looks[name])
+
+    monkeypatch.setattr(cells, "receive", receive)
+    assert cells.call(dict.fromkeys(looks, ("keep", {})), 0.1) == {"host 1": 7}
+    assert cells.missing() == {"host 0"}
+
+
+@pytest.mark.parametrize("faults", [1, 2])
+def test_a_host_may_be_late_with_its_first_measurements(
+    configure: Callable[..., DictConfig], tmp_path: Path, faults: int
+) -> None:
+    """As long as it has not measured, there is no objective. If no host has, the round is played again."""
+    late = [Fault(f"host {n}", "measure", -1, LATE, 2) for n in range(2 - faults, 2)]
+    trained = train_in_cells(configure(*SMALL, "rounds=6"), *late)
+    first, alone = trained.rows[0], train(configure(*SMALL, "rounds=6")).rows[0]
+    assert ("primal" in first, first.get("train_error_users", 10)) == ((True, 10) if faults == 2 else (False, 5))
+    assert all(key.endswith("_users") for key in first.keys() - alone.keys())
+    assert all("primal" in row for row in trained.rows[3:])
+    check_bits(trained)
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["primal"] != "" for row in csv.DictReader(file)] == ["primal" in row for row in trained.rows]
+
+
+def test_a_host_that_never_measures_is_missing_in_reports(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    trained = train_in_cells(configure(*SMALL), Fault("host 1", "measure", -1, GONE, away=10**6))
+    assert not any("primal" in row or math.isnan(row["test_error"]) for row in trained.rows)
+    trained.run.trainer.write_results(trained.run.trainer.summarize(dataset="mnist", seed=0))
+    with (tmp_path / "users.csv").open() as file:
+        assert [row["test_error"] != "" for row in csv.DictReader(file)] == [True] * 5 + [False] * 5
 
 
 def test_a_model_that_all_users_share_is_in_a_checkpoint_once(

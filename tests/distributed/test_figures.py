@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hmtl.communication import TIERS
 from hmtl.communication.messages import IVS
-from hmtl.errors import EngineError
 
 SECURE = (*SMALL, "communicator=sums", "aggregators=server", "metrics=sums", "secure=true", "algorithm=cocoa")
 STEPS = {"advertise": 5, "share": 5, "read": 5, "rows": 5, "answer": 10}
@@ -90,10 +89,13 @@ def test_too_few_users_show_no_figures(configure: Callable[..., DictConfig]) -> 
     assert "train_error" not in rows[1]
 
 
-def test_a_run_ends_without_its_first_figures(configure: Callable[..., DictConfig]) -> None:
-    cfg = configure(*SECURE)
-    with pytest.raises(EngineError, match="figures"):
-        train_in_cells(cfg, Fault("host 1", "rows", FIGURES, away=10**6))
+def test_a_host_may_be_late_with_its_first_figures(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """Its users are not among those of the first row, which has no objective; the file has all columns."""
+    rows = train_in_cells(configure(*SECURE, "rounds=5"), Fault("host 1", "rows", FIGURES, LATE)).rows
+    assert ("train_error" in rows[0], "gap" in rows[0]) == (True, False)
+    assert all("gap" in row for row in rows[3:])
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["gap"] != "" for row in csv.DictReader(file)] == ["gap" in row for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,35 @@ def test_a_message_that_never_arrives_is_waited_for_once(pair: Pair) -> None:
         pair.posts[SERVER].control("relay 0", 60)
 
 
+def test_what_has_arrived_is_read_although_there_is_no_time(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control values are behind messages that nobody has asked for, but not endlessly many."""
+    relay, server = pair.posts["relay 0"], pair.posts[SERVER]
+    for n in range(5):
+        relay.hand([SERVER], frame(n))
+    relay.send(SERVER, frame(9, CONTROL))
+    inbox, deadline = pair.wires[SERVER].connections["relay 0"].stream.inbox, time.monotonic() + 10
+    while inbox.qsize() < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert content(server.control("relay 0", 0.0)) == 9
+    monkeypatch.setattr(module, "MOMENT", 0.1)
+    stream = pair.wires[SERVER].connections["relay 0"].stream
+    monkeypatch.setattr(stream, "receive", lambda seconds: frame(1, LACKS))
+    begin = time.monotonic()
+    assert server.control("relay 0", 0.0) is None
+    assert server.fetch("relay 0", 77) is None
+    assert time.monotonic() - begin < 5
+
+
+def test_silent_neighbours_share_the_time(pair: Pair) -> None:
+    """Otherwise a node that waits for two of them would be late itself."""
+    server = pair.posts[SERVER]
+    for _ in range(2):
+        begin = time.monotonic()
+        assert [server.fetch("relay 0", number) for number in range(70, 80)] == [None] * 10
+        assert 0.3 <= time.monotonic() - begin < 2
+        assert server.control("relay 0", 0.0) is None  # the next call, with new time
+
+
 def test_what_nobody_asked_for_in_an_earlier_round_is_forgotten(pair: Pair) -> None:
     relay, server = pair.posts["relay 0"], pair.posts[SERVER]
     old, new = (relay.hand([SERVER], frame(round, round=round)) for round in (5, 6))

@@ -28,6 +28,20 @@ class Bits(NamedTuple):
         return self.payload + self.overhead
 
 
+class Sent(NamedTuple):
+    """Bits that were sent on some links of a tier in a round, see `LinkLedger.add`; round -1: the set-up."""
+
+    tier: str
+    links: NDArray[np.int64]
+    payload: int
+    overhead: int
+    round: int
+
+    @property
+    def total(self) -> int:
+        return len(self.links) * (self.payload + self.overhead)
+
+
 class LinkLedger:
     """Bits by tier and link: of the set-up, of the latest round, and in total.
 
@@ -67,15 +81,19 @@ class LinkLedger:
         self._latest[:] = 0
         self.rounds += 1
 
-    def add(self, tier: str, links: ArrayLike, payload: int, overhead: int = 0) -> None:
+    def add(self, tier: str, links: ArrayLike, payload: int, overhead: int = 0, round: int | None = None) -> None:
         """Record bits of the current round, or of the set-up before the first round.
 
         Args:
             tier: one of TIERS.
             links: the index of a link of the tier, or several (repeats allowed).
             payload, overhead: bits on each of these links.
+            round: the round in which they were sent, if it is over; -1: the set-up.
         """
-        np.add.at(self._open[self._slices[tier]], np.asarray(links, dtype=np.int64), (payload, overhead))
+        counts = self._open
+        if round is not None and round != self.rounds - 1:
+            counts = self._setup if round < 0 else self._earlier
+        np.add.at(counts[self._slices[tier]], np.asarray(links, dtype=np.int64), (payload, overhead))
 
     def bits(self, tier: str, link: int | None = None, round: int | str | None = None) -> Bits:
         """Return the bits on a tier, or on one link of it; see `per_link` for `round`."""

@@ -316,7 +316,7 @@ class Algorithm(ABC):
         """Return the primal, dual and gap if there are any, and the measures on train and test rows.
 
         Args:
-            measured: what `Users.measure` returned, of all users.
+            measured: what `Users.measure` returned, of all users; without the objective if there are measures only.
             blocks: what `Users.blocks` yields, of all users.
 
         Raises:
@@ -326,10 +326,13 @@ class Algorithm(ABC):
         own = self._beside_measures(measured)
         if not all(each.isfinite().all() for each in own.values()):
             raise RangeError(DIVERGED)
-        sums = {name: each.sum(0) for name, each in self._shares(own).items()}
-        for name, M in self._quadratics().items():
-            sums[name] = torch.stack([M.quadratic(each) for each in ([own[name]] if name in own else blocks)]).sum(0)
-        figures = self._objective(sums) | self._further(measured)
+        figures = dict[str, float]()
+        if own:
+            sums = {name: each.sum(0) for name, each in self._shares(own).items()}
+            for name, M in self._quadratics().items():
+                each_block = [own[name]] if name in own else blocks
+                sums[name] = torch.stack([M.quadratic(each) for each in each_block]).sum(0)
+            figures |= self._objective(sums) | self._further(measured)
         for split in self.problem.splits:
             figures |= self.problem.figures(split, measured)
         return figures
