@@ -48,7 +48,7 @@ class Stream:
         self._taken = self._read = 0  # bytes that have arrived, and that were received
         self._outbox: deque[Frame | None] = deque()  # None: nothing more is sent
         self._outgoing = Condition()  # guards the outbox
-        self._round = self._waiting = 0  # of the messages in the outbox, and the bytes of all frames in it
+        self._round = 0  # of the messages in the outbox
         self.sent, self.ended = Event(), Event()  # nothing more is sent; nothing more arrives
 
     def send(self, frame: Frame) -> None:
@@ -58,28 +58,22 @@ class Stream:
                 return
             if frame.kind not in TIMELESS and frame.round != self._round:
                 self._round = frame.round
-                kept = [each for each in self._outbox if each is None or each.kind in TIMELESS]
-                self._outbox, self._waiting = deque(kept), sum(size_of(each) for each in kept if each)
-            self._put(frame)
-            self._waiting += size_of(frame)
-        if self._waiting > WAITING:
-            self.end(f"it has not taken {WAITING:,} bytes that were sent to it")
+                self._outbox = deque(each for each in self._outbox if each is None or each.kind in TIMELESS)
+            self._outbox.append(frame)
+            self._outgoing.notify()
+            if sum(size_of(each) for each in self._outbox if each) > WAITING:
+                self.end(f"it has not taken {WAITING:,} bytes that were sent to it")
 
     def close(self) -> None:
         """Send nothing more."""
-        self._put(None)
-
-    def _put(self, frame: Frame | None) -> None:
         with self._outgoing:
-            self._outbox.append(frame)
+            self._outbox.append(None)
             self._outgoing.notify()
 
     def _next(self) -> Frame | None:
         with self._outgoing:
             self._outgoing.wait_for(lambda: self._outbox)
-            if frame := self._outbox.popleft():
-                self._waiting -= size_of(frame)
-            return frame
+            return self._outbox.popleft()
 
     def outgoing(self) -> Iterator[bytes]:
         """Yield the messages of all frames that are sent, until the last."""

@@ -41,17 +41,11 @@ Calls = Mapping[str, tuple[str, Values]]
 
 
 class Overdue(NamedTuple):
-    """What a cell was asked and has not answered in time.
+    """What a cell was asked and has not answered in time."""
 
-    Attributes:
-        asked: what `Controller.receive` takes.
-        call: the call.
-        round: of a turn, if what the cell sends counts; None: it does not.
-    """
-
-    asked: Any
+    asked: Any  # what `receive` takes
     call: str
-    round: int | None = None
+    round: int | None = None  # in which what the cell sends counts; None: it does not
 
 
 class Controller(Engine):
@@ -86,7 +80,7 @@ class Controller(Engine):
         self.facts: list[Tensor] = []
         self.outdated, self.rounds = False, 0
         self._late: dict[str, Overdue] = {}  # what was asked of a cell that has not yet answered, by its name
-        self._sent_late: list[Sent] = []  # see `sent_late`
+        self._sent: list[Sent] = []  # see `sent_late`
         self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
         self._back: set[str] = set()  # cells that answer again, and wait for the present state
         self._stale: set[str] = set()  # cells that missed a state from which the others continue
@@ -362,7 +356,7 @@ class Controller(Engine):
                 continue
             del self._late[name]
             if overdue.round is not None and "answer" in answer:
-                self._sent_late += [bits_of(sent, overdue.round) for sent in answer["answer"]["sent"]]
+                self._sent += [bits_of(sent, overdue.round) for sent in answer["answer"]["sent"]]
             elif overdue.call == "measure" and "answer" in answer:
                 self.users.measured[name] = answer["answer"]
             if "error" in answer and name in self._lost:
@@ -372,15 +366,12 @@ class Controller(Engine):
             elif "lost" not in answer:
                 log.warning("%s answers again", name)
 
-    def settle(self, stop: Callable[[], bool]) -> None:
+    def sent_late(self, stop: Callable[[], bool]) -> list[Sent]:
         deadline = time.monotonic() + self.seconds
-        self._look()
         while any(late.call != "build" for late in self._late.values()) and time.monotonic() < deadline and not stop():
             time.sleep(PAUSE)
             self._look()
-
-    def sent_late(self) -> list[Sent]:
-        sent, self._sent_late = self._sent_late, []
+        sent, self._sent = self._sent, []
         return sent
 
     def missing(self) -> Collection[str]:

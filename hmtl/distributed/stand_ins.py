@@ -220,13 +220,10 @@ class FarUsers:
         self.controller.gather_figure_state()
         if not self.measured:
             raise StateLost("no host sent any measurements.")
-        first, homes, by_host = next(iter(self.measured.values())), self.controller.homes, dict(self.measured)
-        if missing := homes.keys() - by_host.keys():
+        first, by_host = next(iter(self.measured.values())), dict(self.measured)
+        for host in (homes := self.controller.homes).keys() - by_host.keys():
             first = {name: rows for name, rows in first.items() if self.algorithm.problem.is_measure(name)}
-            by_host |= {
-                host: {name: rows.new_full((len(homes[host]),), torch.nan) for name, rows in first.items()}
-                for host in missing
-            }
+            by_host[host] = {name: rows.new_full((len(homes[host]),), torch.nan) for name, rows in first.items()}
         return {name: self._rows(by_host, name) for name in first}
 
     def blocks(self) -> Iterator[Tensor]:
@@ -259,9 +256,6 @@ class FarUsers:
             self.controller.outdated = not self.inner.personal and len(saved) < len(self.controller.hosts)
             return {} if self.kept is None else {"kept": self.kept}
         answers = self._ask("users_state")
-        if not self._saved and len(answers) < len(self.controller.hosts):
-            self.controller.settle(lambda: False)
-            answers = self._ask("users_state")
         self._saved |= answers
         self.controller.outdated = len(answers) < len(self.controller.hosts)
         if missing := [host for host in self.controller.hosts if host not in self._saved]:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,10 +97,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]], columns: Collection[str] = ()) -> str:
-    """Return a table as CSV. Its columns are those of the first row by default; one that a row lacks is left empty."""
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table as CSV. Its columns are in the order of their first values; one that a row lacks is left empty."""
     text = io.StringIO()
-    table = csv.DictWriter(text, list(columns or rows[0]), lineterminator="\n")
+    table = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()

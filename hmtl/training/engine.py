@@ -90,11 +90,8 @@ class Engine:
         """
         return False
 
-    def settle(self, stop: Callable[[], bool]) -> None:
-        """Wait for nodes that have not yet answered, but not for long, and not once `stop()` is true."""
-
-    def sent_late(self) -> list[Sent]:
-        """Return what nodes sent in rounds that went on without their answer, as far as they have answered since."""
+    def sent_late(self, stop: Callable[[], bool]) -> list[Sent]:
+        """Wait a while for late answers, but not once `stop()` is true, and return what their senders sent."""
         return []
 
     def missing(self) -> Collection[str]:

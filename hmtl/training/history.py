@@ -45,7 +45,7 @@ class History(list[Measurements]):
         try:
             with self.path.open("a", newline="") as file:
                 table = csv.DictWriter(file, self._columns, lineterminator="\n")
-                table.writerow({name: value for name, value in row.items() if not math.isnan(value)})
+                table.writerow({name: _cell(value) for name, value in row.items()})
         except OSError as error:  # if the disk is full, Python does not name the file
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
@@ -60,8 +60,7 @@ class History(list[Measurements]):
             self._write()
 
     def _write(self) -> None:
-        rows = [{name: value for name, value in row.items() if not math.isnan(value)} for row in self]
-        write_whole(self.path, as_csv(rows, self._columns))
+        write_whole(self.path, as_csv([{name: _cell(value) for name, value in row.items()} for row in self]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of rounds, and each column as a tensor [rounds]."""
@@ -71,13 +70,17 @@ class History(list[Measurements]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the rounds of `state_dict`: take over its table, and replace the file by it."""
         self.clear()
-        self._columns = dict.fromkeys(state["columns"])
         columns = {name: column.tolist() for name, column in state["columns"].items()}
         for round in range(state["rounds"]):
             row = {name: column[round] for name, column in columns.items()}
             super().append({name: value for name, value in row.items() if not math.isnan(value)})
+        self._columns = dict.fromkeys(name for row in self for name in row)
         if self:
             self._write()
+
+
+def _cell(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def measure_round(

@@ -138,7 +138,7 @@ class Trainer:
         if checkpoint is not None:
             self._resume(checkpoint)
         if self.engine.nodes or self.record:  # for nodes that are lost, or sums released, before the next one
-            self.engine.settle(lambda: False)
+            self._count_late(wait=True)
             self._save()
         remove_results(self.settings.folder, resumed=checkpoint is not None)
         for row in self.history:
@@ -148,8 +148,7 @@ class Trainer:
             while not self.state:
                 try:
                     self._play(user_seconds)
-                    self.engine.settle(lambda: bool(self._caught))
-                    self._count_late()
+                    self._count_late(wait=True)
                     self.state = self._save()
                 except StateLost as lost:
                     self.engine.waiting(lambda: bool(self._caught))
@@ -199,9 +198,10 @@ class Trainer:
         lacking, self._late = self._late, []
         self._count_late(lacking)
 
-    def _count_late(self, lacking: Sequence[Sent] = ()) -> None:
+    def _count_late(self, lacking: Sequence[Sent] = (), wait: bool = False) -> None:
         """Count what nodes sent in earlier rounds and said later, and what a checkpoint lacks of that."""
-        late = [sent for sent in (*lacking, *self.engine.sent_late()) if sent.round < len(self.history)]
+        late = [*lacking, *self.engine.sent_late(lambda: not wait or bool(self._caught))]
+        late = [sent for sent in late if sent.round < len(self.history)]
         for sent in late:
             self.communicator.ledger.add(*sent)
         self.history.add(late)

@@ -4,8 +4,10 @@ import csv
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from hmtl.communication import Sent
 from hmtl.training.history import History
 
 ROWS = [
@@ -33,6 +35,27 @@ def test_rows_are_written_exactly(tmp_path: Path) -> None:
         assert list(csv.DictReader(file)) == [
             {name: str(row.get(name, "")) for name in ("round", "gap", "bits/a b", "empty")} for row in ROWS
         ]
+
+
+def test_columns_may_begin_later_and_hold_nothing(tmp_path: Path) -> None:
+    """Also in a resumed history."""
+    rows = [{"round": 0, "a": math.nan}, {"round": 1, "a": math.nan, "b": 2}, {"round": 2, "b": 3}]
+    path, resumed = tmp_path / "metrics.csv", History(tmp_path / "metrics.csv")
+    resumed.load_state_dict(filled(path, rows[:1]).state_dict())
+    for row in rows[1:]:
+        resumed.append(row)
+    with path.open() as file:
+        read = list(csv.DictReader(file))
+    assert read == [{"round": str(n), "a": "", "b": each} for n, each in enumerate(("", "2", "3"))]
+
+
+def test_bits_are_added_to_their_round(tmp_path: Path) -> None:
+    rows = [{"round": n, "bits/a": 10, "bits_total": 10 * n + 15} for n in range(3)]
+    history = filled(tmp_path / "metrics.csv", rows)
+    history.add([Sent("a", np.arange(2), 3, 1, round) for round in (-1, 1)])
+    assert [(row["bits/a"], row["bits_total"]) for row in history] == [(10, 23), (18, 41), (10, 51)]
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["bits_total"] for row in csv.DictReader(file)] == ["23", "41", "51"]
 
 
 @pytest.mark.parametrize("done", range(5))
