@@ -150,7 +150,7 @@ class Secure:
         return degree(n, self.colluders(n, K), alone)
 
     def accepted(self, n: int, K: int, k: int) -> Degree | None:
-        """Return k and t for a user who is told n and k; None if they cannot be right."""
+        """Return k and t for a user who knows n and k; None if they cannot be right."""
         least = self.degree(n, K) if 0 < n <= K else None
         if least is None or not least.neighbors <= k <= min(n - 1, MOST_SHARES):
             return None
