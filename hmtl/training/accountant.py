@@ -59,7 +59,7 @@ class Accountant:
     `epsilon` is for those who see all models, but do not know who else was sampled: outsiders, and each other user. The
     run is compared with one in which another user, drawn from those who were not sampled, stands in for the user. Of P
     users who can take part as far as anybody knows, s are sampled. A user who was not sampled knows that the s are
-    among the other P−1, so that the user is one of them with probability s/(P−1), whoever drops out later; the sums
+    among the other P−1, so that the user is one of them with probability s/(P−1), also if some drop out later; the sums
     then differ by at most 2C. Thus the divergences are those of Poisson sampling with sensitivity 2C (by joint
     convexity, over the other terms). If users keep state that enters their terms, who is sampled changes other users'
     later terms, too; then, and without sampling, `epsilon` is `epsilon_sample_known`.
