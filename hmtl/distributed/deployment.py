@@ -42,9 +42,11 @@ def _address(value: Any) -> str:
 def _users(value: Any) -> tuple[int, ...]:
     users: list[int] = []
     for word in value if isinstance(value, list) else str(value).split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(word).strip())
+        match = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", str(word).strip())  # at most as many as a topology may have
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise ValueError("write users as 7, as a range such as 0-9, or as a list of these such as [0-4, 7]")
+            raise ValueError(
+                "write users as 7, as a range such as 0-9, or as a list of these such as [0-4, 7], up to 9999999"
+            )
         users += range(int(match[1]), int(match[2] or match[1]) + 1)
     if not users:
         raise ValueError("each host needs at least one user; remove the host, or leave out users at all hosts")

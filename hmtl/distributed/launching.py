@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from hmtl.distributed.frames import HOSTS, role
 from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_authority, make_key, to_pem
 from hmtl.distributed.wire import Party
-from hmtl.errors import ConfigError, HmtlError, complain
+from hmtl.errors import ConfigError, EngineError, HmtlError, complain
 
 GRACE = 10.0  # seconds for processes to end after the controller
 DAYS = 365  # for which a certificate is valid
@@ -64,6 +64,14 @@ class LocalNodes:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return parties[0]
 
+    def check(self) -> None:
+        """Exit if a node has ended that has said why; raise EngineError if one has ended in another way."""
+        for process in self.processes:
+            if process.exitcode == 2:
+                sys.exit(2)
+            if process.exitcode is not None:
+                raise EngineError(f"{process.name} ended at the start, with status {process.exitcode}. Start again.")
+
     def close(self) -> None:
         """Wait for all nodes to end, but not for long."""
         for process in filter(lambda process: process.pid, self.processes):
@@ -105,7 +113,7 @@ def _work(serve: Callable[[Party], object], party: Party) -> None:
     threading.Thread(target=_stop_without_controller, daemon=True).start()
     try:
         serve(party)
-    except HmtlError as error:
+    except (HmtlError, ImportError, OSError) as error:
         complain(f"{party.name}: {error}")
         sys.exit(2)
 

@@ -5,13 +5,16 @@ starts an actor again whose process has ended; it then gets its state from the r
 who controls it sees everything that nodes know, so that secure sums protect nobody here.
 """
 
+import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from socket import create_connection
 from typing import Any
 
 import torch
@@ -24,6 +27,9 @@ from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.errors import ConfigError, EngineError, ProcessLost, few
 from hmtl.training.engine import Build, Load, Values
 
+log = logging.getLogger(__name__)
+MOST = 16  # hosts for each core of this machine
+REACH = 10.0  # seconds to reach a cluster
 ENDED = "its process has ended"
 GRACE = 0.1  # seconds to fetch a message in any case
 SMALL = 1 << 12  # bytes of messages that are handed over by the controller, as references would take longer
@@ -93,6 +99,11 @@ class RayCluster(Controller):
         super().__init__(seconds, patience)
         if hosts < 1:
             raise ConfigError(f"engine.hosts={hosts}: users need at least one host. Set it to 1 or more.")
+        if address is None and hosts > (most := MOST * (os.cpu_count() or 1)):
+            raise ConfigError(
+                f"engine.hosts={hosts} processes are too many for this machine. Set it to {most} or less, or set "
+                "engine.address to a cluster."
+            )
         self._count, self._address, self._resources, self._num_gpus = hosts, address, resources, num_gpus
         self._ray, self._actors = _ray(), dict[str, Any]()
         self._build: Any = None  # where the values of this call are
@@ -110,9 +121,15 @@ class RayCluster(Controller):
             else:  # processes inherit it; otherwise each would be started for this environment, which takes longer
                 os.environ["PYTHONPATH"], quiet["include_dashboard"] = path, False
             try:
+                if self._address:
+                    log.warning("connecting to Ray at engine.address=%s", self._address)
+                    if match := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", self._address):
+                        create_connection((match[1], int(match[2])), REACH).close()  # Ray would try for two minutes
                 ray.init(self._address or "local", **quiet)  # None would be a cluster that runs on this machine
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise EngineError(f"engine.address={self._address}: Ray cannot be reached ({error}).") from error
+            except (OSError, RuntimeError, ValueError) as error:
+                raise EngineError(
+                    f"engine.address={self._address}: Ray cannot be reached ({error}). Start it, or correct it."
+                ) from error
         wanted = {name.replace(" ", "-") for name in self.nodes if self._resources}
         if missing := wanted.difference(ray.cluster_resources()):
             raise ConfigError(

@@ -94,7 +94,7 @@ class Site(Controller):
             assert self._deployment
             party = self._deployment.party(SERVER, self._agreed, self._tls)
         self.post = Post(Wire(party, self.seconds), self.seconds / 2)
-        if missing := self.post.wire.missing(self.patience):
+        if missing := self.post.wire.missing(self.patience, check=self._local.check if self._local else bool):
             name, trouble = next(iter(missing.items()))
             raise EngineError(f"{name} did not arrive: {trouble}. Start it.")
         self._cell = Cell(SERVER, self.homes_of, load, build, self.post.hand, self.post.fetch)

@@ -120,25 +120,31 @@ class Wire:
         for name in party.dialled:
             Thread(target=self._dial, args=(name, party.addresses[name]), name=f"to {name}", daemon=True).start()
 
-    def missing(self, seconds: float, names: Sequence[str] | None = None) -> dict[str, str]:
+    def missing(
+        self, seconds: float, names: Sequence[str] | None = None, check: Callable[[], object] = bool
+    ) -> dict[str, str]:
         """Wait for a first stream to each of some neighbours, and return those without one, and why.
 
-        The log says every now and then who is missing.
+        The log says at once and every now and then who is missing.
 
         Args:
             seconds: how long to wait.
             names: those neighbours; None: all.
+            check: called each second; an error that it raises ends the wait.
         """
-        deadline = time.monotonic() + seconds
+        deadline, level, remind = time.monotonic() + seconds, logging.INFO, time.monotonic()
         while True:
-            until = min(deadline, time.monotonic() + REMIND)
+            check()
+            until = min(deadline, time.monotonic() + PAUSE)
             waited = [self.connections[name] for name in names or self.connections]
             late = [each for each in waited if not each.wait(until - time.monotonic())]
             missing = {each.name: each.trouble or "it has not arrived" for each in late}
             if not missing or time.monotonic() >= deadline:
                 return missing
-            whom = "; ".join(f"{name} ({trouble})" for name, trouble in missing.items())
-            log.warning("%s still waits for %s", self.party.name, whom)
+            if time.monotonic() >= remind:
+                whom = "; ".join(f"{name} ({trouble})" for name, trouble in missing.items())
+                log.log(level, "%s waits for %s", self.party.name, whom)
+                level, remind = logging.WARNING, time.monotonic() + REMIND
 
     def close(self) -> None:
         """End all streams, and listen no more."""

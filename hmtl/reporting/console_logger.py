@@ -121,6 +121,8 @@ def _overview(summary: Summary) -> Table:
     """Return the table of what a run sent and learned, beside plain forwarding and users who learn alone."""
     K, time, content, alone = summary.K, summary.time, summary.to_dict(), summary.baseline or {}
     own, uncoded, title = dict[str, float](), dict[str, float](), f"{summary.rounds} rounds"
+    if summary.models_after not in (None, summary.rounds):
+        title += f", of whose models those after round {summary.models_after} are the best"
     if summary.V_bits:
         # a message is what a user sends uncoded: rows of sums, which have other bits, are counted in this unit, too
         units = {tier: load / K for tier, load in (summary.loads_uncoded or {}).items()}
@@ -196,7 +198,8 @@ def _remarks(summary: Summary) -> Iterator[str]:
     if summary.omega_learned is False:
         yield "Ω was never updated: the last algorithm.omega_every rounds keep it fixed. Set more rounds."
     if summary.models_after not in (None, summary.rounds):
-        what = "validation error" if "validation_error" in figures else "objective at its best Ω"
+        what = "validation error" if "validation_error" in figures else "objective"
+        what += " at its best Ω" * (what == "objective" and "joint_primal" in figures)
         stopped = "Stopped early: the validation error no longer fell. " if summary.stopped_early else ""
         yield f"{stopped}The models are those after round {summary.models_after}, which had the least {what}."
     if summary.randomness == "seed":

@@ -95,6 +95,10 @@ def test_without_users_hosts_share_them_evenly(tmp_path: Path) -> None:
         ("hosts.0.users", "0-3", "user 3"),
         ("hosts.0.users", "0-1", "users 2"),
         ("hosts.0.users", "2-0", "hosts.0.users=2-0"),
+        ("hosts.0.users", "0-999999999", "hosts.0.users=0-999999999"),  # at once
+        ("hosts.0.users", f"0-{'9' * 5000}", "hosts.0.users"),
+        ("hosts.0.users", [0, "10-99999999"], "hosts.0.users"),
+        ("hosts.0.users", 99999999, "hosts.0.users=99999999"),
         ("hosts.0.users", "-1", "hosts.0.users=-1"),
         ("hosts.0.users", [], "hosts.0.users"),
         ("hosts.0.users", None, "east"),

@@ -2,14 +2,20 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import commands
 import pytest
 
+from hmtl.distributed import launching
+from hmtl.distributed.launching import LocalNodes
+from hmtl.distributed.wire import Party
+from hmtl.errors import EngineError
 from hmtl.training.checkpoint import load_checkpoint
 
 SMALL = ("K=10", "H=3", "r=2", "rounds=20", "dataset.rows_per_user=20", "logger=none", "checkpoint_every=1")
@@ -42,6 +48,48 @@ def test_an_error_is_reported_once_and_no_process_stays(tmp_path: Path, capsys: 
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def fails(party: Party, how: str, said: Path) -> None:
+    """Play a node, of which one fails at the start; its errors go to a file."""
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    if party.name == "host 0":
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise {"port": EngineError, "module": ModuleNotFoundError, "file": FileNotFoundError}[how](f"no {how}")
+    time.sleep(60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["port", "module", "file", "kill"])
+def test_a_node_that_dies_at_the_start_is_noticed(how: str, tmp_path: Path) -> None:
+    nodes = LocalNodes(3, tls=False)
+    begin = time.monotonic()
+    try:
+        nodes.start(["server", "relay 0", "host 0"], partial(fails, how=how, said=tmp_path / "said"))
+        with pytest.raises(EngineError if how == "kill" else SystemExit) as ended:  # noqa: PT012
+            while time.monotonic() < begin + 60:
+                nodes.check()
+                time.sleep(0.1)
+    finally:
+        for process in nodes.processes:
+            process.kill()
+    said = (tmp_path / "said").read_text()
+    if isinstance(ended.value, SystemExit):
+        assert (ended.value.code, said) == (2, f"error: host 0: no {how}\n")
+    else:
+        assert "host 0" in str(ended.value)
+        assert not said
+
+
+@pytest.mark.slow
+def test_a_launch_ends_if_a_node_cannot_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = iter([launching.free_port(), *[0] * 9])
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        monkeypatch.setattr(launching, "free_port", lambda: next(ports) or used.getsockname()[1])
+        begin = time.monotonic()
+        assert commands.launched([*SMALL, "processes=5", f"hydra.run.dir={tmp_path}"]) == 2
+    assert time.monotonic() - begin < 60
 
 
 def started_by(launcher: int) -> list[int]:

@@ -11,8 +11,9 @@ from cells import SMALL, Trained, train, trained
 from omegaconf import DictConfig
 
 from hmtl.config.build import Run
+from hmtl.distributed.launching import free_port
 from hmtl.distributed.ray import RayCluster
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, EngineError
 
 ray = pytest.importorskip("ray")
 
@@ -81,3 +82,22 @@ def test_actors_learn_what_one_process_does_and_a_host_that_is_killed_in_a_turn_
     assert rows[-1]["users"] == 10
     assert all(row["gap"] >= -1e-9 for row in rows)
     assert rows[-1]["primal"] == pytest.approx(alone[-1]["primal"], rel=1e-6)
+
+
+def test_more_hosts_than_a_machine_can_start_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.hosts"):
+        RayCluster(hosts=1 + 16 * (os.cpu_count() or 1))
+    RayCluster(hosts=1 + 16 * (os.cpu_count() or 1), address="auto")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "nowhere.invalid:{}"])
+def test_a_cluster_that_cannot_be_reached_is_an_error_soon(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("it would try for minutes"))
+    begin, place = time.monotonic(), address.format(free_port())
+    with pytest.raises(EngineError, match="cannot be reached"):
+        RayCluster(address=place).start(bool, bool)  # type: ignore[arg-type]
+    assert time.monotonic() - begin < 30
+    assert place in caplog.messages[0], "before it tries"

@@ -348,6 +348,35 @@ def test_floods_of_known_nodes_cost_nothing(
         time.sleep(0.1)
 
 
+def test_a_node_that_waits_says_so_at_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    site.ports["server"] = free_port()
+    wire, begin = site.wire("relay 0"), time.monotonic()
+    assert wire.missing(0.5).keys() == {"server", "host 0", "host 1"}
+    (first,) = (each for each in caplog.records if "waits for" in each.getMessage())
+    assert first.created - caplog.records[0].created < 5
+    assert all(name in first.getMessage() for name in ("relay 0 waits", "server (", "host 0 (", "host 1 ("))
+    assert time.monotonic() - begin < 5
+    caplog.clear()
+    site.wire("server")
+    assert wire.missing(10, [SERVER]) == {}
+    assert "still" not in caplog.text
+
+
+def test_a_check_ends_the_wait(site: Site) -> None:
+    calls: list[None] = []
+
+    def check() -> None:
+        calls.append(None)
+        if len(calls) == 3:
+            raise EngineError("host 1 is dead")
+
+    site.ports["server"], begin = free_port(), time.monotonic()
+    with pytest.raises(EngineError, match="dead"):
+        site.wire("relay 0").missing(60, check=check)
+    assert time.monotonic() - begin < 10
+
+
 def test_nodes_speak_tls_1_3_and_nothing_older(site: Site, authority: Authority, tmp_path: Path) -> None:
     """A listener that speaks TLS 1.2 gets no certificate to check, either."""
     site.all()

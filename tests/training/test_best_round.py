@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from rich.table import Table
+from torch import Tensor
 
 from hmtl.config.build import compose
 from hmtl.errors import Interrupted
 from hmtl.io.npz import load_arrays
+from hmtl.mtl import Ridge
+from hmtl.mtl.symmetric import Dense, Symmetric
 from hmtl.reporting.console_logger import run_report
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
@@ -120,3 +125,25 @@ def test_the_models_with_the_least_validation_error(tmp_path: Path, learner: str
         users = load_checkpoint(tmp_path / "until")["algorithm"]["users"]  # after the last round, whatever was kept
         assert np.array_equal(W, users["v" if learner == "ditto" else "averaged"].numpy())
         assert np.array_equal(W, load_arrays(tmp_path / "resumed" / "models.npz")["W"])
+
+
+class Worse(Ridge):
+    """It learns an Ω whose penalty is a thousand times larger, but has the same models at first."""
+
+    def coupling(self, Omega: Symmetric) -> Symmetric:
+        return Dense(self.lam * Omega.dense())
+
+    def update_omega(self, W: Tensor, Omega: Symmetric) -> Symmetric:
+        return Dense(1000 * torch.eye(len(Omega), dtype=W.dtype) * len(Omega))
+
+
+def test_an_omega_that_is_worse_is_named_and_so_is_the_round_of_the_models(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary, _ = start(tmp_path / "run", "rounds=9", "regularizer=ridge", f"regularizer._target_={__name__}.Worse")
+    assert summary["models_after"] < 4
+    assert [each.levelname for each in caplog.records if "Worse" in each.getMessage()] == ["WARNING"]
+    table, *remarks = run_report(Summary.model_validate(summary))
+    assert isinstance(table, Table)
+    assert f"after round {summary['models_after']}" in str(table.title), "not only below it"
+    assert "best Ω" not in " ".join(map(str, remarks)), "as nobody knows it"

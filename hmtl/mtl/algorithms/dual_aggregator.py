@@ -3,6 +3,7 @@
 K users, d features; with C classes, read C·d for d. See `dual_users` for the messages.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid
 from hmtl.mtl.symmetric import Symmetric
 
+log = logging.getLogger(__name__)
+RAISED = 2.0  # a penalty that is so many times larger at a new Ω is not least there
 STEPS = ("waiting", "dV", "error", "pending_error", "step", "momentum", "beta", "leftover")
 """The buffers of `DualUsers` that depend on the last steps, or on how they were rounded."""
 
@@ -206,7 +209,11 @@ class DualAggregator(Aggregator):
     def _learn_omega(self) -> None:
         regularizer, W, old = self.coupling.regularizer, self._models(), self.Omega
         self.Omega = regularizer.update_omega(W.T, old)
-        self.gain = (regularizer(W.T, old) - regularizer(W.T, self.Omega)).to(self.gain)
+        before, after = regularizer(W.T, old), regularizer(W.T, self.Omega)
+        self.gain = (before - after).to(self.gain)
+        if after > RAISED * before:
+            name = f"{type(regularizer).__name__}.update_omega"
+            log.warning("%s raised the penalty from %.3g to %.3g. Return the Ω of the least one.", name, before, after)
         self.coupling = Coupling(regularizer, self.Omega)
         if self.settings.rescales:
             self._rescale(W)
