@@ -193,10 +193,10 @@ def block_of(
         whole = all(isinstance(each, int | np.integer) for each in given)
         if not whole or not given or len(set(given)) < len(given) or not set(given) <= set(among):
             raise CodingError(f"{what}={given}: a code has {what} of the network, each once. Correct the list.")
-    if not isinstance(pieces, int | np.integer) or pieces < 1:
-        raise CodingError(f"pieces={pieces}: an IV has at least one piece. Set pieces to a whole number.")
-    if len(uplink) != len(t.active):
-        raise CodingError(f"{len(uplink)} uplinks for {len(t.active)} active relays. Give one for each.")
+    if not isinstance(pieces, int | np.integer) or pieces < 1 or len(uplink) != len(t.active):
+        raise CodingError(
+            f"pieces={pieces} and {len(uplink)} uplinks: give a whole number, and one for each active relay."
+        )
     places = [t.active.index(i) for i in aggregators]
     heard = tuple(tuple(np.flatnonzero(t.G[i][list(users)]).tolist()) for i in t.active)
     widths = [pieces * len(known) for known in heard]

@@ -333,10 +333,8 @@ def title(lines: Sequence[Line]) -> str:
     spread = "" if seeds == {1} else "; ±: standard deviation over seeds"
     rates = {run.summary.rates for run in runs}
     at = f" at {rates.pop()}" if len(rates) == 1 and None not in rates else ", at the rates of each run"
-    return (
-        f"{len(runs)} run{'s' * (len(runs) > 1)}; {what}{spread}; Mbit: between relays and server; comm. saved: of the "
-        f"communication time over all hops{at}"
-    )
+    means = f"Mbit: between relays and server; comm. saved: of the communication time over all hops{at}"
+    return f"{len(runs)} run{'s' * (len(runs) > 1)}; {what}{spread}; {means}"
 
 
 def comparison_table(lines: Sequence[Line]) -> Table:

@@ -48,12 +48,6 @@ class TensorBoardLogger:
 
     def log(self, row: Measurements) -> None:
         """Write the measurements of a round, and the test error against the bits so far."""
-        try:
-            self._log(row)
-        except OSError as error:  # if the disk is full, TensorBoard does not name the file
-            raise OSError(error.errno, error.strerror, str(self._folder)) from error
-
-    def _log(self, row: Measurements) -> None:
         round_number = int(row["round"])
         self._mbit += sum(row.get(tier, 0) for tier in MIDDLE_TIERS) / 1e6
         self._seconds += row.get("compute_s", 0) + row.get("communication_s", 0)

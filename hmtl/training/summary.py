@@ -189,12 +189,11 @@ def _time(communicator: Communicator, rows: Sequence[Measurements]) -> Time:
         return math.fsum([setup, *(row[name] for row in rows)])
 
     compute, communication = total("compute_s"), total("communication_s", sending)
-    computed = [[row["compute_s"], row["uncoded_s"] - row["uncoded_communication_s"]] for row in rows]
-    warm_up = [0.0, 0.0]
-    if len(rows) > 1:
-        usual = [median(column) for column in zip(*computed[1:], strict=True)]
-        if computed[0][0] > WARM * usual[0]:
-            warm_up = [first - later for first, later in zip(computed[0], usual, strict=True)]
+    computed = [row["compute_s"] for row in rows]
+    learning = [row["uncoded_s"] - row["uncoded_communication_s"] for row in rows]
+    warm_up, uncoded_warm_up = (each[0] - median(each[1:] or each) for each in (computed, learning))
+    if computed[0] <= WARM * median(computed[1:] or computed):
+        warm_up = uncoded_warm_up = 0.0
     return Time(
         local_s=total("local_s"),
         compute_s=compute,
@@ -204,8 +203,8 @@ def _time(communicator: Communicator, rows: Sequence[Measurements]) -> Time:
         uncoded_communication_s=total("uncoded_communication_s", uncoded),
         planning_s=communicator.planning.seconds,
         plans=communicator.planning.plans,
-        warm_up_s=warm_up[0],
-        uncoded_warm_up_s=warm_up[1],
+        warm_up_s=warm_up,
+        uncoded_warm_up_s=uncoded_warm_up,
     )
 
 
