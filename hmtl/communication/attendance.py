@@ -7,7 +7,6 @@ that, the server decides again (`Server.attend_again`), and the round is attempt
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,18 +58,6 @@ class Report:
     def nbytes(t: Topology, i: int) -> int:
         """Return the length of relay i's report in bytes."""
         return -(-len(t.N(i)) // 8) + 12
-
-
-class Routes(NamedTuple):
-    """How models reach the users.
-
-    Attributes:
-        serving: the relay that sends each user its model [K]: an aggregator if one hears the user; -1 if no relay does.
-        via_server: whether that relay gets the model from the server, because it does not aggregate [K].
-    """
-
-    serving: NDArray[np.int64]
-    via_server: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,12 +120,12 @@ class Attendance:
         return tuple(sorted({*self.aggregators, *others}))
 
     @cached_property
-    def routes(self) -> Routes:
-        """How models reach the users."""
+    def reached(self) -> Topology:
+        """The relays that may send each user its model: aggregators if one hears the user, or any that reported."""
         near = self.topology.restricted(relays=self.aggregators).G
-        direct = np.asarray(near.any(axis=0))
-        reached = np.where(direct, near, self.topology.restricted(relays=self.relays).G)
-        return Routes(self.topology.restricted(links=reached).serving, reached.any(axis=0) > direct)
+        return self.topology.restricted(
+            links=np.where(near.any(axis=0), near, self.topology.restricted(relays=self.relays).G)
+        )
 
     def to_bytes(self) -> Bytes:
         """Return the attendance as bytes: one bit per link, three bits per relay, and one number."""

@@ -71,7 +71,7 @@ class _Aggregator:
 
 
 def dry_round(
-    recipe: Recipe, t: Topology, network: Network, numbers: int, links: MakeLinks = InProcess
+    recipe: Recipe, t: Topology, network: Network, numbers: int, links: MakeLinks = InProcess, scale: float = 1.0
 ) -> Communicator:
     """Play a round of zeros in which everybody takes part; the communicator's ledger and clock have what it cost.
 
@@ -80,8 +80,10 @@ def dry_round(
         t, network: of the round.
         numbers: in a row.
         links: see `Communicator`.
+        scale: see `Planner`.
     """
     communicator = Communicator(t, network, replace(recipe, wire=None), links)
+    communicator.planner.scale = scale
     users, aggregator = _Users(t.K, numbers, recipe.row_type, recipe.averages), _Aggregator()
     communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a plan calls no other members
     return communicator
@@ -99,8 +101,9 @@ def predict(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> flo
     assert access is not None
     segments = 1 if recipe.adds else max(1, round(t.K * V_bits / 8 / WORKING_SET))
     numbers = min(ceil(V_bits / 64), LONGEST)
-    links = partial(TimedLinks, contacts=t, access=access, scale=V_bits / 64 / numbers, segments=segments)
-    return dry_round(recipe, t, network, numbers, links).seconds()
+    scale = V_bits / 64 / numbers
+    links = partial(TimedLinks, contacts=t, access=access, scale=scale, segments=segments)
+    return dry_round(recipe, t, network, numbers, links, scale).seconds()
 
 
 def by_seconds(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> dict[AggregatorSet, float]:

@@ -20,7 +20,7 @@ from hmtl.topology import Moving, Topology
 FRAME = 100  # bytes of a frame's header, and of what carries it
 
 _Frame = tuple[str, float, Message | None]  # kind, bits, the message if it leaves once for several receivers
-_Arrival = tuple[float, float, float, int]  # when the first and the last bit can arrive, bits, the receiver's link
+_Arrival = tuple[float, float, float, int, str]  # when its first and last bit can arrive, bits, the link, the kind
 
 
 class TimedLinks(InProcess):
@@ -67,7 +67,8 @@ class TimedLinks(InProcess):
         self._clock = np.zeros(1 + self.topology.H + len(self._homes))
         self._sent, self._taken = np.zeros((2, len(self.access.links)))  # until when the links are busy
         self._leaving: dict[int, dict[int, list[_Frame]]] = defaultdict(lambda: defaultdict(list))  # by both ends
-        self._arriving: dict[tuple[int, str], list[_Arrival]] = defaultdict(list)  # by receiver and kind
+        self._arriving: dict[int, list[_Arrival]] = defaultdict(list)  # by receiver
+        self._arrived: dict[tuple[int, str], float] = defaultdict(float)  # when, by receiver and kind
 
     def turn(self, node: str) -> None:
         self._depart()
@@ -103,9 +104,14 @@ class TimedLinks(InProcess):
     def collect(self, node: str, kind: str) -> list[Message]:
         self._depart()
         for b in self._places(node):
-            for first, last, bits, port in sorted(self._arriving.pop((b, kind), ())):
-                self._taken[port] = max(self._taken[port], first) + bits / self.access.links[port, 1]
-                self._clock[b] = max(self._clock[b], last, self._taken[port])
+            until = max((arrival[0] for arrival in self._arriving[b] if arrival[-1] == kind), default=-1.0)
+            # What arrives earlier is taken earlier, whatever the node waits for.
+            for first, last, bits, port, each in sorted(self._arriving[b]):
+                if first <= until:
+                    self._taken[port] = max(self._taken[port], first) + bits / self.access.links[port, 1]
+                    self._arrived[b, each] = max(self._arrived[b, each], last, self._taken[port])
+            self._arriving[b] = [arrival for arrival in self._arriving[b] if arrival[0] > until]
+            self._clock[b] = max(self._clock[b], self._arrived.pop((b, kind), 0.0))
         return super().collect(node, kind)
 
     def _places(self, node: str) -> Sequence[int]:
@@ -135,7 +141,7 @@ class TimedLinks(InProcess):
                         casts[cast] = start, end
                     times = self.segments if kind in (COMBINATIONS, BROADCAST) else 1
                     latency = times * links[[sender, receiver], 2].sum()
-                    self._arriving[b, kind].append((start + latency, end + latency, bits, receiver))
+                    self._arriving[b].append((start + latency, end + latency, bits, receiver, kind))
         self._leaving.clear()
 
     def _ports(self, a: int, b: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import torch
 
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.flows.ivs import UNCODED, IVs
+from hmtl.communication.flows.routes import Trip
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.prediction import by_seconds, predict
 from hmtl.communication.secure.neighbors import Secure
@@ -24,6 +25,7 @@ class Timetable:
         V_bits: bits of a row on its way.
         network: the links.
         uncoded: the time of plain forwarding.
+        uncoded_bound: what plain forwarding takes at least, whichever relays forward rows and deliver models.
         choices: the nodes that aggregate, as in the setting `aggregators`, and the time, the shortest first.
         sums: the same for learners that need only sums, of 64 bits; the nodes learn these.
         every: whether these are all choices.
@@ -38,6 +40,7 @@ class Timetable:
     V_bits: int
     network: Network
     uncoded: float
+    uncoded_bound: float
     choices: list[tuple[str | list[int | str], float]]
     sums: list[tuple[str | list[int | str], float]]
     every: bool
@@ -59,6 +62,7 @@ def timetable(t: Topology, network: Network, V_bits: int, wire: str | None, secu
         V_bits=bits,
         network=network,
         uncoded=predict(UNCODED, t, network, bits),
+        uncoded_bound=sum(Trip(network.access(t), t.G, bits, up).bound for up in (True, False)),
         choices=[(nodes.setting, seconds) for nodes, seconds in coded.items() if seconds < inf],
         sums=[(nodes.setting, seconds) for nodes, seconds in sums.items() if seconds < inf],
         every=len(coded) == (2 << len(t.active)) - 1,

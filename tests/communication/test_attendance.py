@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance, Report, decide, untagged
+from hmtl.communication.flows.planner import Planner
 from hmtl.communication.wires import FORMATS
 from hmtl.errors import CodingError
 from hmtl.testing.topologies import topologies
@@ -73,7 +75,7 @@ def test_each_model_comes_by_an_aggregator_where_one_hears_the_user(
 ) -> None:
     t, made, version = case
     decided = decide(t, made, version, home)
-    serving, by_way = decided.routes
+    serving, by_way = Planner(t, Network(), tuple(home)).routes(decided, (0, 0))
     for k in range(t.K):
         there = set(t.relays_of(k)) & set(made)
         near = there & set(decided.aggregators)

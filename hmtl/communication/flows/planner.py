@@ -5,11 +5,13 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hmtl.coding import MOST_PIECES, AggregatorSet, Plan, SumCode, Uplinks, forwarders, make_plan, sum_code
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance, Report, decide
 from hmtl.communication.flows.flow import Flow, Recipe
+from hmtl.communication.flows.routes import Trip
 from hmtl.topology import Moving, Topology
 
 SUMS = ("auto", "coded", "whole")
@@ -34,8 +36,14 @@ class Planner:
 
     Attributes:
         server: whether the server aggregates.
+        scale: how many times longer rows are than those that travel, which stand for them in a round for its price.
         attendance: function from bytes to the attendance that they encode.
-        forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
+        copies_to: function from relays, and the bytes of a row, to the relay to which each user sends its row [K], or
+            None: to all within range. If only the server needs rows, further copies take a link's time in vain.
+        forwarders: function from the links over which IVs arrived, and the bytes of a row, to the relay that forwards
+            each user's IV [K].
+        routes: function from an attendance, and the bytes of a row, to the relay that sends each user its model [K], -1
+            if none does, and whether that relay gets it from the server, because it does not aggregate [K].
         sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
             these users' terms.
         flow: function from a recipe, an attendance and the bytes of payload and overhead of a row to a round's flow.
@@ -53,11 +61,11 @@ class Planner:
         server: bool = False,
     ) -> None:
         self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
-        self.server = server or not preferred
+        self.server, self.scale, self._access = server or not preferred, 1.0, network.access(topology)
         few, many = lru_cache(8), lru_cache(64)  # plans are large
         self._plans = few(self._plan)
         self.attendance = many(lambda content: Attendance.from_bytes(content, topology))
-        self.forwarders = many(lambda heard: forwarders(heard, network.uplinks(heard)))
+        self.copies_to, self.forwarders, self.routes = many(self._copies_to), many(self._forwarders), many(self._routes)
         self.sum_code = few(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
         self.spread_code = few(self._spread_code)
         self.flow = few(self._flow)
@@ -97,9 +105,27 @@ class Planner:
 
     def carrier(self, attendance: Attendance) -> int:
         """Return the aggregator with the fastest uplink, which sends a row for users whom no aggregator hears."""
-        access = self.network.access(self.topology)
-        bps = access.links[1:, 0] if access else self.network.uplink_bps or [0.0] * self.topology.H
+        bps = self._access.links[1:, 0] if self._access else self.network.uplink_bps or [0.0] * self.topology.H
         return max(attendance.aggregators, key=lambda i: (bps[i], -i))
+
+    def _copies_to(self, relays: tuple[int, ...], sizes: tuple[int, int]) -> NDArray[np.int64] | None:
+        if self._access is None or self.preferred:
+            return None
+        return Trip(self._access, self.topology.restricted(relays=relays).G, self._bits(sizes), up=True).fastest()
+
+    def _forwarders(self, heard: Topology, sizes: tuple[int, int] = (0, 0)) -> NDArray[np.int64]:
+        if self._access is None:
+            return forwarders(heard, self.network.uplinks(heard))
+        return Trip(self._access, heard.G, self._bits(sizes), up=True, copied=True).fastest()
+
+    def _routes(self, attendance: Attendance, sizes: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        t, here, serving = attendance.reached, attendance.aggregating, attendance.reached.serving
+        if self._access:
+            serving = Trip(self._access, t.G, self._bits(sizes), up=False, here=here).fastest()
+        return serving, (serving >= 0) & ~here[serving]
+
+    def _bits(self, sizes: tuple[int, int]) -> float:
+        return max(1.0, 8 * (sizes[0] * self.scale + sizes[1]))
 
     def _flow(self, recipe: Recipe, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
         return recipe.flow(self, attendance, sizes)

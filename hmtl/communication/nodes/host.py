@@ -14,7 +14,7 @@ from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.coders import UserCoder
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.messages import IVS, Message, Users, host_name, nothing, relay_name
+from hmtl.communication.messages import IVS, Message, Users, host_name, nothing, relay_name, relay_number
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
@@ -188,7 +188,18 @@ class Host:
         requests = (
             [replace(self._message(lacking, nothing(len(lacking)), flags), format=REQUEST)] if len(lacking) else []
         )
-        return [self._message(self._users, payload, overhead), *requests]
+        whole = self._message(self._users, payload, overhead)
+        relays = np.array([relay_number(name) for name in self._relays])
+        routes = None if self.recipe.adds else self.planner.copies_to(tuple(relays.tolist()), whole.sizes)
+        if routes is None:
+            return [whole, *requests]
+        to = np.where(routes < 0, relays[0], routes)[self._users]
+        rows = []
+        for i, name in zip(relays, self._relays, strict=True):
+            at = np.flatnonzero(to == i)
+            mine = self._users[at]
+            rows.append(replace(whole, receivers=(name,), links=mine, users=mine, at=torch.from_numpy(at)))
+        return rows + requests
 
     def _message(self, users: Users, payload: Tensor, overhead: Tensor, first: int = 0) -> Message:
         header = self._round, USERS_TO_RELAYS, IVS, self.name, self._relays

@@ -1,0 +1,214 @@
+"""Routes over access links: the seconds of plain forwarding against an enumeration by a clock of the test's own."""
+
+from collections import defaultdict
+from itertools import product
+
+import numpy as np
+import pytest
+import yaml
+
+from hmtl.communication import Communicator, Network
+from hmtl.communication.flows.ivs import UNCODED
+from hmtl.communication.flows.routes import Trip
+from hmtl.communication.prediction import predict
+from hmtl.communication.timetable import timetable
+from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
+from hmtl.topology import Topology, any_r
+
+WIDE = 1e9  # bit/s
+
+
+def link(up, down, latency=0.0, **further):
+    return {"up_bps": up, "down_bps": down, "latency_s": latency, **further}
+
+
+def network_of(folder, server, relays, hosts, **settings):
+    """Return a network with these links; a host is a link and its users."""
+    table = {
+        "server": server,
+        "relays": dict(enumerate(relays)),
+        "hosts": {f"h{n}": {**each, "users": list(map(int, users))} for n, (each, users) in enumerate(hosts)},
+    }
+    (folder / "links.yaml").write_text(yaml.safe_dump(table))
+    return Network(**{"medium": "unicast", **settings}, links=str(folder / "links.yaml"))
+
+
+def two_relays(folder, K=10, **slow):
+    """Relay 0 is slow on one of its links, relay 1 is fast; both hear everybody."""
+    towards_users = {"to_users_bps": WIDE, "from_users_bps": WIDE, "users_latency_s": 0.0}
+    relays = [{**link(WIDE, WIDE, **towards_users), **slow}, link(WIDE, WIDE)]
+    return Topology(np.ones((2, K))), network_of(
+        folder, link(WIDE, WIDE), relays, [(link(WIDE, WIDE), [k]) for k in range(K)]
+    )
+
+
+def uneven(folder, seed, most=8):
+    """Draw users heard by one relay or by several, hosts of several users, and unequal links of all nodes."""
+    rng = np.random.default_rng(seed)
+    H, K = int(rng.integers(2, 5)), int(rng.integers(4, most + 1))
+    G = np.zeros((H, K), int)
+    for k in range(K):
+        G[rng.choice(H, rng.integers(1, min(H, 3) + 1), replace=False), k] = 1
+    N = int(rng.integers(1, K + 1))
+    homes, slowest = np.r_[np.arange(N), rng.integers(0, N, K - N)], rng.choice([5, 6, 7])
+
+    def drawn(wide=False):
+        rates = [WIDE, WIDE] if wide else 10 ** rng.uniform(slowest, 8, 2)
+        return link(*map(float, rates), float(rng.uniform(0, 0.05)))
+
+    def relay():
+        up, down, latency = drawn().values()
+        apart = {"to_users_bps": up, "from_users_bps": down, "users_latency_s": latency}
+        return drawn() | (apart if rng.random() < 0.5 else {})
+
+    server, hosts = drawn(rng.random() < 0.5), bool(rng.random() < 0.5)
+    relays, links = [relay() for _ in range(H)], [(drawn(hosts), np.flatnonzero(homes == n)) for n in range(N)]
+    return Topology(G), network_of(folder, server, relays, links), (server, relays, links)
+
+
+class Clock:
+    """When rows arrive: links are queues of transfers, first that which takes its receiver longest."""
+
+    def __init__(self, table, bits):
+        self.server, self.relays, self.hosts = table
+        self.bits, self.home = bits, {int(k): n for n, (_, users) in enumerate(self.hosts) for k in users}
+        self.near = [(r["up_bps"], r["down_bps"], r["latency_s"]) for r in self.relays]
+        self.far = [
+            (
+                r.get("to_users_bps", r["up_bps"]),
+                r.get("from_users_bps", r["down_bps"]),
+                r.get("users_latency_s", r["latency_s"]),
+            )
+            for r in self.relays
+        ]
+        self.ends = [tuple(each.values()) for each, _ in self.hosts]
+        self.top = tuple(self.server.values())
+
+    def hop(self, transfers, ready, senders, receivers):
+        """Return when receivers go on; all senders send something, if only an empty frame."""
+        arriving = defaultdict(list)
+        for a, sender in enumerate(senders):
+            free = ready[a]
+            mine = [(b, transfers.get((a, b), 0) * self.bits) for b in range(len(receivers))]
+            for b, bits in sorted(mine, key=lambda each: -each[1] / receivers[each[0]][1]):
+                first = free + sender[2] + receivers[b][2]
+                free += bits / sender[0]
+                arriving[b].append((first, free + sender[2] + receivers[b][2], bits))
+        ends = []
+        for b, receiver in enumerate(receivers):
+            taken = last = 0.0
+            for first, end, bits in sorted(arriving[b]):
+                taken, last = max(taken, first) + bits / receiver[1], max(last, end)
+            ends.append(max(taken, last))
+        return ends
+
+    def up(self, relays):
+        """Rows to relays, reports to the server, its announcement back, rows to the server."""
+        pairs, rows = defaultdict(int), defaultdict(int)
+        for k, i in enumerate(relays):
+            pairs[self.home[k], i] += 1
+            rows[i, 0] += 1
+        times = self.hop(pairs, [0.0] * len(self.ends), self.ends, self.far)
+        times = self.hop({}, times, self.near, [self.top])
+        times = self.hop({}, times, [self.top], self.near)
+        return self.hop(rows, times, self.near, [self.top])[0]
+
+    def down(self, relays):
+        """Models to relays, and to hosts."""
+        pairs, rows = defaultdict(int), defaultdict(int)
+        for k, i in enumerate(relays):
+            pairs[i, self.home[k]] += 1
+            rows[0, i] += 1
+        times = self.hop(rows, [0.0], [self.top], self.near)
+        return max(self.hop(pairs, times, self.far, self.ends))
+
+    def enumerated(self, t):
+        """Return the least time over all relays of each user up, and down; users alike are not told apart."""
+        kinds = {}
+        for relays in product(*(t.relays_of(k) for k in range(t.K))):
+            kinds.setdefault(tuple(sorted((self.home[k], i) for k, i in enumerate(relays))), relays)
+        return min(map(self.up, kinds.values())) + min(map(self.down, kinds.values()))
+
+
+def check_against_enumeration(folder, seed, most):
+    t, network, table = uneven(folder, seed, most)
+    bits = float(10 ** np.random.default_rng(seed).uniform(5.5, 7.5))
+    clock, access = Clock(table, bits), network.access(t)
+    trips = [Trip(access, t.G, bits, up) for up in (True, False)]
+    rng = np.random.default_rng(seed)
+    relays = np.array([rng.choice(t.relays_of(k)) for k in range(t.K)])
+    alone = t.restricted(links=np.arange(t.H)[:, None] == relays)
+    seconds = clock.up(relays) + clock.down(relays)
+    assert predict(UNCODED, alone, network, bits) == pytest.approx(seconds, rel=0.03)  # with headers
+    assert sum(trip.seconds(relays) for trip in trips) == pytest.approx(seconds, rel=0.01)
+    best = clock.enumerated(t)
+    assert sum(trip.bound for trip in trips) <= best * (1 + 1e-9)
+    up, down = (trip.fastest() for trip in trips)
+    assert clock.up(up) + clock.down(down) <= 1.02 * best
+    assert predict(UNCODED, t, network, bits) <= 1.02 * best + 0.03 * seconds
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_forwarding_takes_little_longer_than_the_best_of_all_routes(tmp_path, seed):
+    check_against_enumeration(tmp_path, seed, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_forwarding_takes_little_longer_than_the_best_of_all_routes_on_40_networks(tmp_path, seed):
+    check_against_enumeration(tmp_path, 100 + seed, 8)
+
+
+SLOW = [{"up_bps": 1e6}, {"down_bps": 1e6}, {"to_users_bps": 1e6}, {"from_users_bps": 1e6}, {"latency_s": 1.0}]
+
+
+@pytest.mark.parametrize("slow", SLOW, ids=lambda slow: next(iter(slow)))
+def test_a_slow_relay_serves_nobody(tmp_path, slow):
+    """Forwarding takes what it takes over the fast relay alone, apart from frames that the slow one sends and gets."""
+    t, network = two_relays(tmp_path, **slow)
+    alone = predict(UNCODED, t.restricted(relays=[1]), network, 1e6)
+    waits = 6 * slow.get("latency_s", 0)
+    assert predict(UNCODED, t, network, 1e6) <= 1.02 * alone + waits + 0.01
+
+
+class Means(ScriptedAggregator):
+    """Each user's model is the mean of the users who were heard."""
+
+    def update(self, users, ivs):
+        return ivs.mean(dim=0).expand(len(self.state["last"]), -1).clone()
+
+
+def test_all_users_whom_a_present_relay_hears_count_and_get_their_models(tmp_path):
+    """Over links of their own, users send to one relay; if it is absent, to another."""
+    t, m = any_r(9, 4, 2, 3), 5
+    G = t.G.copy()
+    G[:, 0] = [0, 0, 1, 0]
+    t, away = Topology(G), [set(), {2}, {0, 1}]
+    relays = [link(10.0 ** (6 + i % 3), 1e7) for i in range(4)]
+    unequal = network_of(
+        tmp_path, link(WIDE, WIDE), relays, [(link(1e7, 1e7), range(4)), (link(1e7, 1e8), range(4, 9))]
+    )
+    models = []
+    for network in (Network(medium="unicast"), unequal):
+        users = ScriptedUsers([random_numbers(n, 9, m, "float") for n in range(3)], [set()] * 3, 0)
+        communicator, means, got = Communicator(t, network, UNCODED), Means(9, m), []
+        for n, absent in enumerate(away):
+            outcome = communicator.round(n, users, means, absent)
+            near = [k for k in range(9) if set(t.relays_of(k)) - absent]
+            assert set(outcome.users) == set(near) - users.idle
+            assert users.models.keys() == set(near)
+            got.append(dict(users.models))
+        models.append(got)
+    for plain, by_rates in zip(*models, strict=True):
+        assert all(same_bits(plain[k], by_rates[k]) for k in plain)
+
+
+def test_a_plan_compares_with_the_best_forwarding(tmp_path):
+    """Coding is recommended only if it takes less time than forwarding by the best routes of an enumeration."""
+    for seed in (0, 3):
+        t, network, table = uneven(tmp_path, seed, 6)
+        best, plan = Clock(table, 1e6).enumerated(t), timetable(t, network, int(1e6), None, None)
+        assert plan.uncoded_bound <= best * (1 + 1e-9)
+        assert plan.uncoded <= 1.05 * best  # with headers
+        assert plan.choices[0][1] <= plan.uncoded * (1 + 1e-9)
+        assert dict((str(who), seconds) for who, seconds in plan.choices)["server"] == plan.uncoded
