@@ -236,7 +236,7 @@ def test_messages_may_be_lost(configure: Callable[..., DictConfig], optimum: flo
 
 @pytest.mark.parametrize(("step", "r"), [("combine", 2), pytest.param("announce", 3, marks=pytest.mark.slow)])
 def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictConfig], step: str, r: int) -> None:
-    """All users count as in plain sums; wrong masks would give random numbers. Until they mask, they need two relays."""
+    """All users count as in plain sums; wrong masks would give random numbers. They need two relays to mask."""
     words = (*SMALL, f"r={r}", "algorithm=cocoa", *SUMS)
     plain = train(configure(*words)).rows
     rows = train_in_cells(configure(*words, "secure=true"), Fault("relay 0", step, 1, away=9)).rows

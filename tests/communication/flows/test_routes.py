@@ -211,4 +211,4 @@ def test_a_plan_compares_with_the_best_forwarding(tmp_path):
         assert plan.uncoded_bound <= best * (1 + 1e-9)
         assert plan.uncoded <= 1.05 * best  # with headers
         assert plan.choices[0][1] <= plan.uncoded * (1 + 1e-9)
-        assert dict((str(who), seconds) for who, seconds in plan.choices)["server"] == plan.uncoded
+        assert {str(who): seconds for who, seconds in plan.choices}["server"] == plan.uncoded
