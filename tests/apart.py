@@ -1,6 +1,8 @@
 """A network whose nodes share no more than planners, as on machines of their own."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from copy import deepcopy
+from typing import Any
 
 import numpy as np
 from adding import Total
@@ -23,8 +25,8 @@ from hmtl.topology import Topology
 class Apart:
     """Nodes that share nothing but planners, two of them, that must plan the same.
 
-    Planners know nothing of a round but what they are asked. Each aggregator has memory of its own, and each of `sides`
-    a host.
+    Planners know nothing of a round but what they are asked. Each aggregator has memory of its own, unless all have one
+    that is `shared`, as in one process; `make` returns what aggregates. Each of `sides` has a host.
 
     Attributes:
         home: the relays that aggregate if they can.
@@ -37,6 +39,8 @@ class Apart:
         sides: Sequence[ScriptedUsers],
         recipe: Recipe = SumsOfRows(aggregators="server"),  # noqa: B008
         network: Network = Network(),  # noqa: B008
+        make: Callable[[], Any] | None = None,
+        shared: bool = False,
     ) -> None:
         nodes = AggregatorSet((), server=True) if recipe.secure else recipe.nodes(t, network)
         planners = [recipe.planner(t, network, nodes) for _ in range(2)]
@@ -47,10 +51,13 @@ class Apart:
         self.t, self.home, self.central = t, nodes.relays, nodes.server
 
         def aggregation() -> Aggregation:
-            aggregator = Total(width) if recipe.adds else ScriptedAggregator(t.K, width)
-            return Aggregation(t.K, aggregator, recipe.aggregator_coder(sides[0], t.K), revocable=True)
+            if shared and self.made:
+                return self.made[0]
+            aggregator = make() if make else Total(width) if recipe.adds else ScriptedAggregator(t.K, width)
+            self.made.append(Aggregation(t.K, aggregator, recipe.aggregator_coder(sides[0], t.K), revocable=True))
+            return self.made[-1]
 
-        self.hosts = []
+        self.hosts, self.made = [], list[Aggregation]()
         for n, side in enumerate(sides):
             members = np.array(sorted(side.mine))
             self.hosts.append(host(planners[n % 2], recipe, side, recipe.user_coder(side, members), n, members))
@@ -79,11 +86,13 @@ class Apart:
 
     @property
     def newest(self) -> Aggregation:
-        """That of an aggregator with the present state; all such aggregators have the same."""
+        """That of an aggregator with the present state, once it is settled; all such aggregators have the same."""
         if self.central:
             return self.server.aggregation
-        last = max(relay.version for relay in self.relays)
-        seats = [relay.aggregation for relay in self.relays if relay.version == last]
+        last = self.server.version
+        seats = [deepcopy(relay.aggregation) for relay in self.relays if last in (relay.version, relay.prepared)]
+        for seat in seats:
+            seat.settle(last)
         assert all((seat.state_bytes() == seats[0].state_bytes()).all() for seat in seats)
         return seats[0]
 

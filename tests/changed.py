@@ -18,9 +18,11 @@ class Changed(Counting):
 
     reliable = streams = False
     change: Change = staticmethod(lambda node, message: message)
+    shuffle: Callable[[int], np.ndarray] = staticmethod(np.arange)  # the order in which so many messages arrive
 
     def collect(self, node, kind):
-        arrived = super().collect(node, kind)
+        posted = super().collect(node, kind)
+        arrived = [posted[n] for n in self.shuffle(len(posted))]
         return [changed for message in arrived if (changed := self.change(node, message)) is not None]
 
 

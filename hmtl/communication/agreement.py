@@ -1,7 +1,6 @@
 """Agreement of aggregators: the server compares digests of their IVs and models before it releases the models."""
 
 import hashlib
-from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -12,6 +11,7 @@ from hmtl.rng import generator
 
 CHECK_ROWS = 4  # random combinations; two different sets of IVs agree in all of them with probability 2^-32
 DIGEST_BYTES = 16
+NOTHING = bytes(DIGEST_BYTES)  # in place of the digest of a sum that is unknown
 FOLD = 8 << 10  # bytes; longer content is folded into CHECK_ROWS rows of this length before it is hashed
 
 
@@ -49,10 +49,3 @@ class Digest:
     def value(self) -> bytes:
         """Return the digest of everything added so far, DIGEST_BYTES long."""
         return self._hash.digest()
-
-
-def deviating(digests: Mapping[int, bytes]) -> list[int]:
-    """Return the relays whose digest is not the most frequent one."""
-    values = list(digests.values())
-    usual = max(values, key=values.count, default=b"")
-    return [i for i, digest in digests.items() if digest != usual]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding import apart, cover
+from hmtl.coding.plan import DIGEST_BYTES
 from hmtl.communication.wires import FORMATS, INT64
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
@@ -25,10 +26,12 @@ class Report:
 
     Attributes:
         heard: the users whose IVs arrived.
-        version: number of rounds that the relay has aggregated.
+        version: of the relay's state, see `Attempt`.
         payload, overhead: bytes of an IV, and of what travels with it.
         requested: whether a user within range requests the whole row that its updates add to, see `sum_coders`.
         format: of these IVs, one of FORMATS.
+        prepared: the attempt that led to an update of which the relay does not know whether it counted; `version` if
+            there is none.
     """
 
     heard: NDArray[np.int64]
@@ -37,27 +40,61 @@ class Report:
     overhead: int
     requested: bool = False
     format: str = INT64
+    prepared: int = 0
 
     def to_bytes(self, t: Topology, i: int) -> Bytes:
-        """Return the report of relay i as bytes: one bit per user within range, and three numbers."""
+        """Return the report of relay i as bytes: one bit per user within range, and four numbers."""
         heard = np.zeros(t.K, dtype=bool)
         heard[self.heard] = True
-        numbers = numbers_to_bytes([tagged(self.version, self.format, self.requested), self.payload, self.overhead])
+        version = tagged(self.version, self.format, self.requested)
+        numbers = numbers_to_bytes([version, self.prepared, self.payload, self.overhead])
         return np.concatenate([np.packbits(heard[t.G[i] == 1]), numbers])
 
     @classmethod
     def from_bytes(cls, content: Bytes, t: Topology, i: int) -> "Report":
         """Return the report that `to_bytes` wrote."""
         users = np.flatnonzero(t.G[i])
-        bits = np.unpackbits(content[:-12], count=len(users)).astype(bool)
-        number, payload, overhead = bytes_to_numbers(content[-12:]).tolist()
+        bits = np.unpackbits(content[:-16], count=len(users)).astype(bool)
+        number, prepared, payload, overhead = bytes_to_numbers(content[-16:]).tolist()
         version, row_format, requested = untagged(number)
-        return cls(users[bits], version, payload, overhead, requested, row_format)
+        return cls(users[bits], version, payload, overhead, requested, row_format, prepared)
 
     @staticmethod
     def nbytes(t: Topology, i: int) -> int:
         """Return the length of relay i's report in bytes."""
-        return -(-len(t.N(i)) // 8) + 12
+        return -(-len(t.N(i)) // 8) + 16
+
+
+class Attempt(NamedTuple):
+    """What an attendance is announced with: which attempt at which state it begins.
+
+    An attempt may fail when some aggregators have computed the models already, so the number of rounds does not say
+    which state a node has. Therefore the version of a state is the number of the attempt that led to it.
+
+    Attributes:
+        number: of the attempt, counted from 1 over the whole run.
+        agreed: the last attempt before it in which all aggregators agreed, so that its models count; 0: none.
+        since: the version of the relay that is furthest behind; `agreed` if none is.
+        digest: of the plan that the server made, see `Flow.digest`.
+    """
+
+    number: int = 0
+    agreed: int = 0
+    since: int = 0
+    digest: bytes = bytes(DIGEST_BYTES)
+
+    def to_bytes(self) -> Bytes:
+        """Return the attempt as ATTEMPT bytes."""
+        return np.concatenate([numbers_to_bytes(self[:3]), np.frombuffer(self.digest, np.uint8)])
+
+    @classmethod
+    def from_bytes(cls, content: Bytes) -> "Attempt":
+        """Return the attempt that `to_bytes` wrote."""
+        number, agreed, since = bytes_to_numbers(content[:12]).tolist()
+        return cls(number, agreed, since, content[12:].tobytes())
+
+
+ATTEMPT = 12 + DIGEST_BYTES
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +108,6 @@ class Attendance:
         aggregating: the relays that learn all IVs of the round and compute the models [H].
         behind: the aggregating relays that missed a round and need the state of a node that did not [H].
         source: the relay that sends this state; -1 if no relay needs it, or if the server sends it.
-        missed: how many rounds the relay that is furthest behind has missed.
         requested: whether some relay reported a request.
         format: of the users' rows, as the first relay reported it; relays refuse rows of another format.
     """
@@ -82,7 +118,6 @@ class Attendance:
     aggregating: NDArray[np.bool_]
     behind: NDArray[np.bool_]
     source: int
-    missed: int
     requested: bool
     format: str
 
@@ -130,7 +165,7 @@ class Attendance:
     def to_bytes(self) -> Bytes:
         """Return the attendance as bytes: one bit per link, three bits per relay, and one number."""
         bits = [self.heard.G[self.topology.G == 1], self.reporting, self.aggregating, self.behind]
-        number = tagged(self.source + 1 + self.missed * (self.topology.H + 1), self.format, self.requested)
+        number = tagged(self.source + 1, self.format, self.requested)
         return np.concatenate([np.packbits(np.concatenate(bits)), numbers_to_bytes([number])])
 
     @classmethod
@@ -141,19 +176,18 @@ class Attendance:
         links = np.zeros_like(t.G)
         links[t.G == 1] = bits[:n]
         reporting, aggregating, behind = bits[n:].astype(bool).reshape(3, H)
-        number, row_format, requested = untagged(int.from_bytes(content[-4:], "little"))
-        missed, source = divmod(number, H + 1)
+        source, row_format, requested = untagged(int.from_bytes(content[-4:], "little"))
         heard = t.restricted(links=links)
-        return cls(t, heard, reporting, aggregating, behind, source - 1, missed, requested, row_format)
+        return cls(t, heard, reporting, aggregating, behind, source - 1, requested, row_format)
 
     @staticmethod
     def nbytes(t: Topology) -> int:
-        """Return the length of an attendance in bytes."""
+        """Return the length of an attendance in bytes, without the attempt."""
         return -(-(int(t.G.sum()) + 3 * t.H) // 8) + 4
 
 
 def decide(
-    t: Topology, reports: Mapping[int, Report], version: int, preferred: Collection[int], server: bool = False
+    t: Topology, reports: Mapping[int, Report], agreed: int, preferred: Collection[int], server: bool = False
 ) -> Attendance:
     """Return the server's decision, given the reports of some relays.
 
@@ -168,7 +202,7 @@ def decide(
     Args:
         t: who hears whom when everybody is present.
         reports: the report of each relay that sent one.
-        version: number of rounds that were aggregated so far.
+        agreed: the version of the current state.
         preferred: the relays that aggregate if they can; empty: the server aggregates alone.
         server: whether the server aggregates.
     """
@@ -176,19 +210,18 @@ def decide(
     reporting, current = np.zeros((2, t.H), dtype=bool)
     for i, report in reports.items():
         links[i, report.heard] = 1
-        reporting[i], current[i] = True, report.version == version
+        reporting[i], current[i] = True, agreed in (report.version, report.prepared)
     heard = np.asarray(links.any(axis=1))
     chosen = np.isin(np.arange(t.H), list(preferred))
     able = next((relays for relays in (heard & chosen, heard) if relays.any() or server), current)
     aggregating = able & (len(preferred) > 0 and (server or bool(current.any())))
     behind = aggregating & ~current
     source = int(np.flatnonzero(current)[0]) if behind.any() and not server else -1
-    missed = max((version - reports[i].version for i in np.flatnonzero(behind).tolist()), default=0)
     requested = any(report.requested for report in reports.values())
     by_heard = sorted(reports.values(), key=lambda report: not len(report.heard))  # formats differ if nobody is heard
     row_format = by_heard[0].format if by_heard else INT64
     heard_by = t.restricted(links=links)
-    return Attendance(t, heard_by, reporting, aggregating, behind, source, missed, requested, row_format)
+    return Attendance(t, heard_by, reporting, aggregating, behind, source, requested, row_format)
 
 
 def tagged(number: int, row_format: str, requested: bool) -> int:

@@ -114,9 +114,11 @@ class AggregatorCoder(Remembering):
 
     Attributes:
         averages: the type of an average that users receive instead of sums; None: they receive what aggregators return.
+        adds: whether rows are sums of terms, so that nobody knows of whom a number is.
     """
 
     averages: torch.dtype | None = None
+    adds = False
 
     def __init__(self, numbers: int, wire: torch.dtype | None) -> None:
         self.numbers = numbers

@@ -19,7 +19,7 @@ class Links(ABC):
 
     Attributes:
         reliable: whether every posted message arrives.
-        streams: whether rows follow in blocks once it is known who takes part; they must arrive then.
+        streams: whether rows follow in blocks once it is known who takes part, if links are reliable.
         seconds: how long the messages of the last round took, on links that know it.
         stand_ins: makes stand-ins for nodes that other processes play, see `Communicator`; None: all are here.
     """
@@ -65,14 +65,14 @@ class Links(ABC):
 
     @abstractmethod
     def collect(self, node: str, kind: str) -> list[Message]:
-        """Take the messages of one kind that arrived for a node.
+        """Take the messages of one kind that arrived for a node. One that arrives later is lost.
 
         Args:
             node: the receiver.
             kind: one of the kinds in `messages`.
 
         Returns:
-            The messages in the order in which they were sent.
+            The messages in any order.
         """
 
 

@@ -118,7 +118,8 @@ class Outcome:
         users: the users whose IV counted.
         relays: the relays that took part.
         aggregators: the relays that computed the models; empty if the server alone did.
-        empty: whether nobody computed models, because no relay took part, or none that held the current state.
+        empty: whether nobody counts, because no relay took part, or none that held the current state, or because a sum
+            is unknown or out of range.
     """
 
     users: Users
@@ -170,7 +171,7 @@ class Stage:
 
     def __init__(self, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         self.nodes, self.links, self.watch = nodes, links, watch
-        self.streams = links.streams and all(host.recipe.adds for host in nodes.hosts)
+        self.streams = links.reliable and links.streams and all(host.recipe.adds for host in nodes.hosts)
         self.acting = nodes.relays
 
     def hosts(self, action: Callable[..., Answers], *numbers: Any, **turn: Any) -> None:
@@ -330,7 +331,8 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         schedule.begin(stage, round)
         stage.hosts(Host.announce if stage.streams else Host.rows, says=[IVS])
         stage.relays(Relay.report, round, hears=[IVS], says=[REPORT])
-        stage.server(Server.attend, round, peers=nodes.relay_names, hears=[REPORT], says=[ATTENDANCE])
+        told: dict[str, Any] = {"says": [ATTENDANCE], "task": "planning"}
+        stage.server(Server.attend, round, peers=nodes.relay_names, hears=[REPORT], **told)
         while True:
             stage.relays(Relay.attend, hears=[ATTENDANCE], tells=True)
             stage.keep_attending()
@@ -338,8 +340,8 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
             conclude(stage)
             if not server.silent:
                 break
-            stage.acting = [relay for relay in stage.acting if relay.phase is Phase.IN_VAIN]
-            stage.server(Server.attend_again, says=[ATTENDANCE])
+            stage.acting = [relay for relay in stage.acting if relay.phase in (Phase.IN_VAIN, Phase.UNCONFIRMED)]
+            stage.server(Server.attend_again, **told)
         stage.acting = nodes.relays
         schedule.end(stage)
         stage.acting = nodes.relays

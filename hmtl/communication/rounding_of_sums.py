@@ -131,6 +131,13 @@ class FewBits:
             raise RangeError("A sum does not fit in 64 bits. Lower fraction_bits, or solver.step if training diverges.")
         return q * s
 
+    def check(self, total: Tensor, few: bool, n: int) -> None:
+        """Raise RangeError unless `total` [1, L] can be the sum of rows of n users; `few`: on known scales."""
+        numbers, votes = torch.split(total, [self.numbers, 2 * self.blocks], dim=1)
+        beyond = few and int(numbers.abs().max()) > n * self.largest
+        if beyond or int(votes.min()) < 0 or int(votes.max()) > n * few:
+            raise RangeError(f"no rows of {n} users with {self.bits} bits add up to it.")
+
     def next_scales(self, total: Tensor, scales: Tensor, absence: int = 1) -> Tensor:
         """Return the scales of the next rows for a sum of rows [1, L], their scales, and the longest absence."""
         _, misfits, needs = self.split(total)

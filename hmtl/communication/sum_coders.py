@@ -19,10 +19,10 @@ from torch import Tensor
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coders import AggregatorCoder, Ids, Read, State, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
-from hmtl.communication.rounding_of_sums import STAMP, FewBits, longest_absence
+from hmtl.communication.rounding_of_sums import LARGEST, STAMP, FewBits, longest_absence
 from hmtl.communication.row_formats import portions
 from hmtl.communication.wires import INT64
-from hmtl.errors import CodingError
+from hmtl.errors import CodingError, RangeError
 
 if TYPE_CHECKING:
     from hmtl.communication.nodes.host import UserSide
@@ -66,12 +66,18 @@ class SumCoder(AggregatorCoder):
         averages: the type of an average that users receive; None: they receive sums.
     """
 
+    adds = True
+
     def __init__(self, numbers: int, averages: torch.dtype | None = None) -> None:
         super().__init__(numbers, torch.int64 if averages is None else averages)
         self.averages = averages
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
-        return unpack(payload, extras, torch.int64, torch.int64)
+        """Return the sum; raise RangeError if it is none of terms that users may send."""
+        sums = unpack(payload, extras, torch.int64, torch.int64)
+        if sums.numel() and max(-int(sums.min()), int(sums.max())) > 2 * LARGEST:
+            raise RangeError("it exceeds what terms of 64 bits may add up to.")
+        return sums
 
     def receipts(self, counted: Ids) -> Tensor:
         # Most users' last round is the same, so the compressed receipts take far less than 4 bytes for each user.
@@ -195,6 +201,7 @@ class FewBitSumCoder(SumCoder):
         """Return the change of S, given the packed sum."""
         _, sums = self.formats.up[row_format]
         self._few, self._total = row_format != INT64, sums.unpack(payload)
+        self.formats.check(self._total, self._few, len(users))
         self._change = self.formats.values(self._total, self.scales if self._few else torch.zeros_like(self.scales))
         if not self._few:
             self._next = self.formats.first_scales(self._change, len(users))

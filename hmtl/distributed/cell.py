@@ -43,7 +43,7 @@ Handle = Any
 FACTS = {
     "host": ("nbytes", "dtype"),
     "relay": ("phase", "combining"),
-    "server": ("silent", "empty", "sizes", "handover_bits", "combining"),
+    "server": ("silent", "empty", "version", "sizes", "handover_bits", "combining"),
 }
 """What the controller has to know of a node, by role."""
 BEGIN = ("update", "report", "attend", "advertise", "introduce")
@@ -94,6 +94,7 @@ class Cell:
         "restore_users",
         "save_models",
         "node_state",
+        "settle",
         "aggregator_state",
         "figure_state",
         "user_seconds",
@@ -240,10 +241,7 @@ class Cell:
         if self._rounds.get(name) != round:
             if round != SETUP_ROUND:
                 communicator.follow(round)
-            for relay in nodes.relays:  # the controller may have given up on it in the last round
-                if relay.phase is Phase.AGGREGATED:  # no verdict follows
-                    relay.conclude((), ())
-            nodes.close()
+            nodes.close()  # the controller may have given up on it in the last round
             self._rounds[name] = round
         users, watch, sent = self.training.algorithm.users, Stopwatch(), list[Values]()
         users.evaluates = evaluates
@@ -386,6 +384,18 @@ class Cell:
     def node_state(self, name: str) -> Values:
         """Return what the node remembers from round to round; nothing, if a host keeps it to itself."""
         return {} if self._keeps else self._players[name][1].state_dict()
+
+    def settle(self, name: str, agreed: int) -> bool:
+        """Settle an update that is prepared, as the next attendance would; return whether the state is the present one.
+
+        Args:
+            name: of the nodes.
+            agreed: the version of the present state.
+        """
+        _, nodes, _ = self._players[name]
+        for relay in nodes.relays:
+            relay.settle(agreed)
+        return nodes.aggregation is not None and nodes.aggregation.version == agreed
 
     def aggregator_state(self, name: str) -> dict[str, Tensor]:
         """Return the state of the aggregator."""

@@ -61,6 +61,7 @@ class Controller(Engine):
         order: where each user comes among those of all hosts, one host after the other.
         users: the user side of the learner, once it is built.
         holders: by the name of nodes, the aggregators with the present state.
+        agreed: by the name of nodes, the version of this state, see `hmtl.communication.attendance.Attempt`.
         facts: the facts of all users in each set-up.
         nonces: by the name of nodes, that of each host, see `hmtl.distributed.signed_keys`.
         outdated: whether the state of some users is older than that of others.
@@ -76,6 +77,7 @@ class Controller(Engine):
         self.homes: Homes = {}
         self.order = np.empty(0, np.int64)
         self.holders: dict[str, list[str]] = {}
+        self.agreed: dict[str, int] = {}
         self.nonces: dict[str, dict[str, str]] = {}
         self.facts: list[Tensor] = []
         self.outdated, self.rounds = False, 0
@@ -161,6 +163,7 @@ class Controller(Engine):
         relays = [node(each, i=i, phase=Phase.ABSENT) for i, each in enumerate(self.relays)]
         none: set[int] = set()
         server = node(SERVER, attendance=planner.everybody, silent=none, empty=False, sizes=(0, 0), handover_bits=0)
+        server.version = 0
         server.flow = lambda: server.planner.flow(recipe, server.attendance, server.sizes)
         stand_ins = StandIns(hosts, relays, server, None, schedule, self.hosts, self.relays, name, self, side)
         if name.startswith("set-up"):
@@ -176,12 +179,14 @@ class Controller(Engine):
         values |= {"name": name, "numbers": getattr(side, "numbers", 0)}
         calls: dict[str, tuple[str, Values]] = {}
         kept = [state["aggregation"] for state in memory.values() if "aggregation" in state]
-        newest: Values = max(kept, key=lambda each: int(each["version"]), default={})
+        self.agreed[name] = agreed = int(memory.get(SERVER, {}).get(SERVER, {}).get("version", 0))
+        newest: Values = next((each for each in kept if each["version"] == agreed), {})
         for node in self.nodes:
             own, is_host = memory.get(node, {}), node in self.homes
-            if not is_host and newest and own.get("aggregation", {"version": -1})["version"] < newest["version"]:
-                version = torch.tensor(newest["version"])  # as of the aggregator's state, which all get
-                own = {node: {"version": version, "adopted": version}, "aggregation": newest}
+            if not is_host and newest and own.get("aggregation", {"version": -1})["version"] != agreed:
+                version, none = torch.tensor(agreed), torch.tensor(0)  # as of the aggregator's state, which all get
+                known = {"version": version, "adopted": version, "prepared": none}
+                own = {node: own.get(node, {}) | known, "aggregation": newest}
             calls[node] = "nodes", {**values, "memory": own} | ({"aggregator": None} if is_host else {})
         answers = self.call(calls)
         self.nonces[name] = {host: answers[host] for host in self.hosts if answers.get(host)}
@@ -240,11 +245,16 @@ class Controller(Engine):
             StateLost: none of them answers.
         """
         for holder in self.holders.get(name, ()):
-            if answers := self.call({holder: (call, {"name": name})}):
+            if self.settle(name, [holder]) and (answers := self.call({holder: (call, {"name": name})})):
                 return answers[holder]
         raise StateLost(
             f"no aggregator ({', '.join(self.holders.get(name, ()))}) sent the state that later rounds need."
         )
+
+    def settle(self, name: str, nodes: Sequence[str]) -> list[str]:
+        """Let these nodes settle what they have prepared, and return those that have the present state."""
+        values = {"name": name, "agreed": self.agreed.get(name, 0)}
+        return [node for node, current in self.call(dict.fromkeys(nodes, ("settle", values))).items() if current]
 
     def _all(self, calls: Calls) -> dict[str, Any]:
         """Return the answers of all these cells, before the first round.

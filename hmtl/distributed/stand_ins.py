@@ -119,9 +119,10 @@ class StandIns(Nodes):
     def _note_holders(self) -> None:
         """Note who has the present state of the aggregator."""
         assert self.server
-        agreed = [relay.name for relay in self.relays if relay.phase is Phase.AGREED]
-        if holders := [*[SERVER] * (self.server.planner.server and not self.server.empty), *agreed]:
-            self.controller.holders[self.name] = holders
+        before, self.controller.agreed[self.name] = self.controller.agreed.get(self.name), self.server.version
+        if before != self.server.version:
+            aggregators = [self.controller.relays[i] for i in self.server.attendance.aggregators]
+            self.controller.holders[self.name] = [*[SERVER] * self.server.planner.server, *aggregators]
 
     def follow(self, planner: Planner) -> None:
         for member in (*self.hosts, *self.relays, self.server):
@@ -142,6 +143,7 @@ class StandIns(Nodes):
         if self.controller.outdated:  # what nodes know of each other is outdated, too
             return {}
         names = [*self.controller.hosts, *self.controller.relays, SERVER]
+        self.controller.settle(self.name, self.controller.relays)
         states: dict[str, Any] = self.controller.call({name: ("node_state", {"name": self.name}) for name in names})
         return states
 

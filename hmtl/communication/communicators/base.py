@@ -22,7 +22,7 @@ from hmtl.communication.accounting.ledger import (
     LinkLedger,
 )
 from hmtl.communication.accounting.network import Network, tier_loads
-from hmtl.communication.attendance import Attendance, Report
+from hmtl.communication.attendance import ATTEMPT, Attendance, Report
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.planner import Planner
@@ -391,7 +391,7 @@ class Communicator:
         for i in relays:
             up[i] += 8 * times * Report.nbytes(self.topology, i)
         copies = len(relays) if self.network.medium == "unicast" else min(len(relays), 1)
-        down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * Attendance.nbytes(self.topology)
+        down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * (ATTEMPT + Attendance.nbytes(self.topology))
         return self.network.seconds({**sent, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
 
     def _predicted(self, recipe: Recipe, rows: NDArray[np.int64]) -> float:

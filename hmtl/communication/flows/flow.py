@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hmtl.coding import Aggregators, AggregatorSet, Loads
+from hmtl.coding.plan import DIGEST_BYTES
 from hmtl.communication.accounting.ledger import TIERS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hmtl.communication.nodes.host import UserSide
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
+OTHER_PLAN = "its plan differs from that of others; install the same versions of hmtl and scipy at all nodes"
 Keeper: TypeAlias = "Aggregation | None"
 """Where a node keeps the rows that it learns; None: another node of its process does."""
 
@@ -112,7 +114,8 @@ class Flow:
     """What travels in an attempt.
 
     Attributes:
-        hearing: returns what a relay keeps of the rows that it hears, which is nothing yet; `take` adds messages to it.
+        hearing: returns what a relay keeps of the rows that it hears, which is nothing yet; `take` adds messages to it,
+            and `lacking` says of which users numbers are missing.
         collect: the steps after which the aggregators hold what they compute the models from.
         delivery: how the models reach the users.
         digest: of the plan that the steps follow; nodes with another version of a solver may come to another plan.
@@ -121,7 +124,7 @@ class Flow:
     hearing: Callable[[int], Any]
     collect: tuple[Step, ...]
     delivery: Delivery
-    digest: bytes = b""
+    digest: bytes = bytes(DIGEST_BYTES)
 
     def sealed(self, digest: bytes) -> bytes:
         """Return a digest of rows whose first bytes are those of the plan."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class IVs(Recipe):
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
         steps: list[Step] = []
-        digest = b""
+        digest = Flow.digest
         if planner.server:
             steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard, sizes)))
         if attendance.aggregators:
@@ -139,12 +139,14 @@ class Kept:
         parts: payload and overhead of the rows, uint8 [n, bytes] each.
         place: the row of each user [K]; -1: not heard.
         cut: the step that cut the rows into pieces last, with these pieces; None: no step has.
+        lacking: nobody, since rows that arrived before the report are whole, see `Sum.lacking`.
     """
 
     near: NDArray[np.bool_]
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     place: NDArray[np.int64] = field(init=False)
     cut: "tuple[Coded, Tensor] | None" = None
+    lacking: ClassVar[Users] = np.empty(0, np.int64)
 
     def __post_init__(self) -> None:
         self.place = np.full(len(self.near), -1)

@@ -7,6 +7,8 @@ a whole row:
     down: relays send users shares of the row that the server or relays made of the sums.
 """
 
+import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hmtl.coding import MOST_PIECES, AggregatorSet, Loads, SumCode, best_sum_aggregators, resolve, sum_bounds
+from hmtl.coding.plan import DIGEST_BYTES
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -29,7 +32,7 @@ from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
-from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe
+from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Keeper, Recipe
 from hmtl.communication.flows.planner import SUMS, Planner, who_may_aggregate
 from hmtl.communication.messages import BROADCAST, IVS, Message, Users, relay_number
 from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits
@@ -42,6 +45,7 @@ from hmtl.topology import Moving, Topology
 if TYPE_CHECKING:
     from hmtl.communication.nodes.host import UserSide
 
+log = logging.getLogger(__name__)
 Formats = PlainRows | FewBits
 RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
 
@@ -152,7 +156,8 @@ class SumsOfRows(Recipe):
         delivery = CommonRow(planner, attendance, self.formats)
         for planned in (code, delivery.code):
             _ = planned.inverses  # otherwise the first node that needs them makes them during its turn
-        return Flow(partial(Sum, added), (added,) if learners else (), delivery, code.digest)
+        codes = hashlib.blake2b(code.digest + delivery.code.digest, digest_size=DIGEST_BYTES).digest()
+        return Flow(partial(Sum, added), (added,) if learners else (), delivery, codes)
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
@@ -161,10 +166,15 @@ class SumsOfRows(Recipe):
         messages = [message for message in messages if len(message.of_users())]  # others' rows are left out on the way
         if not messages:
             return None
+        messages.sort(key=lambda message: relay_number(message.sender))  # as shares are joined
         H = planner.topology.H
-        overhead, header = messages[0].overhead[:1, : -_nbytes(H)], messages[0].overhead[0, -_nbytes(H) :].numpy()
-        relays = np.flatnonzero(np.unpackbits(header, count=H))
+        size = _nbytes(H) + DIGEST_BYTES
+        overhead, header = messages[0].overhead[:1, :-size], messages[0].overhead[0, -size:].numpy()
+        relays = np.flatnonzero(np.unpackbits(header[:-DIGEST_BYTES], count=H))
         code = planner.spread_code(tuple(relays.tolist()), self.formats.L)
+        if header[-DIGEST_BYTES:].tobytes() != code.digest:
+            log.warning("round %d: this host takes no models: %s", messages[0].round, OTHER_PLAN)
+            return None
         arrived = np.zeros(len(code.of_user), dtype=np.int64)
         for message in messages:
             needs = code.needs(relay_number(message.sender)).sum(axis=1)
@@ -343,18 +353,26 @@ class Sum:
         code, self._terms, K = step.code, step.terms, len(step.code.of_user)
         stretch, e = code.stretches(self._terms.L), step.overhead // 8
         self.shares = torch.zeros(len(code.shares_of(i)) * code.bits, stretch, dtype=torch.int64)
-        led, common = code.leaders == i, np.isin(np.arange(K), step.common)
+        led, common = code.leaders == i, np.isin(np.arange(K), step.common if i in step.learners else [])
         self.further = torch.zeros(1, e if led.any() else 0, dtype=torch.int64)
         self.common = torch.zeros(1, self._terms.L if i in step.learners else 0, dtype=torch.int64)
         self.common_further = torch.zeros(1, e, dtype=torch.int64)
         self._groups = [(np.isin(np.arange(K), users), matrix, self.shares) for users, matrix in code.terms(i)]
         self._groups.append((common, torch.ones(1, 1, dtype=torch.int64), self.common))
         self._further = (led, self.further), (common, self.common_further)
+        self._needed = np.logical_or.reduce([led, *(chosen for chosen, _, _ in self._groups)])
+        self._nbytes, self._heard = self._terms.nbytes + step.overhead, np.zeros(K, dtype=np.int64)
+
+    @property
+    def lacking(self) -> Users:
+        """The users whose rows did not arrive whole and once, as they were announced."""
+        return np.flatnonzero(self._needed & (self._heard != self._nbytes))
 
     def take(self, messages: Sequence[Message]) -> None:
         """Add the terms in these messages."""
         for message in messages:
             users, rows = message.of_users(), message.rows().numpy()
+            self._heard[users] += sum(message.sizes)
             for chosen, matrix, to in self._groups:
                 if len(at := rows[chosen[users]]):
                     self._terms.add(message.payload, torch.from_numpy(at), matrix, to, message.first)
@@ -393,7 +411,8 @@ class CommonRow:
             return
         shares = row.payload.reshape(len(own), -1) if self.splits else self._shares(row, i)
         present = np.isin(np.arange(self.code.H), self.holders)
-        overhead = torch.cat([row.overhead, torch.from_numpy(np.packbits(present))[None]], dim=1)
+        header = np.concatenate([np.packbits(present), np.frombuffer(self.code.digest, np.uint8)])
+        overhead = torch.cat([row.overhead, torch.from_numpy(header)[None]], dim=1)
         needs = np.append(needs_of, np.zeros((1, len(own)), dtype=bool), axis=0)[self.code.of_user]  # [K, x]
         if self.last_medium == "broadcast":
             users = np.flatnonzero(needs.any(axis=1))

@@ -2,8 +2,12 @@
 
 Aggregators of one process that hold equal bytes compute equal models, so they share one `Aggregation`: the first relay
 of a round keeps the IVs and computes the models; the others verify by digests that they would have computed the same.
+
+An update is prepared until it is known whether it counts, and the state before is kept beside it: the verdict says so,
+or else the next attendance, by the attempt that was agreed on. So no lost message can part aggregators from the server.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -18,8 +22,10 @@ from hmtl.communication.attendance import Attendance, bytes_to_numbers, numbers_
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.messages import PARTS, Users
-from hmtl.errors import CodingError
+from hmtl.errors import CodingError, RangeError
 
+log = logging.getLogger(__name__)
+NOBODY: Users = np.empty(0, np.int64)
 NEVER = -2  # in place of the round in which a user's IV counted last, until one has counted
 
 
@@ -75,8 +81,11 @@ class Aggregation:
         counted: the round in which each user's IV counted last [K].
         users: the users from whose IVs the models of the round are computed [n].
         ivs: payload and overhead of these IVs, uint8 [n, bytes].
-        version: number of rounds that this aggregation has aggregated, if relays aggregate.
-        past: the IVs of the last of these rounds as they travelled, with their users, uint8 [bytes] for each round.
+        version: of the state, see `Attempt`.
+        prepared: the attempt that led to an update of which it is not known whether it counts; 0: none.
+        past: the IVs of the last rounds as they travelled, with their users, uint8 [bytes] for each round.
+        since: the version of the state before these rounds.
+        unknown: whether the sum of a round is unknown or out of range, so that nobody counts.
     """
 
     name = "aggregation"
@@ -86,17 +95,19 @@ class Aggregation:
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
         self.users: Users = np.empty(0, np.int64)
         self.ivs: dict[str, Tensor] = {}
-        self.version, self.past = 0, list[Tensor]()
-        self._before: dict[str, Any] | None = None
-        self._round: int | None = None
+        self.version, self.prepared, self.past, self.since = 0, 0, list[Tensor](), 0
+        self.unknown = False
+        self._before: dict[str, Any] = {}  # the state without the update that is prepared
+        self._round, self._attempt = -1, 0
         self._keeper = ""
         self._models: PackedModels | None = None
         self._digest = b""
 
-    def open(self, round: int, node: str, users: Users) -> bool:
-        """Begin a round with the IVs of these users; return whether `node` keeps them for its process."""
-        if self._round != round:
-            self._round, self._keeper, self.users, self.ivs = round, node, users, {}
+    def open(self, round: int, attempt: int, node: str, users: Users) -> bool:
+        """Begin an attempt with the IVs of these users; return whether `node` keeps them for its process."""
+        if self._attempt != attempt:
+            self._round, self._attempt, self._keeper, self.users, self.ivs = round, attempt, node, users, {}
+            self.unknown = False
         return self._keeper == node
 
     def room(self, sizes: tuple[int, int]) -> dict[str, Tensor]:
@@ -110,12 +121,17 @@ class Aggregation:
         """Take the IVs of a round, or their sum."""
         self.users, self.ivs = users, ivs
 
+    def keep_nobody(self) -> None:
+        """Take the round as one without terms, whose sum is zero."""
+        self.users, self.unknown = NOBODY, True
+        self.ivs = {part: torch.zeros(1, rows.shape[1], dtype=torch.uint8) for part, rows in self.ivs.items()}
+
     def places(self, users: Users) -> Tensor:
         """Return the rows of these users among the IVs."""
         return torch.from_numpy(np.searchsorted(self.users, users))
 
     def update(self, digest: bytes, dtype: torch.dtype, attendance: Attendance) -> None:
-        """Compute the models from the IVs that are kept.
+        """Compute the models from the IVs that are kept, and prepare the update.
 
         Args:
             digest: digest of these IVs; empty if no relay aggregates.
@@ -127,15 +143,20 @@ class Aggregation:
         if digest:
             self._remember(attendance.format, attendance.requested)
         self._models, self._digest = self._aggregate(dtype, attendance.format, attendance.requested), digest
+        self.prepared = self._attempt
+
+    def settle(self, agreed: int) -> None:
+        """Keep the update that is prepared if its attempt was agreed on, and undo it otherwise."""
+        if self.prepared == agreed:
+            self.version = agreed
+        elif self.prepared:
+            assert self._before, "an update cannot be undone, since no message can be lost"
+            self.aggregator.load_state_dict(self._before["aggregator"])
+            self.load_state_dict(self._before)
+        self.prepared, self._before = 0, {}
 
     def _aggregate(self, dtype: torch.dtype, row_format: str, requested: bool) -> PackedModels:
-        ivs = self.coder.decode(self.users, self.ivs["payload"], self.ivs["overhead"], dtype, row_format)
-        self.ivs = {}
-        models = self.aggregator.update(self.users, ivs)
-        del ivs  # may be as large as all models
-        if self.coder.averages:
-            models = self.aggregator.averaged(models)
-        assert self._round is not None
+        models = self._updated(dtype, row_format)
         self.counted[self.users] = self._round
         self.coder.hear(self.counted, self._round, requested)
         receipts = self.coder.receipts(self.counted)
@@ -147,74 +168,80 @@ class Aggregation:
         payload, extras = self.coder.encode(self.users, models, dtype)
         return PackedModels(payload, torch.cat([extras, receipts], dim=1))
 
+    def _updated(self, dtype: torch.dtype, row_format: str) -> Tensor:
+        """Update the aggregator, and return the models; if a sum is out of range, as in a round without terms."""
+        before = self.aggregator.state_dict() if self.coder.adds else {}
+        try:
+            ivs = self.coder.decode(self.users, self.ivs["payload"], self.ivs["overhead"], dtype, row_format)
+            self.ivs = {part: rows.new_empty(0, rows.shape[1]) for part, rows in self.ivs.items()}
+            models = self.aggregator.update(self.users, ivs)
+        except RangeError as error:
+            if not self.coder.adds or self.unknown:
+                raise
+            log.warning("round %d counts nobody, since a sum is wrong, of whom is not known: %s", self._round, error)
+            self.aggregator.load_state_dict(before)
+            self.keep_nobody()
+            return self._updated(dtype, row_format)
+        del ivs  # may be as large as all models
+        return self.aggregator.averaged(models) if self.coder.averages else models
+
     def _remember(self, row_format: str, requested: bool) -> None:
         """Keep the IVs of this round for relays that miss it, if they take no more bytes than the coder's state.
 
         Of floats, none are kept: the state is as small as the IVs of a round or two.
         """
-        assert self._round is not None
         parts, K = [self.ivs[part] for part in PARTS], len(self.counted)
         room = sum(tensor.nbytes for tensor in self.coder.state_dict().values())
-        self.version += 1
         if sum(part.nbytes for part in parts) > room:
-            self.past = []
+            self.past, self.since = [], self._attempt
             return
-        tag = tagged(0, row_format, requested)
-        header = numbers_to_bytes([self._round, tag, len(parts[0]), *(part.shape[1] for part in parts)])
+        tag = tagged(self._attempt, row_format, requested)
+        header = numbers_to_bytes([tag, self._round, len(parts[0]), *(part.shape[1] for part in parts)])
         users = np.packbits(np.isin(np.arange(K), self.users))
         self.past = [*self.past, torch.from_numpy(np.concatenate([header, users, *(p.numpy().ravel() for p in parts)]))]
         while sum(map(len, self.past)) > room:
-            self.past = self.past[1:]
+            self.since, self.past = _attempt_of(self.past[0].numpy()), self.past[1:]
 
     def models(self, digest: bytes) -> PackedModels | None:
         """Return the models if they were computed from IVs with this digest, otherwise None."""
         return self._models if digest == self._digest else None
 
-    def roll_back(self) -> None:
-        """Undo the round, as if its IVs had never arrived."""
-        if self._before:
-            self.aggregator.load_state_dict(self._before["aggregator"])
-            self.load_state_dict(self._before)
-        self._round = None
-        self.close()
-
     def close(self) -> None:
         """Release the round's IVs and models, which may be large."""
-        self.ivs, self._models, self._before = {}, None, None
+        self.ivs, self._models = {}, None
 
-    def missed(self, rounds: int, adopted: int = 0) -> NDArray[np.uint8]:
-        """Return what a relay needs after missing this many rounds: their IVs, or the state if some are gone.
+    def missed(self, since: int, adopted: int = 0) -> NDArray[np.uint8]:
+        """Return what a relay needs whose state has version `since`: the IVs of later rounds, or the state.
 
         A relay that adopted a state does not know the IVs before; `adopted` is the version of this state.
         """
-        if rounds > min(len(self.past), self.version - adopted):
+        if since < max(self.since, adopted):
             return self.state_bytes()
-        rows = [row.numpy() for row in self.past[-rounds:]]
-        return np.concatenate([numbers_to_bytes([-rounds, self.version - rounds, *map(len, rows)]), *rows])
+        rows = [row.numpy() for row in self.past if _attempt_of(row.numpy()) > since]
+        return np.concatenate([numbers_to_bytes([-len(rows), *map(len, rows)]), *rows])
 
     def catch_up(self, content: NDArray[np.uint8], dtype: torch.dtype) -> bool:
         """Load what another node's `missed` returned; return whether it was the whole state."""
         if (rounds := -int(bytes_to_numbers(content[:4])[0])) <= 0:
             self.adopt(content)
             return True
-        first, *sizes = bytes_to_numbers(content[4 : 8 + 4 * rounds]).tolist()
-        rows = np.split(content[8 + 4 * rounds :], np.cumsum(sizes)[:-1])
-        for version, row in enumerate(rows, first):
-            if version == self.version:  # another relay of this process may have taken part
+        sizes = bytes_to_numbers(content[4 : 4 + 4 * rounds])
+        for row in np.split(content[4 + 4 * rounds :], np.cumsum(sizes)[:-1]):
+            if _attempt_of(row) > self.version:  # another relay of this process may have taken part
                 self._repeat(row, dtype)
         return False
 
     def _repeat(self, row: NDArray[np.uint8], dtype: torch.dtype) -> None:
         """Aggregate a past round."""
-        self._round, tag, n, *sizes = bytes_to_numbers(row[:20]).tolist()
-        _, row_format, requested = untagged(tag)
+        tag, self._round, n, *sizes = bytes_to_numbers(row[:20]).tolist()
+        self._attempt, row_format, requested = untagged(tag)
         users, *parts = np.split(row[20:], np.cumsum([-(-len(self.counted) // 8), n * sizes[0]]))
         self.users = np.flatnonzero(np.unpackbits(users, count=len(self.counted)))
         rows = [torch.from_numpy(part.copy()).view(n, size) for part, size in zip(parts, sizes, strict=True)]
         self.ivs = dict(zip(PARTS, rows, strict=True))
         self._remember(row_format, requested)
         self._aggregate(dtype, row_format, requested)
-        self._round = None
+        self.version = self._attempt
 
     def state_bytes(self) -> NDArray[np.uint8]:
         """Return everything that a node needs to aggregate the next round."""
@@ -227,7 +254,7 @@ class Aggregation:
         """Load what another node's `state_bytes` returned."""
         version = int(bytes_to_numbers(content[:4])[0])
         if version != self.version:
-            self.version, self.past = version, []
+            self.version, self.past, self.since = version, [], version
         unread = torch.from_numpy(content[4:].copy())
         for part in (self.aggregator, self.coder):
             state = part.state_dict()
@@ -239,12 +266,19 @@ class Aggregation:
         self.counted = bytes_to_numbers(unread.numpy())
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"counted": torch.from_numpy(self.counted.copy()), "version": self.version, "past": self.past}
+        own = {"counted": torch.from_numpy(self.counted.copy()), "version": self.version, "prepared": self.prepared}
+        own |= {"past": self.past, "since": self.since, "before": self._before}
         return own | {"coder": self.coder.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counted = state["counted"].numpy().copy()
-        self.version, self.past = state["version"], state["past"]
+        self.version, self.prepared, self._before = state["version"], state["prepared"], state["before"]
+        self.past, self.since = state["past"], state["since"]
         self.coder.load_state_dict(state["coder"])
-        self._round = None
+        self._attempt = 0
         self.close()
+
+
+def _attempt_of(row: NDArray[np.uint8]) -> int:
+    """Return the attempt of a past round."""
+    return untagged(int(bytes_to_numbers(row[:4])[0]))[0]

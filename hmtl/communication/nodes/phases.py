@@ -15,7 +15,7 @@ class Phase(Enum):
     STUCK = "stuck"  # lacks a message that it needs, waits for the verdict
     AGGREGATED = "aggregated"  # computed the models, waits for the verdict
     AGREED = "agreed"  # all aggregators hold the same: the models may go to the users
-    UNCONFIRMED = "unconfirmed"  # no verdict arrived: the models are discarded
+    UNCONFIRMED = "unconfirmed"  # no verdict arrived: the next attendance says whether the models count
     IN_VAIN = "in vain"  # a relay fell silent in this attempt, waits for the next attendance
 
 
@@ -42,7 +42,7 @@ TRANSITIONS: Mapping[Phase, Mapping[Event, Phase]] = {
         Event.MISS: Phase.UNCONFIRMED,
     },
     Phase.AGREED: {},
-    Phase.UNCONFIRMED: {},
+    Phase.UNCONFIRMED: {Event.ATTEND: Phase.ATTENDING, Event.MISS: Phase.ABSENT},
     Phase.IN_VAIN: {Event.ATTEND: Phase.ATTENDING, Event.MISS: Phase.ABSENT},
 }
 """The next phase, by phase and event. `CLOSE` leads from any phase to `ABSENT`."""

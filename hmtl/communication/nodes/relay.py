@@ -6,6 +6,7 @@ If a relay aggregates, it computes the models of what it learned. One that misse
 Aggregators confirm by digests that they hold the same models, which the server compares before any user gets one.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
-from hmtl.communication.agreement import Digest
-from hmtl.communication.attendance import Attendance, Report, decide
-from hmtl.communication.flows.flow import Flow, Recipe, Step
+from hmtl.communication.agreement import NOTHING, Digest
+from hmtl.communication.attendance import ATTEMPT, Attempt, Attendance, Report, decide
+from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Step
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
@@ -37,6 +38,8 @@ from hmtl.communication.nodes.phases import Event, Phase, following
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
+log = logging.getLogger(__name__)
+
 
 class Node:
     """A relay or the server. It knows only what was sent to it.
@@ -47,18 +50,21 @@ class Node:
         recipe: how rows travel.
 
     Attributes:
-        version: number of rounds that were aggregated, as far as the node knows; 0 if no relay ever aggregates.
-        attendance: who takes part in the round.
+        version: of the state, as far as the node knows, see `Attempt`.
+        attempt: the present one.
+        attendance: who takes part in it.
         sizes: bytes of payload and overhead of a row.
         combining: whether relays combine, or are asked to combine, what users of secure sums revealed.
     """
 
+    STATE: tuple[str, ...] = ("version",)
     combining = False
 
     def __init__(self, name: str, planner: Planner, recipe: Recipe) -> None:
         self.name, self.planner, self.topology, self.recipe = name, planner, planner.topology, recipe
         self.version = 0
         self.round = -1
+        self.attempt = Attempt()
         self.attendance: Attendance = decide(planner.topology, {}, 0, ())  # nobody takes part
         self.sizes = (0, 0)
         self._heard: Any = None  # what it keeps of the rows that it heard, as the flow has it
@@ -76,10 +82,11 @@ class Node:
         return self.flow().collect[n]
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"version": torch.tensor(self.version)}
+        return {name: torch.tensor(getattr(self, name)) for name in self.STATE}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.version = int(state["version"])
+        for name in self.STATE:
+            setattr(self, name, int(state[name]))
 
 
 class Relay(Node):
@@ -94,8 +101,11 @@ class Relay(Node):
     Attributes:
         phase: where it is in the round.
         dtype: the type of the users' numbers, in which models are computed.
+        prepared: the attempt in which it computed models of which it does not know whether they count; 0: none.
         adopted: the version of the last state that it adopted; 0: none.
     """
+
+    STATE = ("version", "prepared", "adopted")
 
     def __init__(
         self, i: int, planner: Planner, recipe: Recipe, hosts: Sequence[str], aggregation: Aggregation | None
@@ -104,7 +114,7 @@ class Relay(Node):
         self.i, self.hosts, self.aggregation = i, tuple(hosts), aggregation
         self.phase = Phase.ABSENT
         self.dtype = torch.float64
-        self.adopted = 0
+        self.prepared = self.adopted = 0
         self._models: PackedModels | None = None
         self._arrived: Sequence[Message] = ()  # that it heard before it reported, or announcements
         self._passed: Sequence[Message] = ()  # models that the server passed on
@@ -123,17 +133,35 @@ class Relay(Node):
         users = np.unique(np.concatenate([message.of_users() for message in rows]))
         self.sizes = rows[0].payload.shape[1], rows[0].overhead.shape[1]
         requested, near = any(hears[message.of_users()].any() for message in requests), users[hears[users]]
-        content = Report(near, self.version, *self.sizes, requested, rows[0].format).to_bytes(self.topology, self.i)
-        return [self._to_server(REPORT, *overhead_only(content))]
+        report = Report(near, self.version, *self.sizes, requested, rows[0].format, self.prepared or self.version)
+        return [self._to_server(REPORT, *overhead_only(report.to_bytes(self.topology, self.i)))]
 
     def attend(self, messages: Sequence[Message]) -> None:
-        """Read who takes part and who aggregates; a relay without this message leaves the round."""
+        """Read who takes part and who aggregates; a relay without this message leaves the round.
+
+        So does one that makes another plan than the server, unless it aggregates: then the server finds out.
+        """
         self._digest = Digest()
         if self.phase is Phase.ABSENT:
             return
-        self._on(Event.ATTEND if messages else Event.MISS)
+        attends = bool(messages)
         if messages:
-            self.attendance = self.planner.attendance(messages[0].overhead.numpy().tobytes())
+            content = messages[0].overhead[0].numpy()
+            self.attempt = Attempt.from_bytes(content[:ATTEMPT])
+            self.attendance = self.planner.attendance(content[ATTEMPT:].tobytes())
+            self.settle(self.attempt.agreed)
+            if not self.attendance.aggregating[self.i] and self.flow().digest != self.attempt.digest:
+                log.warning("round %d: %s stays out: %s", self.round, self.name, OTHER_PLAN)
+                attends = False
+        self._on(Event.ATTEND if attends else Event.MISS)
+
+    def settle(self, agreed: int) -> None:
+        """Keep an update that is prepared if its attempt was agreed on, and undo it otherwise."""
+        if self.prepared == agreed:
+            self.version = agreed
+        self.prepared = 0
+        if self.aggregation:
+            self.aggregation.settle(agreed)
 
     @property
     def aggregating(self) -> bool:
@@ -144,7 +172,7 @@ class Relay(Node):
         """Send the rows of missed rounds, or this aggregator's state, if the server names this relay as the source."""
         if self.attendance.source != self.i:
             return []
-        return [self._to_server(STATE, *overhead_only(self._aggregation.missed(self.attendance.missed, self.adopted)))]
+        return [self._to_server(STATE, *overhead_only(self._aggregation.missed(self.attempt.since, self.adopted)))]
 
     def adopt_state(self, messages: Sequence[Message]) -> None:
         """Repeat the rounds that this relay missed, or adopt another node's state."""
@@ -173,7 +201,7 @@ class Relay(Node):
     def up(self, n: int) -> list[Message]:
         """Send the server what step n asks of this relay."""
         step = self._step(n)
-        if self.phase is not Phase.ATTENDING or self.i not in step.senders:
+        if self.phase is not Phase.ATTENDING or self.i not in step.senders or not self._heard_all():
             return []
         return [self._to_server(step.kinds[0], *step.up(self.i, self._heard))]
 
@@ -184,9 +212,22 @@ class Relay(Node):
             return
         if self.i in step.receivers and not messages:
             self._on(Event.MISS)
+        if self.phase is not Phase.ATTENDING or not self._heard_all():
             return
-        keeps = self._aggregation.open(self.round, self.name, self.attendance.users)
+        keeps = self._opens()
         step.learn(self.i, self._heard, messages, self._digest, self._aggregation if keeps else None)
+
+    def _heard_all(self) -> bool:
+        """Return whether all numbers of the rows arrived that this relay reported; without some, it cannot go on."""
+        if lacking := self._heard.lacking.tolist():
+            users = self.topology.names.of_users(lacking)
+            log.warning("round %d: %s counts as silent: it lacks numbers of %s", self.round, self.name, users)
+            self._on(Event.MISS)
+        return not lacking
+
+    def _opens(self) -> bool:
+        """Begin an attempt, and return whether this relay keeps what aggregators of its process learn."""
+        return self._aggregation.open(self.round, self.attempt.number, self.name, self.attendance.users)
 
     def release(self) -> None:
         """Release the rows that it heard, which may be large."""
@@ -197,9 +238,9 @@ class Relay(Node):
         if not self.aggregating:
             return
         digest = self._digest.value()
-        if self._aggregation.open(self.round, self.name, self.attendance.users):
+        if self._opens():
             self._aggregation.update(digest, self.dtype, self.attendance)
-        self._models = self._aggregation.models(digest)
+        self._models, self.prepared = self._aggregation.models(digest), self.attempt.number
         self._on(Event.AGGREGATE)
 
     def confirm(self) -> list[Message]:
@@ -207,7 +248,7 @@ class Relay(Node):
         if self.phase is not Phase.AGGREGATED:
             return []
         models, flow = self._models, self.flow()
-        learned = flow.sealed(self._digest.value())
+        learned = flow.sealed(NOTHING if self._aggregation.unknown else self._digest.value())
         digests = learned + (models.digest if models else bytes(len(learned)))
         messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
         if models and (passed := flow.delivery.up(self.i, models.content)):
@@ -219,14 +260,11 @@ class Relay(Node):
         self._passed = models
         if verdict:
             self._on(Event.AGREE if bool(verdict[0].overhead[0, 0]) is AGREED else Event.RETRY)
+            self.settle(self.attempt.number if self.phase is Phase.AGREED else self.attempt.agreed)
         elif self.phase is Phase.AGGREGATED:
             self._on(Event.MISS)
-        if self.phase is Phase.AGREED:
-            self.version += 1
-        else:
+        if self.phase is not Phase.AGREED:
             self._models = None
-        if self.aggregation and self.phase in (Phase.IN_VAIN, Phase.UNCONFIRMED):
-            self.aggregation.roll_back()
 
     def deliver(self) -> list[Message]:
         """Send users the models that the server passed on, and those that the relay computed.
@@ -251,13 +289,6 @@ class Relay(Node):
         self._passed, self._models = (), None
         if self.aggregation:
             self.aggregation.close()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return super().state_dict() | {"adopted": torch.tensor(self.adopted)}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        super().load_state_dict(state)
-        self.adopted = int(state["adopted"])
 
     @property
     def _aggregation(self) -> Aggregation:

@@ -525,8 +525,7 @@ class SecureServer(Server):
             roster.holders(counted, table)
         except UnmaskingError as error:
             log.warning("round %d has no sum: it cannot be unmasked: %s", self.round, error)
-            self._unknown = True
-            self._keep(NOBODY, np.empty((0, masking.SHARE), np.uint8))
+            self._sums.keep_nobody()
             return []
         self.combining = True
         return self._to(self._relays, UNMASK, *overhead_only(np.packbits(table)))
@@ -551,14 +550,12 @@ class SecureServer(Server):
         return None if self.empty or not len(self.attendance.users) else self._known
 
     def _keep(self, counted: Users, seeds: Bytes) -> None:
-        """Keep the sum of the terms, without masks; if nobody counted, zeros."""
+        """Keep the sum of the terms, without masks."""
         kept = self._sums.ivs
         _, sums = self.formats.up[self.attendance.format]
         total = _Rows(sums, kept["payload"], kept["overhead"])
-        if self._known and len(counted):
-            total.add(0, self._known.roster.unmask(counted, seeds, total.parts), -1)
-        else:
-            total.payload, total.overhead = torch.zeros_like(total.payload), torch.zeros_like(total.overhead)
+        assert self._known
+        total.add(0, self._known.roster.unmask(counted, seeds, total.parts), -1)
         self._sums.keep(counted, {"payload": total.payload, "overhead": total.overhead})
 
 

@@ -3,16 +3,18 @@
 If it aggregates, it computes the models of what it learned; relays that aggregate beside it must hold the same.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
-from hmtl.communication.agreement import DIGEST_BYTES, Digest, deviating
-from hmtl.communication.attendance import Report, decide
-from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Recipe
+from hmtl.communication.agreement import DIGEST_BYTES, NOTHING, Digest
+from hmtl.communication.attendance import Attempt, Report, decide
+from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Recipe
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
@@ -30,6 +32,9 @@ from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.relay import Node
 from hmtl.errors import CodingError
 
+log = logging.getLogger(__name__)
+DOUBTED = -1  # in place of the version of a relay whose state is wrong
+
 
 class Server(Node):
     """The server.
@@ -39,28 +44,35 @@ class Server(Node):
         aggregation: computes the models, if the server aggregates.
 
     Attributes:
-        empty: whether nobody aggregates in this round.
+        attempts: how many there have been in all rounds.
+        empty: whether nobody aggregates in this round, or nobody counts, since a sum is unknown or out of range.
         silent: the relays whose message is missing in this attempt.
         handover_bits: bits of the aggregators' state that were handed to relays in this round.
         dtype: the type of the users' numbers, in which models are computed.
     """
 
+    STATE = ("version", "attempts")
+
     def __init__(self, planner: Planner, recipe: Recipe, aggregation: Aggregation | None) -> None:
         super().__init__(SERVER, planner, recipe)
         self.aggregation = aggregation
+        self.attempts = 0
         self.empty = False
         self.silent: set[int] = set()
         self.handover_bits = 0
         self.dtype = torch.float64
         self._reports: dict[int, Report] = {}
+        self._doubted: set[int] = set()  # relays that computed other models from the same rows: their state is wrong
 
     def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Decide from the relays' reports who takes part and who aggregates; announce it."""
         self.round, self.handover_bits = round, 0
         self._reports = {
             relay_of(message): Report.from_bytes(message.overhead[0].numpy(), self.topology, relay_of(message))
-            for message in messages
+            for message in sorted(messages, key=relay_of)
         }
+        for i in self._doubted & self._reports.keys():
+            self._reports[i] = replace(self._reports[i], version=DOUBTED, prepared=DOUBTED)
         return self._announce()
 
     def attend_again(self) -> list[Message]:
@@ -83,6 +95,10 @@ class Server(Node):
                 f"Users send rows of {self.sizes[0]} bytes in format {self.attendance.format}, which does not fit this "
                 "communicator. Start all nodes with the same communicator.wire and model."
             )
+        self.attempts += 1
+        versions = [self._reports[i].version for i in np.flatnonzero(self.attendance.behind).tolist()]
+        self.attempt = Attempt(self.attempts, self.version, min([self.version, *versions]), self.flow().digest)
+        content = np.concatenate([self.attempt.to_bytes(), content])
         return self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content))
 
     def pass_state(self, messages: Sequence[Message] = ()) -> list[Message]:
@@ -91,7 +107,7 @@ class Server(Node):
         self._lacks([attendance.source] if attendance.source >= 0 else [], messages)
         states = [(message.payload, message.overhead) for message in messages]
         if self.aggregation and behind:
-            states = [overhead_only(self.aggregation.missed(attendance.missed))]
+            states = [overhead_only(self.aggregation.missed(self.attempt.since))]
         copies = [copy for state in states for copy in self._to(behind, STATE, *state)]
         self.handover_bits += 8 * sum(message.overhead.numel() for message in (*messages, *copies))
         return copies
@@ -102,12 +118,13 @@ class Server(Node):
         If a message is missing, the attempt is in vain.
         """
         step = self._step(n)
+        messages = sorted(messages, key=relay_of)  # as steps join them
         if self.empty or self._lacks(step.senders, messages):
             return []
         if OF_SERVER in step.learners:
             assert self.aggregation, "only a server that aggregates learns something"
             self.dtype = messages[0].dtype if messages else self.dtype
-            self.aggregation.open(self.round, self.name, self.attendance.users)
+            self.aggregation.open(self.round, self.attempt.number, self.name, self.attendance.users)
             heard = step.learn(OF_SERVER, self._heard, messages, self._digest, self.aggregation)
             self._heard = heard or self._heard
         return [self._copy(step.kinds[1], copy) for copy in step.down(self._heard, messages)]
@@ -122,21 +139,25 @@ class Server(Node):
         """Release the models if all aggregators hold the same ones; send those of users whom no aggregator hears.
 
         Raises:
-            CodingError: the aggregators follow different plans, or hold different rows or models.
+            CodingError: nobody knows which aggregators follow the right plan, or hold the right rows or models.
         """
-        flow = self.flow()
-        self._check(flow, digests)
-        if self._lacks(self.attendance.aggregators, digests):
-            if self.aggregation:
-                self.aggregation.roll_back()
+        flow, received = self.flow(), {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
+        if not self._lacks(self.attendance.aggregators, digests):
+            self.silent = self._deviating(flow, received)
+        in_vain = bool(self.silent)
+        if self.aggregation:
+            self.aggregation.settle(self.attempt.agreed if in_vain else self.attempt.number)
+        if in_vain:
             return self._verdict(IN_VAIN, self.attendance.relays)
         if self.empty:
             return []
         sent = [Content(m.payload, m.overhead, m.users, m.at) for m in models]
         if self.aggregation and (computed := self.aggregation.models(self._value)):
             sent = [computed.content]
-        if self.planner.preferred:
-            self.version += 1
+        self.version = self.attempt.number
+        self._doubted -= set(self.attendance.aggregators)
+        learned = {digest[:DIGEST_BYTES] for digest in received.values()}
+        self.empty = self.aggregation.unknown if self.aggregation else flow.sealed(NOTHING) in learned
         verdict = self._verdict(AGREED, self.attendance.aggregators)
         return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in flow.delivery.down(content))]
 
@@ -145,34 +166,37 @@ class Server(Node):
         """The digest of what the server learned; empty if no relay ever aggregates."""
         return self._digest.value() if self.planner.preferred else b""
 
-    def _check(self, flow: Flow, digests: Sequence[Message]) -> None:
-        """Raise CodingError if the aggregators' digests differ, or if they are of another plan than the server's."""
-        received = {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
-        if odd := [i for i, digest in received.items() if not digest.startswith(flow.digest)]:
+    def _deviating(self, flow: Flow, received: Mapping[int, bytes]) -> set[int]:
+        """Return the relays whose digests differ from those of most, or from the server's own, and say in what.
+
+        Raises:
+            CodingError: no digest is that of most, or all relays made another plan than the server.
+        """
+        plan = len(flow.digest)
+        odd = {i: OTHER_PLAN for i, digest in received.items() if digest[:plan] != flow.digest}
+        rest = {i: digest for i, digest in received.items() if i not in odd}
+        right = max(rest.values(), key=[*rest.values()].count, default=b"")
+        decided = 2 * [*rest.values()].count(right) > len(rest) and any(right[DIGEST_BYTES:])
+        if self.aggregation and (models := self.aggregation.models(self._value)):
+            right, decided = flow.sealed(self._value) + models.digest, True
+        for i, digest in rest.items():
+            if digest[:DIGEST_BYTES] != right[:DIGEST_BYTES]:
+                odd[i] = "it learned other IVs or sums than the other aggregators."
+            elif digest != right:
+                odd[i] = "it computed other models than the other aggregators."
+                self._doubted.add(i)
+        if odd and (not rest or not decided):
             raise CodingError(
-                f"{self._named(odd)} made another plan than the server in round {self.round}, from the same network: "
-                "the versions of hmtl or of its solvers (scipy) differ. Install the same versions at all nodes."
+                f"Aggregators differ in round {self.round}, and nobody knows which of them are right: "
+                f"{self._named([*odd])}: {next(iter(odd.values()))} The run stops before a wrong model spreads. Please "
+                "report this with the topology, the settings of the communicator and the seed."
             )
-        for comparable in self._comparable(flow, received):
-            if odd := deviating(comparable):
-                same_rows = not deviating({i: digest[:DIGEST_BYTES] for i, digest in comparable.items()})
-                what = "computed other models" if same_rows else "learned other IVs or sums"
-                raise CodingError(
-                    f"{self._named(odd)} {what} than the other aggregators in "
-                    f"round {self.round}. The run stops before a wrong model spreads. Please report this with the "
-                    "topology, the settings of the communicator and the seed."
-                )
+        for i, why in odd.items():
+            log.warning("round %d: %s counts as silent: %s", self.round, self._named([i]), why)
+        return {*odd}
 
     def _named(self, relays: Sequence[int]) -> str:
         return f"relay{'s' * (len(relays) > 1)} " + ", ".join(map(str, self.topology.names.of_relays(relays)))
-
-    def _comparable(self, flow: Flow, received: Mapping[int, bytes]) -> Iterator[Mapping[int, bytes]]:
-        """Yield groups of digests that have to be equal: those of relays, or each beside the server's own."""
-        if self.aggregation is None:
-            yield received
-        elif models := self.aggregation.models(self._value):
-            for i, digest in received.items():
-                yield {OF_SERVER: flow.sealed(self._value) + models.digest, i: digest}
 
     def _lacks(self, relays: Sequence[int], messages: Sequence[Message]) -> bool:
         """Record the relays that sent no message; return whether one is or was missing.

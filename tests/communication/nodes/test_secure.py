@@ -40,7 +40,7 @@ def test_what_is_lost_leaves_an_exact_sum_or_an_empty_round(
     """Users and relays come and go; keys, shares, terms on single links, answers and rows for users are lost."""
     rng, rounds = np.random.default_rng(seed), 5
     absent = [set(np.flatnonzero(rng.random(t.K) < gone).tolist()) for _ in range(rounds)]
-    ivs = [terms(seed + n, t.K, reach=63) for n in range(rounds)]
+    ivs = [terms(seed + n, t.K, reach=55) for n in range(rounds)]
     half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
     sides = [Terms(ivs, absent, mine) for mine in half]
     apart = Apart(t, sides, SumsOfRows(secure=Secure(0.2), sums=sums), Network(medium=medium))
@@ -111,7 +111,7 @@ def test_models_are_those_of_plain_sums(contacts: Contacts, sums: str, seed: int
     colluding = max(COLLUDING, 1 / K)
     if K < 3 or not fit(Secure(colluding), contacts.at(0)):
         return
-    ivs, run = [terms(n, K, 20, reach=63) for n in range(4)], {}
+    ivs, run = [terms(n, K, 20, reach=55) for n in range(4)], {}
     for secure in (True, False):
         users, total = Terms(ivs, absent), Total(20)
         settings = {"secure": True, "colluding": colluding} if secure else {}
@@ -164,7 +164,7 @@ STEPS = {
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: " ".join(map(str, step)))
 def test_a_relay_falls_silent_or_a_message_is_lost_in_any_step(step: tuple[str, str, str, int], silent: bool) -> None:
     """Relay 0 in round 1; it is back in round 2."""
-    users = Terms([terms(n, 12, reach=63) for n in range(3)], [set()] * 3)
+    users = Terms([terms(n, 12, reach=55) for n in range(3)], [set()] * 3)
     apart, seen = Apart(symmetric(12, 3, 2), [users], MASKED), 0
     total, (kind, sender, receiver, number) = torch.zeros(7, dtype=torch.int64), step
 
@@ -210,7 +210,7 @@ def test_relays_get_one_copy_of_what_the_server_broadcasts(medium: str) -> None:
 
 @pytest.mark.parametrize("kind", [SHARES, pytest.param(UNMASK, marks=pytest.mark.slow)])
 def test_users_with_few_neighbours_do_not_need_all_relays(kind: str) -> None:
-    users = Terms([terms(0, 100, reach=63)], [set()])
+    users = Terms([terms(0, 100, reach=55)], [set()])
     apart = Apart(any_r(100, 5, 3), [users], MASKED)
     apart.play(0, change=lambda node, message: None if (message.kind, node) == (kind, "relay 0") else message)
     ((counted, _),) = apart.total.seen
@@ -241,7 +241,7 @@ def without(message: Message, users: tuple[int, ...]) -> Message:
 @pytest.mark.parametrize("kind", [KEYS, SHARED, UNMASK])
 def test_a_relay_that_serves_nobody_is_all_that_is_left(kind: str) -> None:
     """What it passes on has no rows."""
-    users = Terms([terms(n, 5, reach=63) for n in range(2)], [set()] * 2)
+    users = Terms([terms(n, 5, reach=55) for n in range(2)], [set()] * 2)
     apart = Apart(Topology(np.array([[1] * 5, [0] * 5], np.uint8)), [users], MASKED)
     apart.play(0, change=lambda node, m: None if (m.kind, node, m.sender) == (kind, SERVER, "relay 0") else m)
     assert {k: model.tolist() for k, model in users.models.items()} == dict.fromkeys(range(5), [0] * 7 + [1])
@@ -252,7 +252,7 @@ def test_a_relay_that_serves_nobody_is_all_that_is_left(kind: str) -> None:
 
 @pytest.mark.parametrize("why", ["too few", "unanswered"])
 def test_an_empty_round_says_why_and_costs_nothing(why: str, caplog: pytest.LogCaptureFixture) -> None:
-    users = Terms([terms(n, 20, reach=63) for n in range(3)], [set()] * 3)
+    users = Terms([terms(n, 20, reach=55) for n in range(3)], [set()] * 3)
     recipe, answered = SumsOfRows(secure=Secure(COLLUDING, least=5)), list[Message]()
     apart = Apart(symmetric(20, 5, 3), [users], recipe)
 
