@@ -7,6 +7,7 @@ that, the server decides again (`Server.attend_again`), and the round is attempt
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
