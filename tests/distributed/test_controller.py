@@ -17,7 +17,7 @@ from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig
 
 from hmtl.communication import TIERS
-from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, MODELS
+from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, MODELS, VERDICT
 from hmtl.config.build import Run, compose
 from hmtl.distributed import controller as module
 from hmtl.errors import CodingError, ConfigError, EngineError, HmtlError, ProcessLost
@@ -396,3 +396,17 @@ def test_only_hosts_use_the_device(configure: Callable[..., DictConfig]) -> None
 def test_a_timeout_must_be_positive() -> None:
     with pytest.raises(ConfigError, match=r"engine\.seconds"):
         Cells(seconds=0)
+
+
+@pytest.mark.parametrize("aggregators", ["[0]", "all"])
+def test_a_verdict_that_no_aggregator_gets_stops_no_run(configure: Callable[..., DictConfig], aggregators: str) -> None:
+    """They settle by the next attendance; state for the checkpoint is asked of them before."""
+
+    def lose(run: Run) -> None:
+        run.engine.lost = lambda sender, receiver, frame: frame.kind == VERDICT and frame.round == 1
+
+    cfg = configure(*SMALL, "rounds=5", f"communicator.aggregators={aggregators}", "checkpoint_every=1")
+    rows = train_in_cells(cfg, prepare=lose).rows
+    assert [row["empty"] for row in rows] == [0] * 5
+    assert rows[-1]["gap"] < rows[1]["gap"]
+    assert rows[-1]["gap"] > 0
