@@ -6,7 +6,7 @@ and codes but on no particular learner: it only asks the two sides for intermedi
 models.
 """
 
-from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger, Sent
+from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.communicators.base import Communicator
 from hmtl.communication.communicators.by_section import BySection
@@ -29,7 +29,6 @@ __all__ = [
     "Links",
     "Network",
     "Outcome",
-    "Sent",
     "Sums",
     "SumsOfRows",
     "Uncoded",

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from hmtl import errors
-from hmtl.communication import BySection, InProcess, LinkLedger, Sent
+from hmtl.communication import BySection, InProcess, LinkLedger
+from hmtl.communication.accounting.ledger import Sent
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import SERVER, host_name, relay_name

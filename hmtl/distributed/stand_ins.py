@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.communication import Sent
+from hmtl.communication.accounting.ledger import Sent
 from hmtl.communication.communicators.base import SETUP_ROUND
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import SERVER

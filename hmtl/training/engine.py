@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hmtl.communication import Communicator, InProcess, Sent
+from hmtl.communication import Communicator, InProcess
+from hmtl.communication.accounting.ledger import Sent
 from hmtl.communication.communicators.base import MakeLinks
 from hmtl.data import Task, Wanted
 from hmtl.mtl import Aggregator, Algorithm, Users

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmtl.communication import TIERS, Communicator, Outcome, Sent
+from hmtl.communication import TIERS, Communicator, Outcome
+from hmtl.communication.accounting.ledger import Sent
 from hmtl.io.files import as_csv, write_whole
 
 Measurements = dict[str, float]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.communication import Sent
+from hmtl.communication.accounting.ledger import Sent
 from hmtl.errors import CheckpointError, ConfigError, EngineError, StateLost
 from hmtl.inference.models import models_of
 from hmtl.io.files import as_csv, write_sums, write_whole

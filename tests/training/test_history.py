@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmtl.communication import Sent
+from hmtl.communication.accounting.ledger import Sent
 from hmtl.training.history import History
 
 ROWS = [
