@@ -51,6 +51,8 @@ class Timetable:
 def timetable(t: Topology, network: Network, V_bits: int, wire: str | None, secure: Secure | None) -> Timetable:
     """Return the seconds of a round for each choice of aggregators; V_bits are those of an IV in 64-bit numbers."""
     check_wire(wire)
+    access = network.access(t)
+    assert access is not None
     costs = secure_costs(t, secure, network.medium) if secure else None
     bits = row_bits(wire, -(-V_bits // 64), torch.float64)
     coded, sums = by_seconds(IVs(), t, network, bits), by_seconds(SumsOfRows(), t, network, V_bits)
@@ -62,7 +64,7 @@ def timetable(t: Topology, network: Network, V_bits: int, wire: str | None, secu
         V_bits=bits,
         network=network,
         uncoded=predict(UNCODED, t, network, bits),
-        uncoded_bound=sum(Trip(network.access(t), t.G, bits, up).bound for up in (True, False)),
+        uncoded_bound=Trip(access, t.G, bits, up=True).bound + Trip(access, t.G, bits, up=False).bound,
         choices=[(nodes.setting, seconds) for nodes, seconds in coded.items() if seconds < inf],
         sums=[(nodes.setting, seconds) for nodes, seconds in sums.items() if seconds < inf],
         every=len(coded) == (2 << len(t.active)) - 1,

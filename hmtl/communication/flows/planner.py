@@ -131,9 +131,16 @@ class Planner:
         return recipe.flow(self, attendance, sizes)
 
     def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
-        t = self.topology.restricted(relays=relays)
+        t, links = self.topology.restricted(relays=relays), None
+        if self._access:  # rows come to relays, unless these aggregate, and go to users
+            near, far = np.split(self._access.ports[1 : 1 + 2 * t.H], 2)
+            seconds_of = (~np.isin(np.arange(t.H), self.preferred)) / self._access.links[near, 1]
+            seconds_of = (seconds_of + 1 / self._access.links[far, 0])[list(t.active)]
+            links = Uplinks(tuple((1 / seconds_of).tolist()), parallel=True)
         if self.preferred:  # each of them holds the whole row
-            return sum_code(t, None, 1)
+            return sum_code(t, links, 1)
+        if links:
+            return self._sum_code(t, links, L)
         shares = self._sum_code(t, None, L)
         if self.sums != "auto":
             return shares

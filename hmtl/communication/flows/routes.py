@@ -51,7 +51,8 @@ class Trip:
         self.G, self.homes = G[:, self.users], access.homes[self.users]
         self.near, self.far, self.hosts = np.split(access.ports[1:], [H, 2 * H])
         server, near, far, self._host = (access.links[at] for at in (0, self.near, self.far, self.hosts))
-        self._inner, self._outer = bits * (np.ones(H) if here is None else ~here), 0.0 if copied else float(bits)
+        self._inner: Seconds = bits * (np.ones(H) if here is None else np.asarray(~here, np.float64))
+        self._outer = 0.0 if copied else float(bits)
         hops = self._outer / far[:, 1 - end], self._inner / np.minimum(near[:, end], server[1 - end])
         self.cost = hops[0] + hops[1]
         # Up, nodes wait between hops for the slowest relay, so that the slowest of each hop count.
@@ -82,7 +83,7 @@ class Trip:
         relay, rows = np.unique(serving, return_counts=True)
         pairs, n = np.unique(serving * len(self.hosts) + self.homes, return_counts=True)
         i, host = divmod(pairs, len(self.hosts))
-        inner, outer = self._inner[relay] * rows, self._outer * n.astype(np.float64)
+        inner, outer = self._inner[relay] * rows, np.asarray(self._outer * n, np.float64)
         server, now = np.zeros_like(relay), np.zeros(len(i))
         if self.up:
             heard = carried(self.hosts[host], self.far[i], outer, now, self.links)[self.far] + self.wait

@@ -10,6 +10,7 @@ import yaml
 from hmtl.communication import Communicator, Network
 from hmtl.communication.flows.ivs import UNCODED
 from hmtl.communication.flows.routes import Trip
+from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.prediction import predict
 from hmtl.communication.timetable import timetable
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
@@ -169,6 +170,9 @@ def test_a_slow_relay_serves_nobody(tmp_path, slow):
     alone = predict(UNCODED, t.restricted(relays=[1]), network, 1e6)
     waits = 6 * slow.get("latency_s", 0)
     assert predict(UNCODED, t, network, 1e6) <= 1.02 * alone + waits + 0.01
+    if "latency_s" not in slow and "from_users_bps" not in slow:  # all relays hear terms
+        sums = SumsOfRows(aggregators="server")
+        assert predict(sums, t, network, 1e6) <= 1.02 * predict(sums, t.restricted(relays=[1]), network, 1e6) + 0.01
 
 
 class Means(ScriptedAggregator):
