@@ -11,6 +11,7 @@ from changed import Change, Changed
 from hmtl.coding import AggregatorSet
 from hmtl.communication import LinkLedger, Network, SumsOfRows
 from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.gate import Gate
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
@@ -68,12 +69,15 @@ class Apart:
         self.server = server(planners[0], recipe, aggregation() if self.central else None)
         self.links = Changed(LinkLedger(t.K, t.H))
         self.names = names, [relay.name for relay in self.relays]
+        homes = {host.name: host.members for host in self.hosts}
+        self.links.members = homes
+        self.gate = Gate(recipe, sides[0], homes, self.seats()[-1])
 
     def play(self, round: int, away: Collection[int] = (), change: Change = Changed.change) -> None:
         self.links.change = change
         self.links.ledger.begin_round()
         there = [relay for relay in self.relays if relay.i not in away]
-        nodes = Nodes(self.hosts, there, self.server, self.seats()[-1], self.schedule, *self.names)
+        nodes = Nodes(self.hosts, there, self.server, self.seats()[-1], self.schedule, *self.names, self.gate)
         play(round, nodes, self.links, Stopwatch())
 
     def seats(self) -> list[Aggregation]:

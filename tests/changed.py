@@ -1,6 +1,6 @@
 """Links on which what arrives at a node may be another message, or none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,11 +19,22 @@ class Changed(Counting):
     reliable = streams = False
     change: Change = staticmethod(lambda node, message: message)
     shuffle: Callable[[int], np.ndarray] = staticmethod(np.arange)  # the order in which so many messages arrive
+    members: Mapping[str, np.ndarray] = {}
 
     def collect(self, node, kind):
+        """Collect messages, of which a host gets rows of its own users only, as between processes."""
         posted = super().collect(node, kind)
         arrived = [posted[n] for n in self.shuffle(len(posted))]
+        if node in self.members:
+            arrived = [of_home(message, self.members[node]) for message in arrived]
         return [changed for message in arrived if (changed := self.change(node, message)) is not None]
+
+
+def of_home(message: Message, home: np.ndarray) -> Message:
+    """Return what a host with these users gets of a message."""
+    near, rows = np.isin(message.of_users(), home), message.rows()
+    at = rows[torch.from_numpy(near)] if len(rows) == len(near) else rows
+    return replace(message, users=message.of_users()[near], at=at)
 
 
 def flipped(message: Message) -> Message:

@@ -4,6 +4,7 @@ Relays report whom they heard, the server decides, and every node reads that dec
 that, the server decides again (`Server.attend_again`), and the round is attempted once more.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,7 +54,8 @@ class Report:
 
     @classmethod
     def from_bytes(cls, content: Bytes, t: Topology, i: int) -> "Report":
-        """Return the report that `to_bytes` wrote."""
+        """Return the report that `to_bytes` wrote; raise CodingError if it did not write this."""
+        check_length(content, cls.nbytes(t, i))
         users = np.flatnonzero(t.G[i])
         bits = np.unpackbits(content[:-16], count=len(users)).astype(bool)
         number, prepared, payload, overhead = bytes_to_numbers(content[-16:]).tolist()
@@ -110,7 +112,7 @@ class Attendance:
         behind: the aggregating relays that missed a round and need the state of a node that did not [H].
         source: the relay that sends this state; -1 if no relay needs it, or if the server sends it.
         requested: whether some relay reported a request.
-        format: of the users' rows, as the first relay reported it; relays refuse rows of another format.
+        format: of the users' rows, as relays reported it of most users; other rows are as if they had not arrived.
     """
 
     topology: Topology
@@ -171,13 +173,24 @@ class Attendance:
 
     @classmethod
     def from_bytes(cls, content: bytes, t: Topology) -> "Attendance":
-        """Return the attendance that `to_bytes` wrote."""
+        """Return the attendance that `to_bytes` wrote.
+
+        Raises:
+            CodingError: it did not write this, or it is one on which `decide` does not decide.
+        """
+        check_length(content, cls.nbytes(t))
         H, n = t.H, int(t.G.sum())
         bits = np.unpackbits(np.frombuffer(content[:-4], np.uint8), count=n + 3 * H)
         links = np.zeros_like(t.G)
         links[t.G == 1] = bits[:n]
         reporting, aggregating, behind = bits[n:].astype(bool).reshape(3, H)
         source, row_format, requested = untagged(int.from_bytes(content[-4:], "little"))
+        hearing = np.asarray(links.any(axis=1))
+        useful = reporting & (hearing | ~hearing.any())
+        if (hearing > reporting).any() or (aggregating > useful).any() or (behind > aggregating).any():
+            raise CodingError("relays aggregate or hear users that do not take part")
+        if source and (source > H or not behind.any() or (reporting <= behind)[source - 1]):
+            raise CodingError("no relay can hand the others the state that they missed")
         heard = t.restricted(links=links)
         return cls(t, heard, reporting, aggregating, behind, source - 1, requested, row_format)
 
@@ -207,10 +220,14 @@ def decide(
         preferred: the relays that aggregate if they can; empty: the server aggregates alone.
         server: whether the server aggregates.
     """
+    votes = Counter[str]()
+    for report in reports.values():
+        votes[report.format] += len(report.heard)
+    row_format = max(votes, key=votes.__getitem__, default=INT64)
     links = np.zeros_like(t.G)
     reporting, current = np.zeros((2, t.H), dtype=bool)
     for i, report in reports.items():
-        links[i, report.heard] = 1
+        links[i, report.heard] = report.format == row_format
         reporting[i], current[i] = True, agreed in (report.version, report.prepared)
     heard = np.asarray(links.any(axis=1))
     chosen = np.isin(np.arange(t.H), list(preferred))
@@ -219,8 +236,6 @@ def decide(
     behind = aggregating & ~current
     source = int(np.flatnonzero(current)[0]) if behind.any() and not server else -1
     requested = any(report.requested for report in reports.values())
-    by_heard = sorted(reports.values(), key=lambda report: not len(report.heard))  # formats differ if nobody is heard
-    row_format = by_heard[0].format if by_heard else INT64
     heard_by = t.restricted(links=links)
     return Attendance(t, heard_by, reporting, aggregating, behind, source, requested, row_format)
 
@@ -236,6 +251,12 @@ def untagged(number: int) -> tuple[int, str, bool]:
     if place >= len(FORMATS):
         raise CodingError(f"Rows have the unknown format {place}. Install the same version at all nodes.")
     return number >> 5, FORMATS[place], bool(number & 1)
+
+
+def check_length(content: bytes | Bytes, nbytes: int) -> None:
+    """Raise CodingError if content has another length."""
+    if len(content) != nbytes:
+        raise CodingError(f"it has {len(content)} bytes instead of {nbytes}")
 
 
 def numbers_to_bytes(numbers: Sequence[int] | NDArray[np.int64]) -> Bytes:

@@ -3,7 +3,7 @@
 Nodes are named `server`, `relay 3` or `host 0`; a host holds the users of a process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hmtl.communication.encoding import put, take
 from hmtl.communication.wires import BYTES
+from hmtl.errors import CodingError
 
 Users = NDArray[np.int64]
 """Numbers of users, ascending."""
@@ -96,6 +97,13 @@ class Message:
         return self.payload.shape[1], self.overhead.shape[1]
 
     @property
+    def only_row(self) -> NDArray[np.uint8]:
+        """The overhead of its only row; raise CodingError if it has no row, several rows, or an empty one."""
+        if len(self.overhead) != 1 or not self.overhead.shape[1]:
+            raise CodingError(f"it has {len(self.overhead)} rows of {self.overhead.shape[1]} bytes instead of one row")
+        return self.overhead[0].numpy()
+
+    @property
     def announces(self) -> bool:
         """Whether the rows of this message follow in later ones; here they have a shape, but no content."""
         return self.payload.is_meta
@@ -118,6 +126,13 @@ def nothing(rows: int) -> Tensor:
 def overhead_only(content: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
     """Return the payload and overhead of a message whose only row is overhead."""
     return nothing(1), torch.from_numpy(content)[None]
+
+
+def alike(messages: Sequence[Message], what: Callable[[Message], object]) -> list[Message]:
+    """Return the messages that say the same as most of them do, where they should all do so."""
+    said = [what(message) for message in messages]
+    usual = max(said, key=said.count)
+    return [message for message, each in zip(messages, said, strict=True) if each == usual]
 
 
 def by_user(messages: Sequence[Message]) -> tuple[Users, dict[str, Tensor]]:

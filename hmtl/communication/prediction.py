@@ -38,10 +38,10 @@ MOST_WORK = 10**5  # sets that are tried times users and relays, at least two
 class _Users:
     """Users who send zeros, see `hmtl.communication.nodes.host.UserSide`."""
 
-    deltas = False
+    deltas, further, answers = False, 0, (0,)
 
     def __init__(self, K: int, numbers: int, dtype: torch.dtype, averages: torch.dtype | None) -> None:
-        self.numbers, self.row_bits, self.origin = numbers, (64 * numbers, 0, 0), torch.zeros(numbers)
+        self.numbers, self.row_bits, self.origin = numbers, (64 * numbers, 0, 0), torch.zeros(numbers, dtype=dtype)
         self.averages = averages
         self._ivs = torch.zeros(K, numbers, dtype=dtype)
 

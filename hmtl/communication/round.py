@@ -8,6 +8,7 @@ from typing import Any
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.flows.flow import Flow, Step
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.gate import Gate
 from hmtl.communication.links import Links
 from hmtl.communication.messages import (
     ATTENDANCE,
@@ -58,6 +59,7 @@ class Nodes:
         aggregation: what the aggregators among them share; None: each has its own.
         schedule: the turns that they take.
         host_names, relay_names: names of all hosts and relays, in this process or not.
+        gate: decides which messages they take; None: others play them.
     """
 
     hosts: Sequence[Host]
@@ -67,17 +69,19 @@ class Nodes:
     schedule: "Schedule"
     host_names: Sequence[str]
     relay_names: Sequence[str]
+    gate: Gate | None
 
     def play(self, turns: Sequence["Turn"], watch: Stopwatch) -> Iterator[Sequence[Message]]:
         """Give these nodes, which do not wait for each other, their turns; yield what each of them sends."""
         nodes = {node.name: node for node in self._members()}
         for turn in turns:
-            node = nodes[turn.node]
+            node: Any = nodes[turn.node]
             check_turn(node.last_turn if isinstance(node, Host) else None, turn.action)
             if isinstance(node, Host):
                 node.last_turn = turn.action
             with watch.measure(turn.clock):
-                answers = list(getattr(node, turn.action)(*turn.numbers, *turn.heard) or ())
+                heard = self.gate.admitted(node, turn) if self.gate else turn.heard
+                answers = list(getattr(node, turn.action)(*turn.numbers, *heard) or ())
             yield answers
 
     def follow(self, planner: Planner) -> None:
@@ -139,15 +143,19 @@ class Turn:
     Attributes:
         node: its name.
         action: the method of the node that it calls.
+        round: the number of the round.
         numbers: arguments of the method, such as the number of a step.
-        heard: further arguments, a list of messages each.
+        kinds: the kinds of messages that it hears.
+        heard: further arguments, a list of messages of each kind.
         tells: whether its answer is needed before the next turns.
         task: what its CPU time is recorded as; "": as the node's coding.
     """
 
     node: str
     action: str
+    round: int
     numbers: tuple[Any, ...]
+    kinds: Sequence[str]
     heard: Sequence[list[Message]]
     tells: bool = True
     task: str = ""
@@ -169,8 +177,8 @@ class Stage:
         streams: whether rows follow in blocks once it is known who takes part.
     """
 
-    def __init__(self, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
-        self.nodes, self.links, self.watch = nodes, links, watch
+    def __init__(self, round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
+        self.round, self.nodes, self.links, self.watch = round, nodes, links, watch
         self.streams = links.reliable and links.streams and all(host.recipe.adds for host in nodes.hosts)
         self.acting = nodes.relays
 
@@ -225,7 +233,7 @@ class Stage:
         for node in nodes:
             links.turn(node.name)
             heard = [links.collect(node.name, kind) for kind in hears]
-            turns.append(Turn(node.name, action.__name__, numbers, heard, tells or bool(says), task))
+            turns.append(Turn(node.name, action.__name__, self.round, numbers, hears, heard, tells or bool(says), task))
         for turn, answers in zip(turns, self.nodes.play(turns, self.watch), strict=True):
             links.turn(turn.node)
             for message in answers:
@@ -324,7 +332,7 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     Raises:
         CodingError: the aggregators hold different IVs or models.
     """
-    stage, server, schedule = Stage(nodes, links, watch), nodes.server, nodes.schedule
+    stage, server, schedule = Stage(round, nodes, links, watch), nodes.server, nodes.schedule
     assert server
     links.begin(round)
     try:

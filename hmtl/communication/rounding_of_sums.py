@@ -15,6 +15,7 @@ has doubled outlasts HOLD rounds before. So what rounding leaves over is bounded
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ class FewBits:
     K: int
     numbers: int
     masked: bool = False
+    stamp: ClassVar[int] = STAMP
 
     @property
     def blocks(self) -> int:

@@ -6,6 +6,7 @@ in two's complement. The words of a row follow each other without gaps, low bits
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -102,6 +103,8 @@ class PlainRows:
 
     Attributes:
         bits_down: bits of a number in the row for users: 64 for sums, or those of an average.
+        K: number of users.
+        stamp: bytes of a row for users before its further numbers.
         terms, sums: formats of a user's terms, and of sums of such terms.
         up: the same, by the format that users' messages name.
         down: format of the row for users, as a rule.
@@ -109,6 +112,8 @@ class PlainRows:
 
     L: int
     bits_down: int = 64
+    K: int = 0
+    stamp: ClassVar[int] = 0
 
     @property
     def terms(self) -> RowFormat:

@@ -10,17 +10,19 @@ next terms, so that terms sent plus what is owed always equal the terms that cou
 
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.coders import AggregatorCoder, Ids, Read, State, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
 from hmtl.communication.rounding_of_sums import LARGEST, STAMP, FewBits, longest_absence
-from hmtl.communication.row_formats import portions
+from hmtl.communication.row_formats import PlainRows, portions
 from hmtl.communication.wires import INT64
 from hmtl.errors import CodingError, RangeError
 
@@ -33,10 +35,12 @@ class TermCoder(UserCoder):
 
     Args:
         users: the user side.
+        formats: the formats of rows.
     """
 
-    def __init__(self, users: "UserSide") -> None:
+    def __init__(self, users: "UserSide", formats: PlainRows | FewBits) -> None:
         super().__init__(users, torch.int64)
+        self.formats = formats
         self._received = users.averages or torch.int64
 
     def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -48,14 +52,27 @@ class TermCoder(UserCoder):
         return super().encode(users, ivs, first)
 
     def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
-        content = overhead[0].numpy()
-        nbytes = int(bytes_to_numbers(content[-4:])[0])
-        end = len(content) - 4 - nbytes
-        receipts = bytes_to_numbers(np.frombuffer(zlib.decompress(content[end:-4].tobytes()), np.uint8))
-        return Read(users, receipts[users], overhead[:, :end])
+        end, receipts = unpacked(overhead[0].numpy(), self.formats.K)
+        return Read(users, receipts[users], overhead[:1, :end])
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
         return unpack(payload, extras, self._received, self._received).expand(len(users), -1)
+
+
+def unpacked(content: NDArray[np.uint8], K: int) -> tuple[int, Ids]:
+    """Return how many bytes come before the receipts of K users, and the receipts, as `SumCoder.receipts` packed them.
+
+    Raises:
+        CodingError: they are not there, or not of K users.
+    """
+    nbytes = int(bytes_to_numbers(content[-4:])[0]) if len(content) >= 4 else 0
+    before, reader, receipts = len(content) - 4 - nbytes, zlib.decompressobj(), b""
+    if nbytes > 0 and before >= 0:
+        with suppress(zlib.error):
+            receipts = reader.decompress(content[before:-4].tobytes(), 4 * K + 1)  # which may be bombs
+    if len(receipts) != 4 * K or not reader.eof:
+        raise CodingError(f"receipts of K={K} users do not follow from it")
+    return before, bytes_to_numbers(np.frombuffer(receipts, np.uint8))
 
 
 class SumCoder(AggregatorCoder):
@@ -105,9 +122,10 @@ class FewBitTermCoder(TermCoder):
     whole = True
 
     def __init__(self, users: "UserSide", formats: FewBits, members: Ids) -> None:
-        super().__init__(users)
+        super().__init__(users, formats)
         self._received = torch.int64
-        self.formats, self.members = formats, members
+        self.formats: FewBits = formats
+        self.members = members
         self.owed, self.owed_if_counted = torch.zeros(2, len(members), formats.numbers, dtype=torch.int64)
         self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
         self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
@@ -155,6 +173,8 @@ class FewBitTermCoder(TermCoder):
             else:
                 row, *scales = self.formats.split(self.formats.whole.unpack(payload))
                 self.row, self.scales = row.clone(), torch.cat(scales)
+                if self.scales.any():
+                    self.scales[0].clamp_(1, LARGEST)  # or a relay that lies could make users divide by zero
             self.held[self._places(users)] = abs(self._number)
         return super().decode(users, to_bytes(self.row), extras, dtype)
 

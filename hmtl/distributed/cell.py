@@ -26,7 +26,7 @@ from hmtl.data import Task
 from hmtl.data.preprocessing import Scaling
 from hmtl.distributed.frames import MAY_SEND, Frame, role
 from hmtl.distributed.hosted_users import HostedUsers
-from hmtl.distributed.mail import Homes, cut, may_speak, opened
+from hmtl.distributed.mail import Homes, cut, opened
 from hmtl.errors import CodingError, EngineError, HmtlError
 from hmtl.inference.models import models_of
 from hmtl.mtl import Aggregator
@@ -255,21 +255,15 @@ class Cell:
             if notary:
                 notary.notes, notary.note = turn.get("notes", {}), {}
             heard = [
-                [m for each in kind for m in self._opened(each[0], each[1], communicator)] for kind in turn["heard"]
+                [opened(self.name, sender, frame) for sender, handle in kind if (frame := self._fetch(sender, handle))]
+                for kind in turn["heard"]
             ]
-            played = Turn(node.name, turn["action"], tuple(turn["numbers"]), heard, task=turn["task"])
+            numbers, kinds = tuple(turn["numbers"]), turn["kinds"]
+            played = Turn(node.name, turn["action"], round, numbers, kinds, heard, task=turn["task"])
             (answers,) = nodes.play([played], watch)
             sent += [self._handed(message, communicator) for message in answers]
         note = {"note": notary.note} if notary else {}
         return {"sent": sent, "facts": self._facts(node) | note, "seconds": watch.seconds}
-
-    def _opened(self, sender: str, handle: Handle, communicator: Communicator) -> Iterator[Message]:
-        frame = self._fetch(sender, handle)
-        if frame is None:
-            return
-        if not may_speak(self.name, sender, frame, communicator.topology, self._homes):
-            raise CodingError(f"{sender} spoke for users that it does not hear or have")
-        yield opened(self.name, sender, frame)
 
     def _handed(self, message: Message, communicator: Communicator) -> Values:
         """Hand a message over, and return how long it is, and what leads to it."""

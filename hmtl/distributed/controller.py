@@ -166,7 +166,7 @@ class Controller(Engine):
         server = node(SERVER, attendance=planner.everybody, silent=none, empty=False, sizes=(0, 0), handover_bits=0)
         server.version = 0
         server.flow = lambda: server.planner.flow(recipe, server.attendance, server.sizes)
-        stand_ins = StandIns(hosts, relays, server, None, schedule, self.hosts, self.relays, name, self, side)
+        stand_ins = StandIns(hosts, relays, server, None, schedule, self.hosts, self.relays, None, name, self, side)
         if name.startswith("set-up"):
             self.make(name, side, {})
         return stand_ins

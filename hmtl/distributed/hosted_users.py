@@ -19,6 +19,7 @@ class HostedUsers:
         self.inner, self.hosted = inner, hosted
         self.numbers, self.row_bits = inner.numbers, inner.row_bits
         self.deltas, self.origin, self.averages = inner.deltas, inner.origin, inner.averages
+        self.further, self.answers = inner.further, inner.answers
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
         users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.hosted, idle)))

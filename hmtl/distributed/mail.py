@@ -1,4 +1,4 @@
-"""Messages between processes: what of a message a receiver gets, and whether a sender may speak for these users."""
+"""Messages between processes: what of a message a receiver gets, and who has which users."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from hmtl.communication.accounting.ledger import (
     SERVER_TO_RELAYS,
     USERS_TO_RELAYS,
 )
-from hmtl.communication.messages import IVS, SERVER, Message, Users, host_name, relay_number
+from hmtl.communication.messages import SERVER, Message, Users, host_name, relay_number
 from hmtl.distributed.frames import HOSTS, RELAYS, Frame, role
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology
@@ -51,8 +51,8 @@ def opened(name: str, sender: str, frame: Frame) -> Message:
     elif sender == SERVER:
         tier, links = SERVER_TO_RELAYS, relay_number(name)
     else:
-        assert frame.users is not None, f"frames between {sender} and {name} carry rows of users"
-        tier, links = (RELAYS_TO_USERS if role(name) == HOSTS else USERS_TO_RELAYS), frame.users
+        links = np.empty(0, np.int64) if frame.users is None else frame.users
+        tier = RELAYS_TO_USERS if role(name) == HOSTS else USERS_TO_RELAYS
     parts = frame.payload, frame.overhead
     return Message(
         frame.round,
@@ -66,21 +66,3 @@ def opened(name: str, sender: str, frame: Frame) -> Message:
         dtype=frame.dtype,
         format=frame.format,
     )
-
-
-def may_speak(name: str, sender: str, frame: Frame, topology: Topology, homes: Homes) -> bool:
-    """Return whether a sender may speak of these users: a host of its own, a relay of those that it hears.
-
-    An aggregator's models are for users of other relays, too.
-    """
-    users = frame.users
-    if sender == SERVER:
-        return True
-    if users is None:
-        return name == SERVER
-    if sender in homes:
-        return bool(np.isin(users, homes[sender]).all())
-    heard = np.isin(users, topology.N(relay_number(sender))).all()
-    if name in homes:
-        return bool(heard and np.isin(users, homes[name]).all())
-    return bool(heard or (frame.kind != IVS and (users < topology.K).all()))

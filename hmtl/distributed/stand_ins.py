@@ -95,6 +95,7 @@ class StandIns(Nodes):
         return {
             "action": turn.action,
             "numbers": list(turn.numbers),
+            "kinds": list(turn.kinds),
             "heard": [[(each.sender, each.handles[turn.node]) for each in kind] for kind in heard],
             "task": turn.task,
             "sample": sample,

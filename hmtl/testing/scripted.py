@@ -39,6 +39,7 @@ class ScriptedUsers(Users):
     ) -> None:
         super().__init__()
         self.ivs, self.absent, self.numbers = ivs, absent, ivs[0].shape[1] - extras
+        self.further, self.answers = extras, (extras + 1,)
         self.mine = set(range(len(ivs[0]))) if mine is None else set(mine)
         self.sent: dict[int, int] = {}  # user: round of the pending update
         self.committed: list[tuple[int, int]] = []

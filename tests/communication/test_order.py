@@ -129,4 +129,4 @@ def test_a_host_with_another_code_of_sums_takes_no_models(caplog: pytest.LogCapt
     apart.play(0)
     assert sorted(sides[0].models) == [0, 2, 4]
     assert not sides[1].models
-    assert "round 0: this host takes no models: its plan differs" in caplog.text
+    assert "round 0: host 1 takes no models of relay 0: its plan differs" in caplog.text

@@ -14,8 +14,6 @@ from omegaconf import DictConfig
 from hmtl.communication.messages import IVS
 from hmtl.config.build import build, compose, load_run
 from hmtl.distributed.cell import Cell
-from hmtl.distributed.frames import Frame
-from hmtl.distributed.mail import may_speak
 from hmtl.errors import CheckpointError, ConfigError
 from hmtl.train import play
 from hmtl.training.checkpoint import load_checkpoint
@@ -72,6 +70,7 @@ def play_turns(trained: Trained, round: int, actions: list[str]) -> str:
         {
             "action": each,
             "numbers": numbers.get(each, []),
+            "kinds": [IVS] * heard.get(each, 0),
             "heard": [[]] * heard.get(each, 0),
             "task": "",
             "sample": None,
@@ -101,13 +100,13 @@ def test_a_round_that_is_over_is_not_played_again(masked: Trained) -> None:
 @pytest.mark.parametrize("name", ["relay 0", "server"])
 @pytest.mark.parametrize("action", ["load_state_dict", "state_dict", "follow", "close", "__init__", "_to_server"])
 def test_a_node_takes_no_turns_but_its_own(masked: Trained, name: str, action: str) -> None:
-    turn = {"action": action, "numbers": [], "heard": [], "task": "", "sample": None}
+    turn = {"action": action, "numbers": [], "kinds": [], "heard": [], "task": "", "sample": None}
     values = {"name": "learner", "round": 2, "evaluates": True, "turns": [turn]}
     assert masked.cells.cells[name].answer("play", values)["error"] == "CodingError"
 
 
 def test_rows_go_to_relays_alone(masked: Trained) -> None:
-    turn = {"action": "update", "numbers": [3000, ["server"]], "heard": [], "task": "", "sample": None}
+    turn = {"action": "update", "numbers": [3000, ["server"]], "kinds": [], "heard": [], "task": "", "sample": None}
     values = {"name": "learner", "round": 3000, "evaluates": True, "turns": [turn]}
     assert masked.cells.cells["host 1"].answer("play", values)["error"] == "CodingError"
 
@@ -115,22 +114,6 @@ def test_rows_go_to_relays_alone(masked: Trained) -> None:
 def test_a_process_that_has_just_begun_knows_nothing(masked: Trained) -> None:
     cell = Cell("host 0", lambda K: masked.cells.homes, *masked.cells.parts, lambda *_: 0, lambda *_: None)
     assert "started again" in cell.answer("measure", {})["lost"]
-
-
-def test_a_node_speaks_only_for_its_own_users(masked: Trained) -> None:
-    topology, homes = masked.run.communicator.topology, masked.cells.homes
-
-    def frame(*users: int) -> Frame:
-        return Frame(IVS, 0, torch.zeros(len(users), 1), users=np.array(users))
-
-    assert may_speak("relay 0", "host 0", frame(0, 4), topology, homes)
-    assert not may_speak("relay 0", "host 0", frame(4, 5), topology, homes)
-    near, far = topology.N(1)[0], next(k for k in range(10) if k not in topology.N(1))
-    assert may_speak("server", "relay 1", frame(near), topology, homes)
-    assert not may_speak("server", "relay 1", frame(far), topology, homes)
-    home = next(name for name, users in homes.items() if near in users)
-    assert may_speak(home, "relay 1", frame(near), topology, homes)
-    assert not may_speak("host 0" if home == "host 1" else "host 1", "relay 1", frame(near), topology, homes)
 
 
 LEARNERS = [

@@ -23,7 +23,7 @@ from hmtl.distributed import controller as module
 from hmtl.errors import CodingError, ConfigError, EngineError, HmtlError, ProcessLost
 from hmtl.training.checkpoint import load_checkpoint
 
-TURN = {"action": "advertise", "numbers": [], "heard": [], "task": "", "sample": None}
+TURN = {"action": "advertise", "numbers": [], "kinds": [], "heard": [], "task": "", "sample": None}
 OUT_OF_ORDER = {"name": "learner", "round": 9, "evaluates": True, "turns": [TURN]}
 MLP = "algorithm.model._target_=hmtl.mtl.mlp"
 SEED = "privacy.randomness=seed"

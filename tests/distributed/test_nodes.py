@@ -19,8 +19,10 @@ import pytest
 import yaml
 from cells import has_multicast
 from commands import Command
+from garbled import RUNS, garble_post, noted, write_uneven
 
 from hmtl.communication import TIERS
+from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT
 from hmtl.distributed.deployment import Deployment
 from hmtl.distributed.identity import serial_of
 from hmtl.distributed.launching import free_port
@@ -119,6 +121,32 @@ def test_six_processes_learn_what_one_does(tmp_path: Path) -> None:
     with site.start("server") as again:
         assert again.done().returncode == 0
         assert "has finished" in again.stdout
+
+
+class GarblingSite(Site):
+    """A site whose nodes garble what they send, some of each kind."""
+
+    def start(self, name: str, *words: str) -> Command:
+        (place := self.folder / name).mkdir(exist_ok=True)
+        prepare = partial(garble_post, self.folder)
+        return Command("hmtl.node", f"name={name}", f"deployment={self.file}", *words, cwd=place, prepare=prepare)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_site_goes_on_whatever_arrives(tmp_path: Path, name: str) -> None:
+    """A fifth of all messages, and half of some kinds, are garbled on their way over TLS."""
+    words = [word for word in TRAINING if not word.startswith(("K=", "H=", "r=", "topology="))]
+    training = (*words, *write_uneven(tmp_path, 3), *RUNS[name], "rounds=150", "evaluate_every=50")
+    site = GarblingSite(tmp_path, [f"127.0.0.1:{free_port()}" for _ in range(4)], training, {})
+    with site.running() as nodes:
+        done = {each: node.done(900) for each, node in nodes.items()}
+        said = {each: node.stdout + node.stderr for each, node in done.items()}
+        assert {each: node.returncode for each, node in done.items()} == dict.fromkeys(NAMES, 0), said
+    spoiled, truth = noted(tmp_path)
+    assert min(spoiled[kind] for kind in (IVS, REPORT, ATTENDANCE, MODELS)) >= 30
+    assert not [each for each, text in said.items() if "Traceback" in text]
+    assert truth.check() > 150
 
 
 @pytest.mark.slow

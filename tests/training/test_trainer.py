@@ -23,7 +23,8 @@ EMPTY = 4  # the round in which no relay is there
 class Users:
     """IVs of 5 numbers; user 3 drops out of every second round."""
 
-    numbers = 5
+    numbers, further, answers = 5, 0, (2,)
+    origin = torch.zeros(5, dtype=torch.float64)
 
     def __init__(self):
         self.W = torch.zeros(12, 5, dtype=torch.float64)
@@ -68,7 +69,8 @@ class Aggregator:
 class FactsOfUsers(Users):
     """Before round 1, every user tells 3 numbers and gets 1."""
 
-    numbers = 0
+    numbers, further, answers = 0, 3, (1,)
+    origin = torch.zeros(0, dtype=torch.float64)
 
     def local_update(self, round, idle=()):
         return np.arange(12), torch.ones(12, 3, dtype=torch.float64)

@@ -26,6 +26,7 @@ from hmtl.communication.attendance import ATTEMPT, Attendance, Report
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.gate import Gate
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
@@ -337,6 +338,7 @@ class Communicator:
             kinds.schedule,
             list(homes),
             names,
+            Gate(recipe, users, homes, aggregation),
         )
 
     def follow(self, round: int) -> None:

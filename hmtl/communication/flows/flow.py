@@ -9,7 +9,7 @@ know nothing more of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
 OTHER_PLAN = "its plan differs from that of others; install the same versions of hmtl and scipy at all nodes"
+RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
 Keeper: TypeAlias = "Aggregation | None"
 """Where a node keeps the rows that it learns; None: another node of its process does."""
 
@@ -55,6 +56,23 @@ class Copy(NamedTuple):
     relays: tuple[int, ...]
     link: int
     content: Content
+
+
+class Shape(NamedTuple):
+    """What a message is like that a node can take.
+
+    Attributes:
+        payload, overhead: bytes of a row.
+        users: whose rows they may be; True: anybody for whom the sender may speak; None: rows of no user.
+        rows: how many there are; None: one for each user, or one of no user.
+        places: how many rows a user may have; the first byte of each is its place among them.
+    """
+
+    payload: int
+    overhead: int
+    users: Users | bool | None = None
+    rows: int | None = None
+    places: int = 1
 
 
 class Step(Protocol):
@@ -81,6 +99,12 @@ class Step(Protocol):
     def up(self, i: int, heard: Any) -> Content:
         """Return what relay i sends the server."""
 
+    def sent(self, i: int) -> Shape:
+        """Return the shape of what relay i, one of the senders, sends the server."""
+
+    def received(self, i: int) -> Shape:
+        """Return the shape of what the server sends relay i, one of the receivers."""
+
     def down(self, heard: Any, received: Sequence[Message]) -> Iterator[Copy]:
         """Yield what the server sends, from the rows that it heard, or from what relays sent."""
 
@@ -96,6 +120,16 @@ class Delivery(Protocol):
 
     def up(self, i: int, models: Content) -> Content | None:
         """Return the models that aggregator i sends the server for users whom no aggregator hears."""
+
+    def passed(self, i: int, up: bool, row: Tensor, nbytes: int) -> Shape:
+        """Return the shape of models that relay i sends the server, or gets from it; raise CodingError if it does not.
+
+        Args:
+            i: number of the relay.
+            up: whether it sends them.
+            row: overhead of one of these models, uint8 [1, bytes].
+            nbytes: bytes of its payload.
+        """
 
     def down(self, models: Content) -> Iterator[Copy]:
         """Yield what the server sends of models that it computed, or that an aggregator sent."""
@@ -187,8 +221,23 @@ class Recipe(ABC):
         return self
 
     @abstractmethod
-    def fits(self, row_format: str, nbytes: int) -> bool:
-        """Return whether users' rows may travel in this format, one of `wires.FORMATS`, with payloads this long."""
+    def lengths(self, users: "UserSide") -> Mapping[str, tuple[int, int]]:
+        """Return, for each format in which users' rows may travel, the bytes of a row, and of what is learned of rows.
+
+        Formats are in `wires.FORMATS`.
+        """
+
+    @abstractmethod
+    def model(self, users: "UserSide", row: Tensor) -> int:
+        """Return the bytes of the payload of a model with this overhead, uint8 [1, bytes].
+
+        Raises:
+            CodingError: no model has such an overhead.
+        """
+
+    def delivered(self, planner: "Planner", users: "UserSide", message: Message) -> Shape:
+        """Return the shape of models that a relay sends users; raise CodingError if it sends none such."""
+        return Shape(self.model(users, message.overhead[:1]), message.overhead.shape[1], True)
 
     @abstractmethod
     def user_coder(self, users: "UserSide", members: Users) -> UserCoder:

@@ -22,11 +22,12 @@ from hmtl.communication.coders import (
     UserCoder,
 )
 from hmtl.communication.encoding import put, take
-from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper, Recipe, Step
+from hmtl.communication.flows.flow import OF_SERVER, RECEIPT, Content, Copy, Flow, Keeper, Recipe, Shape, Step
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
-from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, by_user
-from hmtl.communication.wires import FLOATS, NUMBERS, check_wire, format_of, quantiser_of, rounding
+from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, alike, by_user
+from hmtl.communication.wires import FLOATS, check_wire, format_of, quantiser_of, rounding, row_bits
+from hmtl.errors import CodingError
 from hmtl.gf256 import matmul
 from hmtl.topology import Moving, Topology
 
@@ -76,8 +77,16 @@ class IVs(Recipe):
         )
         return Planner(topology, network, nodes.relays, make, server=nodes.server)
 
-    def fits(self, row_format: str, nbytes: int) -> bool:
-        return row_format in NUMBERS if self.wire is None else row_format == format_of(self.wire)
+    def lengths(self, users: "UserSide") -> Mapping[str, tuple[int, int]]:
+        dtype = users.origin.dtype
+        nbytes = row_bits(self.wire, users.numbers, dtype) // 8
+        return {format_of(dtype if self.wire is None else self.wire): (nbytes, nbytes)}
+
+    def model(self, users: "UserSide", row: Tensor) -> int:
+        if row.shape[1] not in [8 * each + RECEIPT // 8 for each in users.answers]:
+            raise CodingError(f"models have no {row.shape[1]} bytes of further numbers")
+        ((nbytes, _),) = self.lengths(users).values()
+        return nbytes
 
     def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
         quantiser = quantiser_of(self.wire)
@@ -99,7 +108,7 @@ class IVs(Recipe):
         steps: list[Step] = []
         digest = Flow.digest
         if planner.server:
-            steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard, sizes)))
+            steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard, sizes), sizes))
         if attendance.aggregators:
             steps += coded_steps(planner, attendance, sizes)
             digest = planner.plan_of(attendance).digest
@@ -111,7 +120,7 @@ class IVs(Recipe):
     ) -> tuple[Users, Tensor, Tensor] | None:
         if not messages:
             return None
-        users, rows = by_user(messages)
+        users, rows = by_user(alike(messages, lambda message: message.sizes))
         return users, rows["payload"], rows["overhead"]
 
     def loads(self, planner: Planner) -> Loads:
@@ -170,10 +179,12 @@ class Forwarded:
     Attributes:
         senders: all relays that take part.
         forwarders: the relay that forwards each user's row [K].
+        sizes: bytes of payload and overhead of a row.
     """
 
     senders: tuple[int, ...]
     forwarders: NDArray[np.int64]
+    sizes: tuple[int, int]
 
     kinds = IVS, ""
     receivers = ()
@@ -182,6 +193,13 @@ class Forwarded:
     def up(self, i: int, heard: Kept) -> Content:
         users = np.flatnonzero(self.forwarders == i)
         return Content(heard.parts["payload"], heard.parts["overhead"], users, heard.at(users))
+
+    def sent(self, i: int) -> Shape:
+        users = np.flatnonzero(self.forwarders == i)
+        return Shape(*self.sizes, users, len(users))
+
+    def received(self, i: int) -> Shape:
+        raise NotImplementedError("the server sends nothing")
 
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
@@ -223,6 +241,16 @@ class Coded:
 
     def up(self, i: int, heard: Kept) -> Content:
         return self._content(matmul(self.views[i].encoder, self._pieces(i, heard)))
+
+    def sent(self, i: int) -> Shape:
+        return self._shape(len(self.views[i].encoder))
+
+    def received(self, i: int) -> Shape:
+        return self._shape(next(rows for relays, _, rows in self.copies if i in relays))
+
+    def _shape(self, rows: int) -> Shape:
+        nbytes = len(self.segment.blocks) * self.segment.width
+        return Shape(*((nbytes, 0) if self.segment.part == "payload" else (0, nbytes)), rows=rows)
 
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         if not self.copies:  # every aggregator heard all of these users
@@ -280,6 +308,11 @@ class Completed:
     def up(self, i: int, heard: Kept) -> Content:
         raise NotImplementedError("no relay sends anything")
 
+    def sent(self, i: int) -> Shape:
+        raise NotImplementedError("no relay sends anything")
+
+    received = sent
+
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
 
@@ -330,6 +363,10 @@ class OwnModels:
     def up(self, i: int, models: Content) -> Content | None:
         users = np.flatnonzero(self.carriers == i)
         return Content(models.payload, models.overhead, users, torch.from_numpy(users)) if len(users) else None
+
+    def passed(self, i: int, up: bool, row: Tensor, nbytes: int) -> Shape:
+        users = np.flatnonzero(self.carriers == i if up else self.via_server & (self.serving == i))
+        return Shape(nbytes, row.shape[1], users, len(users) if up else None)
 
     def down(self, models: Content) -> Iterator[Copy]:
         payload, overhead, users, at = models

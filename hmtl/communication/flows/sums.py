@@ -8,8 +8,7 @@ a whole row:
 """
 
 import hashlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,12 +31,12 @@ from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
-from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Keeper, Recipe
+from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, RECEIPT, Content, Copy, Flow, Keeper, Recipe, Shape
 from hmtl.communication.flows.planner import SUMS, Planner, who_may_aggregate
-from hmtl.communication.messages import BROADCAST, IVS, Message, Users, relay_number
+from hmtl.communication.messages import BROADCAST, IVS, Message, Users, alike, relay_number
 from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits
 from hmtl.communication.row_formats import PlainRows, RowFormat
-from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder
+from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder, unpacked
 from hmtl.communication.wires import name_of
 from hmtl.errors import CodingError, ConfigError
 from hmtl.topology import Moving, Topology
@@ -45,9 +44,7 @@ from hmtl.topology import Moving, Topology
 if TYPE_CHECKING:
     from hmtl.communication.nodes.host import UserSide
 
-log = logging.getLogger(__name__)
 Formats = PlainRows | FewBits
-RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
 
 
 @dataclass(frozen=True)
@@ -128,16 +125,40 @@ class SumsOfRows(Recipe):
 
     def of_numbers(self, m: int, K: int) -> "SumsOfRows":
         """Return this recipe for rows of m numbers and K users."""
-        formats: Formats = PlainRows(m, 8 * (self.averages or torch.int64).itemsize)
+        formats: Formats = PlainRows(m, 8 * (self.averages or torch.int64).itemsize, K)
         if self.bits:
             formats = FewBits(self.bits, K, m, masked=self.secure is not None)
         return replace(self, formats=formats)
 
-    def fits(self, row_format: str, nbytes: int) -> bool:
-        return row_format in self.formats.up and self.formats.up[row_format][0].nbytes == nbytes
+    def lengths(self, users: "UserSide") -> Mapping[str, tuple[int, int]]:
+        return {name: (terms.nbytes, sums.nbytes) for name, (terms, sums) in self.formats.up.items()}
+
+    def model(self, users: "UserSide", row: Tensor) -> int:
+        before, _ = unpacked(row.numpy().ravel(), self.formats.K)
+        if before - self.formats.stamp not in [8 * each for each in users.answers]:
+            raise CodingError(f"rows for users have no {before} bytes of further numbers")
+        return self.formats.of_row(row).nbytes
+
+    def delivered(self, planner: Planner, users: "UserSide", message: Message) -> Shape:
+        to, i, n = message.of_users(), relay_number(message.sender), len(message)
+        if not n:
+            raise CodingError("it has no row")
+        row, code = self._spread(planner, message)
+        self.model(users, row)
+        needs = code.needs(i)
+        needs = np.append(needs, np.zeros_like(needs[:1], shape=(1, needs.shape[1])), axis=0)[code.of_user[to]]
+        shares = needs[0] if planner.network.last_hop == "unicast" else np.ones_like(needs[0])
+        if not needs.any(axis=1).all() or (needs & ~shares).any():
+            raise CodingError("it has shares that some of these users do not need")
+        nbytes = int(shares.sum()) * self.formats.of_row(row).share(code).nbytes
+        return Shape(nbytes, message.overhead.shape[1], True, n)
 
     def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
-        return FewBitTermCoder(users, self.formats, members) if isinstance(self.formats, FewBits) else TermCoder(users)
+        return (
+            FewBitTermCoder(users, self.formats, members)
+            if isinstance(self.formats, FewBits)
+            else TermCoder(users, self.formats)
+        )
 
     def aggregator_coder(self, users: "UserSide", K: int) -> AggregatorCoder:
         return (
@@ -162,19 +183,15 @@ class SumsOfRows(Recipe):
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
     ) -> tuple[Users, Tensor, Tensor] | None:
-        """Return the users all of whose shares arrived, and the row that these are shares of."""
-        messages = [message for message in messages if len(message.of_users())]  # others' rows are left out on the way
+        """Return the users all of whose shares arrived, and the row that these are shares of.
+
+        If relays say different things about it, what most of them say holds.
+        """
         if not messages:
             return None
+        messages = alike(messages, lambda message: message.overhead[0].numpy().tobytes())
         messages.sort(key=lambda message: relay_number(message.sender))  # as shares are joined
-        H = planner.topology.H
-        size = _nbytes(H) + DIGEST_BYTES
-        overhead, header = messages[0].overhead[:1, :-size], messages[0].overhead[0, -size:].numpy()
-        relays = np.flatnonzero(np.unpackbits(header[:-DIGEST_BYTES], count=H))
-        code = planner.spread_code(tuple(relays.tolist()), self.formats.L)
-        if header[-DIGEST_BYTES:].tobytes() != code.digest:
-            log.warning("round %d: this host takes no models: %s", messages[0].round, OTHER_PLAN)
-            return None
+        overhead, code = self._spread(planner, messages[0])
         arrived = np.zeros(len(code.of_user), dtype=np.int64)
         for message in messages:
             needs = code.needs(relay_number(message.sender)).sum(axis=1)
@@ -191,6 +208,21 @@ class SumsOfRows(Recipe):
                 needed = needed[needed]
             rows.append(message.payload[:1].reshape(len(needed), -1)[torch.from_numpy(needed)])
         return users, self.formats.of_row(overhead).join(torch.cat(rows), code, group), overhead
+
+    def _spread(self, planner: Planner, message: Message) -> tuple[Tensor, SumCode]:
+        """Return the overhead of the row of which a relay sends shares, and the code by which relays make these.
+
+        Raises:
+            CodingError: the relay has another code.
+        """
+        H = planner.topology.H
+        size = _nbytes(H) + DIGEST_BYTES
+        overhead, header = message.overhead[:1, :-size], message.overhead[0, -size:].numpy()
+        present = np.unpackbits(header[:-DIGEST_BYTES], count=H)
+        code = planner.spread_code(tuple(np.flatnonzero(present).tolist()), self.formats.L)
+        if header[-DIGEST_BYTES:].tobytes() != code.digest:
+            raise CodingError(OTHER_PLAN)
+        return overhead, code
 
     def codes(self, planner: Planner) -> tuple[SumCode, SumCode]:
         """Return the codes by which relays add and spread sums if everybody is present."""
@@ -301,6 +333,13 @@ class Added:
         shares = self.sums.share(self.code).pack(heard.shares.view(len(self.code.shares_of(i)), -1))
         return Content(shares.reshape(1, -1), to_bytes(heard.further))
 
+    def sent(self, i: int) -> Shape:
+        shares, leads = len(self.code.shares_of(i)), i in self.code.leaders
+        return Shape(shares * self.sums.share(self.code).nbytes, self.overhead * leads)
+
+    def received(self, i: int) -> Shape:
+        return Shape(self.sums.nbytes, self.overhead)
+
     def down(self, heard: "Sum", received: Sequence[Message]) -> Iterator[Copy]:
         if self.receivers:
             content = Content(*self._joined(received))
@@ -395,6 +434,13 @@ class CommonRow:
 
     def up(self, i: int, models: Content) -> Content | None:
         return models if i == self.carrier else None
+
+    def passed(self, i: int, up: bool, row: Tensor, nbytes: int) -> Shape:
+        if not (i == self.carrier if up else any(i in relays for relays, _ in self.copies)):
+            raise CodingError("no models are sent this way")
+        if self.splits:
+            nbytes = len(self.code.shares_of(i)) * self.formats.of_row(row).share(self.code).nbytes
+        return Shape(nbytes, row.shape[1])
 
     def down(self, models: Content) -> Iterator[Copy]:
         for relays, link in self.copies:

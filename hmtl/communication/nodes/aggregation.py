@@ -10,7 +10,7 @@ or else the next attendance, by the attempt that was agreed on. So no lost messa
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.agreement import Digest
-from hmtl.communication.attendance import Attendance, bytes_to_numbers, numbers_to_bytes, tagged, untagged
+from hmtl.communication.attendance import (
+    Attendance,
+    bytes_to_numbers,
+    check_length,
+    numbers_to_bytes,
+    tagged,
+    untagged,
+)
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.messages import PARTS, Users
 from hmtl.errors import CodingError, RangeError
+
+if TYPE_CHECKING:
+    from hmtl.communication.gate import Gate
 
 log = logging.getLogger(__name__)
 NOBODY: Users = np.empty(0, np.int64)
@@ -230,6 +240,27 @@ class Aggregation:
             if _attempt_of(row) > self.version:  # another relay of this process may have taken part
                 self._repeat(row, dtype)
         return False
+
+    def check(self, content: NDArray[np.uint8], gate: "Gate") -> None:
+        """Raise CodingError if `catch_up` cannot read this content: no other node's `missed` returned it."""
+        rounds = -int(bytes_to_numbers(content[:4])[0]) if len(content) >= 4 else 0
+        if rounds <= 0:
+            parts = self.aggregator.state_dict(), self.coder.state_dict()
+            nbytes = sum(tensor.nbytes for state in parts for tensor in state.values())
+            check_length(content, 4 + nbytes + 4 * len(self.counted))
+            return
+        check_length(content[: 4 + 4 * rounds], 4 + 4 * rounds)
+        sizes = bytes_to_numbers(content[4 : 4 + 4 * rounds]).tolist()
+        check_length(content, 4 + 4 * rounds + sum(sizes))
+        lengths, nbytes = gate.recipe.lengths(gate.users), -(-len(self.counted) // 8)
+        for row in np.split(content[4 + 4 * rounds :], np.cumsum(sizes)[:-1]):
+            check_length(row[: 20 + nbytes], 20 + nbytes)
+            tag, _, *shape = bytes_to_numbers(row[:20]).tolist()
+            n = 1 if gate.recipe.adds else int(np.unpackbits(row[20 : 20 + nbytes], count=len(self.counted)).sum())
+            each = lengths.get(untagged(tag)[1], (0, 0))[1], 8 * gate.users.further
+            check_length(row, 20 + nbytes + n * sum(each))
+            if shape != [n, *each]:
+                raise CodingError("it has rows of other sizes than it says")
 
     def _repeat(self, row: NDArray[np.uint8], dtype: torch.dtype) -> None:
         """Aggregate a past round."""

@@ -1,9 +1,9 @@
 """A host: the node that holds the users of a process. K users, m numbers per IV or model, e further numbers."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +12,15 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.coders import UserCoder
-from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.flow import Recipe, Shape
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.messages import IVS, Message, Users, host_name, nothing, relay_name, relay_number
+from hmtl.communication.messages import IVS, RECEIPTS, Message, Users, host_name, nothing, relay_name, relay_number
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
+
+if TYPE_CHECKING:
+    from hmtl.communication.gate import Gate
+    from hmtl.communication.round import Turn
 
 ALL = slice(0, None)
 LEAST = 64  # columns in a block
@@ -45,6 +49,12 @@ class UserSide(Protocol):
 
     @property
     def numbers(self) -> int: ...
+
+    @property
+    def further(self) -> int: ...
+
+    @property
+    def answers(self) -> Collection[int]: ...
 
     @property
     def row_bits(self) -> tuple[int, int, int]: ...
@@ -205,6 +215,16 @@ class Host:
         header = self._round, USERS_TO_RELAYS, IVS, self.name, self._relays
         row_format = self.coder.format(self.dtype)
         return Message(*header, users, payload, overhead, users, dtype=self.dtype, first=first, format=row_format)
+
+    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+        """Return the shape of such a message; None: the node has no use for it.
+
+        Raises:
+            CodingError: nobody should send it.
+        """
+        return (
+            Shape(0, 1, True) if message.kind == RECEIPTS else self.recipe.delivered(self.planner, self.users, message)
+        )
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""

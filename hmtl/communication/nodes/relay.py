@@ -7,26 +7,32 @@ Aggregators confirm by digests that they hold the same models, which the server 
 """
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import NOTHING, Digest
 from hmtl.communication.attendance import ATTEMPT, Attempt, Attendance, Report, decide
-from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Step
+from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Shape, Step
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
+    ATTENDANCE,
+    BROADCAST,
     DIGESTS,
+    IVS,
     MODELS,
     RECEIPTS,
     REPORT,
     SERVER,
     STATE,
+    VERDICT,
     Message,
     Users,
     nothing,
@@ -34,9 +40,13 @@ from hmtl.communication.messages import (
     relay_name,
 )
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
-from hmtl.communication.nodes.phases import Event, Phase, following
+from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, following
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
+
+if TYPE_CHECKING:
+    from hmtl.communication.gate import Gate
+    from hmtl.communication.round import Turn
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +90,14 @@ class Node:
 
     def _step(self, n: int) -> Step:
         return self.flow().collect[n]
+
+    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+        """Return the shape of such a message; None: the node has no use for it.
+
+        Raises:
+            CodingError: nobody should send it.
+        """
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.tensor(getattr(self, name)) for name in self.STATE}
@@ -126,9 +144,10 @@ class Relay(Node):
         if not rows:
             return []  # without a message, the length of a row in this round is unknown
         self._on(Event.REPORT)
-        hears = self.topology.G[self.i] == 1
-        # Hosts whose users this relay does not hear may not know the length of a row.
-        rows = [message for message in rows if hears[message.of_users()].any()] or rows[:1]
+        hears, votes = self.topology.G[self.i] == 1, Counter[str]()
+        for message in rows:
+            votes[message.format] += int(hears[message.of_users()].sum())
+        rows = [message for message in rows if message.format == max(votes, key=votes.__getitem__)]
         self.round, self.dtype, self._arrived = round, rows[0].dtype, rows
         users = np.unique(np.concatenate([message.of_users() for message in rows]))
         self.sizes = rows[0].payload.shape[1], rows[0].overhead.shape[1]
@@ -189,14 +208,8 @@ class Relay(Node):
         self.take([message for message in self._arrived if not message.announces])
 
     def take(self, messages: Sequence[Message]) -> None:
-        """Hear rows of users; raise CodingError if they are not in the format that the server announced."""
-        for message in messages:
-            if message.format != self.attendance.format and self.attendance.heard.G[self.i][message.of_users()].any():
-                raise CodingError(
-                    f"{message.sender} sends rows of format {message.format}, others send rows of format "
-                    f"{self.attendance.format}. Start all nodes with the same communicator.wire."
-                )
-        self._heard.take(messages)
+        """Hear rows of users, if they are in the format that the server announced."""
+        self._heard.take([message for message in messages if message.format == self.attendance.format])
 
     def up(self, n: int) -> list[Message]:
         """Send the server what step n asks of this relay."""
@@ -281,6 +294,35 @@ class Relay(Node):
         models = self._models.content if self._models else None
         last_hop = self.flow().delivery.last_hop(self.i, models, self._passed)
         return [self._to_users(MODELS, *rows, links=links) for links, rows in last_hop]
+
+    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+        payload, overhead = message.sizes
+        if message.kind == IVS:
+            shape = gate.row(message)  # only links within a process carry blocks of rows
+            return Shape(payload, overhead, True) if turn.action == "take" else shape
+        if message.kind == BROADCAST and self.i in (step := self._step(*turn.numbers)).learners:
+            return step.received(self.i)
+        if message.kind == VERDICT:
+            event = Event.AGREE if bool(message.only_row[0]) is AGREED else Event.RETRY
+            if event in TRANSITIONS[self.phase]:
+                return Shape(0, 1)
+        if message.kind == ATTENDANCE and self._may_attend(message.only_row, gate.recipe.lengths(gate.users)):
+            return Shape(0, overhead)
+        if message.kind == STATE and self.attendance.behind[self.i]:
+            self._aggregation.check(message.only_row, gate)
+            return Shape(0, overhead)
+        if message.kind == MODELS:
+            row = message.overhead[:1]
+            return self.flow().delivery.passed(self.i, False, row, self.recipe.model(gate.users, row))
+        raise CodingError("this relay waits for nothing like it")
+
+    def _may_attend(self, content: NDArray[np.uint8], formats: Collection[str]) -> bool:
+        """Return whether the server may tell this relay who attends; raise CodingError if nobody can attend so."""
+        told = self.planner.attendance(content[ATTEMPT:].tobytes())
+        arrived = np.concatenate([np.empty(0, np.int64), *(message.of_users() for message in self._arrived)])
+        heard = np.isin(told.heard.N(self.i), arrived).all()
+        able = self.aggregation is not None or not told.aggregating.any()
+        return bool(told.reporting[self.i] and heard and able and told.format in formats)
 
     def close(self) -> None:
         """End the round, and release its messages."""

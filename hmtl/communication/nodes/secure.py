@@ -5,8 +5,7 @@ hand on what users seal for each other, and the server passes on only what no re
 users reveal, as far as each can. All of it is overhead.
 
 One relay cannot deceive users that others hear, too: a user with several relays takes part only if two of them pass on
-the same keys and tell it the same. A user with one relay takes part, but holds no shares of others' seeds. Rows of a
-wrong length are dropped.
+the same keys and tell it the same. A user with one relay takes part, but holds no shares of others' seeds.
 
 n users advertise keys, each has k neighbours.
 """
@@ -16,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -24,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS, USERS_TO_RELAYS
-from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
+from hmtl.communication.attendance import bytes_to_numbers, check_length, numbers_to_bytes
 from hmtl.communication.encoding import from_bytes, to_bytes
+from hmtl.communication.flows.flow import Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.messages import (
@@ -49,10 +49,14 @@ from hmtl.communication.row_formats import RowFormat
 from hmtl.communication.secure import masking
 from hmtl.communication.secure.crypto import DIGEST_BYTES, digest
 from hmtl.communication.secure.masking import Bytes, Mask, Roster, UnmaskingError
-from hmtl.communication.secure.neighbors import Degree, lone
+from hmtl.communication.secure.neighbors import Degree, Secure, lone
 from hmtl.communication.wires import DIGEST
-from hmtl.errors import few
+from hmtl.errors import CodingError, few
 from hmtl.topology import Topology
+
+if TYPE_CHECKING:
+    from hmtl.communication.gate import Gate
+    from hmtl.communication.round import Turn
 
 NUMBER = 4  # bytes of a number
 ENTRY = NUMBER + masking.KEYS  # bytes of a neighbour and its keys
@@ -88,7 +92,7 @@ class SecureHost(Host):
 
     def advertise(self) -> list[Message]:
         """Advertise keys of the users who take part."""
-        self._secrets = {k: masking.MaskingUser(k) for k in self._users.tolist()}
+        self._secrets, self._neighbors = {k: masking.MaskingUser(k) for k in self._users.tolist()}, 0
         if self.notary:
             entries = {k: (numbers_to_bytes([k]), user.advertised) for k, user in self._secrets.items()}
             digests = {k: digest(np.concatenate(each).tobytes()) for k, each in entries.items()}
@@ -99,7 +103,7 @@ class SecureHost(Host):
     def share(self, messages: Sequence[Message]) -> list[Message]:
         """Share the seeds of each user's masks among its neighbours."""
         rows, K, sealed = self._received(messages), len(self.waiting), {}
-        told = {int(bytes_to_numbers(row[:NUMBER])[0]) for row in rows.values() if len(row) >= NUMBER}
+        told = {int(bytes_to_numbers(row[:NUMBER])[0]) for row in rows.values()}
         n = told.pop() if len(told) == 1 else 0  # relays that tell users different n are not to be believed
         chosen = self.secure.accepted(n, K, max((len(row) // ENTRY for row in rows.values()), default=0))
         if chosen is None:
@@ -108,7 +112,7 @@ class SecureHost(Host):
         signed, refused = self.notary.signed(self._round) if self.notary else None, set[int]()
         holds = self._holds
         for k, row in rows.items():
-            if len(row) != NUMBER + chosen.neighbors * ENTRY:
+            if len(row) != NUMBER + chosen.neighbors * ENTRY:  # relays may tell users different k
                 continue
             entries = row[NUMBER:].reshape(-1, ENTRY)
             numbers, keys = bytes_to_numbers(entries[:, :NUMBER].ravel()), entries[:, NUMBER:]
@@ -136,9 +140,8 @@ class SecureHost(Host):
         sealed = np.zeros((len(users), self._neighbors, masking.SEALED), np.uint8)
         for message in messages:
             to, rows = message.of_users(), message.overhead[message.rows()].numpy()
-            if rows.shape[1] == 1 + masking.SEALED:
-                here = np.isin(to, users) & (rows[:, 0] < self._neighbors)
-                sealed[np.searchsorted(users, to[here]), rows[here, 0]] = rows[here, 1:]
+            here = np.isin(to, users)
+            sealed[np.searchsorted(users, to[here]), rows[here, 0]] = rows[here, 1:]
         read = zip(users.tolist(), sealed, strict=True)
         return self._of_users(SHARED, {k: np.packbits(self._secrets[k].take(own)) for k, own in read})
 
@@ -170,14 +173,28 @@ class SecureHost(Host):
         """Reveal a share of one seed of each neighbour, if enough users counted."""
         shares = {}
         for k, row in self._received(messages).items():
-            if len(row) < NUMBER:
-                continue
             total = int(bytes_to_numbers(row[:NUMBER])[0])
             counted = _bools(row[NUMBER:], self._neighbors)
             revealed = self._secrets[k].reveal(counted) if total >= self._fewest else None
             if revealed is not None:
                 shares[k] = revealed.ravel()
         return self._of_users(UNMASK, shares)
+
+    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+        k, K, kind, rows = self._neighbors, len(self.waiting), message.kind, message.overhead
+        if kind == KEYS and message.format == DIGEST:
+            return Shape(0, DIGEST_BYTES, True)
+        if kind == KEYS:
+            n = {*bytes_to_numbers(rows[:, :NUMBER].numpy().ravel()).tolist()} if rows.shape[1] >= NUMBER else {0}
+            chosen = self.secure.accepted(max(n), K, rows.shape[1] // ENTRY) if len(n) == 1 else None
+            return Shape(0, NUMBER + chosen.neighbors * ENTRY if chosen else 0, True)
+        if kind not in (SHARES, SHARED, UNMASK):
+            return super().expects(message, turn, gate)
+        if not k:
+            return None
+        if kind == SHARES:
+            return Shape(0, 1 + masking.SEALED, True, places=k)
+        return Shape(0, (kind == UNMASK) * NUMBER + -(-k // 8), True)
 
     def read_receipts(self, receipts: Sequence[Message]) -> None:
         self._secrets, self._told = {}, {}  # serve for one round only
@@ -255,12 +272,22 @@ class Introduction:
         return np.concatenate([numbers, roster.advertised[roster.order].ravel(), np.packbits(links)])
 
     @classmethod
-    def from_bytes(cls, content: Bytes, t: Topology) -> "Introduction":
-        """Return what `to_bytes` wrote."""
+    def from_bytes(cls, content: Bytes, t: Topology, secure: Secure) -> "Introduction":
+        """Return what `to_bytes` wrote; raise CodingError if it did not write this for these settings."""
+        check_length(content[: 3 * NUMBER], 3 * NUMBER)
         n, *degree = bytes_to_numbers(content[: 3 * NUMBER]).tolist()
+        users = NOBODY
+        if 0 < n <= t.K:
+            check_length(content[: (3 + n) * NUMBER], (3 + n) * NUMBER)
+            users = bytes_to_numbers(content[3 * NUMBER : (3 + n) * NUMBER])
+        if not len(users) or len({*users.tolist()} & {*range(t.K)}) != n:
+            raise CodingError("it names users who are not there")
+        if secure.degree(n, t.K, tuple(lone(t.G)[:, users].sum(axis=1).tolist())) != Degree(*degree):
+            raise CodingError("it names other numbers of neighbours than there are")
+        check_length(content, 3 * NUMBER + n * ENTRY + -(-int(t.G[:, users].sum()) // 8))
         ends = np.cumsum([3 * NUMBER, n * NUMBER, n * masking.KEYS])
-        _, numbers, keys, bits = np.split(content, ends)
-        users, advertised = bytes_to_numbers(numbers), keys.reshape(n, masking.KEYS)
+        _, _, keys, bits = np.split(content, ends)
+        advertised = keys.reshape(n, masking.KEYS)
         ascending, links = np.argsort(users), np.zeros_like(t.G)
         rows, columns = np.nonzero(t.G[:, users])
         links[rows, users[columns]] = _bools(bits, len(rows))
@@ -271,8 +298,10 @@ class Introduction:
 class SecureRelay(Relay):
     """A relay that serves users in secure sums. It cannot tell masked terms from random numbers."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, i: int, planner: Planner, recipe: SumsOfRows, *args: Any) -> None:
+        super().__init__(i, planner, recipe, *args)
+        assert recipe.secure
+        self.secure = recipe.secure
         self._known: Introduction | None = None  # of this round, once the server has told
         self._serves: Users = NOBODY  # the users that it serves, as places in the roster
         self._hears: Users = NOBODY  # the users within range, likewise
@@ -287,7 +316,7 @@ class SecureRelay(Relay):
         passed = []
         for message in messages:
             users = message.of_users()
-            near = np.flatnonzero(self.topology.G[self.i][users] * (message.overhead.shape[1] == masking.KEYS))
+            near = np.flatnonzero(self.topology.G[self.i][users])
             at = message.rows()[torch.from_numpy(near)]
             passed.append(self._to_server(KEYS, message.payload, message.overhead, users[near], at))
         return passed
@@ -296,7 +325,7 @@ class SecureRelay(Relay):
         """Tell the users that this relay serves their neighbours' keys, and others within range a digest of theirs."""
         if not messages:
             return []
-        self._known = Introduction.from_bytes(messages[0].overhead[0].numpy(), self.topology)
+        self._known = Introduction.from_bytes(messages[0].only_row, self.topology, self.secure)
         roster, serving = self._known.roster, self._known.serving
         self._hears = near = np.flatnonzero(self._known.heard.G[self.i][roster.users])
         self._serves = np.flatnonzero(serving == self.i)
@@ -371,23 +400,43 @@ class SecureRelay(Relay):
         if self._known is None or self._revealed is None or not messages or not len(self._serves):
             return []
         bits = _bools(messages[0].overhead[0].numpy(), self._known.roster.around.shape)
-        parts = self._known.roster.join(self._counted, bits, self._revealed)
+        try:
+            parts = self._known.roster.join(self._counted, bits, self._revealed)
+        except UnmaskingError:  # the server asks for what nobody can combine
+            return []
         return [self._to_server(UNMASK, *overhead_only(parts.ravel()))]
+
+    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+        kind, to_users = message.kind, message.sender not in gate.homes
+        if kind not in (KEYS, SHARES, SHARED, UNMASK):
+            return super().expects(message, turn, gate)
+        if kind == KEYS and to_users:
+            Introduction.from_bytes(message.only_row, self.topology, self.secure)
+            return Shape(0, len(message.only_row))
+        if kind == KEYS:
+            return Shape(0, masking.KEYS, True)
+        if self._known is None:
+            return None
+        n, k = self._known.roster.around.shape
+        if to_users and kind == SHARES:
+            return Shape(0, 1 + masking.SEALED, np.flatnonzero(self.topology.G[self.i]), places=k)
+        if to_users:
+            return Shape(0, -(-n * (k if turn.action == "combine" else 1) // 8))
+        return Shape(0, {SHARES: k * masking.SEALED, SHARED: -(-k // 8), UNMASK: k * masking.SHARE}[kind], True)
 
     def close(self) -> None:
         super().close()
         self._known, self._revealed, self._kept = None, None, []
 
     def _table(self, messages: Sequence[Message], *shape: int) -> Bytes:
-        """Return what users within range sent, of this shape [n, ...]; zeros if nothing like it arrived."""
+        """Return what users within range sent, of this shape [n, ...]; zeros if nothing arrived."""
         assert self._known
         roster, near = self._known.roster, self._known.heard.N(self.i)
         table = np.zeros((len(roster.users), *shape), np.uint8)
         for message in messages:
             users, rows = message.of_users(), message.overhead[message.rows()].numpy()
-            if rows.shape[1] == table[0].size:
-                here = np.isin(users, near)
-                table[np.searchsorted(roster.users, users[here])] = rows[here].reshape(-1, *shape)
+            here = np.isin(users, near)
+            table[np.searchsorted(roster.users, users[here])] = rows[here].reshape(-1, *shape)
         return table
 
     def _addressed(self, sealed: Bytes, chosen: NDArray[np.bool_]) -> tuple[Users, Bytes]:
@@ -429,11 +478,9 @@ class SecureServer(Server):
         G, K = self.topology.G, self.topology.K
         copies, heard = defaultdict[int, set[bytes]](set), np.zeros_like(G)
         for message in messages:
-            near = G[i := relay_of(message)]
-            for k, row in _by_user(message).items() if message.overhead.shape[1] == masking.KEYS else ():
-                if near[k]:
-                    copies[k].add(row.tobytes())
-                    heard[i, k] = 1
+            for k, row in _by_user(message).items():
+                copies[k].add(row.tobytes())
+                heard[relay_of(message), k] = 1
         passed, present = heard.sum(axis=0), G[self._relays].sum(axis=0)
         for k in sorted(copies):
             if len(copies[k]) > 1 or passed[k] < min(present[k], 2):
@@ -505,9 +552,6 @@ class SecureServer(Server):
         if known is None:
             return []
         roster, answers = known.roster, {relay_of(message): message.overhead[0].numpy() for message in messages}
-        if self._revealed is not None:
-            size = len(roster.needed(counted)) * masking.SHARE
-            answers = {i: parts for i, parts in answers.items() if len(parts) == size}
         if self._revealed is not None and self._revealed.keys() <= answers.keys():
             parts = [answers[i].reshape(-1, masking.SHARE) for i in self._revealed]
             self._keep(counted, np.bitwise_xor.reduce(np.stack(parts)))
@@ -529,6 +573,22 @@ class SecureServer(Server):
             return []
         self.combining = True
         return self._to(self._relays, UNMASK, *overhead_only(np.packbits(table)))
+
+    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+        kind = message.kind
+        if kind == KEYS:
+            return Shape(0, masking.KEYS, True)
+        if kind not in (SHARES, SHARED, UNMASK):
+            return super().expects(message, turn, gate)
+        if self._known is None:
+            return None
+        roster, mine = self._known.roster, self._known.serving == relay_of(message)
+        if kind == SHARES:
+            return Shape(0, 1 + masking.SEALED, roster.users, places=roster.degree.neighbors)
+        if kind == UNMASK and self._revealed is not None:
+            return Shape(0, len(roster.needed(self.attendance.users)) * masking.SHARE)
+        served = int((mine & roster.shared if kind == UNMASK else mine).sum())
+        return Shape(0, -(-served * roster.degree.neighbors // 8))
 
     def compare(self, *heard: Any) -> list[Message]:
         """Send the row to the relays; in an empty round, the last one."""

@@ -6,6 +6,7 @@ If it aggregates, it computes the models of what it learned; relays that aggrega
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
 from hmtl.communication.agreement import DIGEST_BYTES, NOTHING, Digest
 from hmtl.communication.attendance import Attempt, Report, decide
-from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Recipe
+from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Recipe, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
     ATTENDANCE,
+    DIGESTS,
     IN_VAIN,
     MODELS,
+    REPORT,
     SERVER,
     STATE,
     VERDICT,
@@ -31,6 +34,10 @@ from hmtl.communication.messages import (
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.relay import Node
 from hmtl.errors import CodingError
+
+if TYPE_CHECKING:
+    from hmtl.communication.gate import Gate
+    from hmtl.communication.round import Turn
 
 log = logging.getLogger(__name__)
 DOUBTED = -1  # in place of the version of a relay whose state is wrong
@@ -87,14 +94,8 @@ class Server(Node):
         content = decide(self.topology, self._reports, self.version, planner.preferred, planner.server).to_bytes()
         self.attendance = self.planner.attendance(content.tobytes())
         self.empty = not (self._reports if planner.server else self.attendance.aggregating.any())
-        heard = [report for report in self._reports.values() if len(report.heard)]  # others may not know the sizes
-        sizes = ((report.payload, report.overhead) for report in heard or self._reports.values())
-        self.sizes = max(sizes, default=(0, 0))
-        if heard and not self.recipe.fits(self.attendance.format, self.sizes[0]):
-            raise CodingError(
-                f"Users send rows of {self.sizes[0]} bytes in format {self.attendance.format}, which does not fit this "
-                "communicator. Start all nodes with the same communicator.wire and model."
-            )
+        usual = [report for report in self._reports.values() if report.format == self.attendance.format]
+        self.sizes = next(((report.payload, report.overhead) for report in usual), (0, 0))
         self.attempts += 1
         versions = [self._reports[i].version for i in np.flatnonzero(self.attendance.behind).tolist()]
         self.attempt = Attempt(self.attempts, self.version, min([self.version, *versions]), self.flow().digest)
@@ -160,6 +161,25 @@ class Server(Node):
         self.empty = self.aggregation.unknown if self.aggregation else flow.sealed(NOTHING) in learned
         verdict = self._verdict(AGREED, self.attendance.aggregators)
         return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in flow.delivery.down(content))]
+
+    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+        i, kind, row, (_, overhead) = relay_of(message), message.kind, message.overhead[:1], message.sizes
+        if kind == REPORT:
+            report = Report.from_bytes(message.only_row, self.topology, i)
+            nbytes, _ = self.recipe.lengths(gate.users).get(report.format, (-1, -1))
+            fits = (report.payload, report.overhead) == (nbytes, 8 * gate.users.further)
+            if fits and 0 <= report.version <= report.prepared <= self.attempts:
+                return Shape(0, overhead)
+        elif turn.action == "down" and i in (step := self._step(*turn.numbers)).senders:
+            return step.sent(i)
+        elif kind == STATE and i == self.attendance.source:
+            gate.aggregation.check(message.only_row, gate)
+            return Shape(0, overhead)
+        elif kind == DIGESTS and i in self.attendance.aggregators:
+            return Shape(0, 2 * DIGEST_BYTES)
+        elif kind == MODELS:
+            return self.flow().delivery.passed(i, True, row, self.recipe.model(gate.users, row))
+        raise CodingError("the server waits for nothing like it")
 
     @property
     def _value(self) -> bytes:

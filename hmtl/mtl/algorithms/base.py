@@ -7,7 +7,7 @@ receive. The two sides share nothing but these messages. K users, d features.
 
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -60,6 +60,12 @@ class Users(Side):
 
     0: nothing has to travel, and a round consists of `local_update` and `commit`.
     """
+
+    further: int = 0
+    """How many further numbers an IV has, e."""
+
+    answers: Collection[int] = (0,)
+    """How many further numbers a model may have, e′."""
 
     row_bits: tuple[int, int, int] = (0, 0, 0)
     """For users who send terms: bits of an IV or model with messages="ivs", further bits of an IV, and of a model."""

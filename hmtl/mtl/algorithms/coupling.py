@@ -157,6 +157,7 @@ class SendModels(nn.Module):
     """What users send and receive if the aggregator takes the steps: numbers [n], and how many steps led to them."""
 
     row_bits = (0, 0, 0)
+    further, answers = 1, (0,)
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -189,6 +190,7 @@ class SendTerms(SendModels):
     pending: Tensor
     pending_lengths: Tensor
     rounds: Tensor
+    further, answers = 0, (1,)
 
     def __init__(self, start: Tensor, steps: StepsBySums, solver: NetworkSolver, users: Ids) -> None:
         m = start.shape[1]

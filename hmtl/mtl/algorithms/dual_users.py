@@ -63,7 +63,8 @@ class DualUsers(Users):
         self.problem = problem
         object.__setattr__(self, "solver", solver)  # no submodule: what it holds is not state of the users
         self.settings = settings
-        self.numbers = problem.size
+        self.numbers, self.further = problem.size, int(settings.accelerated)
+        self.answers = self.further, self.further + 1 + settings.rescales  # with c_k and θ after a change of Ω
         rows, K = problem.rows, len(problem.users)
         duals = rows.y.new_zeros(len(rows.y), problem.outputs)
         models = rows.y.new_zeros(1, 1).expand(K, problem.size)  # takes no memory until the first update
@@ -241,6 +242,7 @@ class SummedDualUsers(DualUsers):
         self.coupling = coupling
         self.grid = problem.grid
         self.numbers = coupling.B.q * problem.size
+        self.further, self.answers = 2 * settings.accelerated, (int(settings.accelerated),)
         self.row_bits = 64 * problem.size, 64 * settings.accelerated, 64 * settings.accelerated
         self.register_buffer("V", torch.zeros_like(self.W))
         self.register_buffer("leftover", self.W.new_zeros(1, 1).expand(len(self.W), self.numbers))

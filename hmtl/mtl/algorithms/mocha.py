@@ -101,7 +101,7 @@ class MOCHA(Algorithm):
         facts = self.problem.facts()
         if not facts.shape[1] or not isinstance(self.aggregator, DualAggregator):
             return None
-        return SetupUsers(facts, self.users.take_curvature), SetupAggregator(self.aggregator.answer, self.problem.K)
+        return SetupUsers(facts, 1, self.users.take_curvature), SetupAggregator(self.aggregator.answer, self.problem.K)
 
     def settled(self, tolerance: float) -> bool:
         return self.settings.omega_every == 0 or float(self._gain) <= tolerance

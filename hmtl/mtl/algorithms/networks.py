@@ -83,6 +83,7 @@ class NetworkUsers(Users):
             starts["coupled"] = self.start_of_coupled
             if not average:
                 self.numbers, self.row_bits = coupling.numbers, coupling.row_bits
+                self.further, self.answers = coupling.further, coupling.answers
         elif not average:
             self.numbers = 0
         self.held = {name: UserRows(start, K) for name, start in starts.items()}
@@ -318,6 +319,7 @@ class CoupledSection(Users):
         super().__init__()
         vars(self).update(users=users, coupling=coupling)  # the module of `users` holds all state
         self.numbers, self.row_bits = coupling.numbers, coupling.row_bits
+        self.further, self.answers = coupling.further, coupling.answers
 
     @property
     def origin(self) -> Tensor:
@@ -490,7 +492,8 @@ class NetworkAlgorithm(Algorithm):
             return self.averages.answer(facts[:, :1]) if weighs and self.averages else facts[:, :0]
 
         joined = torch.cat([weights.double(), facts.double()], dim=1)
-        return SetupUsers(joined, self.users.take), SetupAggregator(answer, self.problem.K)
+        told = int(weighs and self.users.messages == "sums")
+        return SetupUsers(joined, told, self.users.take), SetupAggregator(answer, self.problem.K)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()

@@ -21,13 +21,17 @@ class SetupUsers(Users):
 
     Args:
         facts: facts about each user [K, f].
+        told: e, how many numbers a user receives.
         take: called with users and the answers that they received [n, e].
     """
 
     numbers = 0
 
-    def __init__(self, facts: Tensor, take: Callable[[Ids, Tensor], None] = lambda users, answers: None) -> None:
+    def __init__(
+        self, facts: Tensor, told: int, take: Callable[[Ids, Tensor], None] = lambda users, answers: None
+    ) -> None:
         super().__init__()
+        self.further, self.answers = facts.shape[1], (told,)
         self.facts = facts.double()
         self.take = take
 
@@ -84,10 +88,10 @@ def preprocessing_setups(tasks: Sequence[Task]) -> list[tuple[Users, Aggregator]
     """
     here = [task for task in tasks if task.is_local]
     seen = here or tasks[:1]
-    exchanges: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = []
+    exchanges: list[tuple[Tensor, int, Callable[[Tensor], Tensor]]] = []
     if tables := [task.table for task in seen if task.table]:
         told = map(torch.stack, zip(*(table.told for table in tables), strict=True))
-        exchanges = [(facts, partial(_same, row)) for facts, row in zip(told, tables[0].answers, strict=True)]
+        exchanges = [(facts, len(row), partial(_same, row)) for facts, row in zip(told, tables[0].answers, strict=True)]
     raws = [task.raw for task in seen]
     moments = tasks[0].preprocessing.shared_moments([raw.x_train for raw in raws], [raw.y_train for raw in raws])
     widths = [part.shape[1] for part in moments]
@@ -96,8 +100,8 @@ def preprocessing_setups(tasks: Sequence[Task]) -> list[tuple[Users, Aggregator]
         return torch.cat([pooled(part) for part in torch.split(facts, widths, dim=1)], dim=1)
 
     if moments:
-        exchanges.append((torch.cat(moments, dim=1), answer))
+        exchanges.append((torch.cat(moments, dim=1), sum(widths), answer))
     return [
-        (SetupUsers(facts if here else torch.empty(0, facts.shape[1])), SetupAggregator(pool, len(tasks)))
-        for facts, pool in exchanges
+        (SetupUsers(facts if here else torch.empty(0, facts.shape[1]), told), SetupAggregator(pool, len(tasks)))
+        for facts, told, pool in exchanges
     ]

@@ -1,0 +1,116 @@
+"""The gate: the one place that decides which messages a node takes. Behind it, code trusts them.
+
+Nodes, recipes, steps and deliveries say what a message has to be like, see `Shape`. A message that is not like that
+counts as one that its sender did not send.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hmtl.communication.flows.flow import Recipe, Shape
+from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, Users, relay_number
+from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.nodes.host import Host, UserSide
+from hmtl.communication.wires import REQUEST
+from hmtl.errors import CodingError
+
+if TYPE_CHECKING:
+    from hmtl.communication.nodes.relay import Node
+    from hmtl.communication.round import Turn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """What a learner's messages are like.
+
+    Attributes:
+        recipe: how its rows travel.
+        users: its user side, of which only what all nodes know before the first round is read.
+        homes: the users of each host.
+        aggregation: of this process, in or beside its nodes.
+    """
+
+    recipe: Recipe
+    users: UserSide
+    homes: Mapping[str, Users]
+    aggregation: Aggregation
+
+    def admitted(self, node: "Host | Node", turn: "Turn") -> list[list[Message]]:
+        """Return the messages that a node takes, by kind, of those that it hears; log why it takes no others."""
+        heard = []
+        for kind, messages in zip(turn.kinds, turn.heard, strict=True):
+            before: dict[tuple[object, ...], list[int]] = {}  # rows of each sender
+            taken = list[Message]()
+            for message in messages:
+                try:
+                    if (rows := self._rows(node, turn, kind, message)) is None:
+                        continue
+                    known = before.setdefault((message.sender, message.format, message.first), [])
+                    if len(np.unique(rows)) < len(rows) or np.isin(rows, known).any():
+                        raise CodingError("it is sent twice")
+                    known += rows.tolist()
+                    taken.append(message)
+                except CodingError as error:
+                    log.warning(
+                        "round %d: %s takes no %s of %s: %s", turn.round, node.name, kind, message.sender, error
+                    )
+            heard.append(taken)
+        return heard
+
+    def row(self, message: Message) -> Shape:
+        """Return the shape of users' rows; raise CodingError if these have a format in which rows do not travel."""
+        lengths = self.recipe.lengths(self.users)
+        if message.format == REQUEST and len(lengths) > 1:
+            return Shape(0, 1, True)
+        if message.format not in lengths:
+            raise CodingError(f"its format is {message.format}. Start all nodes with the same communicator.wire")
+        return Shape(lengths[message.format][0], 8 * self.users.further, True)
+
+    def _rows(self, node: "Host | Node", turn: "Turn", kind: str, message: Message) -> Users | None:
+        """Return numbers of the rows of a message, none twice; None: the node has no use for it.
+
+        Raises:
+            CodingError: the message is not what it should be.
+        """
+        if (message.kind, message.round) != (kind, turn.round):
+            raise CodingError(f"it is {message.kind} of round {message.round}")
+        dtype = self.recipe.row_type if self.recipe.adds else self.users.origin.dtype
+        if kind in (IVS, COMBINATIONS) and message.dtype != dtype:
+            raise CodingError(f"its numbers are {message.dtype}, not {dtype}")
+        among = self._spoken_for(node, message)
+        users = np.zeros(1, np.int64) if message.users is None else message.users
+        if among is not None and (message.users is None or not np.isin(users, among).all()):
+            raise CodingError("it does not name users for whom its sender may speak")
+        if isinstance(node, Host) and not len(users):  # rows for users of other hosts are left out on the way
+            return None
+        if (shape := node.expects(message, turn, self)) is None:
+            return None
+        rows = len(users) if shape.rows is None else shape.rows
+        if (message.users is None) != (shape.users is None) or (len(message), *message.sizes) != (rows, *shape[:2]):
+            sizes = ", ".join(map(str, message.sizes))
+            raise CodingError(f"it has {len(message)} rows of {sizes} bytes, not {rows} of {shape[0]}, {shape[1]}")
+        if isinstance(shape.users, np.ndarray) and not np.isin(users, shape.users).all():
+            raise CodingError("it has rows of other users")
+        if shape.places > 1:
+            places = message.overhead[message.rows(), 0].numpy().astype(np.int64)
+            if (places >= shape.places).any():
+                raise CodingError("it has rows at places that users do not have")
+            return users * shape.places + places
+        return users
+
+    def _spoken_for(self, node: "Host | Node", message: Message) -> Users | None:
+        """Return the users for whom the sender may speak; None: anybody, or nobody."""
+        if message.sender in self.homes:
+            return self.homes[message.sender]
+        if message.sender == SERVER or (not isinstance(node, Host) and message.users is None):
+            return None
+        heard = np.flatnonzero(node.planner.topology.G[relay_number(message.sender)])
+        if isinstance(node, Host):
+            return np.intersect1d(heard, node.members)
+        return None if message.kind in (MODELS, SHARES) else heard
