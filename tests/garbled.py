@@ -36,8 +36,11 @@ RUNS = {
     "MOCHA, uncoded": ("algorithm=mocha", "communicator=uncoded", "algorithm.omega_every=2"),
 }
 
-OFTEN = {frames.CONTROL: 0, frames.BYE: 0, VERDICT: 0, ATTENDANCE: 0.5, BROADCAST: 0.5, STATE: 0.5, RECEIPTS: 0.5}
-"""How often messages of these kinds are garbled at a site; of other kinds, every fifth is."""
+OFTEN = {
+    **dict.fromkeys((KEYS, SHARES, SHARED, UNMASK), 0.02),
+    **{frames.CONTROL: 0, frames.BYE: 0, VERDICT: 0, ATTENDANCE: 0.3, BROADCAST: 0.3, STATE: 0.3, RECEIPTS: 0.3},
+}
+"""How often messages of these kinds are garbled at a site; of other kinds, every tenth is."""
 
 
 def write_uneven(folder: Path, relays: int = 4) -> list[str]:
@@ -163,7 +166,7 @@ def garble_post(folder: Path) -> None:
 
     @wraps(hand)
     def garbling(post: Post, receivers: Sequence[str], frame: Frame) -> int:
-        spoil = frame.round > 0 and rng.random() < OFTEN.get(frame.kind, 0.2)
+        spoil = frame.round > 0 and rng.random() < OFTEN.get(frame.kind, 0.1)
         pickle.dump((frame.kind if spoil else "", truth.sent, truth.learned), file)
         truth.sent.clear()
         truth.learned.clear()
