@@ -37,7 +37,7 @@ RUNS = {
 }
 
 OFTEN = {
-    **dict.fromkeys((KEYS, SHARES, SHARED, UNMASK), 0.02),
+    **dict.fromkeys((KEYS, SHARES, SHARED, "unmask"), 0.02),
     **{frames.CONTROL: 0, frames.BYE: 0, VERDICT: 0, ATTENDANCE: 0.3, BROADCAST: 0.3, STATE: 0.3, RECEIPTS: 0.3},
 }
 """How often messages of these kinds are garbled at a site; of other kinds, every tenth is."""
