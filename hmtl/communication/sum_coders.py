@@ -131,7 +131,6 @@ class FewBitTermCoder(TermCoder):
         self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
         self.held = torch.zeros(len(members), dtype=torch.int64)
         self._number, self._absence = 0, 0  # of the row that arrives
-        self._tell(members)
 
     def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
         payload, overhead = super().encode(users, ivs, first)
@@ -152,7 +151,6 @@ class FewBitTermCoder(TermCoder):
     def commit(self, users: Ids) -> None:
         counted = self._places(users)
         self.owed[counted] = self.owed_if_counted[counted]
-        self._tell(users)
 
     def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
         """Return what came with a row; if it is a sum to be added, leave out users who lack the row before it."""
@@ -183,11 +181,6 @@ class FewBitTermCoder(TermCoder):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict({name: state[name].clone() for name in self.STATE})
-        self._tell(self.members)
-
-    def _tell(self, users: Ids) -> None:
-        """Tell these users what rounding has left over so far."""
-        self.users.take_leftover(users, self.owed[self._places(users)])
 
     def _places(self, users: Ids) -> Tensor:
         """Return the places of these users among the members."""

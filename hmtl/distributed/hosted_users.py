@@ -28,9 +28,6 @@ class HostedUsers:
     def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor:
         return self.inner.take_sent(self._places(users), sent, further)
 
-    def take_leftover(self, users: Ids, leftover: Tensor) -> None:
-        self.inner.take_leftover(self._places(users), leftover)
-
     def commit(self, users: Ids) -> None:
         self.inner.commit(self._places(users))
 

@@ -120,12 +120,6 @@ class Users(Side):
         """
         return further
 
-    def take_leftover(self, users: Ids, leftover: Tensor) -> None:
-        """Take what rounding has left out so far of the terms of sums that counted, int64 [n, m].
-
-        It is called before the first round, too, if terms travel in few bits.
-        """
-
     def commit(self, users: Ids) -> None:
         """Apply the pending updates of these users: their IVs reached an aggregator."""
 

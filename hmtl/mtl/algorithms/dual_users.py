@@ -190,12 +190,10 @@ class DualUsers(Users):
         """Return Σ_j s ℓ and Σ_j s ℓ* [K], W and V = Σ_j s a_j x_j [K, d], and the measures on the rows of each split
         [K].
 
-        If IVs are rounded, also return e = V - V̂ [K, d].
-
         If all users share one model, W holds the newest one for all of them, and `held` the round in which it arrived:
         models that differ would make R infinite, and P would not be a bound.
         """
-        W, further = self.W.T, {"rounding_error": self.error} if self._rounded else {}
+        W, further = self.W.T, dict[str, Tensor]()
         if self.problem.regularizer.one_model:
             W = self.W[self.received.argmax()].repeat(len(self.W), 1).T
             further["held"] = self.received.max().double().expand(len(self.W))
@@ -229,13 +227,10 @@ class SummedDualUsers(DualUsers):
     User k sends the change of U_kᵀ v_k, and r_k if the algorithm is accelerated, rounded to the grid, int64. All users
     receive the same row: s = Σ_l U_lᵀ v_l, and the bits of β.
 
-    If terms travel in few bits, aggregators hold s - Σ_l ε_l, where ε_l is what rounding has left out of l's terms.
-
-    Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k, and `leftover`, ε [K, q·d].
+    Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k.
     """
 
     V: Tensor
-    leftover: Tensor
 
     def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, coupling: Coupling) -> None:
         super().__init__(problem, solver, settings)
@@ -245,8 +240,6 @@ class SummedDualUsers(DualUsers):
         self.further, self.answers = 2 * settings.accelerated, (int(settings.accelerated),)
         self.row_bits = 64 * problem.size, 64 * settings.accelerated, 64 * settings.accelerated
         self.register_buffer("V", torch.zeros_like(self.W))
-        self.register_buffer("leftover", self.W.new_zeros(1, 1).expand(len(self.W), self.numbers))
-        self._few_bits = False  # whether terms travel in few bits
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         users, ivs = super().local_update(round, idle)
@@ -259,16 +252,8 @@ class SummedDualUsers(DualUsers):
         super().commit(users)
         self.V = with_rows(self.V, users, self._moved(users))
 
-    def take_leftover(self, users: Ids, leftover: Tensor) -> None:
-        self._few_bits = True
-        self.leftover = with_rows(self.leftover, users, self.grid.values(leftover).to(self.leftover))
-
     def derived(self) -> dict[str, Tensor]:
         return {}  # V is part of the state
-
-    def measure(self) -> dict[str, Tensor]:
-        """As `DualUsers.measure`, and ε [K, q·d] if terms travel in few bits."""
-        return super().measure() | ({"leftover": self.leftover} if self._few_bits else {})
 
     def receive(self, users: Ids, models: Tensor) -> None:
         if not len(users):

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, summed
@@ -47,7 +46,7 @@ class MOCHA(Algorithm):
     Ref: Smith et al. 2017; Hu et al. 2022, section V.
     """
 
-    vectors = ("V", "W", "leftover")
+    vectors = ("V", "W")
     improves = "duals"
     users: DualUsers
     aggregator: DualAggregator | SummedDualAggregator
@@ -146,45 +145,13 @@ class MOCHA(Algorithm):
         shares = {name: own[name] for name in ("losses", "conjugates")}
         if "held" in own:
             shares |= {"held": own["held"], "held squares": own["held"].square()}
-        if "rounding_error" in own:
-            shares["bound"] = self._conjugate_bound(own["W"], own["V"], own["rounding_error"])
-        if "leftover" in own:
-            shares |= {"leftover": own["leftover"], "leftover norms": own["leftover"].norm(dim=1)}
         return shares
 
-    def _conjugate_bound(self, W: Tensor, V: Tensor, error: Tensor) -> Tensor:
-        """Return the users' parts of a bound of R*(V) from V̂ = V - e, which aggregators hold, and two numbers each.
-
-        R*(V) = R*(V̂) + Σ_k w̄_k·e_k + ½ tr(e B eᵀ) with w̄_k = (V̂ B)_k, and B ⪯ diag(c). User k knows ‖e_k‖ and w_k·e_k
-        for the model w_k that it holds, so that w̄_k·e_k ≤ w_k·e_k + ‖w̄_k - w_k‖ ‖e_k‖.
-
-        Args:
-            W, V, error: models, dual vectors and e, [K, d] each.
-        """
-        B, held = self.aggregator.coupling.B, V - error
-        models, norms = B @ held, error.norm(dim=1)
-        middle = (W * error).sum(1) + (models - W).norm(dim=1) * norms
-        return torch.add(middle, (models * held).sum(1) + B.dominating() * norms.square(), alpha=0.5)
-
     def _objective(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Return primal, dual and gap; and the gap by a bound of R*(V), if V was rounded on the way.
-
-        Aggregators of sums hold ŝ = s - Σ_k ε_k. Then tr(s C sᵀ) ≤ tr(ŝ C ŝᵀ) + 2 Σ_k tr(ŝ C ε_kᵀ) + ‖C‖ (Σ_k ‖ε_k‖)²,
-        so that two numbers of each user suffice, and ‖v_k‖. The first two terms are tr(s C sᵀ) - tr(ε C εᵀ) for
-        ε = Σ_k ε_k.
-        """
         primal, dual = float(sums["losses"] + sums["W"]), -float(sums["conjugates"] + sums["V"])
         if "held" in sums and self.problem.K * sums["held squares"] != sums["held"] ** 2:
             primal = math.nan  # R is infinite: users of a process that is silent hold an older model
-        figures = {"primal": primal, "dual": dual, "gap": primal - dual}
-        bound = sums.get("bound")
-        if "leftover" in sums:
-            B, zero = self.aggregator.coupling.B, torch.zeros_like(sums["V"])
-            rest = torch.linalg.matrix_norm(B.C, 2) * sums["leftover norms"].square()
-            bound = sums["V"] - B.value(zero, sums["leftover"]) + 0.5 * rest
-        if bound is not None:
-            figures["gap_certified"] = primal + float(sums["conjugates"] + bound)
-        return figures
+        return {"primal": primal, "dual": dual, "gap": primal - dual}
 
     def _further(self, measured: dict[str, Tensor]) -> dict[str, float]:
         joint = self.problem.regularizer.joint(measured["W"].T, measured["V"].T)

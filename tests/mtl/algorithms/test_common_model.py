@@ -49,21 +49,6 @@ def test_learning_omega_and_continuing():
     assert mocha.settled(0.05 * now["primal"])
 
 
-def test_few_bits_keep_the_certificate():
-    """The bound that aggregators can state without the users' rounding errors covers the gap."""
-    _, _, tasks = planted(12, 4, 6)
-    mocha = MOCHA(Problem(tasks, Squared(), Common(0.1, 1.0)), SDCA(10), omega_every=0)
-    for round in range(30):
-        ids, ivs = mocha.users.local_update(round)
-        sent = ivs.float().half().double()
-        further = mocha.users.take_sent(ids, sent, ivs[:, 4:])
-        models = mocha.aggregator.update(ids, torch.cat([sent, further], dim=1))
-        mocha.users.commit(ids)
-        mocha.users.receive(ids, models)
-        now = mocha.metrics()
-        assert now["gap_certified"] >= now["gap"] * (1 - 1e-9)
-
-
 @pytest.mark.parametrize("lam0", [0.0, -1.0, float("nan")])
 def test_strength_of_the_common_model(lam0: float):
     with pytest.raises(ConfigError, match="lam0"):

@@ -59,9 +59,7 @@ def over(t: Topology, wire: str, change: Change, coded: bool) -> Communicator:
     coded=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_what_rounding_leaves_out_is_known_and_the_certificate_holds(
-    t, wire, loss, regularizer, omega_every, gone, lost, coded, seed
-) -> None:
+def test_what_rounding_leaves_out_is_known(t, wire, loss, regularizer, omega_every, gone, lost, coded, seed) -> None:
     cocoa = isinstance(regularizer, str)
     case = make(seed, K=t.K, d=70, loss=loss(), regularizer=None if cocoa else regularizer(0.1))
     how = {"seed": seed, "participation": Participation(low=0.3, dropout=gone, relays=gone)}
@@ -77,8 +75,6 @@ def test_what_rounding_leaves_out_is_known_and_the_certificate_holds(
         V = np.stack([s * a @ x for s, a, x in zip(case.s, case.by_user(learner.a), case.X, strict=True)])
         known = learner.aggregator.V + learner.users.error
         np.testing.assert_allclose(known.numpy()[settled], V[settled], rtol=0, atol=1e-12)
-        now = learner.metrics()
-        assert now["gap_certified"] >= now["gap"] - 1e-9 * abs(now["primal"])
 
 
 @examples(15)
@@ -91,7 +87,8 @@ def test_what_rounding_leaves_out_is_known_and_the_certificate_holds(
     lost=st.sampled_from((0.0, 0.1, 0.4)),
     seed=st.integers(0, 10**6),
 )
-def test_the_certificate_holds_for_sums(t, wire, loss, kind, gone, lost, seed) -> None:
+def test_what_rounding_leaves_out_of_sums_is_known(t, wire, loss, kind, gone, lost, seed) -> None:
+    """Once every user knows which of its updates counted, S and all leftovers add up to the terms of the duals."""
     cocoa = isinstance(kind, str)
     case = make(seed, K=t.K, d=70, loss=loss(), regularizer=None if cocoa else kind(0.1))
     how = {"seed": seed, "participation": Participation(low=0.3, dropout=gone, relays=gone), "messages": "sums"}
@@ -107,30 +104,14 @@ def test_the_certificate_holds_for_sums(t, wire, loss, kind, gone, lost, seed) -
 
     communicator = Sums(t, wire=wire, links=links, aggregators=("server", "all")[seed % 2])
     for round in range(8):
-        communicator.round(
-            round, learner.users, learner.aggregator, learner.participation.absent_relays(seed, round, t.H)
-        )
-        now = learner.metrics()
-        assert now["gap_certified"] >= now["gap"] - 1e-9 * abs(now["primal"])
-
-
-def test_users_know_what_is_left_over_before_they_have_heard_anything() -> None:
-    """Otherwise hosts of one network would measure different things, and their measurements could not be joined."""
-    learner = MOCHA(make(4, K=4, d=6, regularizer=Mean(0.1)).problem, SDCA(), messages="sums")
-    communicator = Sums(symmetric(K=4, H=2, r=1), wire="int4")
-    assert "leftover" not in learner.users.measure()
-    communicator.round(0, learner.users, learner.aggregator, absent_relays=(0, 1))
-    assert not learner.users.measure()["leftover"].any()
-    for round in range(1, 4):
-        communicator.round(round, learner.users, learner.aggregator)
-    left = learner.users.measure()["leftover"]
-    assert left.any()
-    again = MOCHA(make(4, K=4, d=6, regularizer=Mean(0.1)).problem, SDCA(), messages="sums")
-    resumed = Sums(symmetric(K=4, H=2, r=1), wire="int4")
-    again.load_state_dict(learner.state_dict())
-    resumed.load_state_dict(communicator.state_dict())
-    resumed.attach(again.users, again.aggregator)
-    assert torch.equal(again.users.measure()["leftover"], left)
+        away = learner.participation.absent_relays(seed, round, t.H) if round < 6 else ()
+        communicator._links.change = losing(lost, seed) if round < 6 else Changed.change
+        communicator.round(round, learner.users, learner.aggregator, away)
+    B, grid = learner.aggregator.coupling.B, case.problem.grid
+    V = np.stack([s * a @ x for s, a, x in zip(case.s, case.by_user(learner.a), case.X, strict=True)])
+    np.testing.assert_allclose(learner.users.V.numpy(), V, rtol=0, atol=1e-12)
+    known = learner.aggregator.S[0] + communicator.nodes.hosts[0].coder.owed.sum(0)
+    assert torch.equal(known, grid.rounded(B.terms(learner.users.V)).sum(0))
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5])

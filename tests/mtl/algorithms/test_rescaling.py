@@ -88,9 +88,7 @@ def test_V_is_what_the_duals_say_after_each_change(random_problem, seed, K, gamm
         V, settled = (mocha.aggregator.V + mocha.users.error).numpy(), ~waiting
         want = of_duals(case, mocha.a)
         np.testing.assert_allclose(V[settled], want[settled], rtol=0, atol=1e-12 * max(1, abs(want).max()))
-        metrics = mocha.metrics()
-        assert metrics.get("gap_certified", np.inf) >= metrics["gap"] - 1e-9 * abs(metrics["primal"])
-        assert metrics["gap"] >= -1e-9
+        assert mocha.metrics()["gap"] >= -1e-9
 
 
 def tasks():
