@@ -16,7 +16,7 @@ import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -34,7 +34,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config.build import check, conf_dir
-from hmtl.config.schema import flat
 from hmtl.errors import ConfigError, HmtlError, Interrupted, complain, was_interrupted
 from hmtl.training.folder import held
 
@@ -261,30 +260,3 @@ class Jobs(Callback):
 def _errors(config: DictConfig) -> set[tuple[Path, int]]:
     """Return the errors of jobs in the folder of a sweep, each with the time when it was written [ns]."""
     return {(file, file.stat().st_mtime_ns) for file in Path(config.hydra.sweep.dir).glob(f"*/{ERROR}")}
-
-
-def as_experiment(cfg: DictConfig, chosen: Mapping[str, Any]) -> str:
-    """Return a file for the group `experiment`: the values `chosen`, and what the command line, if any, has changed."""
-    experiment, values = OmegaConf.create(), dict(chosen)
-    if HydraConfig.initialized():
-        usual = hydra.compose("config", return_hydra_config=True).hydra.runtime.choices
-        changed = {
-            group: choice
-            for group, choice in HydraConfig.get().runtime.choices.items()
-            if choice != usual.get(group) and group != "experiment" and not group.startswith("hydra/")
-        }
-        experiment.defaults = [{f"override /{group}": choice} for group, choice in changed.items()]
-        base = hydra.compose("config", [f"{group}={choice}" for group, choice in changed.items()])
-        ours, theirs = (flat(c, ("output_dir", "resume", "tune", "logger"), resolve=False) for c in (cfg, base))
-        values = {key: value for key, value in ours.items() if key not in theirs or theirs[key] != value} | values
-    for key, value in values.items():
-        OmegaConf.update(experiment, key, value, force_add=True)
-    return f"# @package _global_\n{OmegaConf.to_yaml(experiment)}"
-
-
-def search_path() -> str:
-    """Return the word that gives another command this one's own folders of configurations; "" without such folders."""
-    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
-    own = [s for s in sources if s.provider == "command-line" or s.provider.startswith("hydra.searchpath")]
-    paths = [s.path if s.schema != "file" else f"file://{Path(s.path).resolve()}" for s in own]
-    return shlex.quote(f"hydra.searchpath=[{','.join(paths)}]") if paths else ""
