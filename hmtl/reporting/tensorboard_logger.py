@@ -1,8 +1,8 @@
 """The TensorBoard logger: five charts first, then learning, what it cost, pictures, and settings of a run."""
 
+import io
 import math
 import re
-import struct
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -45,10 +45,12 @@ class TensorBoardLogger:
         self._folder = Path(folder)
         self._mbit = 0.0
         self._seconds = 0.0
+        self._round = 0
+        self._last: dict[str, float] = {}  # the last point of each chart
 
     def log(self, row: Measurements) -> None:
         """Write the measurements of a round, and the test error against the bits so far."""
-        round_number = int(row["round"])
+        self._round = int(row["round"])
         self._mbit += sum(row.get(tier, 0) for tier in MIDDLE_TIERS) / 1e6
         self._seconds += row.get("compute_s", 0) + row.get("communication_s", 0)
         for key, value in (row | {"Mbit": self._mbit, "seconds": self._seconds}).items():
@@ -57,30 +59,24 @@ class TensorBoardLogger:
             elif key.startswith("bits"):
                 value /= 1e6
             if key != "round" and not math.isnan(value):
-                self._writer.add_scalar(_tag(key), value, round_number)
+                self._last[_tag(key)] = value
+                self._writer.add_scalar(_tag(key), value, self._round)
         if "test_error" in row:
             self._writer.add_scalar(FIRST["by Mbit"], row["test_error"], round(1e3 * self._mbit))
 
     def finish(self, summary: Summary, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Write pictures, hyperparameters and the command of the finished run."""
-        from tensorboard.compat.proto.summary_pb2 import Summary as Record  # late, as are those of torch
-        from torch.utils.tensorboard.summary import hparams
+        from matplotlib.image import imread  # late, as is torch's writer
 
-        writer = self._writer
-        values = []
         for name, png in draw().items():
-            width, height = struct.unpack(">II", png[16:24])  # where a PNG file has them
-            image = Record.Image(width=width, height=height, colorspace=4, encoded_image_string=png)  # RGBA
-            values.append(Record.Value(tag=name, image=image))
-        figures = summary.figures
+            pixels = (255 * imread(io.BytesIO(png))).round().astype("uint8")
+            self._writer.add_image(name, pixels, summary.rounds, dataformats="HWC")
+        self._writer.add_text("command", " ".join(["python -m hmtl.train", *overrides(self._folder)]))
+        self._writer.flush()
         settings = {key: each for key, each in summary if key in SETTINGS and each is not None}
-        results = {_tag(name): figures[name] for name in RESULTS if name in figures}
-        # SummaryWriter.add_hparams would open a second run; the results are the last points of existing charts.
-        parts = hparams(settings, results)  # type: ignore[no-untyped-call]  # torch has no types here
-        for part in (Record(value=values), *parts):
-            writer.file_writer.add_summary(part, summary.rounds)  # type: ignore[attr-defined]  # None until the first record
-        writer.add_text("command", " ".join(["python -m hmtl.train", *overrides(self._folder)]))
-        writer.flush()
+        results = {tag: self._last[tag] for tag in map(_tag, RESULTS) if tag in self._last}
+        # They come in a file of their own, which TensorBoard reads after this one, and repeat the last points.
+        self._writer.add_hparams(settings, results, run_name=".", global_step=self._round)
 
     def close(self) -> None:
         """Close the file of events."""
