@@ -3,7 +3,8 @@
 import os
 import sys
 
-if sys.argv[:1] == ["-m"]:  # `python -m hmtl.train` and the like, before their modules are imported
+# True for `python -m hmtl.train` and the like, before their modules are imported, but not for other people's programs.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m").partition(".")[0] == "hmtl":
     from hmtl.errors import handle_interrupts
 
     handle_interrupts()

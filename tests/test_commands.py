@@ -83,6 +83,20 @@ def test_ctrl_c_is_ignored_where_a_shell_has_it_ignored(tmp_path: Path) -> None:
     assert (tmp_path / "project" / "data.py").exists()
 
 
+@pytest.mark.parametrize("words", ["theirs", "theirs.part hmtl.train"])
+def test_other_programs_handle_ctrl_c_as_usual(tmp_path: Path, words: str) -> None:
+    """Their packages import hmtl while Python still looks for the module to run."""
+    (tmp_path / "theirs").mkdir()
+    is_usual = "signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_IGN)"
+    (tmp_path / "theirs" / "__init__.py").write_text(f"import signal, hmtl\nprint({is_usual})\n")
+    for name in ("__main__", "part"):
+        (tmp_path / "theirs" / f"{name}.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_an_error_that_ctrl_c_left_behind_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     """As where a package sets something back on its way out, and cannot."""
 

@@ -442,7 +442,7 @@ def load_run(path: str | Path, model: MakeModel | None = None) -> Models:
 def _network_of(folder: Path) -> MakeModel:
     """Return what creates the networks of the run in `folder`, according to its configuration."""
     try:
-        check_sums(folder, [".hydra/config.yaml"])
+        check_sums(folder, ".hydra/config.yaml")
         maker: MakeModel = instantiate(OmegaConf.load(folder / ".hydra" / "config.yaml").algorithm.model)
     except (OSError, ValueError, HydraException, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())

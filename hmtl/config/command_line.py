@@ -160,8 +160,8 @@ def _message(error: BaseException, config_name: str) -> str | None:
     """Return the message of an error that a user can fix; None for a defect."""
     if isinstance(error, HmtlError):
         return str(error)
-    of_hydra = isinstance(error, HydraException | OmegaConfBaseException) or _raised_in_hydra(error)
-    if of_hydra and not isinstance(error, OSError):
+    of_hydra = _raised_in_hydra(error) and not isinstance(error, OSError)  # that may be of a full disk
+    if of_hydra or isinstance(error, HydraException | OmegaConfBaseException):
         cause = f": {error.__cause__}" if error.__cause__ else ""
         return re.split(r"\s+full_key: |\s+Config search path", f"{error}{cause}")[0]
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error)):

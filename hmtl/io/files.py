@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,16 +65,21 @@ def check_digest(file: BinaryIO) -> None:
 
 def write_sums(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write the digests of these files of a folder, by name."""
-    lines = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in contents.items())
-    write_whole(folder / SUMS, "".join(lines))
+    write_whole(folder / SUMS, "".join(f"{_line(*each)}\n" for each in contents.items()))
 
 
-def check_sums(folder: Path, names: Iterable[str]) -> None:
+def check_sums(folder: Path, *names: str) -> None:
     """Raise ValueError unless these files are as `write_sums` took them, or OSError if one cannot be read."""
-    known = dict(line.split("  ", 1)[::-1] for line in (folder / SUMS).read_text().splitlines())
+    if not (folder / SUMS).exists():
+        raise ValueError(f"{SUMS} is missing; runs of earlier versions have none")
+    known = (folder / SUMS).read_bytes().split(b"\n")
     for name in names:
-        if known.get(name) != hashlib.sha256((folder / name).read_bytes()).hexdigest():
+        if _line(name, (folder / name).read_bytes()).encode() not in known:
             raise ValueError(f"{name} was changed after the run, or {SUMS} was")
+
+
+def _line(name: str, content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()}  {name}"
 
 
 def _sha256(file: BinaryIO, end: int) -> bytes:

@@ -75,7 +75,7 @@ class FinishedRun:
         """
         path = self.folder / "metrics.csv"
         try:
-            check_sums(self.folder, [path.name])
+            check_sums(self.folder, path.name)
             rounds = pd.read_csv(path, usecols=[*NEEDED, self.measure]).astype(float)
         except (OSError, ValueError) as error:
             raise _unreadable(path, str(error)) from error
@@ -108,7 +108,7 @@ class FinishedRun:
         """The final value of the measure at each user [`unit`], from `users.csv`; empty if users have none."""
         path, column = self.folder / "users.csv", over_users(self.measure)[0]
         try:
-            check_sums(self.folder, [path.name])
+            check_sums(self.folder, path.name)
             values = pd.read_csv(path, usecols=lambda name: name == column).get(column, pd.Series(dtype=float))
         except (OSError, ValueError) as error:
             raise _unreadable(path, str(error)) from error
@@ -182,7 +182,7 @@ def find_runs(folders: Iterable[Path], measure: str | None = None) -> list[Finis
         for path in paths:
             try:
                 of_hydra = [name for name in READ_LATER if "/" in name and (path.parent / name).exists()]
-                check_sums(path.parent, [path.name, *of_hydra])
+                check_sums(path.parent, path.name, *of_hydra)
                 summary = Summary.model_validate_json(path.read_text())
                 words = tuple(overrides(path.parent))
             except ValidationError as error:

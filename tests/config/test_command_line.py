@@ -90,6 +90,7 @@ def test_what_hydra_refuses_is_one_line(run: Run, override: str) -> None:
     assert code == 2
     assert stderr.startswith("error: ")
     assert override.split("=")[0] in stderr or override == "loss=null"
+    assert "hydra.run.dir" not in stderr, "it is no file that cannot be written"
     assert stderr.count("\n") == 1
 
 
