@@ -55,7 +55,8 @@ class Apart:
             if shared and self.made:
                 return self.made[0]
             aggregator = make() if make else Total(width) if recipe.adds else ScriptedAggregator(t.K, width)
-            self.made.append(Aggregation(t.K, aggregator, recipe.aggregator_coder(sides[0], t.K), revocable=True))
+            coder, answers = recipe.aggregator_coder(sides[0], t.K), sides[0].answers
+            self.made.append(Aggregation(t.K, aggregator, coder, answers, revocable=True))
             return self.made[-1]
 
         self.hosts, self.made = [], list[Aggregation]()

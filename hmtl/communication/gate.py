@@ -80,8 +80,7 @@ class Gate:
         """
         if (message.kind, message.round) != (kind, turn.round):
             raise CodingError(f"it is {message.kind} of round {message.round}")
-        dtype = self.recipe.row_type if self.recipe.adds else self.users.origin.dtype
-        if kind in (IVS, COMBINATIONS) and message.dtype != dtype:
+        if kind in (IVS, COMBINATIONS) and message.dtype != (dtype := self.recipe.dtype(self.users)):
             raise CodingError(f"its numbers are {message.dtype}, not {dtype}")
         among = self._spoken_for(node, message)
         users = np.zeros(1, np.int64) if message.users is None else message.users

@@ -43,14 +43,6 @@ class TermCoder(UserCoder):
         self.formats = formats
         self._received = users.averages or torch.int64
 
-    def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        if ivs.dtype != torch.int64:
-            raise CodingError(
-                f"communicator=sums adds terms of type int64, but these users send {ivs.dtype}. Make the algorithm "
-                "with messages='sums'."
-            )
-        return super().encode(users, ivs, first)
-
     def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
         end, receipts = unpacked(overhead[0].numpy(), self.formats.K)
         return Read(users, receipts[users], overhead[:1, :end])

@@ -323,7 +323,7 @@ class Communicator:
         K, plays, homes = self.topology.K, self._links.plays, self._links.homes(self.topology.K)
         names = [relay_name(i) for i in range(self.topology.H)]
         revocable = bool(planner.preferred) and not self._links.reliable
-        aggregation = Aggregation(K, aggregator, recipe.aggregator_coder(users, K), revocable)
+        aggregation = Aggregation(K, aggregator, recipe.aggregator_coder(users, K), users.answers, revocable)
         at_relays = aggregation if planner.preferred else None
         at_server = aggregation if planner.server else None
         return Nodes(

@@ -220,6 +220,10 @@ class Recipe(ABC):
         """Return this recipe for the rows of a learner, with what can be planned before the first round."""
         return self
 
+    def dtype(self, users: "UserSide") -> torch.dtype:
+        """Return the type of the numbers in users' rows."""
+        return self.row_type if self.adds else users.origin.dtype
+
     @abstractmethod
     def lengths(self, users: "UserSide") -> Mapping[str, tuple[int, int]]:
         """Return, for each format in which users' rows may travel, the bytes of a row, and of what is learned of rows.

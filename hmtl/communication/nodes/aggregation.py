@@ -8,6 +8,7 @@ or else the next attendance, by the attempt that was agreed on. So no lost messa
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,6 +86,7 @@ class Aggregation:
         K: number of users.
         aggregator: computes the models.
         coder: turns bytes into IVs, and models into bytes.
+        answers: how many further numbers a model may have, see `hmtl.mtl.Users`.
         revocable: whether an update may have to be rolled back, because messages can be lost.
 
     Attributes:
@@ -100,8 +102,10 @@ class Aggregation:
 
     name = "aggregation"
 
-    def __init__(self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, revocable: bool) -> None:
-        self.aggregator, self.coder, self.revocable = aggregator, coder, revocable
+    def __init__(
+        self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, answers: Collection[int], revocable: bool
+    ) -> None:
+        self.aggregator, self.coder, self.answers, self.revocable = aggregator, coder, answers, revocable
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
         self.users: Users = np.empty(0, np.int64)
         self.ivs: dict[str, Tensor] = {}
@@ -169,11 +173,12 @@ class Aggregation:
         models = self._updated(dtype, row_format)
         self.counted[self.users] = self._round
         self.coder.hear(self.counted, self._round, requested)
-        receipts = self.coder.receipts(self.counted)
-        if len(models) != len(receipts):
+        receipts, m = self.coder.receipts(self.counted), self.coder.numbers
+        if len(models) != len(receipts) or models.shape[1] - m not in self.answers:
             raise CodingError(
                 f"The aggregator returned models of shape {tuple(models.shape)} for {len(self.counted)} users. Let it "
-                f"return {len(receipts)} rows of numbers."
+                f"return {len(receipts)} rows of m={m} numbers and as many further ones as `answers` of the user side "
+                f"says: {' or '.join(map(str, self.answers))}."
             )
         payload, extras = self.coder.encode(self.users, models, dtype)
         return PackedModels(payload, torch.cat([extras, receipts], dim=1))

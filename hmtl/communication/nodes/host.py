@@ -127,11 +127,14 @@ class Host:
             raise CodingError("a host was asked to send rows to others than relays, which it refuses.")
         self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
-        K = len(self.waiting)
-        if len(ivs.shape) != 2 or len(ivs) != len(users) or (len(users) and users[-1] >= K):
+        K, dtype = len(self.waiting), self.recipe.dtype(self.users)
+        row = self.users.numbers + self.users.further
+        if len(users) and ((*ivs.shape, ivs.dtype) != (len(users), row, dtype) or users[-1] >= K):
             raise CodingError(
-                f"The IVs have shape {tuple(ivs.shape)} for {len(users)} users who take part, out of the network's "
-                f"{K}. Let `local_update` return one row of numbers per user who takes part."
+                f"The IVs have shape {tuple(ivs.shape)} and type {ivs.dtype} for {len(users)} users who take part, out "
+                f"of the network's {K}. Make the algorithm with messages='{self.recipe.messages}', and let "
+                f"`local_update` return a row for each of them, of `numbers` + `further` = {row} numbers of type "
+                f"{dtype}; IVs have the type of `origin`."
             )
         self.waiting[self.members] = True
         self.pending[users] = True
@@ -197,14 +200,13 @@ class Host:
             [replace(self._message(lacking, nothing(len(lacking)), flags), format=REQUEST)] if len(lacking) else []
         )
         whole = self._message(self._users, payload, overhead)
-        relays = np.array([relay_number(name) for name in self._relays])
-        routes = None if self.recipe.adds else self.planner.copies_to(tuple(relays.tolist()), whole.sizes)
+        relays = tuple(relay_number(name) for name in self._relays)
+        routes = None if self.recipe.adds else self.planner.copies_to(relays, whole.sizes)
         if routes is None:
             return [whole, *requests]
-        to = np.where(routes < 0, relays[0], routes)[self._users]
         rows = []
-        for i, name in zip(relays, self._relays, strict=True):
-            at = np.flatnonzero(to == i)
+        for i, name in zip(relays, self._relays, strict=True):  # users whom none of them hears send nothing
+            at = np.flatnonzero(routes[self._users] == i)
             mine = self._users[at]
             rows.append(replace(whole, receivers=(name,), links=mine, users=mine, at=torch.from_numpy(at)))
         return rows + requests

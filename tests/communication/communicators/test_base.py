@@ -4,12 +4,14 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
+import torch
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import Aggregators
-from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Uncoded
+from hmtl.communication import TIERS, CodedHierarchical, Communicator, Network, Sums, Uncoded
+from hmtl.errors import CodingError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import moving
 from hmtl.topology import Contacts, Topology, Walk, geometric, symmetric
@@ -40,6 +42,25 @@ def same(one: Played, other: Played) -> bool:
     """Whether the users got the same models, and the aggregators hold the same."""
     models = one.users.models.keys() == other.users.models.keys()
     return models and all(same_bits(model, other.users.models[k]) for k, model in one.users.models.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared", "dtype"),
+    [
+        (Uncoded, {"further": 0}, torch.float64),
+        (CodedHierarchical, {"answers": (0,)}, torch.float64),
+        (Uncoded, {}, torch.float32),
+        (CodedHierarchical, {}, torch.int64),
+        (Sums, {}, torch.float64),
+    ],
+    ids=["more numbers up", "more numbers down", "another type than that of the origin", "terms", "no terms"],
+)
+def test_a_learner_that_sends_other_rows_than_it_says_is_refused(kind, declared, dtype) -> None:
+    """Otherwise nodes would take none of them, and rounds would go on in which nobody counts."""
+    users = ScriptedUsers([torch.zeros(6, 5, dtype=dtype)], [set()], 2)
+    vars(users).update(declared)
+    with pytest.raises(CodingError, match="further"):
+        kind(symmetric(K=6, H=3, r=2)).round(0, users, ScriptedAggregator(6, 5))
 
 
 @examples(12)

@@ -183,18 +183,18 @@ class Means(ScriptedAggregator):
 
 
 def test_all_users_whom_a_present_relay_hears_count_and_get_their_models(tmp_path):
-    """Over links of their own, users send to one relay; if it is absent, to another."""
+    """Over links of their own, users send to one relay; if it is absent, to another; if all are, to nobody."""
     t, m = any_r(9, 4, 2, 3), 5
     G = t.G.copy()
     G[:, 0] = [0, 0, 1, 0]
-    t, away = Topology(G), [set(), {2}, {0, 1}]
+    t, away = Topology(G), [set(), {2}, {0, 1}, {0, 1, 2, 3}]
     relays = [link(10.0 ** (6 + i % 3), 1e7) for i in range(4)]
     unequal = network_of(
         tmp_path, link(WIDE, WIDE), relays, [(link(1e7, 1e7), range(4)), (link(1e7, 1e8), range(4, 9))]
     )
     models = []
     for network in (Network(medium="unicast"), unequal):
-        users = ScriptedUsers([random_numbers(n, 9, m, "float") for n in range(3)], [set()] * 3, 0)
+        users = ScriptedUsers([random_numbers(n, 9, m, "float") for n in range(4)], [set()] * 4, 0)
         users.answers = (0,)
         communicator, means, got = Communicator(t, network, UNCODED), Means(9, m), []
         for n, absent in enumerate(away):

@@ -341,7 +341,7 @@ def test_refusals() -> None:
         Sums(t, sums="half")
     with pytest.raises(ConfigError, match=r"network\.last_hop=radio is unknown.*broadcast, unicast"):
         Network(last_hop="radio")
-    with pytest.raises(CodingError, match=r"int64, but these users send torch\.float64\. Make .* messages"):
+    with pytest.raises(CodingError, match=r"torch\.float64 .* Make .* messages='sums'.*torch\.int64"):
         Sums(t).round(0, ScriptedUsers([random_numbers(0, 5, 3, None)], [set()], 0), ScriptedAggregator(5, 3))
     with pytest.raises(CodingError, match=r"models of shape \(5, 4\)"):
         Sums(t).round(0, Terms([terms(0, 5, 3)], [set()]), Wide(3))
