@@ -6,8 +6,7 @@ goes on when all that it needs has arrived. Shapes: K users, H relays, n batches
 
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import combinations, permutations, product
-from math import inf
+from itertools import chain, combinations, permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from hmtl.communication.accounting.access import Access
 from hmtl.topology import balanced
 
-MOST, WORK = 400, 8000  # choices that are tried, and these times users
+MOST, WORK = 200, 8000  # choices that a search tries, and these times users
 CLOSE = 0.005  # relative distance from the bound at which a search ends
 
 Relays = NDArray[np.int64]
@@ -55,9 +54,6 @@ class Trip:
         self._outer = 0.0 if copied else float(bits)
         hops = self._outer / far[:, 1 - end], self._inner / np.minimum(near[:, end], server[1 - end])
         self.cost = hops[0] + hops[1]
-        # Up, nodes wait between hops for the slowest relay, so that the slowest of each hop count.
-        ratios = (0.5, 1.0, 2.0) if up and not copied else ()
-        self._costs = [self.cost, *(np.maximum(hops[0], hops[1] / ratio) for ratio in ratios)]
         self.wait = server[2] + near[:, 2]
         self._latency = (1 + 2 * up) * self.wait, far[:, 2], self._host[:, 2].min()
         self.start: Seconds = self._latency[0] + self._latency[1] + self._latency[2]
@@ -70,7 +66,7 @@ class Trip:
         first = (own + self._host[:, 2]).max() if up else self._server + self._host[:, 2].max()
         self._frames = first + most[0], most[1]
 
-    @property
+    @cached_property
     def bound(self) -> float:
         """The seconds that every choice of relays takes at least."""
         n, hosts, server = np.bincount(self._even, minlength=len(self.G)), self._own, self._server
@@ -96,29 +92,25 @@ class Trip:
         return float(max(ends.max(), emptied, self._frames[0]))
 
     def fastest(self) -> Relays:
-        """Return the relay of each user [K]: many users, or any three, change relays while this saves time."""
-        routes, known, best = np.full(self._shape[1], -1), dict[bytes, float](), inf
-        if not len(self.users):
-            return routes
-        enough, most = self.bound * (1 + CLOSE), min(MOST, WORK // len(self.users))
-
-        def seconds(serving: Relays) -> float:
-            if (key := serving.tobytes()) not in known:
-                known[key] = self.seconds(serving)
-            return known[key]
-
-        alone = np.where(self.G == 1, self.cost[:, None], np.inf).argmin(axis=0)
-        even = (balanced(self.G, 1 / cost, self.start) for cost in self._costs[1:])
-        for serving in (self._even, *even, balanced(self.G), alone):
-            time, moves = seconds(serving), self._moves(serving)
-            while time > enough and len(known) < most and (move := next(moves, None)):
-                changed = serving.copy()
-                changed[move[0]] = move[1]
-                if (sooner := seconds(changed)) < time * (1 - 1e-9):
-                    serving, time, moves = changed, sooner, self._moves(changed)
-            if time < best:
-                routes[self.users], best = serving, time
+        """Return the relay of each user [K]: the best that a search finds from two choices, even loads or fast relays."""
+        routes = np.full(self._shape[1], -1)
+        if len(self.users):
+            alone = np.where(self.G == 1, self.cost[:, None], np.inf).argmin(axis=0)
+            routes[self.users] = min(map(self._improved, (self._even, alone)), key=self.seconds)
         return routes
+
+    def _improved(self, serving: Relays) -> Relays:
+        """Return better choices, found by letting many users, or any two, change relays while this saves time."""
+        time, moves = self.seconds(serving), self._moves(serving)
+        for _ in range(min(MOST, WORK // len(self.users))):
+            move = next(moves, None)
+            if move is None or time <= self.bound * (1 + CLOSE):
+                break
+            changed = serving.copy()
+            changed[move[0]] = move[1]
+            if (sooner := self.seconds(changed)) < time * (1 - 1e-9):
+                serving, time, moves = changed, sooner, self._moves(changed)
+        return serving
 
     @cached_property
     def _even(self) -> Relays:
@@ -134,7 +126,7 @@ class Trip:
                 yield able, np.array(j)
                 able = able[: len(able) // 2]
         free = np.flatnonzero(self.G.sum(axis=0) > 1)
-        for users in (each for n in (1, 2, 3) for each in combinations(free, n)):
+        for users in chain(combinations(free, 1), combinations(free, 2)):
             for relays in product(*(np.flatnonzero(self.G[:, k]) for k in users)):
                 yield np.array(users), np.array(relays)
 
