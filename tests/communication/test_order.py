@@ -15,7 +15,7 @@ from hmtl.coding import sum_code
 from hmtl.communication import Network, Sums, SumsOfRows
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import IVs
-from hmtl.communication.messages import IVS, Message
+from hmtl.communication.messages import IVS, STATE, VERDICT, Message
 from hmtl.communication.nodes.relay import Relay
 from hmtl.testing.scripted import ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, any_r, symmetric
@@ -57,6 +57,31 @@ def test_models_do_not_depend_on_the_order_in_which_messages_arrive(t: Topology,
         models.append(got)
     assert len(models[0]) > 2 * t.K
     assert all(same_bits(one, other) for one, other in zip(*models, strict=True))
+
+
+@pytest.mark.parametrize("wire", [None, "int4"])
+@pytest.mark.parametrize("reader", ["server", "relay 1"])
+def test_a_state_that_says_a_wrong_version_is_handed_over_again(wire: str | None, reader: str) -> None:
+    """A relay that believes it and then gets no verdict would report it, and take part in no later round."""
+    sides = [ScriptedUsers([random_numbers(n, 6, 5, "") for n in range(5)], [set()] * 5, 0)]
+    apart, versions = Apart(UNEVEN, sides, IVs(aggregators="all", wire=wire)), list[int]()
+
+    def change(node: str, message: Message) -> Message | None:
+        if (node, message.kind, message.round) == ("relay 1", VERDICT, 2):
+            return None
+        if (node, message.kind, message.round) != (reader, STATE, 2):
+            return message
+        content = message.overhead.clone()
+        numbers = content[0, : 12 if wire else 4].numpy().view("<i4")  # one round, its size and its tag; or a version
+        versions.append(int(numbers[0]))
+        numbers[-1] += 99 << 5 if wire else 99
+        return replace(message, overhead=content)
+
+    for round in range(5):
+        apart.play(round, away=[1] if round == 1 else [], change=change)
+    assert versions
+    assert all(version == -1 if wire else version > 0 for version in versions)
+    assert apart.server.attendance.aggregating[1]
 
 
 @pytest.mark.parametrize("wire", [None, "int4"])

@@ -99,11 +99,8 @@ class Step(Protocol):
     def up(self, i: int, heard: Any) -> Content:
         """Return what relay i sends the server."""
 
-    def sent(self, i: int) -> Shape:
-        """Return the shape of what relay i, one of the senders, sends the server."""
-
-    def received(self, i: int) -> Shape:
-        """Return the shape of what the server sends relay i, one of the receivers."""
+    def shape(self, i: int, up: bool) -> Shape:
+        """Return the shape of what relay i sends the server, or gets from it, if it is a sender or receiver."""
 
     def down(self, heard: Any, received: Sequence[Message]) -> Iterator[Copy]:
         """Yield what the server sends, from the rows that it heard, or from what relays sent."""

@@ -194,12 +194,9 @@ class Forwarded:
         users = np.flatnonzero(self.forwarders == i)
         return Content(heard.parts["payload"], heard.parts["overhead"], users, heard.at(users))
 
-    def sent(self, i: int) -> Shape:
+    def shape(self, i: int, up: bool) -> Shape:
         users = np.flatnonzero(self.forwarders == i)
         return Shape(*self.sizes, users, len(users))
-
-    def received(self, i: int) -> Shape:
-        raise NotImplementedError("the server sends nothing")
 
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
@@ -242,13 +239,8 @@ class Coded:
     def up(self, i: int, heard: Kept) -> Content:
         return self._content(matmul(self.views[i].encoder, self._pieces(i, heard)))
 
-    def sent(self, i: int) -> Shape:
-        return self._shape(len(self.views[i].encoder))
-
-    def received(self, i: int) -> Shape:
-        return self._shape(next(rows for relays, _, rows in self.copies if i in relays))
-
-    def _shape(self, rows: int) -> Shape:
+    def shape(self, i: int, up: bool) -> Shape:
+        rows = len(self.views[i].encoder) if up else next(rows for relays, _, rows in self.copies if i in relays)
         nbytes = len(self.segment.blocks) * self.segment.width
         return Shape(*((nbytes, 0) if self.segment.part == "payload" else (0, nbytes)), rows=rows)
 
@@ -308,10 +300,8 @@ class Completed:
     def up(self, i: int, heard: Kept) -> Content:
         raise NotImplementedError("no relay sends anything")
 
-    def sent(self, i: int) -> Shape:
-        raise NotImplementedError("no relay sends anything")
-
-    received = sent
+    def shape(self, i: int, up: bool) -> Shape:
+        raise NotImplementedError("nobody sends anything")
 
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()

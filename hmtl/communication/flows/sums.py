@@ -333,12 +333,11 @@ class Added:
         shares = self.sums.share(self.code).pack(heard.shares.view(len(self.code.shares_of(i)), -1))
         return Content(shares.reshape(1, -1), to_bytes(heard.further))
 
-    def sent(self, i: int) -> Shape:
+    def shape(self, i: int, up: bool) -> Shape:
+        if not up:
+            return Shape(self.sums.nbytes, self.overhead)
         shares, leads = len(self.code.shares_of(i)), i in self.code.leaders
         return Shape(shares * self.sums.share(self.code).nbytes, self.overhead * leads)
-
-    def received(self, i: int) -> Shape:
-        return Shape(self.sums.nbytes, self.overhead)
 
     def down(self, heard: "Sum", received: Sequence[Message]) -> Iterator[Copy]:
         if self.receivers:

@@ -237,28 +237,18 @@ class Aggregation:
 
     def catch_up(self, content: NDArray[np.uint8], dtype: torch.dtype) -> bool:
         """Load what another node's `missed` returned; return whether it was the whole state."""
-        if (rounds := -int(bytes_to_numbers(content[:4])[0])) <= 0:
+        rows = self._rows(content)
+        if not rows:
             self.adopt(content)
-            return True
-        sizes = bytes_to_numbers(content[4 : 4 + 4 * rounds])
-        for row in np.split(content[4 + 4 * rounds :], np.cumsum(sizes)[:-1]):
+        for row in rows:
             if _attempt_of(row) > self.version:  # another relay of this process may have taken part
                 self._repeat(row, dtype)
-        return False
+        return not rows
 
-    def check(self, content: NDArray[np.uint8], gate: "Gate") -> None:
-        """Raise CodingError if `catch_up` cannot read this content: no other node's `missed` returned it."""
-        rounds = -int(bytes_to_numbers(content[:4])[0]) if len(content) >= 4 else 0
-        if rounds <= 0:
-            parts = self.aggregator.state_dict(), self.coder.state_dict()
-            nbytes = sum(tensor.nbytes for state in parts for tensor in state.values())
-            check_length(content, 4 + nbytes + 4 * len(self.counted))
-            return
-        check_length(content[: 4 + 4 * rounds], 4 + 4 * rounds)
-        sizes = bytes_to_numbers(content[4 : 4 + 4 * rounds]).tolist()
-        check_length(content, 4 + 4 * rounds + sum(sizes))
-        lengths, nbytes = gate.recipe.lengths(gate.users), -(-len(self.counted) // 8)
-        for row in np.split(content[4 + 4 * rounds :], np.cumsum(sizes)[:-1]):
+    def check(self, content: NDArray[np.uint8], agreed: int, gate: "Gate") -> None:
+        """Raise CodingError if no other node's `missed` returned this content, which leads to the version `agreed`."""
+        rows, lengths, nbytes = self._rows(content), gate.recipe.lengths(gate.users), -(-len(self.counted) // 8)
+        for row in rows:
             check_length(row[: 20 + nbytes], 20 + nbytes)
             tag, _, *shape = bytes_to_numbers(row[:20]).tolist()
             n = 1 if gate.recipe.adds else int(np.unpackbits(row[20 : 20 + nbytes], count=len(self.counted)).sum())
@@ -266,6 +256,21 @@ class Aggregation:
             check_length(row, 20 + nbytes + n * sum(each))
             if shape != [n, *each]:
                 raise CodingError("it has rows of other sizes than it says")
+        if (version := _attempt_of(rows[-1]) if rows else int(bytes_to_numbers(content[:4])[0])) != agreed:
+            raise CodingError(f"it leads to the state of attempt {version}, not of {agreed}")
+
+    def _rows(self, content: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """Return the past rounds in what another node's `missed` returned; none if it is the whole state.
+
+        Raises:
+            CodingError: it is neither.
+        """
+        rounds = max(0, -int(bytes_to_numbers(content[:4])[0])) if len(content) >= 4 else 0
+        start, sizes = 4 + 4 * rounds, bytes_to_numbers(content[4 : 4 + 4 * rounds])
+        parts = self.aggregator.state_dict(), self.coder.state_dict()
+        state = sum(tensor.nbytes for state in parts for tensor in state.values()) + 4 * len(self.counted)
+        check_length(content, start + (int(sizes.sum()) if rounds else state))
+        return np.split(content[start:], np.cumsum(sizes)[:-1]) if rounds else []
 
     def _repeat(self, row: NDArray[np.uint8], dtype: torch.dtype) -> None:
         """Aggregate a past round."""

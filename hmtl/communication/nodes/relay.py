@@ -301,7 +301,7 @@ class Relay(Node):
             shape = gate.row(message)  # only links within a process carry blocks of rows
             return Shape(payload, overhead, True) if turn.action == "take" else shape
         if message.kind == BROADCAST and self.i in (step := self._step(*turn.numbers)).learners:
-            return step.received(self.i)
+            return step.shape(self.i, up=False)
         if message.kind == VERDICT:
             event = Event.AGREE if bool(message.only_row[0]) is AGREED else Event.RETRY
             if event in TRANSITIONS[self.phase]:
@@ -309,7 +309,7 @@ class Relay(Node):
         if message.kind == ATTENDANCE and self._may_attend(message.only_row, gate.recipe.lengths(gate.users)):
             return Shape(0, overhead)
         if message.kind == STATE and self.attendance.behind[self.i]:
-            self._aggregation.check(message.only_row, gate)
+            self._aggregation.check(message.only_row, self.attempt.agreed, gate)
             return Shape(0, overhead)
         if message.kind == MODELS:
             row = message.overhead[:1]

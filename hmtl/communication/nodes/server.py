@@ -171,9 +171,9 @@ class Server(Node):
             if fits and 0 <= report.version <= report.prepared <= self.attempts:
                 return Shape(0, overhead)
         elif turn.action == "down" and i in (step := self._step(*turn.numbers)).senders:
-            return step.sent(i)
+            return step.shape(i, up=True)
         elif kind == STATE and i == self.attendance.source:
-            gate.aggregation.check(message.only_row, gate)
+            gate.aggregation.check(message.only_row, self.attempt.agreed, gate)
             return Shape(0, overhead)
         elif kind == DIGESTS and i in self.attendance.aggregators:
             return Shape(0, 2 * DIGEST_BYTES)
