@@ -92,7 +92,7 @@ class Trip:
         return float(max(ends.max(), emptied, self._frames[0]))
 
     def fastest(self) -> Relays:
-        """Return the relay of each user [K]: the best that a search finds from two choices, even loads or fast relays."""
+        """Return the relay of each user [K]: the better of what is found from even loads and from fast relays."""
         routes = np.full(self._shape[1], -1)
         if len(self.users):
             alone = np.where(self.G == 1, self.cost[:, None], np.inf).argmin(axis=0)

@@ -290,10 +290,10 @@ class Relay(Node):
         if not self.planner.server and not self.attendance.aggregating.any():
             users = np.flatnonzero(self.planner.routes(self.attendance, self.sizes)[0] == self.i)
             not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
-            return [self._to_users(RECEIPTS, nothing(len(users)), not_counted, users)]
+            return [self._to_users(RECEIPTS, users, nothing(len(users)), not_counted, users)]
         models = self._models.content if self._models else None
         last_hop = self.flow().delivery.last_hop(self.i, models, self._passed)
-        return [self._to_users(MODELS, *rows, links=links) for links, rows in last_hop]
+        return [self._to_users(MODELS, links, *rows) for links, rows in last_hop]
 
     def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
         payload, overhead = message.sizes
@@ -340,25 +340,10 @@ class Relay(Node):
     def _on(self, event: Event) -> None:
         self.phase = following(self.phase, event)
 
-    def _to_server(
-        self, kind: str, payload: Tensor, overhead: Tensor, users: Users | None = None, at: Tensor | None = None
-    ) -> Message:
-        return Message(
-            self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, payload, overhead, users, at, self.dtype
-        )
+    def _to_server(self, kind: str, *content: Any) -> Message:
+        """Return a message with the fields of `Content`."""
+        return Message(self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, *content, dtype=self.dtype)
 
-    def _to_users(
-        self,
-        kind: str,
-        payload: Tensor,
-        overhead: Tensor,
-        users: Users | None,
-        at: Tensor | None = None,
-        links: int | Users | None = None,
-    ) -> Message:
-        """Return a message to users, each row of which is counted on the link of its user unless `links` are given."""
-        assert users is not None
-        to, links = self.hosts, users if links is None else links
-        return Message(
-            self.round, RELAYS_TO_USERS, kind, self.name, to, links, payload, overhead, users, at, self.dtype
-        )
+    def _to_users(self, kind: str, links: int | Users, *content: Any) -> Message:
+        """Return a message with the fields of `Content`, which is counted on these links."""
+        return Message(self.round, RELAYS_TO_USERS, kind, self.name, self.hosts, links, *content, dtype=self.dtype)

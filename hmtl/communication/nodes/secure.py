@@ -345,13 +345,13 @@ class SecureRelay(Relay):
         sealed = self._table(messages, handing.shape[1], masking.SEALED)
         sent = np.asarray(sealed.any(axis=2))
         users, rows = self._addressed(sealed, sent & (handing == self.i))
-        self._kept = [self._to_users(SHARES, nothing(len(rows)), torch.from_numpy(rows), users)]
+        self._kept = [self._to_users(SHARES, users, nothing(len(rows)), torch.from_numpy(rows), users)]
         users, rows = self._addressed(sealed, sent & (handing < 0) & (self._known.serving == self.i)[:, None])
         return [self._to_server(SHARES, nothing(len(rows)), torch.from_numpy(rows), users)] if len(rows) else []
 
     def pass_on(self, messages: Sequence[Message]) -> list[Message]:
         """Hand on to users what others sealed for them."""
-        passed = (self._to_users(SHARES, m.payload, m.overhead, m.of_users(), m.rows()) for m in messages)
+        passed = (self._to_users(SHARES, m.of_users(), m.payload, m.overhead, m.users, m.rows()) for m in messages)
         return [*self._kept, *passed]
 
     def confirm_shares(self, messages: Sequence[Message]) -> list[Message]:
@@ -455,7 +455,7 @@ class SecureRelay(Relay):
         """Return a message with a row for each of the users at some places in the roster."""
         assert self._known
         users = self._known.roster.users[places]
-        return [self._to_users(kind, nothing(len(users)), torch.from_numpy(content), users)]
+        return [self._to_users(kind, users, nothing(len(users)), torch.from_numpy(content), users)]
 
 
 class SecureServer(Server):

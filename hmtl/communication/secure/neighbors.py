@@ -122,20 +122,15 @@ class Secure:
                 f"secure=true: colluding={self.colluding:g} of K={K} users is nobody, so one user who colludes could "
                 f"read all terms. Take more users, or set colluding={ceil(1000 / K) / 1000:g}, or 0 if nobody does."
             )
-        fewest = max(self.fewest(n, K), self._most(n, K) + HONEST)
-        if self.degree(n, K) is None or fewest > n:
-            users = f"K={K} users" if self.sampled is None else f"{n} of K={K} users in a round"
-            raise ConfigError(
-                f"secure=true: {users} are too few for colluding={self.colluding} and sums over at least {fewest} "
-                "users. Take more users, or lower colluding or least."
-            )
         links = lone(G).sum(axis=1)
         alone = tuple(np.ceil(links * n / K).astype(int).tolist())
-        if self.degree(n, K, alone) is None or self.fewest(n, K, alone) > n:
+        fewest = max(self.fewest(n, K, alone), self._most(n, K) + HONEST)
+        if self.degree(n, K, alone) is None or fewest > n:
+            users = f"K={K} users" if self.sampled is None else f"{n} of K={K} users in a round"
+            of_one = f", since only one relay hears {links.sum()} of K={K}, who hold no shares" * bool(links.any())
             raise ConfigError(
-                f"secure=true: only one relay hears {links.sum()} of K={K} users. They hold no shares, because that "
-                "relay could lie to them, and the others are too few. Let more users reach two relays, or lower "
-                "colluding or least."
+                f"secure=true: {users} are too few for colluding={self.colluding} and sums over at least {fewest} "
+                f"users{of_one}. Take more users, let more of them reach two relays, or lower colluding or least."
             )
 
     def colluders(self, n: int, K: int) -> int:
