@@ -19,7 +19,8 @@ from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
 if TYPE_CHECKING:
-    from hmtl.communication.nodes.relay import Node
+    from hmtl.communication.nodes.relay import Relay
+    from hmtl.communication.nodes.server import Server
     from hmtl.communication.round import Turn
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Gate:
     homes: Mapping[str, Users]
     aggregation: Aggregation
 
-    def admitted(self, node: "Host | Node", turn: "Turn") -> list[list[Message]]:
+    def admitted(self, node: "Host | Relay | Server", turn: "Turn") -> list[list[Message]]:
         """Return the messages that a node takes, by kind, of those that it hears; log why it takes no others."""
         heard = []
         for kind, messages in zip(turn.kinds, turn.heard, strict=True):
@@ -72,7 +73,7 @@ class Gate:
             raise CodingError(f"its format is {message.format}. Start all nodes with the same communicator.wire")
         return Shape(lengths[message.format][0], 8 * self.users.further, True)
 
-    def _rows(self, node: "Host | Node", turn: "Turn", kind: str, message: Message) -> Users | None:
+    def _rows(self, node: "Host | Relay | Server", turn: "Turn", kind: str, message: Message) -> Users | None:
         """Return numbers of the rows of a message, none twice; None: the node has no use for it.
 
         Raises:
@@ -89,7 +90,7 @@ class Gate:
         if isinstance(node, Host) and not len(users):  # rows for users of other hosts are left out on the way
             return None
         if (shape := node.expects(message, turn, self)) is None:
-            return None
+            raise CodingError("it expects nothing like that")
         rows = len(users) if shape.rows is None else shape.rows
         if (message.users is None) != (shape.users is None) or (len(message), *message.sizes) != (rows, *shape[:2]):
             sizes = ", ".join(map(str, message.sizes))
@@ -103,7 +104,7 @@ class Gate:
             return users * shape.places + places
         return users
 
-    def _spoken_for(self, node: "Host | Node", message: Message) -> Users | None:
+    def _spoken_for(self, node: "Host | Relay | Server", message: Message) -> Users | None:
         """Return the users for whom the sender may speak; None: anybody, or nobody."""
         if message.sender in self.homes:
             return self.homes[message.sender]

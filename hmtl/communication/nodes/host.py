@@ -217,11 +217,7 @@ class Host:
         return Message(*header, users, payload, overhead, users, dtype=self.dtype, first=first, format=row_format)
 
     def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
-        """Return the shape of such a message; None: the node has no use for it.
-
-        Raises:
-            CodingError: nobody should send it.
-        """
+        """Return the shape of such a message; None: the node expects none."""
         return (
             Shape(0, 1, True) if message.kind == RECEIPTS else self.recipe.delivered(self.planner, self.users, message)
         )

@@ -91,14 +91,6 @@ class Node:
     def _step(self, n: int) -> Step:
         return self.flow().collect[n]
 
-    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
-        """Return the shape of such a message; None: the node has no use for it.
-
-        Raises:
-            CodingError: nobody should send it.
-        """
-        raise NotImplementedError
-
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.tensor(getattr(self, name)) for name in self.STATE}
 
@@ -296,6 +288,7 @@ class Relay(Node):
         return [self._to_users(MODELS, links, *rows) for links, rows in last_hop]
 
     def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+        """Return the shape of such a message; None: the node expects none."""
         payload, overhead = message.sizes
         if message.kind == IVS:
             shape = gate.row(message)  # only links within a process carry blocks of rows
@@ -314,7 +307,7 @@ class Relay(Node):
         if message.kind == MODELS:
             row = message.overhead[:1]
             return self.flow().delivery.passed(self.i, False, row, self.recipe.model(gate.users, row))
-        raise CodingError("this relay waits for nothing like it")
+        return None
 
     def _may_attend(self, content: NDArray[np.uint8], formats: Collection[str]) -> bool:
         """Return whether the server may tell this relay who attends; raise CodingError if nobody can attend so."""

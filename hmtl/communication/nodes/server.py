@@ -163,6 +163,7 @@ class Server(Node):
         return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in flow.delivery.down(content))]
 
     def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+        """Return the shape of such a message; None: the node expects none."""
         i, kind, row, (_, overhead) = relay_of(message), message.kind, message.overhead[:1], message.sizes
         if kind == REPORT:
             report = Report.from_bytes(message.only_row, self.topology, i)
@@ -179,7 +180,7 @@ class Server(Node):
             return Shape(0, 2 * DIGEST_BYTES)
         elif kind == MODELS:
             return self.flow().delivery.passed(i, True, row, self.recipe.model(gate.users, row))
-        raise CodingError("the server waits for nothing like it")
+        return None
 
     @property
     def _value(self) -> bytes:
