@@ -1,7 +1,7 @@
 """The gate: the one place that decides which messages a node takes. Behind it, code trusts them.
 
-Nodes, recipes, steps and deliveries say what a message has to be like, see `Shape`. A message that is not like that
-counts as one that its sender did not send.
+Nodes, recipes, steps and deliveries describe the messages that they expect, see `Shape`. A message that differs counts
+as one that was not sent.
 """
 
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """What a learner's messages are like.
+    """Checks the messages of a learner.
 
     Attributes:
         recipe: how its rows travel.
@@ -43,7 +43,7 @@ class Gate:
     aggregation: Aggregation
 
     def admitted(self, node: "Host | Relay | Server", turn: "Turn") -> list[list[Message]]:
-        """Return the messages that a node takes, by kind, of those that it hears; log why it takes no others."""
+        """Return the messages that a node takes, by kind, of those that it hears; log why it refuses others."""
         heard = []
         for kind, messages in zip(turn.kinds, turn.heard, strict=True):
             before: dict[tuple[object, ...], list[int]] = {}  # rows of each sender
@@ -54,7 +54,7 @@ class Gate:
                         continue
                     known = before.setdefault((message.sender, message.format, message.first), [])
                     if len(np.unique(rows)) < len(rows) or np.isin(rows, known).any():
-                        raise CodingError("it is sent twice")
+                        raise CodingError("it has rows that arrived before")
                     known += rows.tolist()
                     taken.append(message)
                 except CodingError as error:
@@ -74,7 +74,7 @@ class Gate:
         return Shape(lengths[message.format][0], 8 * self.users.further, True)
 
     def _rows(self, node: "Host | Relay | Server", turn: "Turn", kind: str, message: Message) -> Users | None:
-        """Return numbers of the rows of a message, none twice; None: the node has no use for it.
+        """Return numbers by which the rows of a message differ; None: it has no rows for this host.
 
         Raises:
             CodingError: the message is not what it should be.
@@ -86,15 +86,15 @@ class Gate:
         among = self._spoken_for(node, message)
         users = np.zeros(1, np.int64) if message.users is None else message.users
         if among is not None and (message.users is None or not np.isin(users, among).all()):
-            raise CodingError("it does not name users for whom its sender may speak")
+            raise CodingError("its sender may not speak for the users whose rows it has")
         if isinstance(node, Host) and not len(users):  # rows for users of other hosts are left out on the way
             return None
         if (shape := node.expects(message, turn, self)) is None:
-            raise CodingError("it expects nothing like that")
+            raise CodingError("it expects no such message")
         rows = len(users) if shape.rows is None else shape.rows
         if (message.users is None) != (shape.users is None) or (len(message), *message.sizes) != (rows, *shape[:2]):
-            sizes = ", ".join(map(str, message.sizes))
-            raise CodingError(f"it has {len(message)} rows of {sizes} bytes, not {rows} of {shape[0]}, {shape[1]}")
+            sizes = " + ".join(map(str, message.sizes))
+            raise CodingError(f"it has {len(message)} rows of {sizes} bytes, not {rows} of {shape[0]} + {shape[1]}")
         if isinstance(shape.users, np.ndarray) and not np.isin(users, shape.users).all():
             raise CodingError("it has rows of other users")
         if shape.places > 1:

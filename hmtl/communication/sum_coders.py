@@ -63,7 +63,7 @@ def unpacked(content: NDArray[np.uint8], K: int) -> tuple[int, Ids]:
         with suppress(zlib.error):
             receipts = reader.decompress(content[before:-4].tobytes(), 4 * K + 1)  # which may be bombs
     if len(receipts) != 4 * K or not reader.eof:
-        raise CodingError(f"receipts of K={K} users do not follow from it")
+        raise CodingError(f"it has no receipts of K={K} users")
     return before, bytes_to_numbers(np.frombuffer(receipts, np.uint8))
 
 

@@ -59,7 +59,7 @@ class Copy(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a message is like that a node can take.
+    """The form of a message that a node expects.
 
     Attributes:
         payload, overhead: bytes of a row.

@@ -4,7 +4,7 @@ Aggregators of one process that hold equal bytes compute equal models, so they s
 of a round keeps the IVs and computes the models; the others verify by digests that they would have computed the same.
 
 An update is prepared until it is known whether it counts, and the state before is kept beside it: the verdict says so,
-or else the next attendance, by the attempt that was agreed on. So no lost message can part aggregators from the server.
+or else the next attendance, by the attempt that was agreed on. So no lost message makes aggregators and server differ.
 """
 
 import logging
@@ -193,7 +193,9 @@ class Aggregation:
         except RangeError as error:
             if not self.coder.adds or self.unknown:
                 raise
-            log.warning("round %d counts nobody, since a sum is wrong, of whom is not known: %s", self._round, error)
+            log.warning(
+                "round %d counts nobody: a sum is wrong, and nobody knows whose term is: %s", self._round, error
+            )
             self.aggregator.load_state_dict(before)
             self.keep_nobody()
             return self._updated(dtype, row_format)

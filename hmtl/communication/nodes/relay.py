@@ -19,7 +19,7 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import NOTHING, Digest
 from hmtl.communication.attendance import ATTEMPT, Attempt, Attendance, Report, decide
-from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Shape, Step
+from hmtl.communication.flows.flow import OTHER_PLAN, Content, Flow, Recipe, Shape, Step
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
@@ -42,7 +42,6 @@ from hmtl.communication.messages import (
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, following
 from hmtl.communication.wires import REQUEST
-from hmtl.errors import CodingError
 
 if TYPE_CHECKING:
     from hmtl.communication.gate import Gate
@@ -335,8 +334,10 @@ class Relay(Node):
 
     def _to_server(self, kind: str, *content: Any) -> Message:
         """Return a message with the fields of `Content`."""
-        return Message(self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, *content, dtype=self.dtype)
+        header = self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i
+        return Message(*header, **Content(*content)._asdict(), dtype=self.dtype)
 
     def _to_users(self, kind: str, links: int | Users, *content: Any) -> Message:
         """Return a message with the fields of `Content`, which is counted on these links."""
-        return Message(self.round, RELAYS_TO_USERS, kind, self.name, self.hosts, links, *content, dtype=self.dtype)
+        header = self.round, RELAYS_TO_USERS, kind, self.name, self.hosts, links
+        return Message(*header, **Content(*content)._asdict(), dtype=self.dtype)
