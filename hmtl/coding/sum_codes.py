@@ -124,8 +124,9 @@ class SumCode:
         return np.flatnonzero(self.owners == i)
 
     def needs(self, i: int) -> NDArray[np.bool_]:
-        """Return which of relay i's shares belong to each set [g, x_i]."""
-        return np.asarray((self.sets[:, :, None] == self.shares_of(i)).any(axis=1))
+        """Return which of relay i's shares each user needs [K, x_i]."""
+        needs = (self.sets[:, :, None] == self.shares_of(i)).any(axis=1)
+        return np.append(needs, np.zeros_like(needs, shape=(1, needs.shape[1])), axis=0)[self.of_user]
 
     def stretches(self, L: int) -> int:
         """Return the length of a stretch in words; the last stretch of a row of L words is padded."""

@@ -108,7 +108,7 @@ class IVs(Recipe):
         steps: list[Step] = []
         digest = Flow.digest
         if planner.server:
-            steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard, sizes), sizes))
+            steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard), sizes))
         if attendance.aggregators:
             steps += coded_steps(planner, attendance, sizes)
             digest = planner.plan_of(attendance).digest

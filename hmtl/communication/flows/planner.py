@@ -40,8 +40,7 @@ class Planner:
         attendance: function from bytes to the attendance that they encode.
         copies_to: function from relays, and the bytes of a row, to the relay to which each user sends its row [K], or
             None: to all within range. If only the server needs rows, further copies take a link's time in vain.
-        forwarders: function from the links over which IVs arrived, and the bytes of a row, to the relay that forwards
-            each user's IV [K].
+        forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
         routes: function from an attendance, and the bytes of a row, to the relay that sends each user its model [K], -1
             if none does, and whether that relay gets it from the server, because it does not aggregate [K].
         sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
@@ -65,7 +64,8 @@ class Planner:
         few, many = lru_cache(8), lru_cache(64)  # plans are large
         self._plans = few(self._plan)
         self.attendance = many(lambda content: Attendance.from_bytes(content, topology))
-        self.copies_to, self.forwarders, self.routes = many(self._copies_to), many(self._forwarders), many(self._routes)
+        self.copies_to, self.routes = many(self._copies_to), many(self._routes)
+        self.forwarders = many(lambda heard: forwarders(heard, network.uplinks(heard)))
         self.sum_code = few(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
         self.spread_code = few(self._spread_code)
         self.flow = few(self._flow)
@@ -112,11 +112,6 @@ class Planner:
         if self._access is None or self.preferred:
             return None
         return Trip(self._access, self.topology.restricted(relays=relays).G, self._bits(sizes), up=True).fastest()
-
-    def _forwarders(self, heard: Topology, sizes: tuple[int, int] = (0, 0)) -> NDArray[np.int64]:
-        if self._access is None:
-            return forwarders(heard, self.network.uplinks(heard))
-        return Trip(self._access, heard.G, self._bits(sizes), up=True, copied=True).fastest()
 
     def _routes(self, attendance: Attendance, sizes: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         t, here, serving = attendance.reached, attendance.aggregating, attendance.reached.serving

@@ -30,7 +30,6 @@ class Trip:
         bits: of a row.
         up: whether rows go to the server.
         here: for models, the relays that compute them, and need none from the server [H]; None: no relay does.
-        copied: whether all relays that hear a user have its row already, so that one of them only forwards it.
 
     Attributes:
         cost, start: n rows through relay i take at least start + n·cost seconds [H].
@@ -43,7 +42,6 @@ class Trip:
         bits: float,
         up: bool,
         here: NDArray[np.bool_] | None = None,
-        copied: bool = False,
     ) -> None:
         H, end = len(G), int(not up)  # hosts send up, column 0 of links, or receive, column 1
         self.users, self.up, self.links, self._shape = np.flatnonzero(G.any(axis=0)), up, access.links, G.shape
@@ -51,7 +49,7 @@ class Trip:
         self.near, self.far, self.hosts = np.split(access.ports[1:], [H, 2 * H])
         server, near, far, self._host = (access.links[at] for at in (0, self.near, self.far, self.hosts))
         self._inner: Seconds = bits * (np.ones(H) if here is None else np.asarray(~here, np.float64))
-        self._outer = 0.0 if copied else float(bits)
+        self._outer = bits
         hops = self._outer / far[:, 1 - end], self._inner / np.minimum(near[:, end], server[1 - end])
         self.cost = hops[0] + hops[1]
         self.wait = server[2] + near[:, 2]

@@ -145,8 +145,7 @@ class SumsOfRows(Recipe):
             raise CodingError("it has no row")
         row, code = self._spread(planner, message)
         self.model(users, row)
-        needs = code.needs(i)
-        needs = np.append(needs, np.zeros_like(needs[:1], shape=(1, needs.shape[1])), axis=0)[code.of_user[to]]
+        needs = code.needs(i)[to]
         shares = needs[0] if planner.network.last_hop == "unicast" else np.ones_like(needs[0])
         if not needs.any(axis=1).all() or (needs & ~shares).any():
             raise CodingError("it has shares that some of these users do not need")
@@ -195,7 +194,7 @@ class SumsOfRows(Recipe):
         arrived = np.zeros(len(code.of_user), dtype=np.int64)
         for message in messages:
             needs = code.needs(relay_number(message.sender)).sum(axis=1)
-            arrived[message.of_users()] += needs[code.of_user[message.of_users()]]
+            arrived[message.of_users()] += needs[message.of_users()]
         users = members[arrived[members] == code.pieces]
         if not len(users):
             return None
@@ -203,7 +202,7 @@ class SumsOfRows(Recipe):
         for message in messages:
             if users[0] not in message.of_users():
                 continue
-            needed = code.needs(relay_number(message.sender))[group]
+            needed = code.needs(relay_number(message.sender))[users[0]]
             if planner.network.last_hop == "unicast":  # only what these users need was sent
                 needed = needed[needed]
             rows.append(message.payload[:1].reshape(len(needed), -1)[torch.from_numpy(needed)])
@@ -449,7 +448,7 @@ class CommonRow:
     def last_hop(
         self, i: int, models: Content | None, passed: Sequence[Message]
     ) -> Iterator[tuple[int | Users, Content]]:
-        own, needs_of = self.code.shares_of(i), self.code.needs(i)
+        own, needs = self.code.shares_of(i), self.code.needs(i)
         received = (Content(message.payload, message.overhead) for message in passed)
         row = models or next(received, None)
         if row is None or not len(own):
@@ -458,7 +457,6 @@ class CommonRow:
         present = np.isin(np.arange(self.code.H), self.holders)
         header = np.concatenate([np.packbits(present), np.frombuffer(self.code.digest, np.uint8)])
         overhead = torch.cat([row.overhead, torch.from_numpy(header)[None]], dim=1)
-        needs = np.append(needs_of, np.zeros((1, len(own)), dtype=bool), axis=0)[self.code.of_user]  # [K, x]
         if self.last_medium == "broadcast":
             users = np.flatnonzero(needs.any(axis=1))
             yield self.K + i, Content(shares.reshape(1, -1), overhead, users)  # the link for all users of this relay

@@ -183,7 +183,7 @@ def test_a_user_who_lacks_a_share_has_missed_the_row() -> None:
     sides = [Terms([terms(n, 20, 91) for n in range(2)], [set(), set()])]
     apart = Apart(t, sides)
     code = sum_code(t)
-    need = set(np.flatnonzero(code.needs(4)[code.of_user].any(axis=1)).tolist())
+    need = set(np.flatnonzero(code.needs(4).any(axis=1)).tolist())
     assert 0 < len(need) < 20
 
     def silent(node: str, message: Message) -> Message | None:
