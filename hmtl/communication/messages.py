@@ -59,7 +59,7 @@ class Message:
 
     Attributes:
         round: the round in which the message is sent.
-        tier: one of `ledger.TIERS`.
+        tier: one of `ledger.TIERS`; "" where it arrives in another process.
         kind: one of this module's kinds.
         sender, receivers: names of nodes.
         links: the link of the tier on which each row is counted [n], or one link for all rows.

@@ -5,14 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from hmtl.communication.accounting.ledger import (
-    RELAYS_TO_SERVER,
-    RELAYS_TO_USERS,
-    SERVER_TO_RELAYS,
-    USERS_TO_RELAYS,
-)
 from hmtl.communication.messages import SERVER, Message, Users, host_name, relay_number
-from hmtl.distributed.frames import HOSTS, RELAYS, Frame, role
+from hmtl.distributed.frames import RELAYS, Frame, role
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
@@ -44,25 +38,6 @@ def cut(message: Message, receiver: str, topology: Topology, homes: Homes) -> Fr
 
 
 def opened(name: str, sender: str, frame: Frame) -> Message:
-    """Return the message in a frame that this node got."""
-    links: int | Users
-    if name == SERVER:
-        tier, links = RELAYS_TO_SERVER, relay_number(sender)
-    elif sender == SERVER:
-        tier, links = SERVER_TO_RELAYS, relay_number(name)
-    else:
-        links = np.empty(0, np.int64) if frame.users is None else frame.users
-        tier = RELAYS_TO_USERS if role(name) == HOSTS else USERS_TO_RELAYS
-    parts = frame.payload, frame.overhead
-    return Message(
-        frame.round,
-        tier,
-        frame.kind,
-        sender,
-        (name,),
-        links,
-        *parts,
-        frame.users,
-        dtype=frame.dtype,
-        format=frame.format,
-    )
+    """Return the message in a frame that this node got. Its bits were counted where it was sent."""
+    header = frame.round, "", frame.kind, sender, (name,), 0
+    return Message(*header, frame.payload, frame.overhead, frame.users, dtype=frame.dtype, format=frame.format)

@@ -30,6 +30,7 @@ from hmtl.communication.messages import (
     Message,
     overhead_only,
     relay_name,
+    relay_number,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.relay import Node
@@ -242,6 +243,5 @@ class Server(Node):
 
 
 def relay_of(message: Message) -> int:
-    """Return the number of the relay on whose link to the server a message travelled."""
-    assert isinstance(message.links, int)
-    return message.links
+    """Return the number of the relay that sent a message."""
+    return relay_number(message.sender)
