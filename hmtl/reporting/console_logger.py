@@ -10,7 +10,7 @@ from hmtl.communication import TIERS
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, USERS_TO_RELAYS
 from hmtl.reporting.console import Console, as_table, compared
 from hmtl.training.history import Measurements
-from hmtl.training.summary import Summary, Time
+from hmtl.training.summary import Summary
 
 LEARNED = {
     "test_error": "test error",
@@ -96,33 +96,29 @@ def run_report(summary: Summary, full: bool = False) -> Iterator[Table | str]:
 
 
 def _savings(summary: Summary) -> str:
-    """Return the sentence that compares the time of a run with that of plain forwarding."""
-    time, whole, forwarding = summary.time, *_whole_times(summary.time)
+    """Return the sentences that compare the time of a run with that of plain forwarding."""
+    time, rates = summary.time.warm, summary.rates
     how = {"coded": "coding", "sums": "sums"}.get(summary.communicator, "sums and coding")
+    whole = compared(time.total_s, time.uncoded_total_s)
     sending = compared(time.communication_s, time.uncoded_communication_s)
-    beside = f"Compared with plain forwarding at {summary.rates},"
     if summary.rounds == 1:  # how much of its compute is a warm-up is unknown
-        return f"{beside} communication with {how} took {sending}."
-    text = f"{beside} the run with {how} took {compared(whole, forwarding)}, and its communication {sending}."
-    if whole > forwarding:
-        more = whole - time.communication_s - (forwarding - time.uncoded_communication_s)
-        text += f" Computing took {more:.2g} s more."
+        return f"Compared with plain forwarding at {rates}, communication took {sending} with {how}."
+    text = f"Compared with plain forwarding at {rates}, the run took {whole} with {how}; communication took {sending}."
+    if time.total_s > time.uncoded_total_s:
+        text += (
+            f" Computing took {time.compute_s - (time.uncoded_total_s - time.uncoded_communication_s):.2g} s longer."
+        )
     if time.warm_up_s:
-        text += f" {time.warm_up_s:.2g} s of the first round are left out, in which code is compiled."
+        text += f" The warm-up of the first round ({time.warm_up_s:.2g} s) is left out."
     return text
-
-
-def _whole_times(time: Time) -> tuple[float, float]:
-    """Return the whole time of a run, and that of plain forwarding, without the warm-up [s]."""
-    return time.total_s - time.warm_up_s, time.uncoded_total_s - time.uncoded_warm_up_s
 
 
 def _overview(summary: Summary) -> Table:
     """Return the table of what a run sent and learned, beside plain forwarding and users who learn alone."""
-    K, time, content, alone = summary.K, summary.time, summary.to_dict(), summary.baseline or {}
-    own, uncoded, title = dict[str, float](), dict[str, float](), f"{summary.rounds} rounds"
+    K, time, content, alone = summary.K, summary.time.warm, summary.to_dict(), summary.baseline or {}
+    own, uncoded, title = dict[str, float](), dict[str, float](), f"{summary.rounds} round{'s' * (summary.rounds > 1)}"
     if summary.models_after not in (None, summary.rounds):
-        title += f", of whose models those after round {summary.models_after} are the best"
+        title += f", models after round {summary.models_after}"
     if summary.V_bits:
         # a message is what a user sends uncoded: rows of sums, which have other bits, are counted in this unit, too
         units = {tier: load / K for tier, load in (summary.loads_uncoded or {}).items()}
@@ -130,9 +126,8 @@ def _overview(summary: Summary) -> Table:
         for tier, forwarded in ((RELAYS_TO_SERVER, min(K, summary.loads[USERS_TO_RELAYS])), (SERVER_TO_RELAYS, K)):
             label = f"messages a round, {tier.replace('_', ' ')}"
             own[label], uncoded[label] = summary.loads[tier] / units.get(tier, 1), forwarded
-    whole, forwarding = _whole_times(time)
-    own |= {"communication time [s]": time.communication_s, "whole time [s]": whole}
-    uncoded |= {"communication time [s]": time.uncoded_communication_s, "whole time [s]": forwarding}
+    own |= {"communication time [s]": time.communication_s, "whole time [s]": time.total_s}
+    uncoded |= {"communication time [s]": time.uncoded_communication_s, "whole time [s]": time.uncoded_total_s}
     columns = {summary.communicator if summary.V_bits else summary.algorithm: own}
     columns |= {"uncoded": uncoded} if summary.V_bits and summary.communicator != "uncoded" else {}
     own |= _learned(content, summary.error_measure)

@@ -11,7 +11,7 @@ from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.round_costs import Comparison
 from hmtl.communication.secure_costs import SecureCosts
 from hmtl.communication.timetable import Timetable
-from hmtl.reporting.console import as_table, compared, saved
+from hmtl.reporting.console import LEAST_SAVED, as_table, compared, saved
 
 MOST_CHOICES = 5  # that a table of seconds shows
 
@@ -88,7 +88,7 @@ def choices_table(comparison: Comparison) -> Table:
 def remarks(comparison: Comparison) -> Iterator[str]:
     """Yield the sentences under the tables: what the columns mean, and whether coding pays."""
     yield "up, down: IVs between relays and server per round."
-    yield f"saved: share of the time of communication over all hops, at {comparison.network.rates}."
+    yield f"saved: share of the communication time over all hops at {comparison.network.rates}."
     for scheme, reason in comparison.not_trainable.items():
         yield f"* scheme={scheme} cannot be used for training. {reason}"
     yield verdict(comparison)
@@ -106,10 +106,10 @@ def verdict(comparison: Comparison) -> str:
         if other.relays
     } | {f"all scheme={scheme}": seconds[scheme] for scheme in CODED_SCHEMES if scheme not in comparison.not_trainable}
     fastest = min(choices, key=choices.__getitem__)
-    if saved(choices[fastest], uncoded) > 1e-9:
+    if saved(choices[fastest], uncoded) >= LEAST_SAVED:
         how = f"the communication of a round takes {compared(choices[fastest], uncoded)}"
         return f"Coding pays on a {medium} downlink: {how} with aggregators={fastest}."
-    return f"Coding does not pay on a {medium} downlink: no choice tried takes less time than plain forwarding."
+    return f"Coding does not pay on a {medium} downlink: no choice tried takes clearly less time than plain forwarding."
 
 
 def secure_table(costs: SecureCosts, K: int) -> Table:

@@ -68,7 +68,7 @@ class FinishedRun:
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
-        """The measurements of each round, from `metrics.csv`.
+        """The measurements of each round without the warm-up, from `metrics.csv`.
 
         Raises:
             DataError: the file is missing or damaged.
@@ -82,6 +82,8 @@ class FinishedRun:
         known = rounds.notna()
         if not known[self.measure].any() or not known[NEEDED].all(axis=None):  # not every round is evaluated
             raise _unreadable(path, "it lacks rounds, or numbers of a round")
+        time = self.summary.time
+        rounds.loc[0, ["compute_s", "uncoded_s"]] -= [time.warm_up_s, time.uncoded_warm_up_s]
         return rounds
 
     @cached_property
@@ -274,7 +276,7 @@ def comparison(lines: Sequence[Line]) -> pd.DataFrame:
 
 def _numbers(run: FinishedRun) -> dict[str, float]:
     """Return the final numbers of a run."""
-    figures, time = run.summary.figures, run.summary.time
+    figures, time = run.summary.figures, run.summary.time.warm
     base, _ = over_users(run.measure)
     mbit = run.costs.iloc[-1]
     return {
@@ -333,7 +335,7 @@ def title(lines: Sequence[Line]) -> str:
     spread = "" if seeds == {1} else "; ±: standard deviation over seeds"
     rates = {run.summary.rates for run in runs}
     at = f" at {rates.pop()}" if len(rates) == 1 and None not in rates else ", at the rates of each run"
-    means = f"Mbit: between relays and server; comm. saved: of the communication time over all hops{at}"
+    means = f"Mbit: between relays and server; comm. saved: share of the communication time over all hops{at}"
     return f"{len(runs)} run{'s' * (len(runs) > 1)}; {what}{spread}; {means}"
 
 

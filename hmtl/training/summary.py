@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -45,6 +45,13 @@ class Time:
     plans: int
     warm_up_s: float = 0.0
     uncoded_warm_up_s: float = 0.0
+
+    @property
+    def warm(self) -> "Time":
+        """The same without the warm-up."""
+        uncoded = self.uncoded_total_s - self.uncoded_warm_up_s
+        compute, total = self.compute_s - self.warm_up_s, self.total_s - self.warm_up_s
+        return replace(self, compute_s=compute, total_s=total, uncoded_total_s=uncoded)
 
 
 class Summary(BaseModel):
@@ -189,11 +196,9 @@ def _time(communicator: Communicator, rows: Sequence[Measurements]) -> Time:
         return math.fsum([setup, *(row[name] for row in rows)])
 
     compute, communication = total("compute_s"), total("communication_s", sending)
-    computed = [row["compute_s"] for row in rows]
-    learning = [row["uncoded_s"] - row["uncoded_communication_s"] for row in rows]
-    warm_up, uncoded_warm_up = (each[0] - median(each[1:] or each) for each in (computed, learning))
-    if computed[0] <= WARM * median(computed[1:] or computed):
-        warm_up = uncoded_warm_up = 0.0
+    computed = [[row["compute_s"], row["uncoded_s"] - row["uncoded_communication_s"]] for row in rows]
+    (first, learning), (usual, usual_learning) = computed[0], map(median, zip(*(computed[1:] or computed), strict=True))
+    is_cold = first > WARM * usual
     return Time(
         local_s=total("local_s"),
         compute_s=compute,
@@ -203,8 +208,8 @@ def _time(communicator: Communicator, rows: Sequence[Measurements]) -> Time:
         uncoded_communication_s=total("uncoded_communication_s", uncoded),
         planning_s=communicator.planning.seconds,
         plans=communicator.planning.plans,
-        warm_up_s=warm_up,
-        uncoded_warm_up_s=uncoded_warm_up,
+        warm_up_s=is_cold * (first - usual),
+        uncoded_warm_up_s=is_cold * (learning - usual_learning),
     )
 
 

@@ -32,7 +32,7 @@ def seconds(whole: float, forwarding: float, communication: float = 3.0, uncoded
 
 def test_the_whole_time_is_compared_first() -> None:
     text = end_of(summary(seconds(6.0, 8.0)))
-    assert text.index("25% less time") < text.index("communication")
+    assert "the run took 25% less time with coding; communication took 25% less time." in text
     assert "10 Mbit/s" in text
     assert "alone" not in text
 
@@ -42,16 +42,25 @@ def test_a_run_that_took_longer_says_so_and_why(whole: float, times: str) -> Non
     text = end_of(summary(seconds(whole, 8.0)))
     assert times in text
     assert not re.search(r"-\d", text)
-    assert f"{whole - 8 + 1:.2g} s more" in text, "its computing, with the second that coding saves of communication"
+    assert f"{whole - 8 + 1:.2g} s longer" in text, "its computing, with the second that coding saves of communication"
 
 
 def test_the_warm_up_is_left_out_of_table_and_sentence() -> None:
     cold = summary(seconds(16.0, 9.0, warm_up_s=10.0, uncoded_warm_up_s=1.0))
     assert "25% less time" in end_of(cold)
-    assert "10 s of the first round" in end_of(cold)
+    assert "(10 s) is left out" in end_of(cold)
     table = next(part for part in run_report(cold) if isinstance(part, Table))
     row = [str(cell) for cell in table.columns[0].cells].index("whole time [s]")
     assert [str([*column.cells][row]) for column in table.columns[1:3]] == ["6", "8"]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "best", "title"), [(9, None, "9 rounds;"), (9, 4, "9 rounds, models after round 4;"), (1, 1, "1 round;")]
+)
+def test_the_title_says_which_round_the_models_are_of(rounds: int, best: int | None, title: str) -> None:
+    table = next(iter(run_report(summary(seconds(6.0, 8.0), rounds=rounds, models_after=best))))
+    assert isinstance(table, Table)
+    assert str(table.title).startswith(title)
 
 
 def test_one_round_says_nothing_of_the_whole_time() -> None:
@@ -75,6 +84,7 @@ def test_a_run_without_messages_saves_nothing(communicator: str) -> None:
     ("time", "words"),
     [
         (0.0, "100% less time"),
+        (0.0034, "99.7% less time"),
         (0.7, "30% less time"),
         (0.988, "1.2% less time"),
         (0.9996, "about as long"),
