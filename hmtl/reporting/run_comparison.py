@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -73,15 +73,10 @@ class FinishedRun:
         Raises:
             DataError: the file is missing or damaged.
         """
-        path = self.folder / "metrics.csv"
-        try:
-            check_sums(self.folder, path.name)
-            rounds = pd.read_csv(path, usecols=[*NEEDED, self.measure]).astype(float)
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, str(error)) from error
+        rounds = self._table("metrics.csv", [*NEEDED, self.measure])
         known = rounds.notna()
         if not known[self.measure].any() or not known[NEEDED].all(axis=None):  # not every round is evaluated
-            raise _unreadable(path, "it lacks rounds, or numbers of a round")
+            raise _unreadable(self.folder / "metrics.csv", "it lacks rounds, or numbers of a round")
         time = self.summary.time
         rounds.loc[0, ["compute_s", "uncoded_s"]] -= [time.warm_up_s, time.uncoded_warm_up_s]
         return rounds
@@ -108,13 +103,17 @@ class FinishedRun:
     @cached_property
     def users(self) -> pd.Series:
         """The final value of the measure at each user [`unit`], from `users.csv`; empty if users have none."""
-        path, column = self.folder / "users.csv", over_users(self.measure)[0]
-        try:
-            check_sums(self.folder, path.name)
-            values = pd.read_csv(path, usecols=lambda name: name == column).get(column, pd.Series(dtype=float))
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, str(error)) from error
+        column = over_users(self.measure)[0]
+        values = self._table("users.csv", lambda name: name == column).get(column, pd.Series(dtype=float))
         return self.unit * values.dropna()
+
+    def _table(self, name: str, columns: Sequence[str] | Callable[[str], bool]) -> pd.DataFrame:
+        """Return these columns of a file, as numbers."""
+        try:
+            check_sums(self.folder, name)
+            return pd.read_csv(self.folder / name, usecols=columns).astype(float)
+        except (OSError, ValueError) as error:
+            raise _unreadable(self.folder / name, str(error)) from error
 
     @property
     def unit(self) -> int:
