@@ -2,8 +2,8 @@
 
 import os
 import pickle
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -14,18 +14,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.communication.messages import ATTENDANCE, BROADCAST, KEYS, RECEIPTS, SHARED, SHARES, STATE, VERDICT
+from hmtl.communication.messages import (
+    ATTENDANCE,
+    BROADCAST,
+    COMBINATIONS,
+    IVS,
+    KEYS,
+    MODELS,
+    RECEIPTS,
+    REPORT,
+    SHARED,
+    SHARES,
+    STATE,
+    UNMASK,
+    VERDICT,
+)
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.wires import FORMATS
-from hmtl.distributed import frames
-from hmtl.distributed.frames import DTYPES, KINDS, Frame
+from hmtl.distributed.frames import DTYPES, KINDS, MAY_SEND, Frame, role
 from hmtl.distributed.post import Post
 
 UNEVEN = ("1111111000", "0001111110", "0000000011", "0000000000")
 """Users 0 to 2 and 9 are heard by one relay only, and a relay hears nobody."""
-CONTROL = (KEYS, SHARES, SHARED, VERDICT, RECEIPTS)
-"""Kinds of messages in which even random content of the right length does not change a sum."""
+MANTISSA = torch.tensor([255] * 6 + [0] * 2, dtype=torch.uint8)
+"""Bits of a number of 64 bits that change it by less than its size."""
 
 RUNS = {
     "FedAvg by sums": ("algorithm=fedavg", "communicator=sums", "aggregators=server"),
@@ -37,8 +50,8 @@ RUNS = {
 }
 
 OFTEN = {
-    **dict.fromkeys((KEYS, SHARES, SHARED, "unmask"), 0.02),
-    **{frames.CONTROL: 0, frames.BYE: 0, VERDICT: 0, ATTENDANCE: 0.3, BROADCAST: 0.3, STATE: 0.3, RECEIPTS: 0.3},
+    **dict.fromkeys((KEYS, SHARES, SHARED, UNMASK), 0.02),
+    **{VERDICT: 0.1, ATTENDANCE: 0.3, BROADCAST: 0.3, STATE: 0.3, RECEIPTS: 0.3},
 }
 """How often messages of these kinds are garbled at a site; of other kinds, every tenth is."""
 
@@ -49,8 +62,29 @@ def write_uneven(folder: Path, relays: int = 4) -> list[str]:
     return ["topology=file", f"topology.path={folder}/uneven.csv"]
 
 
-def garbled(frame: Frame, rng: np.random.Generator, kinds: Sequence[str] = KINDS[5:], K: int = 10) -> Frame:
-    """Return a frame that is wrong in one way of many; `kinds` are those as which it may come."""
+CONTENTS = frozenset(KINDS[5:]) - {MODELS, STATE, ATTENDANCE}
+"""Kinds of messages that may have another content of the right length, so that no sum of the other users is wrong.
+
+Relays may send false models and states, and the server may announce what it likes, see SECURITY.md.
+"""
+
+
+def garbled(
+    frame: Frame,
+    rng: np.random.Generator,
+    kinds: Sequence[str] = KINDS[5:],
+    contents: Collection[str] = CONTENTS,
+    K: int = 10,
+) -> Frame:
+    """Return a frame that is wrong in one way of many.
+
+    Args:
+        frame: as it was sent.
+        rng: chooses the way.
+        kinds: those as which it may come.
+        contents: kinds of messages that may have another content.
+        K: number of users.
+    """
     users, n = frame.users, len(frame.payload)
     some = np.sort(rng.integers(0, max(n, 1), max(n, 1)))
 
@@ -84,7 +118,7 @@ def garbled(frame: Frame, rng: np.random.Generator, kinds: Sequence[str] = KINDS
     ]
     if others := sorted({*kinds} - {frame.kind}):
         ways.append(lambda: replace(frame, kind=str(rng.choice(others))))
-    if frame.kind in ("IVs", "combinations"):
+    if frame.kind in (IVS, COMBINATIONS):
         ways.append(lambda: replace(frame, dtype=DTYPES[(DTYPES.index(frame.dtype) + 1) % len(DTYPES)]))
     if users is not None and len(users):
         ways += [
@@ -94,13 +128,28 @@ def garbled(frame: Frame, rng: np.random.Generator, kinds: Sequence[str] = KINDS
             lambda: rows(some, users[some]) if len({*some.tolist()}) < n and len(users) == n else other_users(many),
             lambda: rows(np.r_[np.arange(n), 0], np.r_[users, users[:1]]),
         ]
-    if frame.kind in CONTROL:
-        ways += 4 * [
-            lambda: replace(frame, overhead=torch.from_numpy(rng.integers(0, 256, frame.overhead.shape, np.uint8)))
-        ]
-    if frame.kind == "report":
-        ways += 2 * [lambda: replace(frame, overhead=torch.full_like(frame.overhead, 255))]
+    if frame.kind in contents:
+        ways += len(ways) // 2 * [lambda: with_other_content(frame, rng)]
     return ways[int(rng.integers(len(ways)))]()
+
+
+def with_other_content(frame: Frame, rng: np.random.Generator) -> Frame:
+    """Return a frame of the same lengths that says something else.
+
+    Floats keep about their size, as a user may send them, and integers do not, so that no users can have the sum.
+    """
+    if frame.kind == VERDICT:  # or users would get models that do not count
+        return replace(frame, overhead=torch.zeros_like(frame.overhead))
+    part = "payload" if frame.payload.shape[1] else "overhead"
+    old = getattr(frame, part)
+    new = torch.from_numpy(rng.integers(0, 256, old.shape, np.uint8))
+    if frame.kind == IVS and frame.dtype.is_floating_point and part == "payload":
+        new = old ^ new & MANTISSA.repeat(old.shape[1] // 8)
+    elif part == "overhead" and rng.random() < 0.6:  # a few bytes change, or all users of a report
+        few = torch.from_numpy(rng.random(old.shape) < 4 / max(4, old.shape[1]))
+        few[:, -16:] &= frame.kind != REPORT or rng.random() < 0.5
+        new = torch.where(few, new, old)
+    return replace(frame, **{part: new})
 
 
 @dataclass
@@ -108,31 +157,33 @@ class Truth:
     """What users sent and what aggregators got, of each round.
 
     Attributes:
-        sent: each user's row before it was encoded, by round and user.
-        learned: of an aggregator: the round, the users who counted, and their rows, or the sum of these.
+        sent: each user's rows before they were encoded, by round, length and user: several if a round is played again.
+        said: other rows of this user that arrived, likewise.
+        learned: of an aggregator that keeps it: the round, the users who counted, and their rows, or the sum of these.
     """
 
-    sent: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    sent: dict[tuple[int, int, int], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    said: dict[tuple[int, int, int], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     learned: list[tuple[int, np.ndarray, Tensor]] = field(default_factory=list)
 
     def watch(self, patch: Callable[[Any, str, Any], object]) -> None:
         """Note what hosts and aggregators have from now on; `patch` sets an attribute."""
-        update, aggregate = Host.update, Aggregation.update
+        update, aggregate, settle = Host.update, Aggregation.update, Aggregation.settle
+        prepared: dict[int, tuple[int, np.ndarray, Tensor]] = {}  # by the aggregation
 
         @wraps(update)
         def sends(host: Host, round: int, relays: Any) -> None:
             update(host, round, relays)
             rows = host._ivs[:, :]
             for k, row in zip(host._users.tolist(), rows, strict=True):
-                self.sent[round, rows.shape[1], k] = row.clone().cpu()
+                self.sent[round, rows.shape[1], k].append(row.clone().cpu())
 
         @wraps(aggregate)
         def learns(own: Aggregation, *arguments: Any) -> None:
             inner = own.aggregator.update
 
             def noting(users: np.ndarray, ivs: Tensor) -> Tensor:
-                assert own._round is not None
-                self.learned.append((own._round, users.copy(), ivs.clone().cpu()))
+                prepared[id(own)] = own._round, users.copy(), ivs.clone().cpu()
                 return inner(users, ivs)
 
             object.__setattr__(own.aggregator, "update", noting)
@@ -141,19 +192,38 @@ class Truth:
             finally:
                 object.__delattr__(own.aggregator, "update")
 
+        @wraps(settle)
+        def counts(own: Aggregation, agreed: int) -> None:
+            if own.prepared and own.prepared == agreed:
+                self.learned.append(prepared[id(own)])
+            settle(own, agreed)
+
         patch(Host, "update", sends)
         patch(Aggregation, "update", learns)
+        patch(Aggregation, "settle", counts)
+
+    def hear(self, frame: Frame) -> None:
+        """Note the rows in a frame that was garbled, if it has the lengths of rows, for they may count."""
+        n, (_, nbytes) = len(frame.payload), frame.payload.shape
+        if frame.kind == IVS and frame.dtype == torch.float64 and frame.users is not None and n == len(frame.users):
+            rows = torch.cat([frame.payload, frame.overhead], dim=1)
+            if nbytes % 8 == rows.shape[1] % 8 == 0:
+                for k, row in zip(frame.users.tolist(), rows.clone(), strict=True):
+                    self.said[frame.round, len(row) // 8, k].append(row.view(torch.float64))
 
     def check(self) -> int:
         """Compare what aggregators got with what users sent; return the number of users that counted."""
         counted = 0
         for round, users, rows in self.learned:
-            own = [self.sent[round, rows.shape[1], k] for k in users.tolist()]
+            keys = [(round, rows.shape[1], k) for k in users.tolist()]
+            own = [self.sent[key] for key in keys]
             if len(rows) == len(users) and rows.dtype.is_floating_point:
-                assert all(torch.equal(row, each) for row, each in zip(rows, own, strict=True)), round
+                for row, each, key in zip(rows, own, keys, strict=True):
+                    assert any(torch.equal(row, one) for one in (*each, *self.said.get(key, ()))), key
             else:
-                total = torch.stack(own).sum(0) if own else torch.zeros_like(rows[0])
-                assert torch.equal(rows.sum(0), total), round
+                times = range(max(map(len, own), default=1))
+                totals = [sum((each[min(n, len(each) - 1)] for each in own), torch.zeros_like(rows[0])) for n in times]
+                assert any(torch.equal(rows.sum(0), total) for total in totals), round
             counted += len(users)
         return counted
 
@@ -166,11 +236,15 @@ def garble_post(folder: Path) -> None:
 
     @wraps(hand)
     def garbling(post: Post, receivers: Sequence[str], frame: Frame) -> int:
-        spoil = frame.round > 0 and rng.random() < OFTEN.get(frame.kind, 0.1)
-        pickle.dump((frame.kind if spoil else "", truth.sent, truth.learned), file)
-        truth.sent.clear()
-        truth.learned.clear()
-        return hand(post, receivers, garbled(frame, rng, ()) if spoil else frame)
+        kinds = MAY_SEND[role(post.wire.party.name), role(receivers[0])].intersection(KINDS[5:])
+        sends = frame
+        if frame.round > 0 and frame.kind in KINDS[5:] and rng.random() < OFTEN.get(frame.kind, 0.1):
+            truth.hear(sends := garbled(frame, rng, sorted(kinds)))
+        said = dict(truth.sent), dict(truth.said), truth.learned
+        pickle.dump((frame.kind if sends is not frame else "", *said), file)
+        for each in (truth.sent, truth.said, truth.learned):
+            each.clear()
+        return hand(post, receivers, sends)
 
     Post.hand = garbling
 
@@ -181,8 +255,10 @@ def noted(folder: Path) -> tuple[Counter[str], Truth]:
     for path in folder.glob("*.noted"):
         with path.open("rb") as file, suppress(EOFError):
             while True:
-                kind, sent, learned = pickle.load(file)
+                kind, sent, said, learned = pickle.load(file)
                 spoiled[kind] += 1
-                truth.sent |= sent
                 truth.learned += learned
+                for own, noted in ((truth.sent, sent), (truth.said, said)):
+                    for key, rows in noted.items():
+                        own[key] += rows
     return spoiled, truth

@@ -2,14 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cells import SMALL, train_in_cells
 from garbled import RUNS, Truth, garbled, write_uneven
 from omegaconf import DictConfig
 
+from hmtl.communication.messages import ATTENDANCE, SERVER, STATE
+from hmtl.config.build import Run
 from hmtl.distributed.frames import Frame
 
 
@@ -31,7 +35,8 @@ def test_sums_of_all_who_count_are_right(
         if frame.round < 1 or rng.random() > 0.05:  # set-ups need everybody
             return frame
         spoiled[frame.kind] += 1
-        return garbled(frame, rng)
+        truth.hear(wrong := garbled(frame, rng))
+        return wrong
 
     words = [word for word in SMALL if not word.startswith(("K=", "H=", "r="))]
     cfg = configure(*words, *write_uneven(tmp_path), *RUNS[name], "rounds=8")
@@ -41,3 +46,42 @@ def test_sums_of_all_who_count_are_right(
     refused = [record for record in caplog.records if record.name == "hmtl.communication.gate"]
     assert sum(spoiled.values()) >= len(refused) > 0
     assert "failed at" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["MOCHA, coded", "FedAvg by sums at relays"])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
+def test_a_state_that_a_relay_makes_up_ends_no_run(
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    seed: int,
+) -> None:
+    """Relay 2 misses round 1, and relay 0 hands it two false states before the right one."""
+    rng, truth = np.random.default_rng(seed), Truth()
+    truth.watch(monkeypatch.setattr)
+
+    def prepare(run: Run) -> None:
+        run.engine.lost = lambda sender, receiver, frame: (  # type: ignore[attr-defined]
+            (receiver, frame.kind, frame.round) == ("relay 2", ATTENDANCE, 1)
+        )
+        run.engine.change = lambda receiver, frame: (  # type: ignore[attr-defined]
+            made_up(frame, rng) if (receiver, frame.kind) == (SERVER, STATE) and frame.round < 4 else frame
+        )
+
+    words = [word for word in SMALL if not word.startswith(("K=", "H=", "r="))]
+    often = ["algorithm.omega_every=1"] if name.startswith("MOCHA") else []
+    run = train_in_cells(configure(*words, *write_uneven(tmp_path), *RUNS[name], *often, "rounds=6"), prepare=prepare)
+    assert [row["users"] for row in run.rows] == [10, 9, 9, 9, 9, 10]  # user 9 waits for a model
+    assert truth.check()
+    states = [run.cells.cells[f"relay {i}"].aggregator_state("learner") for i in range(3)]
+    assert all(torch.equal(state[key], rows) for state in states for key, rows in states[0].items())
+    assert "failed at" not in caplog.text
+
+
+def made_up(frame: Frame, rng: np.random.Generator) -> Frame:
+    """Return a state, or rows of rounds that were missed, with other numbers in the same places."""
+    content = torch.from_numpy(rng.integers(0, 256, frame.overhead.shape, np.uint8))
+    content[:, :30] = frame.overhead[:, :30]
+    return replace(frame, overhead=content)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,7 +20,7 @@ import pytest
 import yaml
 from cells import has_multicast
 from commands import Command
-from garbled import RUNS, garble_post, noted, write_uneven
+from garbled import RUNS, Truth, garble_post, noted, write_uneven
 
 from hmtl.communication import TIERS
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT
@@ -132,18 +133,26 @@ class GarblingSite(Site):
         return Command("hmtl.node", f"name={name}", f"deployment={self.file}", *words, cwd=place, prepare=prepare)
 
 
+def play_garbled(folder: Path, name: str, rounds: int) -> tuple[Counter[str], Truth, dict[str, str]]:
+    """Play rounds in which messages of each kind are garbled, of which all nodes see the end.
+
+    Return how many of each kind were, what is true, and what nodes wrote.
+    """
+    words = [word for word in TRAINING if not word.startswith(("K=", "H=", "r=", "topology="))]
+    training = (*words, *write_uneven(folder, 3), *RUNS[name], f"rounds={rounds}", f"evaluate_every={rounds - 1}")
+    site = GarblingSite(folder, [f"127.0.0.1:{free_port()}" for _ in range(4)], training, {})
+    with site.running() as nodes:
+        done = {each: node.done(900) for each, node in nodes.items()}
+    said = {each: node.stdout + node.stderr for each, node in done.items()}
+    assert {each: node.returncode for each, node in done.items()} == dict.fromkeys(NAMES, 0), said
+    return *noted(folder), said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_site_goes_on_whatever_arrives(tmp_path: Path, name: str) -> None:
     """Messages of each kind are garbled on their way over TLS, and more rounds than the first one count."""
-    words = [word for word in TRAINING if not word.startswith(("K=", "H=", "r=", "topology="))]
-    training = (*words, *write_uneven(tmp_path, 3), *RUNS[name], "rounds=80", "evaluate_every=50")
-    site = GarblingSite(tmp_path, [f"127.0.0.1:{free_port()}" for _ in range(4)], training, {})
-    with site.running() as nodes:
-        done = {each: node.done(900) for each, node in nodes.items()}
-        said = {each: node.stdout + node.stderr for each, node in done.items()}
-        assert {each: node.returncode for each, node in done.items()} == dict.fromkeys(NAMES, 0), said
-    spoiled, truth = noted(tmp_path)
+    spoiled, truth, said = play_garbled(tmp_path, name, 60)
     assert min(spoiled[kind] for kind in (IVS, REPORT, ATTENDANCE, MODELS)) >= 5
     assert not [each for each, text in said.items() if "Traceback" in text]
     assert truth.check() > 10

@@ -152,18 +152,22 @@ class Aggregation:
             dtype: type in which the models are computed.
             attendance: of the round; it says in which format the IVs are.
         """
-        if self.revocable:
-            self._before = self.state_dict() | {"aggregator": self.aggregator.state_dict()}
+        self._save()
         if digest:
             self._remember(attendance.format, attendance.requested)
         self._models, self._digest = self._aggregate(dtype, attendance.format, attendance.requested), digest
         self.prepared = self._attempt
 
+    def _save(self) -> None:
+        """Save the state to which `settle` may have to go back."""
+        if self.revocable and not self._before:
+            self._before = self.state_dict() | {"aggregator": self.aggregator.state_dict()}
+
     def settle(self, agreed: int) -> None:
-        """Keep the update that is prepared if its attempt was agreed on, and undo it otherwise."""
+        """Keep what is prepared, also a state handed over, if its attempt was agreed on, and undo it otherwise."""
         if self.prepared == agreed:
             self.version = agreed
-        elif self.prepared:
+        elif self.prepared or self._before:
             assert self._before, "an update cannot be undone, since no message can be lost"
             self.aggregator.load_state_dict(self._before["aggregator"])
             self.load_state_dict(self._before)
@@ -238,7 +242,8 @@ class Aggregation:
         return np.concatenate([numbers_to_bytes([-len(rows), *map(len, rows)]), *rows])
 
     def catch_up(self, content: NDArray[np.uint8], dtype: torch.dtype) -> bool:
-        """Load what another node's `missed` returned; return whether it was the whole state."""
+        """Prepare what another node's `missed` returned; return whether it was the whole state."""
+        self._save()
         rows = self._rows(content)
         if not rows:
             self.adopt(content)
@@ -253,13 +258,15 @@ class Aggregation:
         for row in rows:
             check_length(row[: 20 + nbytes], 20 + nbytes)
             tag, _, *shape = bytes_to_numbers(row[:20]).tolist()
+            _, row_format, _ = untagged(tag)
             n = 1 if gate.recipe.adds else int(np.unpackbits(row[20 : 20 + nbytes], count=len(self.counted)).sum())
-            each = lengths.get(untagged(tag)[1], (0, 0))[1], 8 * gate.users.further
+            each = lengths.get(row_format, (-1, -1))[1], 8 * gate.users.further
             check_length(row, 20 + nbytes + n * sum(each))
             if shape != [n, *each]:
                 raise CodingError("it has rows of other sizes than it says")
-        if (version := _attempt_of(rows[-1]) if rows else int(bytes_to_numbers(content[:4])[0])) != agreed:
-            raise CodingError(f"it leads to the state of attempt {version}, not of {agreed}")
+        versions = [_attempt_of(row) for row in rows] or [int(bytes_to_numbers(content[:4])[0])]
+        if not max(versions) == versions[-1] == agreed:
+            raise CodingError(f"it leads to the state of attempt {versions[-1]}, not of {agreed}")
 
     def _rows(self, content: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         """Return the past rounds in what another node's `missed` returned; none if it is the whole state.

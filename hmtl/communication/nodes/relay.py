@@ -8,7 +8,7 @@ Aggregators confirm by digests that they hold the same models, which the server 
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import NOTHING, Digest
 from hmtl.communication.attendance import ATTEMPT, Attempt, Attendance, Report, decide
-from hmtl.communication.flows.flow import OTHER_PLAN, Content, Flow, Recipe, Shape, Step
+from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Shape, Step
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
     AGREED,
@@ -189,9 +189,19 @@ class Relay(Node):
         if self.attendance.behind[self.i] and not messages:
             self._on(Event.MISS)
         for message in messages:
-            whole = self._aggregation.catch_up(message.overhead[0].numpy(), self.dtype)
-            self.version = self._aggregation.version
-            self.adopted = self.version if whole else self.adopted
+            if self._computes(lambda m=message: self._aggregation.catch_up(m.overhead[0].numpy(), self.dtype)):
+                self.adopted = self._aggregation.version
+
+    def _computes(self, act: Callable[[], Any]) -> Any:
+        """Return what `act` returns; if it fails after another node handed over a state, this relay cannot go on."""
+        try:
+            return act()
+        except Exception as error:  # a wrong state may lead to any
+            if not self.attendance.behind[self.i]:
+                raise
+            why = "the state that another node handed over is wrong"
+            log.warning("round %d: %s counts as silent: %s: %s", self.round, self.name, why, error)
+            self._on(Event.MISS)
 
     def begin(self) -> None:
         """Keep what the flow needs of the rows that were heard so far."""
@@ -243,7 +253,9 @@ class Relay(Node):
             return
         digest = self._digest.value()
         if self._opens():
-            self._aggregation.update(digest, self.dtype, self.attendance)
+            self._computes(lambda: self._aggregation.update(digest, self.dtype, self.attendance))
+        if not self.aggregating:
+            return
         self._models, self.prepared = self._aggregation.models(digest), self.attempt.number
         self._on(Event.AGGREGATE)
 
@@ -332,12 +344,22 @@ class Relay(Node):
     def _on(self, event: Event) -> None:
         self.phase = following(self.phase, event)
 
-    def _to_server(self, kind: str, *content: Any) -> Message:
+    def _to_server(
+        self, kind: str, payload: Tensor, overhead: Tensor, users: Users | None = None, at: Tensor | None = None
+    ) -> Message:
         """Return a message with the fields of `Content`."""
-        header = self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i
-        return Message(*header, **Content(*content)._asdict(), dtype=self.dtype)
+        content = payload, overhead, users, at
+        return Message(self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, *content, self.dtype)
 
-    def _to_users(self, kind: str, links: int | Users, *content: Any) -> Message:
+    def _to_users(
+        self,
+        kind: str,
+        links: int | Users,
+        payload: Tensor,
+        overhead: Tensor,
+        users: Users | None = None,
+        at: Tensor | None = None,
+    ) -> Message:
         """Return a message with the fields of `Content`, which is counted on these links."""
-        header = self.round, RELAYS_TO_USERS, kind, self.name, self.hosts, links
-        return Message(*header, **Content(*content)._asdict(), dtype=self.dtype)
+        content = payload, overhead, users, at
+        return Message(self.round, RELAYS_TO_USERS, kind, self.name, self.hosts, links, *content, self.dtype)

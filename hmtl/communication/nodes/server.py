@@ -175,7 +175,7 @@ class Server(Node):
         elif turn.action == "down" and i in (step := self._step(*turn.numbers)).senders:
             return step.shape(i, up=True)
         elif kind == STATE and i == self.attendance.source:
-            gate.aggregation.check(message.only_row, self.attempt.agreed, gate)
+            gate.aggregation.check(message.only_row, self.version, gate)
             return Shape(0, overhead)
         elif kind == DIGESTS and i in self.attendance.aggregators:
             return Shape(0, 2 * DIGEST_BYTES)
@@ -191,8 +191,10 @@ class Server(Node):
     def _deviating(self, flow: Flow, received: Mapping[int, bytes]) -> set[int]:
         """Return the relays whose digests differ from those of most, or from the server's own, and say in what.
 
+        If nobody knows who is right, these are all: no round ends a run, after the first one that counted.
+
         Raises:
-            CodingError: no digest is that of most, or all relays made another plan than the server.
+            CodingError: before a round counted, no digest is that of most, or all made another plan than the server.
         """
         plan = len(flow.digest)
         odd = {i: OTHER_PLAN for i, digest in received.items() if digest[:plan] != flow.digest}
@@ -201,18 +203,26 @@ class Server(Node):
         decided = 2 * [*rest.values()].count(right) > len(rest) and any(right[DIGEST_BYTES:])
         if self.aggregation and (models := self.aggregation.models(self._value)):
             right, decided = flow.sealed(self._value) + models.digest, True
+        doubted = set[int]()
         for i, digest in rest.items():
             if digest[:DIGEST_BYTES] != right[:DIGEST_BYTES]:
                 odd[i] = "it learned other IVs or sums than the other aggregators."
             elif digest != right:
                 odd[i] = "it computed other models than the other aggregators."
-                self._doubted.add(i)
+                doubted.add(i)
         if odd and (not rest or not decided):
-            raise CodingError(
+            text = (
                 f"Aggregators differ in round {self.round}, and nobody knows which of them are right: "
-                f"{self._named([*odd])}: {next(iter(odd.values()))} The run stops before a wrong model spreads. Please "
-                "report this with the topology, the settings of the communicator and the seed."
+                f"{self._named([*odd])}: {next(iter(odd.values()))}"
             )
+            if not self.version:
+                raise CodingError(
+                    f"{text} The run stops before a wrong model spreads. Please report this with the topology, the "
+                    "settings of the communicator and the seed."
+                )
+            log.warning("%s All of them count as silent.", text)
+            return {*received}
+        self._doubted |= doubted
         for i, why in odd.items():
             log.warning("round %d: %s counts as silent: %s", self.round, self._named([i]), why)
         return {*odd}

@@ -294,7 +294,10 @@ def test_a_relay_with_another_plan_is_told_from_damaged_data(others: Sequence[in
 
 
 def test_other_ivs_are_found_if_nothing_is_coded(caplog) -> None:
-    """Every relay hears everybody, one of them with a changed bit; if there are two, nobody knows which of them."""
+    """Every relay hears everybody, one of them with a changed bit; if there are two, nobody knows which of them.
+
+    Then the run ends in its first round; later, the round counts nobody.
+    """
 
     def change(node: str, message: Message) -> Message:
         return flipped(message) if message.kind == IVS and node == "relay 1" else message
@@ -307,6 +310,15 @@ def test_other_ivs_are_found_if_nothing_is_coded(caplog) -> None:
     with pytest.raises(CodingError, match=r"differ in round 0, and nobody knows .* it learned other IVs"):
         apart.play(0, change=change)
     assert not users.models
+    apart, users = one(Topology(np.ones((2, 4))))
+    apart.play(0)
+    apart.play(1, change=change)
+    assert "differ in round 1, and nobody knows" in caplog.text
+    assert (len(users.committed), apart.server.attendance.relays) == (4, ())
+    for round in (2, 3):  # users learn in round 2 that round 1 did not count
+        apart.play(round)
+    assert len(users.committed) == 8
+    assert len({seat.state_bytes().tobytes() for seat in apart.seats() if seat.version}) == 1
 
 
 @pytest.mark.parametrize("aggregators", ["all", [SERVER, 0, 3]])
