@@ -125,7 +125,7 @@ class SumCode:
 
     def needs(self, i: int) -> NDArray[np.bool_]:
         """Return which of relay i's shares each user needs [K, x_i]."""
-        needs = (self.sets[:, :, None] == self.shares_of(i)).any(axis=1)
+        needs = np.asarray((self.sets[:, :, None] == self.shares_of(i)).any(axis=1))
         return np.append(needs, np.zeros_like(needs, shape=(1, needs.shape[1])), axis=0)[self.of_user]
 
     def stretches(self, L: int) -> int:

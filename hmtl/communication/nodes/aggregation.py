@@ -275,7 +275,9 @@ class Aggregation:
             CodingError: it is neither.
         """
         rounds = max(0, -int(bytes_to_numbers(content[:4])[0])) if len(content) >= 4 else 0
-        start, sizes = 4 + 4 * rounds, bytes_to_numbers(content[4 : 4 + 4 * rounds])
+        start = 4 + 4 * rounds
+        check_length(content[:start], start)
+        sizes = bytes_to_numbers(content[4:start])
         parts = self.aggregator.state_dict(), self.coder.state_dict()
         state = sum(tensor.nbytes for state in parts for tensor in state.values()) + 4 * len(self.counted)
         check_length(content, start + (int(sizes.sum()) if rounds else state))

@@ -9,6 +9,7 @@ Aggregators confirm by digests that they hold the same models, which the server 
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -189,7 +190,7 @@ class Relay(Node):
         if self.attendance.behind[self.i] and not messages:
             self._on(Event.MISS)
         for message in messages:
-            if self._computes(lambda m=message: self._aggregation.catch_up(m.overhead[0].numpy(), self.dtype)):
+            if self._computes(partial(self._aggregation.catch_up, message.only_row, self.dtype)):
                 self.adopted = self._aggregation.version
 
     def _computes(self, act: Callable[[], Any]) -> Any:
