@@ -273,14 +273,9 @@ class Cell:
         for receivers in [to] if message.users is None else [(each,) for each in to]:
             handle = self._hand(receivers, cut(message, receivers[0], topology, self._homes))
             handles |= dict.fromkeys(receivers, handle)
-        links = int(message.links) if np.ndim(message.links) == 0 else torch.from_numpy(np.array(message.links))
-        return {
-            "kind": message.kind,
-            "tier": message.tier,
-            "links": links,
-            "rows": len(message),
-            "handles": handles,
-        } | {"sizes": [*map(int, message.sizes)]}
+        links = torch.from_numpy(np.broadcast_to(message.links, len(message)).copy())
+        header = {"kind": message.kind, "tier": message.tier, "links": links}
+        return {**header, "handles": handles, "sizes": [*map(int, message.sizes)]}
 
     def _facts(self, node: Node | Host) -> Values:
         facts: Values = {fact: getattr(node, fact) for fact in FACTS[node.name.split()[0]]}

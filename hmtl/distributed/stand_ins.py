@@ -30,14 +30,13 @@ class Envelope:
     tier: str
     sender: str
     receivers: tuple[str, ...]
-    links: int | NDArray[np.int64]
-    rows: int
+    links: NDArray[np.int64]  # of each row
     sizes: tuple[int, int]
     handles: Mapping[str, Handle]
     announces = False
 
     def __len__(self) -> int:
-        return self.rows
+        return len(self.links)
 
 
 @dataclass(frozen=True)
@@ -154,16 +153,14 @@ class StandIns(Nodes):
 
 
 def _envelope(sender: str, sent: Values) -> Envelope:
-    links = sent["links"] if isinstance(sent["links"], int) else sent["links"].numpy()
-    sizes, handles = tuple(sent["sizes"]), sent["handles"]
-    return Envelope(sent["kind"], sent["tier"], sender, tuple(handles), links, sent["rows"], sizes, handles)
+    links, sizes, handles = sent["links"].numpy(), tuple(sent["sizes"]), sent["handles"]
+    return Envelope(sent["kind"], sent["tier"], sender, tuple(handles), links, sizes, handles)
 
 
 def bits_of(sent: Values, round: int) -> Sent:
     """Return the bits of a message that a cell sent in a round, see `Cell.play`."""
-    links = np.full(sent["rows"], sent["links"]) if isinstance(sent["links"], int) else sent["links"].numpy()
     payload, overhead = sent["sizes"]
-    return Sent(sent["tier"], links, 8 * payload, 8 * overhead, round)
+    return Sent(sent["tier"], sent["links"].numpy(), 8 * payload, 8 * overhead, round)
 
 
 class FarUsers:

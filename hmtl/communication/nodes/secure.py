@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS, USERS_TO_RELAYS
+from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.attendance import bytes_to_numbers, check_length, numbers_to_bytes
 from hmtl.communication.encoding import from_bytes, to_bytes
-from hmtl.communication.flows.flow import Shape
+from hmtl.communication.flows.flow import Content, Copy, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.messages import (
@@ -38,7 +38,6 @@ from hmtl.communication.messages import (
     Users,
     nothing,
     overhead_only,
-    relay_name,
     relay_number,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
@@ -510,11 +509,9 @@ class SecureServer(Server):
             users, rows = message.of_users(), message.rows()
             via = self._known.serving[np.searchsorted(self._known.roster.users, users)]
             for i in np.unique(via).tolist():
-                here, to, empty = np.flatnonzero(via == i), (relay_name(i),), message.payload
-                at, sealed = rows[torch.from_numpy(here)], message.overhead
-                passed.append(
-                    Message(self.round, SERVER_TO_RELAYS, SHARES, self.name, to, i, empty, sealed, users[here], at)
-                )
+                here = np.flatnonzero(via == i)
+                content = Content(message.payload, message.overhead, users[here], rows[torch.from_numpy(here)])
+                passed.append(self._copy(SHARES, Copy((i,), i, content)))
         return passed
 
     def settle(self, messages: Sequence[Message]) -> list[Message]:
