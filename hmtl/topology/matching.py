@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 
-GOLDEN = (5**0.5 - 1) / 2  # multiples of which are spread evenly modulo 1
-
 
 def balanced(
     G: NDArray[np.uint8], speeds: NDArray[np.float64] | None = None, starts: NDArray[np.float64] | None = None
@@ -37,11 +35,7 @@ def balanced(
     H, K = G.shape
     speed, start = np.ones(H) if speeds is None else speeds, np.zeros(H) if starts is None else starts
     turn = np.arange(K) % G.sum(axis=0, dtype=np.int64)  # user k starts at the (k mod r_k)-th of its relays
-    shares = G.cumsum(axis=0, dtype=np.int32)
-    if starts is not None:  # relays start with about as many users as their speed allows
-        shares = np.cumsum(G * speed[:, None], axis=0)
-        turn = np.arange(K) * GOLDEN % 1 * shares[-1]
-    serving: NDArray[np.int64] = np.argmax(shares > turn, axis=0)
+    serving: NDArray[np.int64] = np.argmax(G.cumsum(axis=0, dtype=np.int32) > turn, axis=0)
     movable = np.stack([G[:, serving == i].sum(axis=1, dtype=np.int64) for i in range(H)])  # i serves, j hears too
     while True:
         load = movable.diagonal()
