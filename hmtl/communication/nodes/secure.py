@@ -102,17 +102,14 @@ class SecureHost(Host):
     def share(self, messages: Sequence[Message]) -> list[Message]:
         """Share the seeds of each user's masks among its neighbours."""
         rows, K, sealed = self._received(messages), len(self.waiting), {}
-        told = {int(bytes_to_numbers(row[:NUMBER])[0]) for row in rows.values()}
-        n = told.pop() if len(told) == 1 else 0  # relays that tell users different n are not to be believed
-        chosen = self.secure.accepted(n, K, max((len(row) // ENTRY for row in rows.values()), default=0))
-        if chosen is None:
+        told = {(int(bytes_to_numbers(row[:NUMBER])[0]), len(row) // ENTRY) for row in rows.values()}
+        (n, k), *others = told or {(0, 0)}  # relays that tell users different n or k are not to be believed
+        if others or (chosen := self.secure.accepted(n, K, k)) is None:
             return []
         self._fewest, self._neighbors = self.secure.fewest(n, K), chosen.neighbors
         signed, refused = self.notary.signed(self._round) if self.notary else None, set[int]()
         holds = self._holds
         for k, row in rows.items():
-            if len(row) != NUMBER + chosen.neighbors * ENTRY:  # relays may tell users different k
-                continue
             entries = row[NUMBER:].reshape(-1, ENTRY)
             numbers, keys = bytes_to_numbers(entries[:, :NUMBER].ravel()), entries[:, NUMBER:]
             if signed is not None:
@@ -211,9 +208,8 @@ class SecureHost(Host):
         """
         G, rows, told = self.planner.topology.G, dict[int, Bytes](), defaultdict[int, set[tuple[str, bytes]]](set)
         for message in messages:
-            near = G[relay_number(message.sender)]
             for k, row in _by_user(message).items():
-                if k not in self._secrets or not near[k]:
+                if k not in self._secrets:
                     continue
                 content = row.tobytes()
                 if message.format != DIGEST:
