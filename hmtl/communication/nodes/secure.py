@@ -38,7 +38,6 @@ from hmtl.communication.messages import (
     Users,
     nothing,
     overhead_only,
-    relay_number,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
