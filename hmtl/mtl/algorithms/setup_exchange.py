@@ -91,7 +91,8 @@ def preprocessing_setups(tasks: Sequence[Task]) -> list[tuple[Users, Aggregator]
     exchanges: list[tuple[Tensor, int, Callable[[Tensor], Tensor]]] = []
     if tables := [task.table for task in seen if task.table]:
         told = map(torch.stack, zip(*(table.told for table in tables), strict=True))
-        exchanges = [(facts, len(row), partial(_same, row)) for facts, row in zip(told, tables[0].answers, strict=True)]
+        answers = zip(told, tables[0].answers, strict=True)
+        exchanges = [(facts, row.shape[1], partial(_same, row)) for facts, row in answers]
     raws = [task.raw for task in seen]
     moments = tasks[0].preprocessing.shared_moments([raw.x_train for raw in raws], [raw.y_train for raw in raws])
     widths = [part.shape[1] for part in moments]
