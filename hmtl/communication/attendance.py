@@ -20,6 +20,7 @@ from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
 Bytes = NDArray[np.uint8]
+DOUBTED = -1  # in place of the version of a relay whose state is wrong
 
 
 @dataclass(frozen=True)

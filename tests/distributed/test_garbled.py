@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from cells import SMALL, train_in_cells
-from garbled import RUNS, Truth, garbled, write_uneven
+from garbled import RUNS, Truth, garbled, with_other_content, write_uneven
 from omegaconf import DictConfig
 
-from hmtl.communication.messages import ATTENDANCE, SERVER, STATE
+from hmtl.communication.messages import ATTENDANCE, COMBINATIONS, SERVER, STATE
 from hmtl.config.build import Run
 from hmtl.distributed.frames import Frame
 
@@ -77,6 +77,30 @@ def test_a_state_that_a_relay_makes_up_ends_no_run(
     assert truth.check()
     states = [run.cells.cells[f"relay {i}"].aggregator_state("learner") for i in range(3)]
     assert all(torch.equal(state[key], rows) for state in states for key, rows in states[0].items())
+    assert "failed at" not in caplog.text
+
+
+def test_combinations_of_numbers_that_are_not_finite_end_no_run(
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Aggregators compute a coupling from what a relay makes up, before digests tell that it does."""
+    rng, truth = np.random.default_rng(0), Truth()
+    truth.watch(monkeypatch.setattr)
+
+    def prepare(run: Run) -> None:
+        run.engine.change = lambda receiver, frame: (  # type: ignore[attr-defined]
+            with_other_content(frame, rng) if frame.kind == COMBINATIONS and frame.round in (1, 2) else frame
+        )
+
+    words = [word for word in SMALL if not word.startswith(("K=", "H=", "r="))]
+    cfg = configure(*words, *write_uneven(tmp_path), *RUNS["MOCHA, coded"], "algorithm.omega_every=1", "rounds=6")
+    run = train_in_cells(cfg, prepare=prepare)
+    assert [row["users"] for row in run.rows][-1] == 10
+    assert truth.check()
+    assert "do not count: their numbers are too large" in caplog.text
     assert "failed at" not in caplog.text
 
 

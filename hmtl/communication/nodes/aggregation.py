@@ -30,12 +30,13 @@ from hmtl.communication.attendance import (
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.messages import PARTS, Users
-from hmtl.errors import CodingError, RangeError
+from hmtl.errors import CodingError, RangeError, few
 
 if TYPE_CHECKING:
     from hmtl.communication.gate import Gate
 
 log = logging.getLogger(__name__)
+LARGEST = 2.0**60  # of numbers in a user's row
 NOBODY: Users = np.empty(0, np.int64)
 NEVER = -2  # in place of the round in which a user's IV counted last, until one has counted
 
@@ -152,22 +153,18 @@ class Aggregation:
             dtype: type in which the models are computed.
             attendance: of the round; it says in which format the IVs are.
         """
-        self._save()
+        if self.revocable:
+            self._before = self.state_dict() | {"aggregator": self.aggregator.state_dict()}
         if digest:
             self._remember(attendance.format, attendance.requested)
         self._models, self._digest = self._aggregate(dtype, attendance.format, attendance.requested), digest
         self.prepared = self._attempt
 
-    def _save(self) -> None:
-        """Save the state to which `settle` may have to go back."""
-        if self.revocable and not self._before:
-            self._before = self.state_dict() | {"aggregator": self.aggregator.state_dict()}
-
     def settle(self, agreed: int) -> None:
-        """Keep what is prepared, also a state handed over, if its attempt was agreed on, and undo it otherwise."""
+        """Keep the update that is prepared if its attempt was agreed on, and undo it otherwise."""
         if self.prepared == agreed:
             self.version = agreed
-        elif self.prepared or self._before:
+        elif self.prepared:
             assert self._before, "an update cannot be undone, since no message can be lost"
             self.aggregator.load_state_dict(self._before["aggregator"])
             self.load_state_dict(self._before)
@@ -193,7 +190,7 @@ class Aggregation:
         try:
             ivs = self.coder.decode(self.users, self.ivs["payload"], self.ivs["overhead"], dtype, row_format)
             self.ivs = {part: rows.new_empty(0, rows.shape[1]) for part, rows in self.ivs.items()}
-            models = self.aggregator.update(self.users, ivs)
+            models = self._computed(ivs)
         except RangeError as error:
             if not self.coder.adds or self.unknown:
                 raise
@@ -205,6 +202,20 @@ class Aggregation:
             return self._updated(dtype, row_format)
         del ivs  # may be as large as all models
         return self.aggregator.averaged(models) if self.coder.averages else models
+
+    def _computed(self, ivs: Tensor) -> Tensor:
+        """Return the aggregator's models; if it fails, without rows of numbers from which nothing can be computed."""
+        try:
+            return self.aggregator.update(self.users, ivs)
+        except Exception:  # a row that another node made up may lead to any
+            right = (ivs.abs() <= LARGEST).all(dim=1).numpy()  # NaN is not
+            if self.coder.adds or not self._before or right.all():
+                raise
+            wrong = few([*map(str, self.users[~right].tolist())])
+            log.warning("round %d: rows of users %s do not count: their numbers are too large", self._round, wrong)
+            self.aggregator.load_state_dict(self._before["aggregator"])
+            self.users = self.users[right]
+            return self.aggregator.update(self.users, ivs[torch.from_numpy(right)])
 
     def _remember(self, row_format: str, requested: bool) -> None:
         """Keep the IVs of this round for relays that miss it, if they take no more bytes than the coder's state.
@@ -242,8 +253,7 @@ class Aggregation:
         return np.concatenate([numbers_to_bytes([-len(rows), *map(len, rows)]), *rows])
 
     def catch_up(self, content: NDArray[np.uint8], dtype: torch.dtype) -> bool:
-        """Prepare what another node's `missed` returned; return whether it was the whole state."""
-        self._save()
+        """Load what another node's `missed` returned; return whether it was the whole state."""
         rows = self._rows(content)
         if not rows:
             self.adopt(content)

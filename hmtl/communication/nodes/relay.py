@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import NOTHING, Digest
-from hmtl.communication.attendance import ATTEMPT, Attempt, Attendance, Report, decide
+from hmtl.communication.attendance import ATTEMPT, DOUBTED, Attempt, Attendance, Report, decide
 from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Shape, Step
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
@@ -190,8 +190,9 @@ class Relay(Node):
         if self.attendance.behind[self.i] and not messages:
             self._on(Event.MISS)
         for message in messages:
-            if self._computes(partial(self._aggregation.catch_up, message.only_row, self.dtype)):
-                self.adopted = self._aggregation.version
+            whole = self._computes(partial(self._aggregation.catch_up, message.only_row, self.dtype))
+            self.version = self._aggregation.version
+            self.adopted = self.version if whole else self.adopted
 
     def _computes(self, act: Callable[[], Any]) -> Any:
         """Return what `act` returns; if it fails after another node handed over a state, this relay cannot go on."""
@@ -202,6 +203,7 @@ class Relay(Node):
                 raise
             why = "the state that another node handed over is wrong"
             log.warning("round %d: %s counts as silent: %s: %s", self.round, self.name, why, error)
+            self.version = self._aggregation.version = DOUBTED
             self._on(Event.MISS)
 
     def begin(self) -> None:

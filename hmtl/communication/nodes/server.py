@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
 from hmtl.communication.agreement import DIGEST_BYTES, NOTHING, Digest
-from hmtl.communication.attendance import Attempt, Report, decide
+from hmtl.communication.attendance import DOUBTED, Attempt, Report, decide
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Recipe, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import (
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from hmtl.communication.round import Turn
 
 log = logging.getLogger(__name__)
-DOUBTED = -1  # in place of the version of a relay whose state is wrong
 
 
 class Server(Node):
@@ -170,7 +169,7 @@ class Server(Node):
             report = Report.from_bytes(message.only_row, self.topology, i)
             nbytes, _ = self.recipe.lengths(gate.users).get(report.format, (-1, -1))
             fits = (report.payload, report.overhead) == (nbytes, 8 * gate.users.further)
-            if fits and 0 <= report.version <= report.prepared <= self.attempts:
+            if fits and DOUBTED <= report.version <= report.prepared <= self.attempts:
                 return Shape(0, overhead)
         elif turn.action == "down" and i in (step := self._step(*turn.numbers)).senders:
             return step.shape(i, up=True)
@@ -222,7 +221,7 @@ class Server(Node):
                 )
             log.warning("%s All of them count as silent.", text)
             return {*received}
-        self._doubted |= doubted
+        self._doubted = self._doubted - rest.keys() | doubted
         for i, why in odd.items():
             log.warning("round %d: %s counts as silent: %s", self.round, self._named([i]), why)
         return {*odd}
