@@ -18,6 +18,7 @@ from hmtl.communication.messages import (
     ATTENDANCE,
     BROADCAST,
     COMBINATIONS,
+    DIGESTS,
     IVS,
     KEYS,
     MODELS,
@@ -28,9 +29,11 @@ from hmtl.communication.messages import (
     STATE,
     UNMASK,
     VERDICT,
+    Message,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
+from hmtl.communication.sum_coders import FewBitTermCoder
 from hmtl.communication.wires import FORMATS
 from hmtl.distributed.frames import DTYPES, KINDS, MAY_SEND, Frame, role
 from hmtl.distributed.post import Post
@@ -50,10 +53,10 @@ RUNS = {
 }
 
 OFTEN = {
-    **dict.fromkeys((KEYS, SHARES, SHARED, UNMASK), 0.02),
-    **{VERDICT: 0.1, ATTENDANCE: 0.3, BROADCAST: 0.3, STATE: 0.3, RECEIPTS: 0.3},
+    **{KEYS: 0.04, SHARES: 0.05, SHARED: 0.05, UNMASK: 0.08, VERDICT: 0.1, STATE: 0.4, COMBINATIONS: 0.15},
+    **{BROADCAST: 0.15, DIGESTS: 0.12, IVS: 0.02, REPORT: 0.03, ATTENDANCE: 0.05, MODELS: 0.02, RECEIPTS: 0.1},
 }
-"""How often messages of these kinds are garbled at a site; of other kinds, every tenth is."""
+"""How often messages of these kinds are garbled at a site, so that each kind is, and rounds count."""
 
 
 def write_uneven(folder: Path, relays: int = 4) -> list[str]:
@@ -67,6 +70,19 @@ CONTENTS = frozenset(KINDS[5:]) - {MODELS, STATE, ATTENDANCE}
 
 Relays may send false models and states, and the server may announce what it likes, see SECURITY.md.
 """
+
+
+def write_moving(folder: Path) -> list[str]:
+    """Write contacts that change in round 3, when relays hear each other's users, and return the words for them."""
+    lines = [
+        f"{round},{relay},{user}"
+        for round, order in ((0, (0, 1, 2, 3)), (3, (1, 3, 0, 2)))
+        for relay, i in enumerate(order)
+        for user, near in enumerate(UNEVEN[i])
+        if near == "1"
+    ]
+    (folder / "contacts.csv").write_text("\n".join(["round,relay,user", *lines]))
+    return ["topology=moving", f"topology.path={folder}/contacts.csv", "K=10", "H=4"]
 
 
 def garbled(
@@ -168,15 +184,25 @@ class Truth:
 
     def watch(self, patch: Callable[[Any, str, Any], object]) -> None:
         """Note what hosts and aggregators have from now on; `patch` sets an attribute."""
-        update, aggregate, settle = Host.update, Aggregation.update, Aggregation.settle
+        update, rows, aggregate, settle = Host.update, Host.rows, Aggregation.update, Aggregation.settle
         prepared: dict[int, tuple[int, np.ndarray, Tensor]] = {}  # by the aggregation
 
         @wraps(update)
         def sends(host: Host, round: int, relays: Any) -> None:
             update(host, round, relays)
-            rows = host._ivs[:, :]
-            for k, row in zip(host._users.tolist(), rows, strict=True):
-                self.sent[round, rows.shape[1], k].append(row.clone().cpu())
+            made = host._ivs[:, :]
+            for k, row in zip(host._users.tolist(), made, strict=True):
+                self.sent[round, made.shape[1], k].append(row.clone().cpu())
+
+        @wraps(rows)
+        def rounds(host: Host) -> list[Message]:
+            messages = rows(host)
+            if isinstance(host.coder, FewBitTermCoder):  # what rounding leaves over is sent later
+                left = host.coder.owed - host.coder.owed_if_counted
+                for k in host._users.tolist():
+                    row = left[np.searchsorted(host.members, k)]
+                    self.sent[host._round, host._ivs.shape[1], k][-1][: len(row)] += row
+            return messages
 
         @wraps(aggregate)
         def learns(own: Aggregation, *arguments: Any) -> None:
@@ -199,6 +225,7 @@ class Truth:
             settle(own, agreed)
 
         patch(Host, "update", sends)
+        patch(Host, "rows", rounds)
         patch(Aggregation, "update", learns)
         patch(Aggregation, "settle", counts)
 
@@ -238,7 +265,7 @@ def garble_post(folder: Path) -> None:
     def garbling(post: Post, receivers: Sequence[str], frame: Frame) -> int:
         kinds = MAY_SEND[role(post.wire.party.name), role(receivers[0])].intersection(KINDS[5:])
         sends = frame
-        if frame.round > 0 and frame.kind in KINDS[5:] and rng.random() < OFTEN.get(frame.kind, 0.1):
+        if frame.round > 0 and frame.kind in KINDS[5:] and rng.random() < OFTEN[frame.kind]:
             truth.hear(sends := garbled(frame, rng, sorted(kinds)))
         said = dict(truth.sent), dict(truth.said), truth.learned
         pickle.dump((frame.kind if sends is not frame else "", *said), file)

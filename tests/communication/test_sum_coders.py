@@ -1,5 +1,7 @@
 """Sums in few bits stay exact although users are absent and messages are lost; rows and their bits."""
 
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -15,10 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.communication import CodedHierarchical, Network, Sums, SumsOfRows, sums_if_faster
+from hmtl.communication.attendance import numbers_to_bytes
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import IVS, MODELS, Message
+from hmtl.communication.sum_coders import unpacked
 from hmtl.communication.wires import REQUEST
-from hmtl.errors import RangeError
+from hmtl.errors import CodingError, RangeError
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, symmetric
 
@@ -367,3 +371,18 @@ def test_scales_follow_terms_that_shrink_although_a_user_is_gone() -> None:
     (host,) = communicator.nodes.hosts  # type: ignore[union-attr]
     left = host.coder.owed[1:].abs().max()
     assert int(left) < 4 * int(ivs[-1].abs().max())
+
+
+def test_receipts_that_would_grow_take_no_memory() -> None:
+    """3 MB of receipts would grow to 3 GB."""
+    packer, zeros = zlib.compressobj(), bytes(2**20)
+    first, block = (packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    packed = np.frombuffer(first + 3071 * block, np.uint8)
+    content = np.concatenate([packed, numbers_to_bytes([len(packed)])])
+    tracemalloc.start()
+    with pytest.raises(CodingError, match="receipts"):
+        unpacked(content, 10)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert zlib.decompressobj().decompress(first + block) == 2 * zeros
+    assert most < 4 * len(packed)

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from cells import SMALL, train_in_cells
-from garbled import RUNS, Truth, garbled, with_other_content, write_uneven
+from garbled import CONTENTS, RUNS, Truth, garbled, with_other_content, write_moving, write_uneven
 from omegaconf import DictConfig
 
-from hmtl.communication.messages import ATTENDANCE, COMBINATIONS, SERVER, STATE
+from hmtl.communication.messages import ATTENDANCE, COMBINATIONS, IVS, SERVER, STATE
 from hmtl.config.build import Run
 from hmtl.distributed.frames import Frame
 
+ALIKE = {"int4": (*RUNS["FedAvg by sums"], "communicator.wire=int4"), "moving": RUNS["MOCHA, coded"]}
 
-@pytest.mark.parametrize("name", RUNS)
+
+@pytest.mark.parametrize("name", [*RUNS, "int4", "moving"])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
 def test_sums_of_all_who_count_are_right(
     configure: Callable[..., DictConfig],
@@ -30,16 +32,18 @@ def test_sums_of_all_who_count_are_right(
     """A twentieth of all messages is garbled, of all kinds, in eight rounds."""
     rng, truth, spoiled = np.random.default_rng(seed), Truth(), Counter[str]()
     truth.watch(monkeypatch.setattr)
+    contents = CONTENTS - {IVS} if name == "int4" else CONTENTS  # any content is a row of few bits
 
     def change(receiver: str, frame: Frame) -> Frame:
         if frame.round < 1 or rng.random() > 0.05:  # set-ups need everybody
             return frame
         spoiled[frame.kind] += 1
-        truth.hear(wrong := garbled(frame, rng))
+        truth.hear(wrong := garbled(frame, rng, contents=contents))
         return wrong
 
     words = [word for word in SMALL if not word.startswith(("K=", "H=", "r="))]
-    cfg = configure(*words, *write_uneven(tmp_path), *RUNS[name], "rounds=8")
+    place = write_moving(tmp_path) if name == "moving" else write_uneven(tmp_path)
+    cfg = configure(*words, *place, *ALIKE.get(name, RUNS.get(name, ())), "rounds=8")
     run = train_in_cells(cfg, hosts=3, prepare=lambda run: setattr(run.engine, "change", change))
     assert len(run.rows) == 8
     assert truth.check()
