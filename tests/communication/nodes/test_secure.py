@@ -223,7 +223,7 @@ def test_some_of_few_neighbours_hold_no_shares() -> None:
     """Of 80 users, 20 have one relay, and not all are neighbours; five drop out after they have shared."""
     G = any_r(80, 4, 3).G.copy()
     G[:, :20] = np.kron(np.eye(4), np.ones(5))
-    users = Terms([terms(0, 80, reach=63)], [set()])
+    users = Terms([terms(0, 80, reach=55)], [set()])
     apart, gone = Apart(Topology(G), [users], MASKED), (0, 7, 30, 31, 79)
     apart.play(0, change=lambda node, m: without(m, gone) if m.kind == IVS and node.startswith("relay") else m)
     ((counted, _),) = apart.total.seen
