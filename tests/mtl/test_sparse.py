@@ -120,8 +120,12 @@ def test_runs_agree(seed, loss, classes, weight, learner, intercept):
         results.append((algorithm.metrics(), algorithm.W, algorithm.a, scores))
     (figures, *ours), (dense_figures, *dense) = results
     assert figures.keys() == dense_figures.keys()
+    ties = loss != "squared" and any(
+        (abs(each) < 1e-9).any() for each in results[1][3]
+    )  # their class is left to rounding
     for name, value in figures.items():
-        assert value == pytest.approx(dense_figures[name], rel=1e-9, abs=1e-9, nan_ok=True), name
+        if not (ties and "error" in name):
+            assert value == pytest.approx(dense_figures[name], rel=1e-9, abs=1e-9, nan_ok=True), name
     torch.testing.assert_close(ours[:2], dense[:2], rtol=1e-9, atol=1e-9)
     for mine, other in zip(ours[2], dense[2], strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-9)
