@@ -46,7 +46,8 @@ class Blocks:
     """A quantiser to integers of few bits; each block of numbers has a scale of its own.
 
     A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1, rounded up to a
-    bfloat16.
+    bfloat16. Before that, a whole block is rotated, so that what rounding leaves out has no preferred direction, see
+    `rounding`.
 
     Args:
         width: b, the bits of an integer: 8, 4, 3 or 2.

@@ -6,10 +6,12 @@ from typing import cast
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmtl.communication.rounding import SIGNS
 from hmtl.communication.wires import QUANTISERS, Blocks, Wire, check_wire, rounding, row_bits
 from hmtl.errors import ConfigError, RangeError
 from hmtl.testing import QuantiserContract
@@ -41,7 +43,7 @@ def bfloat16_above(x: float) -> float:
     dtype=st.sampled_from((torch.float32, torch.float64)),
     seed=st.integers(0, 10**6),
 )
-def test_a_number_becomes_the_nearest_multiple_of_its_blocks_scale(
+def test_a_rotated_number_becomes_the_nearest_multiple_of_its_blocks_scale(
     width: int, m: int, n: int, exponent: int, dtype: torch.dtype, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -51,12 +53,25 @@ def test_a_number_becomes_the_nearest_multiple_of_its_blocks_scale(
     assert rows.shape == (n, blocks.bits(m) // 8)
     decoded = torch.empty_like(x)
     blocks.decode(rows, decoded)
+    hadamard = scipy.linalg.hadamard(64) / 8  # symmetric and orthogonal, up to the order of its rows
     for row, got in zip(x.double().numpy(), decoded.double().numpy(), strict=True):
         for start in range(0, m, 64):
             block, back = row[start : start + 64], got[start : start + 64]
+            if len(block) == 64:
+                block, back = hadamard @ (SIGNS * block), hadamard @ (SIGNS * back)
             scale = bfloat16_above(float(abs(block).max()) / (2 ** (width - 1) - 1))
             np.testing.assert_allclose(back / scale, np.round(back / scale), atol=1e-4)
             assert (abs(block - back) <= scale * (0.5 + 1e-4)).all()
+
+
+def test_errors_of_small_numbers_have_no_direction() -> None:
+    """One large number per block: without a rotation, all others would become zero."""
+    x = torch.full((200, 640), 0.04, dtype=torch.float64)
+    x[:, ::64] = 1
+    x *= 1 + 0.1 * torch.rand(200, 640, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    decoded = torch.empty_like(x)
+    Blocks(4).decode(Blocks(4).encode(x), decoded)
+    assert abs(float((decoded.sum() - x.sum()) / x.sum())) < 0.05
 
 
 @pytest.mark.parametrize(("width", "expected"), [(8, 8.25), (4, 4.25), (3, 3.25), (2, 2.25)])
