@@ -54,11 +54,11 @@ sys.meta_path.insert(0, Finder())
 @pytest.mark.parametrize(
     ("command", "module"),
     [
-        ("hmtl.train rounds=1", "omegaconf"),
-        ("hmtl.train rounds=1", "numpy"),
         ("hmtl train rounds=1", "numpy.exceptions"),
-        ("hmtl.launch processes=4 H=2 r=1 K=4", "hydra"),
         ("hmtl.certificates deployment=none.yaml", "cryptography"),
+        pytest.param("hmtl.train rounds=1", "omegaconf", marks=pytest.mark.slow),
+        pytest.param("hmtl.train rounds=1", "numpy", marks=pytest.mark.slow),
+        pytest.param("hmtl.launch processes=4 H=2 r=1 K=4", "hydra", marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_while_modules_are_imported_is_quiet(tmp_path: Path, command: str, module: str) -> None:

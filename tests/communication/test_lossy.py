@@ -246,13 +246,19 @@ def play(seed: int) -> int:
     return empty
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 15))])
 def test_no_lost_message_stops_a_run_or_falsifies_a_state(seed: int) -> None:
     play(seed)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("wire", [None, "int4"])
+@pytest.mark.parametrize(
+    ("wire", "shared"),
+    [
+        (None, True),
+        ("int4", False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((None, False), ("int4", True))),
+    ],
+)
 @pytest.mark.parametrize(
     ("aggregators", "lost"),
     [([0], {0}), ("all", {0, 1, 2}), ("all", {0}), ("all", {1}), ([SERVER, 0, 1], {0}), ([SERVER, 0, 1], {0, 1})],

@@ -20,10 +20,24 @@ from hmtl.communication.nodes.relay import Relay
 from hmtl.testing.scripted import ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, any_r, symmetric
 
+EVEN = symmetric(K=10, H=5, r=3)
 UNEVEN = Topology([[1, 1, 1, 0, 0, 1], [0, 1, 1, 1, 0, 1], [0, 0, 1, 1, 1, 0], [1, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]])
 
 
-@pytest.mark.parametrize("medium", ["broadcast", "unicast"])
+@pytest.mark.parametrize(
+    ("medium", "t"),
+    [
+        pytest.param("broadcast", UNEVEN, id="uneven, broadcast"),
+        *(
+            pytest.param(medium, t, marks=pytest.mark.slow, id=f"{name}, {medium}")
+            for medium, t, name in (
+                ("unicast", UNEVEN, "uneven"),
+                ("broadcast", EVEN, "even"),
+                ("unicast", EVEN, "even"),
+            )
+        ),
+    ],
+)
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -36,7 +50,6 @@ UNEVEN = Topology([[1, 1, 1, 0, 0, 1], [0, 1, 1, 1, 0, 1], [0, 0, 1, 1, 1, 0], [
     ],
     ids=str,
 )
-@pytest.mark.parametrize("t", [symmetric(K=10, H=5, r=3), UNEVEN], ids=["even", "uneven"])
 def test_models_do_not_depend_on_the_order_in_which_messages_arrive(t: Topology, recipe: Recipe, medium: str) -> None:
     models = []
     for order in (np.arange, lambda n: np.arange(n)[::-1]):
@@ -84,9 +97,16 @@ def test_a_state_that_says_a_wrong_version_is_handed_over_again(wire: str | None
     assert apart.server.attendance.aggregating[1]
 
 
-@pytest.mark.parametrize("wire", [None, "int4"])
+@pytest.mark.parametrize("wire", [None, pytest.param("int4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("reliable", [False, True])
-@pytest.mark.parametrize("loses", [(0, "relay 0"), (1, "relay 3"), (1, "relay 0"), (1, "relay 1")])
+@pytest.mark.parametrize(
+    "loses",
+    [
+        (0, "relay 0"),
+        (1, "relay 3"),
+        *(pytest.param((1, name), marks=pytest.mark.slow) for name in ("relay 0", "relay 1")),
+    ],
+)
 def test_a_block_of_rows_that_is_lost_gives_no_wrong_sum(
     wire: str | None, reliable: bool, loses: tuple[int, str], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

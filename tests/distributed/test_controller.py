@@ -252,12 +252,30 @@ UNEVEN = "1,1,1,0,0,0,1\n0,0,1,1,1,1,1\n0,0,0,0,0,0,1\n0,0,0,0,0,0,0\n"
 @pytest.mark.parametrize(
     "faults",
     [
-        [Fault("host 0", "update", 1, SLOW), Fault("relay 1", "report", 1, SLOW), Fault("host 1", "conclude", 5, SLOW)],
-        [Fault("relay 0", "up", 1, SLOW), Fault("server", "attend", 3), Fault("relay 1", "deliver", 5, LATE)],
-        [Fault("relay 0", "up", 2, SLOW, 1), Fault("relay 2", "report", 2, LATE, 5), Fault("server", "attend", 3)],
-        [Fault("relay 0", "confirm", 2, SLOW), Fault("host 0", "rows", 4, LATE), Fault("relay 1", "report", 5, GONE)],
+        pytest.param(faults, id=name, marks=() if "checkpoint" in name else pytest.mark.slow)
+        for name, faults in {
+            "two at once": [
+                Fault("host 0", "update", 1, SLOW),
+                Fault("relay 1", "report", 1, SLOW),
+                Fault("host 1", "conclude", 5, SLOW),
+            ],
+            "answers after a checkpoint that is gone back to": [
+                Fault("relay 0", "up", 1, SLOW),
+                Fault("server", "attend", 3),
+                Fault("relay 1", "deliver", 5, LATE),
+            ],
+            "its round is played again": [
+                Fault("relay 0", "up", 2, SLOW, 1),
+                Fault("relay 2", "report", 2, LATE, 5),
+                Fault("server", "attend", 3),
+            ],
+            "one each": [
+                Fault("relay 0", "confirm", 2, SLOW),
+                Fault("host 0", "rows", 4, LATE),
+                Fault("relay 1", "report", 5, GONE),
+            ],
+        }.items()
     ],
-    ids=["two at once", "answers after a checkpoint that is gone back to", "its round is played again", "one each"],
 )
 def test_what_nodes_say_late_counts_in_its_round(
     configure: Callable[..., DictConfig], tmp_path: Path, faults: list[Fault]
@@ -291,14 +309,14 @@ def test_answers_that_arrived_are_read_before_anybody_counts_as_silent(
     assert cells.missing() == {"host 0"}
 
 
-@pytest.mark.parametrize("faults", [1, 2])
+@pytest.mark.parametrize("faults", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_host_may_be_late_with_its_first_measurements(
     configure: Callable[..., DictConfig], tmp_path: Path, faults: int
 ) -> None:
     """As long as it has not measured, there is no objective. If no host has, the round is played again."""
     late = [Fault(f"host {n}", "measure", -1, LATE, 2) for n in range(2 - faults, 2)]
-    trained = train_in_cells(configure(*SMALL, "rounds=6"), *late)
-    first, alone = trained.rows[0], train(configure(*SMALL, "rounds=6")).rows[0]
+    trained = train_in_cells(configure(*SMALL, "rounds=4"), *late)
+    first, alone = trained.rows[0], train(configure(*SMALL, "rounds=1")).rows[0]
     assert ("primal" in first, first.get("train_error_users", 10)) == ((True, 10) if faults == 2 else (False, 5))
     assert all(key.endswith("_users") for key in first.keys() - alone.keys())
     assert all("primal" in row for row in trained.rows[3:])
@@ -398,15 +416,15 @@ def test_a_timeout_must_be_positive() -> None:
         Cells(seconds=0)
 
 
-@pytest.mark.parametrize("aggregators", ["[0]", "all"])
+@pytest.mark.parametrize("aggregators", ["[0]", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_verdict_that_no_aggregator_gets_stops_no_run(configure: Callable[..., DictConfig], aggregators: str) -> None:
     """They settle by the next attendance; state for the checkpoint is asked of them before."""
 
     def lose(run: Run) -> None:
         run.engine.lost = lambda sender, receiver, frame: frame.kind == VERDICT and frame.round == 1
 
-    cfg = configure(*SMALL, "rounds=5", f"communicator.aggregators={aggregators}", "checkpoint_every=1")
+    cfg = configure(*SMALL, "rounds=4", f"communicator.aggregators={aggregators}", "checkpoint_every=1")
     rows = train_in_cells(cfg, prepare=lose).rows
-    assert [row["empty"] for row in rows] == [0] * 5
+    assert [row["empty"] for row in rows] == [0] * 4
     assert rows[-1]["gap"] < rows[1]["gap"]
     assert rows[-1]["gap"] > 0

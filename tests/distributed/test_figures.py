@@ -91,7 +91,7 @@ def test_too_few_users_show_no_figures(configure: Callable[..., DictConfig]) -> 
 
 def test_a_host_may_be_late_with_its_first_figures(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     """Its users are not among those of the first row, which has no objective; the file has all columns."""
-    rows = train_in_cells(configure(*SECURE, "rounds=5"), Fault("host 1", "rows", FIGURES, LATE)).rows
+    rows = train_in_cells(configure(*SECURE, "rounds=4"), Fault("host 1", "rows", FIGURES, LATE)).rows
     assert ("train_error" in rows[0], "gap" in rows[0]) == (True, False)
     assert all("gap" in row for row in rows[3:])
     with (tmp_path / "metrics.csv").open() as file:
@@ -140,8 +140,8 @@ def test_models_are_where_they_belong(
     configure: Callable[..., DictConfig], tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     """Those with personal numbers are at the hosts of their users. They equal those of one process, also resumed."""
-    mlp = "algorithm.model._target_=hmtl.mtl.mlp"
-    cfg = configure(*SMALL, "communicator=sums", "aggregators=server", mlp, *words)
+    mlp = ("algorithm.model._target_=hmtl.mtl.mlp", "+algorithm.model.hidden=4", "solver.epochs=1")
+    cfg = configure(*SMALL, "communicator=sums", "aggregators=server", *mlp, *words)
     alone = train(cfg)
     cfg.metrics, cfg.rounds = "sums", 2
     train_in_cells(cfg, hosts=3)

@@ -17,10 +17,13 @@ from hmtl.config.build import Run
 from hmtl.distributed.frames import Frame
 
 ALIKE = {"int4": (*RUNS["FedAvg by sums"], "communicator.wire=int4"), "moving": RUNS["MOCHA, coded"]}
+QUICK = [("MOCHA, coded", 0), ("CoCoA, secure", 0)]
+ALL = [(name, seed) for name in (*RUNS, *ALIKE) for seed in range(4)]
 
 
-@pytest.mark.parametrize("name", [*RUNS, "int4", "moving"])
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
+@pytest.mark.parametrize(
+    ("name", "seed"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in ALL]
+)
 def test_sums_of_all_who_count_are_right(
     configure: Callable[..., DictConfig],
     tmp_path: Path,
@@ -52,7 +55,7 @@ def test_sums_of_all_who_count_are_right(
     assert "failed at" not in caplog.text
 
 
-@pytest.mark.parametrize("name", ["MOCHA, coded", "FedAvg by sums at relays"])
+@pytest.mark.parametrize("name", ["MOCHA, coded", pytest.param("FedAvg by sums at relays", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
 def test_a_state_that_a_relay_makes_up_ends_no_run(
     configure: Callable[..., DictConfig],

@@ -19,7 +19,15 @@ from hmtl.training.checkpoint import load_checkpoint
 
 BITS = 60
 PRIVATE = ("algorithm=fedavg", "algorithm.model._target_=hmtl.mtl.mlp", "communicator=sums", "K=10", "H=3", "r=2")
-PRIVATE += ("dataset.rows_per_user=6", "logger=none", "rounds=2", "privacy.clip=1", "privacy.noise=2", "baseline=null")
+PRIVATE += (
+    "+algorithm.model.hidden=3",
+    "dataset.rows_per_user=6",
+    "logger=none",
+    "rounds=2",
+    "privacy.clip=1",
+    "privacy.noise=2",
+    "baseline=null",
+)
 OF_A_RUN = ("models.npz", ".hydra/config.yaml")
 OF_A_REPORT = ("metrics.csv", "users.csv", "summary.json", SUMS, ".hydra/config.yaml", ".hydra/overrides.yaml")
 

@@ -208,12 +208,12 @@ def test_all_users_whom_a_present_relay_hears_count_and_get_their_models(tmp_pat
         assert all(same_bits(plain[k], by_rates[k]) for k in plain)
 
 
-def test_a_plan_compares_with_the_best_forwarding(tmp_path):
+@pytest.mark.parametrize("seed", [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_plan_compares_with_the_best_forwarding(tmp_path, seed):
     """Coding is recommended only if it takes less time than forwarding by the best routes of an enumeration."""
-    for seed in (0, 3):
-        t, network, table = uneven(tmp_path, seed, 6)
-        best, plan = Clock(table, 1e6).enumerated(t), timetable(t, network, int(1e6), None, None)
-        assert plan.uncoded_bound <= best * (1 + 1e-9)
-        assert plan.uncoded <= 1.05 * best  # with headers
-        assert plan.choices[0][1] <= plan.uncoded * (1 + 1e-9)
-        assert {str(who): seconds for who, seconds in plan.choices}["server"] == plan.uncoded
+    t, network, table = uneven(tmp_path, seed, 5)
+    best, plan = Clock(table, 1e6).enumerated(t), timetable(t, network, int(1e6), None, None)
+    assert plan.uncoded_bound <= best * (1 + 1e-9)
+    assert plan.uncoded <= 1.05 * best  # with headers
+    assert plan.choices[0][1] <= plan.uncoded * (1 + 1e-9)
+    assert {str(who): seconds for who, seconds in plan.choices}["server"] == plan.uncoded

@@ -374,7 +374,10 @@ HONEST: dict[str, tuple[Topology, Collection[int], int]] = {
 }
 
 
-@pytest.mark.parametrize("network", HONEST)
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(name, marks=() if "at two" in name or "absent" in name else pytest.mark.slow) for name in HONEST],
+)
 def test_honest_relays_read_nothing_and_users_with_two_relays_or_only_one_count(network: str) -> None:
     t, away, counted = HONEST[network]
     liar, values = lied_to(t, "", away=away, hosts=[range(0, K, 2), range(1, K, 2)])
