@@ -47,6 +47,14 @@ FAILURES = {
     ],
     "killed": [Failure("host 1", "update", 2, KILLED), Failure("relay 1", "deliver", 4, KILLED)],
 }
+BY_RAY = [
+    Failure("relay 0", "report", 1, AFTER),
+    Failure("host 0", "update", 2, STOPPED),
+    Failure("relay 1", "up", 4, STOPPED),
+    Failure("relay 1", "deliver", 5, BEFORE),
+    Failure("host 1", "update", 7, KILLED),
+    Failure("relay 0", "deliver", 9, KILLED),
+]
 
 
 @pytest.fixture
@@ -103,16 +111,12 @@ def test_at_a_site(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failures", FAILURES)
 def test_by_ray(
-    configure: Callable[..., DictConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: tuple[str, ...],
-    failures: str,
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
+    """All kinds of failures in one run, since Ray takes long to start."""
     ray = pytest.importorskip("ray")
-    tap = Tap(tmp_path, FAILURES[failures])
+    tap = Tap(tmp_path, BY_RAY)
 
     class TappedActor(ray_module.Actor):
         def __init__(self, *args: Any) -> None:
