@@ -182,7 +182,7 @@ class SecureHost(Host):
         if kind == KEYS:
             n = {*bytes_to_numbers(rows[:, :NUMBER].numpy().ravel()).tolist()} if rows.shape[1] >= NUMBER else {0}
             chosen = self.secure.accepted(max(n), K, rows.shape[1] // ENTRY) if len(n) == 1 else None
-            return Shape(0, NUMBER + chosen.neighbors * ENTRY if chosen else 0, True)
+            return Shape(0, NUMBER + chosen.neighbors * ENTRY, True) if chosen else None
         if kind not in (SHARES, SHARED, UNMASK):
             return super().expects(message, turn, gate)
         if not k:

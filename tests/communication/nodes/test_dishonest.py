@@ -427,7 +427,10 @@ def of_six(row: np.ndarray) -> np.ndarray:
     "garbage",
     [
         lambda row: row | 128,
-        *(pytest.param(spoil, marks=pytest.mark.slow) for spoil in (of_six, lambda row: row[:2], lambda row: row[:-3])),
+        *(
+            pytest.param(spoil, marks=pytest.mark.slow)
+            for spoil in (of_six, lambda row: row[:2], lambda row: row[:0], lambda row: row[:-3])
+        ),
     ],
 )
 @pytest.mark.parametrize("to", ["host", SERVER])
