@@ -3,7 +3,7 @@
 import os
 import pickle
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -255,7 +255,7 @@ class Truth:
         return counted
 
 
-def garble_post(folder: Path) -> None:
+def garble_post(folder: Path, often: Mapping[str, float]) -> None:
     """Garble what this process sends from round 1 on, some of each kind, and note this and what is true in a folder."""
     file, rng, truth = (folder / f"{os.getpid()}.noted").open("ab", buffering=0), np.random.default_rng(), Truth()
     truth.watch(setattr)
@@ -265,7 +265,7 @@ def garble_post(folder: Path) -> None:
     def garbling(post: Post, receivers: Sequence[str], frame: Frame) -> int:
         kinds = MAY_SEND[role(post.wire.party.name), role(receivers[0])].intersection(KINDS[5:])
         sends = frame
-        if frame.round > 0 and frame.kind in KINDS[5:] and rng.random() < OFTEN[frame.kind]:
+        if frame.round > 0 and frame.kind in KINDS[5:] and rng.random() < often[frame.kind]:
             truth.hear(sends := garbled(frame, rng, sorted(kinds)))
         said = dict(truth.sent), dict(truth.said), truth.learned
         pickle.dump((frame.kind if sends is not frame else "", *said), file)
