@@ -97,7 +97,7 @@ class Gate:
             raise CodingError(f"it has {len(message)} rows of {sizes} bytes, not {rows} of {shape[0]} + {shape[1]}")
         if isinstance(shape.users, np.ndarray) and not np.isin(users, shape.users).all():
             raise CodingError("it has rows of other users")
-        if shape.places > 1:
+        if shape.places:
             places = message.overhead[message.rows(), 0].numpy().astype(np.int64)
             if (places >= shape.places).any():
                 raise CodingError("it has rows at places that users do not have")

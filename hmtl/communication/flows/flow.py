@@ -65,14 +65,14 @@ class Shape(NamedTuple):
         payload, overhead: bytes of a row.
         users: whose rows they may be; True: anybody for whom the sender may speak; None: rows of no user.
         rows: how many there are; None: one for each user, or one of no user.
-        places: how many rows a user may have; the first byte of each is its place among them.
+        places: how many rows a user may have, if the first byte of each is its place among them; 0: one, without it.
     """
 
     payload: int
     overhead: int
     users: Users | bool | None = None
     rows: int | None = None
-    places: int = 1
+    places: int = 0
 
 
 class Step(Protocol):

@@ -449,6 +449,22 @@ def test_garbage_that_a_relay_sends_ends_no_run(to: str, garbage: Spoil, kind: s
     assert apart.total.seen[-1][0].tolist() == list(range(12))
 
 
+def test_a_relay_that_invents_a_neighbour_of_two_users_ends_no_run() -> None:
+    """Each of the two has one neighbour, and gets a share with the number 7."""
+    apart = Apart(symmetric(2, 2, 2), [Terms([terms(n, 2) for n in range(2)], [set()] * 2)], MASKED)
+
+    def change(node: str, message: Message) -> Message:
+        if message.round or message.kind != SHARES or message.sender == "host 0":
+            return message
+        rows = message.overhead.clone()
+        rows[:, 0] = 7
+        return replace(message, overhead=rows)
+
+    apart.play(0, change=change)
+    apart.play(1)
+    assert [users.tolist() for users, _ in apart.total.seen] == [[], [0, 1]]
+
+
 def some(number: int) -> Spoil:
     """Return what leaves the shares of the first neighbours alone, and garbles the others."""
     return lambda row: np.append(row[: 48 * number], row[48 * number :] ^ 1)
