@@ -278,10 +278,11 @@ ATTACKS: dict[str, tuple[Topology, str, dict[str, Any]]] = {
     "lone users' keys are those of the relay": (uneven(6, seed=3), "invented", {}),
     "all users get keys of the relay": (TWO, "keys", {}),
     "they and the server do": (TWO, "keys advertised", {}),
+    "the server does": (TWO, "advertised", {}),
     "they do, by the other relay": (TWO, "keys", {"i": 2}),
     "three relays hear each": (symmetric(K, 3, 3), "keys advertised", {}),
 }
-UNSIGNED = "keys", "invented"  # attacks that signatures prevent
+UNSIGNED = "keys", "advertised", "invented"  # attacks that signatures prevent
 
 
 CASES = [(attack, "") for attack, (_, lies, _) in ATTACKS.items() if lies.split()[0] in UNSIGNED]
