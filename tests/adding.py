@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.communication.meaning import Words
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import ConfigError
+from hmtl.mtl import Algorithm
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
 from hmtl.topology import Topology
 
@@ -16,10 +18,11 @@ from hmtl.topology import Topology
 class Terms(ScriptedUsers):
     """Users who send given terms, with a number beside m."""
 
-    row_bits = (64 * 6, 64, 128)
-
     def __init__(self, terms: Sequence[Tensor], absent: Sequence[set[int]], mine: Sequence[int] | None = None) -> None:
         super().__init__(terms, absent, 1, mine)
+
+    def means(self) -> Words:
+        return Words(self.numbers, self.further, self.further + 1)
 
     def receive(self, users: np.ndarray, models: Tensor) -> None:
         super().receive(users, models.clone())
@@ -36,6 +39,19 @@ class Total(ScriptedAggregator):
         self.seen.append((users, ivs.clone()))
         self.state = {"last": self.state["last"] + ivs.sum(0, keepdim=True), "updates": self.state["updates"] + 1}
         return torch.cat([self.state["last"], self.state["updates"].view(1, 1)], dim=1)
+
+
+def adding(algorithm: Algorithm) -> Algorithm:
+    """Let the users of an algorithm make terms of their rows, as over sums."""
+    for users in algorithm.users.sections:
+        users.means()
+    return algorithm
+
+
+def terms_of(algorithm: Algorithm, round: int) -> tuple[np.ndarray, Tensor]:
+    """Return who takes part in a round, and the terms of their rows."""
+    users, rows = algorithm.users.local_update(round)
+    return users, algorithm.users.means().terms(round, users, rows)[:]
 
 
 def terms(seed: int, K: int, m: int = 7, reach: int = 50) -> Tensor:

@@ -55,6 +55,7 @@ class Apart:
             if shared and self.made:
                 return self.made[0]
             aggregator = make() if make else Total(width) if recipe.adds else ScriptedAggregator(t.K, width)
+            _, aggregator = recipe.joined(sides[0], aggregator, t.K)  # sides send terms if these travel
             coder, answers = recipe.aggregator_coder(sides[0], t.K), sides[0].answers
             self.made.append(Aggregation(t.K, aggregator, coder, answers, revocable=True))
             return self.made[-1]

@@ -15,7 +15,7 @@ K users, m numbers per IV or model, e further numbers.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.encoding import joined, pack, replaced, take, unpack
+from hmtl.communication.sides import UserSide
 from hmtl.communication.wires import NUMBERS, Quantiser, format_of
-
-if TYPE_CHECKING:
-    from hmtl.communication.nodes.host import UserSide
 
 Ids = NDArray[np.int64]
 State = dict[str, Tensor]
@@ -74,7 +72,7 @@ class UserCoder(Remembering):
 
     whole = False
 
-    def __init__(self, users: "UserSide", wire: torch.dtype | None) -> None:
+    def __init__(self, users: UserSide, wire: torch.dtype | None) -> None:
         self.users = users
         self.wire = wire
 
@@ -113,11 +111,9 @@ class AggregatorCoder(Remembering):
         wire: the type in which numbers travel; None: their own.
 
     Attributes:
-        averages: the type of an average that users receive instead of sums; None: they receive what aggregators return.
         adds: whether rows are sums of terms, so that nobody knows of whom a number is.
     """
 
-    averages: torch.dtype | None = None
     adds = False
 
     def __init__(self, numbers: int, wire: torch.dtype | None) -> None:
@@ -170,7 +166,7 @@ class QuantisedUserCoder(UserCoder):
     STATE = ("held", "pending", "base", "newest")
     whole = True
 
-    def __init__(self, users: "UserSide", quantiser: Quantiser, members: Ids) -> None:
+    def __init__(self, users: UserSide, quantiser: Quantiser, members: Ids) -> None:
         super().__init__(users, None)
         self.quantiser = quantiser
         self.members = members
@@ -229,7 +225,7 @@ class QuantisedAggregatorCoder(AggregatorCoder):
 
     STATE = ("held", "base", "sent")
 
-    def __init__(self, users: "UserSide", quantiser: Quantiser, K: int) -> None:
+    def __init__(self, users: UserSide, quantiser: Quantiser, K: int) -> None:
         super().__init__(users.numbers, None)
         self.deltas = users.deltas
         self.quantiser = quantiser

@@ -14,7 +14,8 @@ import numpy as np
 from hmtl.communication.flows.flow import Recipe, Shape
 from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, Users, relay_number
 from hmtl.communication.nodes.aggregation import Aggregation
-from hmtl.communication.nodes.host import Host, UserSide
+from hmtl.communication.nodes.host import Host
+from hmtl.communication.sides import UserSide
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 

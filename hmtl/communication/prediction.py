@@ -21,9 +21,9 @@ from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.pieces import WORKING_SET
 from hmtl.communication.links import InProcess
+from hmtl.communication.meaning import Words
 from hmtl.communication.messages import Users
-from hmtl.communication.nodes.aggregation import AggregatorSide
-from hmtl.communication.nodes.host import UserSide
+from hmtl.communication.sides import AggregatorSide, RowMeaning, UserSide
 from hmtl.communication.timed import TimedLinks
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
@@ -36,14 +36,16 @@ MOST_WORK = 10**5  # sets that are tried times users and relays, at least two
 
 
 class _Users:
-    """Users who send zeros, see `hmtl.communication.nodes.host.UserSide`."""
+    """Users who send zeros, see `hmtl.communication.sides.UserSide`."""
 
     deltas, further, answers = False, 0, (0,)
 
-    def __init__(self, K: int, numbers: int, dtype: torch.dtype, averages: torch.dtype | None) -> None:
-        self.numbers, self.row_bits, self.origin = numbers, (64 * numbers, 0, 0), torch.zeros(numbers, dtype=dtype)
-        self.averages = averages
+    def __init__(self, K: int, numbers: int, dtype: torch.dtype, common: torch.dtype | None) -> None:
+        self.numbers, self.origin, self.common = numbers, torch.zeros(numbers, dtype=dtype), common
         self._ivs = torch.zeros(K, numbers, dtype=dtype)
+
+    def means(self) -> RowMeaning | None:
+        return Words(self.numbers, common=self.common) if self.origin.dtype == torch.int64 else None
 
     def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, Tensor]:  # noqa: B008, nobody writes to it
         return np.arange(len(self._ivs)), self._ivs
@@ -56,13 +58,13 @@ class _Users:
 
 
 class _Aggregator:
-    """An aggregator that returns what it gets, see `hmtl.communication.nodes.aggregation.AggregatorSide`."""
+    """An aggregator that returns what it gets, see `hmtl.communication.sides.AggregatorSide`."""
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         return ivs
 
-    def averaged(self, sums: Tensor) -> Tensor:
-        return sums
+    def means(self) -> RowMeaning | None:
+        return None
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -84,7 +86,7 @@ def dry_round(
     """
     communicator = Communicator(t, network, replace(recipe, wire=None), links)
     communicator.planner.scale = scale
-    users, aggregator = _Users(t.K, numbers, recipe.row_type, recipe.averages), _Aggregator()
+    users, aggregator = _Users(t.K, numbers, recipe.row_type, recipe.common), _Aggregator()
     communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a plan calls no other members
     return communicator
 
@@ -126,7 +128,7 @@ def by_seconds(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> 
             log.debug("choices of aggregators tried: %d of at most %d", len(seconds), most)
         return min(seconds, key=lambda nodes: (seconds[nodes], len(nodes.relays)))
 
-    beside = [False] if recipe.messages == "sums" else [False, True]
+    beside = [False] if recipe.adds else [False, True]
     alone, everyone = AggregatorSet((), server=True), AggregatorSet(t.active, server=False)
     if len(t.active) <= MOST_ENUMERATED and (len(beside) << len(t.active)) <= most:
         sets = [A for n in range(1, len(t.active) + 1) for A in combinations(t.active, n)]

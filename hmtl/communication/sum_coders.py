@@ -11,7 +11,6 @@ next terms, so that terms sent plus what is owed always equal the terms that cou
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,25 +22,24 @@ from hmtl.communication.coders import AggregatorCoder, Ids, Read, State, UserCod
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
 from hmtl.communication.rounding_of_sums import LARGEST, STAMP, FewBits, longest_absence
 from hmtl.communication.row_formats import PlainRows, portions
+from hmtl.communication.sides import UserSide
 from hmtl.communication.wires import INT64
 from hmtl.errors import CodingError, RangeError
 
-if TYPE_CHECKING:
-    from hmtl.communication.nodes.host import UserSide
-
 
 class TermCoder(UserCoder):
-    """A host's coder for terms of 64 bits, whose users share one row: of sums, or an average.
+    """A host's coder for terms of 64 bits, whose users share one row: of sums, or a model.
 
     Args:
         users: the user side.
         formats: the formats of rows.
+        common: the type of a model that all users receive; None: they receive sums.
     """
 
-    def __init__(self, users: "UserSide", formats: PlainRows | FewBits) -> None:
+    def __init__(self, users: UserSide, formats: PlainRows | FewBits, common: torch.dtype | None = None) -> None:
         super().__init__(users, torch.int64)
         self.formats = formats
-        self._received = users.averages or torch.int64
+        self._received = common or torch.int64
 
     def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
         end, receipts = unpacked(overhead[0].numpy(), self.formats.K)
@@ -72,14 +70,13 @@ class SumCoder(AggregatorCoder):
 
     Args:
         numbers: m.
-        averages: the type of an average that users receive; None: they receive sums.
+        common: the type of a model that all users receive; None: they receive sums.
     """
 
     adds = True
 
-    def __init__(self, numbers: int, averages: torch.dtype | None = None) -> None:
-        super().__init__(numbers, torch.int64 if averages is None else averages)
-        self.averages = averages
+    def __init__(self, numbers: int, common: torch.dtype | None = None) -> None:
+        super().__init__(numbers, torch.int64 if common is None else common)
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         """Return the sum; raise RangeError if it is none of terms that users may send."""
@@ -113,9 +110,8 @@ class FewBitTermCoder(TermCoder):
     STATE = ("owed", "owed_if_counted", "row", "scales", "held")
     whole = True
 
-    def __init__(self, users: "UserSide", formats: FewBits, members: Ids) -> None:
+    def __init__(self, users: UserSide, formats: FewBits, members: Ids) -> None:
         super().__init__(users, formats)
-        self._received = torch.int64
         self.formats: FewBits = formats
         self.members = members
         self.owed, self.owed_if_counted = torch.zeros(2, len(members), formats.numbers, dtype=torch.int64)

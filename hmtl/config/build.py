@@ -330,7 +330,7 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
     """Return what is trained on tasks that `load_tasks` returned, and how its messages travel."""
     from hmtl.mtl import preprocessing_setups
     from hmtl.training.engine import Training
-    from hmtl.training.pairing import matched
+    from hmtl.training.pairing import carrier_of
 
     tasks, topology = build_tasks(cfg, tasks)
     setups = preprocessing_setups(tasks)
@@ -355,7 +355,8 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
     accountant = build_accountant(cfg, participation)
     options = {"privacy": accountant.privacy} if accountant else {}
     problem = build_problem(cfg, tasks)
-    algorithm, communicator = matched(partial(build_algorithm, cfg, problem, **options), problem, communicator)
+    algorithm = build_algorithm(cfg, problem, **options)
+    communicator = carrier_of(algorithm, communicator)
     if accountant:
         match_accountant(accountant, algorithm)
     if cfg.metrics == "sums":
@@ -372,7 +373,7 @@ def check_only_sums(communicator: Communicator) -> None:
         raise ConfigError(
             "metrics=sums does not work with coupled layers. Set algorithm.coupled=false, or metrics=users."
         )
-    if communicator.recipe.messages != "sums" or communicator.planner.preferred:
+    if not communicator.recipe.adds or communicator.planner.preferred:
         raise ConfigError(
             "metrics=sums needs a learner whose server learns sums over users, and nobody else does. Set "
             "communicator=sums aggregators=server, or metrics=users."

@@ -3,8 +3,10 @@
 import numpy as np
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import NOBODY, Ids, Users
-from hmtl.mtl.sums import Terms
+from hmtl.mtl.algorithms.base import Users
+from hmtl.mtl.algorithms.meaning import Meaning
+from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
+from hmtl.mtl.sums import LazyRows
 
 
 class HostedUsers:
@@ -17,11 +19,14 @@ class HostedUsers:
 
     def __init__(self, inner: Users, hosted: Ids) -> None:
         self.inner, self.hosted = inner, hosted
-        self.numbers, self.row_bits = inner.numbers, inner.row_bits
-        self.deltas, self.origin, self.averages = inner.deltas, inner.origin, inner.averages
-        self.further, self.answers = inner.further, inner.answers
+        self.numbers, self.further, self.answers = inner.numbers, inner.further, inner.answers
+        self.deltas, self.origin = inner.deltas, inner.origin
 
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
+    def means(self) -> "HostedMeaning | None":
+        meaning = self.inner.means()
+        return HostedMeaning(meaning, self.hosted) if meaning else None
+
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:
         users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.hosted, idle)))
         return self.hosted[users], ivs
 
@@ -39,3 +44,29 @@ class HostedUsers:
 
     def _places(self, users: Ids) -> Ids:
         return np.searchsorted(self.hosted, users)
+
+
+class HostedMeaning:
+    """A meaning that numbers users as the whole network does; `inner` numbers those of this host from 0.
+
+    Args:
+        inner: what the rows of this host's users mean.
+        hosted: numbers of its users in the network [n].
+    """
+
+    def __init__(self, inner: Meaning, hosted: Ids) -> None:
+        self.inner, self.hosted = inner, hosted
+        self.q, self.words, self.further, self.answers = inner.q, inner.words, inner.further, inner.answers
+        self.common, self.private = inner.common, inner.private
+
+    def terms(self, round: int, users: Ids, rows: Tensor | LazyRows) -> Tensor | LazyRows:
+        return self.inner.terms(round, np.searchsorted(self.hosted, users), rows)
+
+    def total_of(self, users: Ids, rows: Tensor) -> Tensor:
+        return self.inner.total_of(np.searchsorted(self.hosted, users), rows)
+
+    def commit(self, users: Ids) -> None:
+        self.inner.commit(np.searchsorted(self.hosted, users))
+
+    def models(self, users: Ids, row: Tensor) -> Tensor:
+        return self.inner.models(np.searchsorted(self.hosted, users), row)

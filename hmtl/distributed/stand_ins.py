@@ -18,7 +18,7 @@ from hmtl.communication.round import Nodes, Stopwatch, Turn
 from hmtl.distributed.cell import FACTS, Handle
 from hmtl.errors import EngineError, StateLost
 from hmtl.mtl import Algorithm
-from hmtl.mtl.algorithms.base import NOBODY, Ids
+from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 from hmtl.training.engine import Values
 
 

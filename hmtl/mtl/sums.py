@@ -32,11 +32,12 @@ def blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, min(row + rows, n)), slice(column, min(column + columns, m))
 
 
-class Terms(ABC):
-    """Terms of n users, int64 [n, L], which are computed as they are handed over: slices, like a tensor's.
+class LazyRows(ABC):
+    """Rows of n users, [n, L], which are computed as they are handed over: slices, like a tensor's.
 
     Attributes:
         shape: (n, L).
+        dtype: of the numbers.
         device: where the users' models are.
     """
 
@@ -48,7 +49,7 @@ class Terms(ABC):
         return self.shape[0]
 
     def __getitem__(self, block: slice | tuple[slice, slice]) -> Tensor:
-        """Return the terms of some users, or some columns of them."""
+        """Return the rows of some users, or some columns of them."""
         users, columns = block if isinstance(block, tuple) else (block, slice(None))
         return self._block(
             *(slice(*part.indices(size)) for part, size in zip((users, columns), self.shape, strict=True))
@@ -56,36 +57,51 @@ class Terms(ABC):
 
     @abstractmethod
     def _block(self, users: slice, columns: slice) -> Tensor:
-        """Return some columns of some users' terms; both slices have a start and a stop."""
+        """Return some columns of some users' rows; both slices have a start and a stop."""
 
 
-class TermsByUsers(Terms):
-    """Terms that are made as they are sent, those of some users at a time.
+class RowsByUsers(LazyRows):
+    """Rows that are made as they are sent, those of some users at a time.
 
     Args:
-        shape: of the terms (n, L).
+        shape: of the rows (n, L).
+        dtype: of the numbers.
         device: where the users' models are.
-        make: returns all terms of some users.
-        at_once: how many users' terms are made at once.
+        make: returns the whole rows of some users.
+        at_once: how many users' rows are made at once.
+        room: returns memory for so many whole rows; None: new memory.
     """
 
     def __init__(
-        self, shape: tuple[int, int], device: torch.device, make: Callable[[slice], Tensor | Terms], at_once: int
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        make: Callable[[slice], "Tensor | LazyRows"],
+        at_once: int,
+        room: Callable[[int], Tensor] | None = None,
     ) -> None:
-        self.shape, self.device, self.at_once = shape, device, at_once
-        self._make = make
-        self._made: tuple[slice, Tensor | Terms] = slice(0, 0), torch.empty(0, 0)
+        self.shape, self.dtype, self.device, self.at_once = shape, dtype, device, at_once
+        self._make, self._room = make, room
+        self._made: tuple[slice, Tensor | LazyRows] = slice(0, 0), torch.empty(0, 0)
 
     def _block(self, users: slice, columns: slice) -> Tensor:
-        if users.stop <= users.start:
-            return torch.empty(0, columns.stop - columns.start, dtype=torch.int64)
+        n, width = users.stop - users.start, columns.stop - columns.start
+        if n <= 0:
+            return torch.empty(0, width, dtype=self.dtype)
+        if n > self.at_once and width == self.shape[1]:
+            rows = self._room(n) if self._room else torch.empty(n, width, dtype=self.dtype, device=self.device)
+            for i in range(0, n, self.at_once):
+                some = slice(users.start + i, min(users.start + i + self.at_once, users.stop))
+                rows[i : i + self.at_once] = self._make(some)[:]
+            return rows
         if self._made[0] != users:
             self._made = slice(0, 0), torch.empty(0, 0)  # before the next ones need memory
             self._made = users, self._make(users)
         return self._made[1][:, columns]
 
 
-class WeightedChanges(Terms):
+class WeightedChanges(LazyRows):
     """The terms w_k·(x_k − x′_k), rounded to a grid; slices are on the CPU.
 
     Args:

@@ -14,9 +14,11 @@ def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, st
     sent = []  # of each section of numbers
     carriers: Any = communicator.parts if isinstance(communicator, BySection) else (communicator,)
     for carrier, users in zip(carriers, algorithm.users.sections, strict=True):
-        kind = "sums" if carrier.recipe.messages == "sums" else "coded IVs" if carrier.recipe.coded else "IVs"
+        kind = "sums" if carrier.recipe.adds else "coded IVs" if carrier.recipe.coded else "IVs"
         nodes = str(carrier.recipe.aggregators).translate(dict.fromkeys(map(ord, "[]'")))
-        how = f"{'secure ' * bool(carrier.recipe.secure)}{kind} of {users.numbers:,} numbers"
+        meaning = users.means() if carrier.recipe.adds else None
+        numbers = meaning.words if meaning else users.numbers
+        how = f"{'secure ' * bool(carrier.recipe.secure)}{kind} of {numbers:,} numbers"
         how += f" in {carrier.recipe.wire}" * bool(carrier.recipe.wire)
         sent += [f"{how}; aggregators: {nodes}"] * (users.numbers > 0)
     return {

@@ -17,7 +17,7 @@ MOST_USERS = 400  # users that a picture of Ω shows: more have no pixels of the
 
 def topology_picture(communicator: Communicator) -> bytes:
     """Return the PNG file with the network of a run, and the nodes that compute models or learn the sums."""
-    role = "learns the sums" if communicator.recipe.messages == "sums" else "computes models"
+    role = "learns the sums" if communicator.recipe.adds else "computes models"
     planner = communicator.planner
     return draw(communicator.contacts, planner.preferred, role, planner.server).to_png(dpi=150)
 

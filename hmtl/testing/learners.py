@@ -71,8 +71,8 @@ class LearnerContract(ABC):
         assert expected.isfinite().all()
         coded = self.algorithm(seed, participation=SOME)
         assert torch.equal(self.played(coded, CodedHierarchical(t, aggregators="all"), self.rounds), expected)
-        if algorithm.users.numbers and algorithm.sums_needed(algorithm.problem):
-            sums, over = self.algorithm(seed, participation=SOME, messages="sums"), Sums(t, secure=True, colluding=0)
+        if algorithm.users.numbers and algorithm.users.make_meaning():
+            sums, over = self.algorithm(seed, participation=SOME), Sums(t, secure=True, colluding=0)
             assert torch.equal(self.played(sums, over, self.rounds), expected)
 
     @few_cases
@@ -89,13 +89,11 @@ class LearnerContract(ABC):
         try:
             for size in (usual, 1):
                 networks.BLOCK = size
-                for messages in ("ivs", "sums"):
+                for over in (CodedHierarchical(t), Sums(t)):
                     algorithm = self.algorithm(seed, participation=SOME)
-                    if messages == "sums" and not algorithm.sums_needed(algorithm.problem):
+                    if over.recipe.adds and not algorithm.users.make_meaning():
                         continue
-                    algorithm = self.algorithm(seed, participation=SOME, messages=messages)
                     if size == 1 and len(algorithm.users.sections) == 1:
-                        over = Sums(t) if messages == "sums" else CodedHierarchical(t)
                         models.append(self.played(algorithm, over, self.rounds))
                         continue
                     for number in range(self.rounds):

@@ -1,40 +1,49 @@
-"""The choice of what travels: IVs, or sums where these take less time."""
-
-from collections.abc import Callable
+"""Where a learner and a communicator are joined: its rows travel as they are, or as sums where these take less time."""
 
 from hmtl.communication import BySection, Communicator, Uncoded, sums_if_faster
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.rounding_of_sums import FEW_BITS
 from hmtl.communication.wires import row_bits
-from hmtl.mtl import Algorithm, Problem
+from hmtl.errors import ConfigError
+from hmtl.mtl import Algorithm
 
 
-def matched(
-    make: Callable[..., Algorithm], problem: Problem, communicator: Communicator
-) -> tuple[Algorithm, Communicator]:
-    """Return an algorithm and its communicator; both use sums if `communicator` does, or if that takes less time.
+def carrier_of(algorithm: Algorithm, communicator: Communicator) -> Communicator:
+    """Return the communicator that carries the rows of an algorithm: the given one, or sums if they take less time.
 
-    If a section of numbers travels after the averages, `communicator` carries it, and sums carry the averages.
+    If a section of numbers travels after the averages, `communicator` carries it, and sums carry the averages. From now
+    on, terms are made of rows where the communicator needs it, at the users or at the aggregator.
 
-    Args:
-        make: makes the algorithm; see `Algorithm` for its keyword `messages`.
-        problem: the algorithm's.
-        communicator: how IVs would travel.
+    Raises:
+        ConfigError: sums do not suffice, or users would send more than a sum may tell of them.
     """
-    messages = communicator.recipe.messages
-    algorithm = make(messages=messages)
-    if len(algorithm.users.sections) > 1:
-        recipe = communicator.recipe
+    users, recipe = algorithm.users, communicator.recipe
+    carriers: tuple[Communicator, ...] = (communicator,)
+    if len(users.sections) > 1:
         if not isinstance(communicator, Uncoded):
             wire = recipe.wire if recipe.wire in FEW_BITS else None
             recipe = SumsOfRows(wire=wire, secure=recipe.secure)
         shared = Communicator(communicator.contacts, communicator.network, recipe, communicator.make_links)
-        return make(messages=recipe.messages, coupled_messages=messages), BySection(shared, communicator)
-    if messages == "sums":
-        return algorithm, communicator.for_rows(64 * algorithm.users.numbers)
-    m, dtype = algorithm.users.numbers, algorithm.W.dtype
-    communicator = communicator.for_rows(row_bits(communicator.recipe.wire, m, dtype))
-    q = algorithm.sums_needed(problem)
-    if q and (sums := sums_if_faster(communicator, q, dtype, m, algorithm.averaged)):
-        return make(messages="sums"), sums
-    return algorithm, communicator
+        carriers = shared, communicator
+    elif recipe.adds:
+        meaning = users.make_meaning()
+        carriers = (communicator.for_rows(64 * meaning.words) if meaning else communicator,)
+    else:
+        m, dtype, meaning = users.numbers, users.origin.dtype, users.make_meaning()
+        communicator = communicator.for_rows(row_bits(recipe.wire, m, dtype))
+        sums = sums_if_faster(communicator, meaning.q, dtype, m, meaning.common is not None) if meaning else None
+        carriers = (sums or communicator,)
+    for each, sending, aggregator in zip(carriers, users.sections, algorithm.aggregator.sections, strict=True):
+        if each.recipe.adds and sending.numbers and not sending.means():
+            raise _needs_rows(algorithm)
+        each.recipe.joined(sending, aggregator, algorithm.problem.K)
+    return carriers[0] if len(carriers) == 1 else BySection(*carriers)
+
+
+def _needs_rows(algorithm: Algorithm) -> ConfigError:
+    name, regularizer = algorithm.describe()["algorithm"], type(algorithm.problem.regularizer).__name__
+    return ConfigError(
+        f"{name} with {regularizer} needs the IVs of all users, not only sums. Set communicator=coded. "
+        "communicator=sums works with algorithm=cocoa, fedavg and its relatives, and with mocha and fedu if "
+        "regularizer=mean; algorithm=local and local_networks send nothing."
+    )

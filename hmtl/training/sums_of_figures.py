@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from hmtl.communication import Communicator
+from hmtl.communication.meaning import Words
 from hmtl.mtl import Aggregator, Algorithm, Users
-from hmtl.mtl.algorithms.base import NOBODY, Ids
+from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 from hmtl.topology import Moving, Topology
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ class FigureUsers(Users):
     def __init__(self, algorithm: Algorithm, contacts: Topology | Moving | None, numbers: int) -> None:
         super().__init__()
         self.algorithm, self.contacts, self.numbers = algorithm, contacts, numbers
+
+    def means(self) -> Words:  # type: ignore[override]  # rows are terms
+        return Words(self.numbers)
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         terms, users = self.algorithm.terms_of_figures().values(), self.algorithm.problem.users

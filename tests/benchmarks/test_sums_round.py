@@ -22,8 +22,7 @@ def test_round_of_sums(K: int, record: Callable[..., None]) -> None:
     problem = Problem([Task(str(k), x, y, x, y) for k, x in enumerate(rows)], Hinge(), Mean(1e-3, 1e-4))
 
     def play(communicator: Communicator) -> Callable[[], object]:
-        messages = "sums" if isinstance(communicator, Sums) else "ivs"
-        mocha, round = MOCHA(problem, SDCA(1.0), messages=messages), count()
+        mocha, round = MOCHA(problem, SDCA(1.0)), count()
         return lambda: communicator.round(next(round), mocha.users, mocha.aggregator)
 
     sums, uncoded = medians(play(Sums(t)), play(Uncoded(t)), repeats=9, clock=time.process_time)

@@ -21,11 +21,12 @@ from torch import Tensor
 from hmtl.communication import SumsOfRows
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import IVs
+from hmtl.communication.meaning import Words
 from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, SERVER, VERDICT, Message
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.averages import Average, AverageAggregator
+from hmtl.mtl.algorithms.averages import Average, AverageAggregator, Weights
 from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
 from hmtl.mtl.learners.base import Section
 from hmtl.mtl.learners.fedavg import FedAvg
@@ -41,12 +42,17 @@ GRID = Grid(30, 16)
 
 
 class Sending(ScriptedUsers):
-    """Users who note what aggregators read of the rows that they send, by round and user."""
+    """Users who note what aggregators read of the rows that they send, by round and user; terms, if these travel."""
+
+    common: torch.dtype | None = None
 
     def __init__(self, *args: Any, deltas: bool) -> None:
         super().__init__(*args)
         self.deltas, self.answers = deltas, (0, 1, 2)  # real aggregators return no more
         self.read: dict[tuple[int, int], Tensor] = {}
+
+    def means(self) -> Words:
+        return Words(self.numbers, common=self.common)
 
     def local_update(self, round: int, idle: np.ndarray = np.empty(0, np.int64)) -> tuple[np.ndarray, Tensor]:  # noqa: B008
         users, rows = super().local_update(round, idle)
@@ -116,7 +122,7 @@ class World:
 
 
 def dual_aggregator(K: int) -> DualAggregator:
-    return DualAggregator(Mean(0.1, 0.01), torch.zeros(K, M, dtype=torch.float64), SETTINGS, GRID)
+    return DualAggregator(Mean(0.1, 0.01), torch.zeros(K, M, dtype=torch.float64), SETTINGS)
 
 
 def make_world(seed: int) -> World:
@@ -148,9 +154,9 @@ def make_world(seed: int) -> World:
     def make() -> Any:
         if learner == "fedavg":
             average = Average({"w": Section(torch.zeros(M, dtype=torch.float64))}, GRID)
-            return AverageAggregator(average, FedAvg(), weights, "sums")
+            return AverageAggregator(average, FedAvg(), Weights(weights, float(weights.sum())), None)
         dual = dual_aggregator(K)
-        return dual if learner == "coupled ivs" else SummedDualAggregator(dual.coupling, M, SETTINGS, GRID)
+        return dual if learner == "coupled ivs" else SummedDualAggregator(dual.coupling, M, SETTINGS, GRID, K)
 
     rounds = LOSSY + CLEAN
     values = torch.from_numpy(rng.normal(size=(rounds, K, M)))

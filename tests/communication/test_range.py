@@ -14,12 +14,13 @@ from hmtl.communication import SumsOfRows
 from hmtl.communication.messages import IVS, SERVER, UNMASK, Message
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import RangeError
-from hmtl.mtl.algorithms.averages import Average, AverageAggregator
+from hmtl.mtl.algorithms.averages import Average, AverageAggregator, Weights
 from hmtl.mtl.algorithms.coupling import StepsBySums, TermsCoupler
 from hmtl.mtl.algorithms.dual_aggregator import SummedDualAggregator
 from hmtl.mtl.learners.base import Section
 from hmtl.mtl.learners.fedavg import FedAvg
 from hmtl.mtl.regularizers import Mean
+from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.topology import Topology
 from hmtl.training.sums_of_figures import FigureAggregator
 
@@ -38,19 +39,19 @@ K = T.K
 def averages(learner: Any) -> Callable[[], AverageAggregator]:
     average = Average({"w": Section(torch.zeros(M, dtype=torch.float32))}, GRID)
     weights = torch.arange(1.0, K + 1, dtype=torch.float64)[:, None]
-    return lambda: AverageAggregator(average, learner, weights, "sums")
+    return lambda: AverageAggregator(average, learner, Weights(weights, float(weights.sum())), None)
 
 
 def couplers() -> TermsCoupler:
     coupling = Mean(0.1, 0.01)
     steps = StepsBySums(coupling.coupling(coupling.start(K, M)), GRID)
-    return TermsCoupler(torch.zeros(K, M, dtype=torch.float64), steps)
+    return TermsCoupler(torch.zeros(K, M, dtype=torch.float64), steps, LocalSGD(0.1))
 
 
 MAKE: dict[str, Callable[[], Any]] = {
     "fedavg": averages(FedAvg()),
     "signs": averages(Signs()),
-    "mocha": lambda: SummedDualAggregator(dual_aggregator(K).coupling, M, SETTINGS, GRID),
+    "mocha": lambda: SummedDualAggregator(dual_aggregator(K).coupling, M, SETTINGS, GRID, K),
     "fedu": couplers,
     "figures": lambda: FigureAggregator(M),
 }
@@ -82,7 +83,7 @@ def test_a_sum_out_of_range_counts_nobody_and_ends_no_run(
     rng = np.random.default_rng(5)
     values = GRID.rounded(torch.from_numpy(rng.normal(size=(5, K, M)) / K))
     side = Sending([*values], [set()] * 5, 0, deltas=True)
-    side.averages = torch.float32 if averaged else None
+    side.common = torch.float32 if averaged else None
     apart = Apart(T, [side], SumsOfRows(wire=wire, aggregators=aggregators, sums="whole"), make=MAKE[learner])
 
     def change(node: str, message: Message) -> Message:

@@ -152,7 +152,7 @@ def test_bits_of_each_tier(wire: str, bits: int, medium: str, last_hop: str, sum
     assert described["loads_theory"]["relays_to_server"] == pytest.approx(rows)
     assert described["loads"]["users_to_relays"] == pytest.approx(K * (2 + 64 / bits) / 3)
     assert described["loads"]["relays_to_server"] == pytest.approx(sent_up / (3 * of_sums * m), rel=0.02)
-    assert described["loads_uncoded"]["users_to_relays"] == pytest.approx(K * 64 * 6 / (words * bits))
+    assert described["loads_uncoded"]["users_to_relays"] == pytest.approx(K * 64 * m / (words * bits))
 
 
 def test_a_user_without_the_last_row_requests_it() -> None:

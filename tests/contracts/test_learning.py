@@ -216,7 +216,9 @@ def test_adding_and_averaging(tmp_path):
     for adding in (True, False):
         cocoa = mocha("squared", "shared", tmp_path, adding=adding)
         users, ivs = cocoa.users.local_update(0)
-        models, ivs = cocoa.aggregator.update(users, ivs)[:, :D], ivs[:, :D]
+        meaning = cocoa.aggregator.means()
+        models = meaning.models(users, cocoa.aggregator.update(users, meaning.total_of(users, ivs)))[:, :D]
+        ivs = ivs[:, :D]
         torch.testing.assert_close(models, (ivs.sum(0) / 0.3 / (1 if adding else K)).expand(K, -1))
     averaged = mocha("squared", "shared", tmp_path, adding=False)
     X, y = data()[0][0], data()[2][0]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adding import terms_of
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,40 +64,41 @@ def private(
 ) -> NetworkAlgorithm:
     problem = make(seed, K=6, d=40, loss=Logistic(), regularizer=Mean(0.1)).problem
     network, solver = partial(mlp, hidden=8), solver or LocalSGD(0.5)
-    return NetworkAlgorithm(learner or FedAvg(), problem, solver, network, messages="sums", privacy=privacy)
+    return NetworkAlgorithm(learner or FedAvg(), problem, solver, network, privacy=privacy)
 
 
 @examples(5)
 @given(seed=st.integers(0, 10**6))
 def test_terms_are_those_of_equal_weights_with_noise(seed: int) -> None:
-    (users, exact), (_, quiet) = (private(each, seed=seed).users.local_update(0) for each in (None, QUIET))
+    (users, exact), (_, quiet) = (terms_of(private(each, seed=seed), 0) for each in (None, QUIET))
     counts = make(seed, K=6, d=40).problem.counts
     scale = 2.0 ** (40 - np.ceil(np.log2(sum(counts)))) * torch.tensor(counts)[users, None]
     assert (exact[:] / scale - quiet / UNIT).abs().max() < 1e-7
     learner = private(LOUD, seed=seed)
-    loud = learner.users.local_update(0)[1]
+    _, loud = terms_of(learner, 0)
     noise = (loud - clipped(quiet, LOUD.clip * UNIT)).double() / (UNIT * LOUD.clip)
     assert stats.kstest(noise.flatten() / (1.5 / 2), stats.norm.cdf).pvalue > 1e-5  # σ/√least of each user
-    assert torch.equal(learner.users.local_update(0)[1], loud), "the round's noise depends on what was drawn before"
-    assert not torch.equal(learner.users.local_update(1)[1], loud)
+    assert torch.equal(terms_of(learner, 0)[1], loud), "the round's noise depends on what was drawn before"
+    assert not torch.equal(terms_of(learner, 1)[1], loud)
     assert len({*map(tuple, noise[:, :3].tolist())}) == len(users)
     mean = loud.sum(0) / (len(users) * UNIT)
     before = learner.averages.average.start
-    after = learner.averages.averaged(learner.aggregator.update(users, loud.sum(0, keepdim=True)))[0]
+    row = learner.aggregator.update(users, loud.sum(0, keepdim=True))
+    after = learner.aggregator.means().models(users[:1], row)[0]
     torch.testing.assert_close(after - before, mean.to(before), atol=1e-6, rtol=0)
     assert learner.setup() is None, "users would tell how many rows they have"
 
 
 def test_noise_of_the_system_differs_from_run_to_run() -> None:
     secret = Privacy(clip=0.01, noise=1.5, least=4)
-    terms = [private(secret).users.local_update(0)[1] for _ in range(2)]
+    terms = [terms_of(private(secret), 0)[1] for _ in range(2)]
     assert (terms[0] != terms[1]).all()
 
 
 @pytest.mark.parametrize("learner", [FedProx(0.1), Ditto(0.1), PFedMe(0.5), APFL(), FedPer(), FedAdam()])
 def test_relatives_send_one_clipped_term(learner: Learner) -> None:
     silent = Privacy(clip=0.01, noise=1e-7, least=1, seed=3, randomness="seed")
-    users, terms = private(silent, learner).users.local_update(0)
+    users, terms = terms_of(private(silent, learner), 0)
     assert len(users) == 6
     lengths = terms.double().norm(dim=1) / UNIT
     assert (lengths < 0.01 * (1 + 1e-5)).all()
@@ -117,9 +119,9 @@ def test_who_took_part_before_changes_terms_only_if_users_remember(
     """Two users with the same model, one of whom trained in a round before, which counted."""
     silent = Privacy(clip=1.0, noise=1e-7, least=1, seed=3, randomness="seed")
     fresh, veteran = (private(silent, learner, solver=solver) for _ in range(2))
-    taking_part, _ = veteran.users.local_update(0)
+    taking_part, _ = terms_of(veteran, 0)
     veteran.users.commit(taking_part)
-    terms = [each.users.local_update(1)[1] for each in (fresh, veteran)]
+    terms = [terms_of(each, 1)[1] for each in (fresh, veteran)]
     assert torch.equal(*terms) != remembers
     assert fresh.remembers == remembers
 

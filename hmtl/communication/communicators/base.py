@@ -29,11 +29,12 @@ from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
-from hmtl.communication.nodes.aggregation import Aggregation, AggregatorSide
-from hmtl.communication.nodes.host import Host, UserSide
+from hmtl.communication.nodes.aggregation import Aggregation
+from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
+from hmtl.communication.sides import AggregatorSide, UserSide
 from hmtl.communication.timed import TimedLinks
 from hmtl.topology import Moving, Names, Topology
 
@@ -175,14 +176,16 @@ class Communicator:
     def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Make the nodes of this learner, unless they exist already."""
         if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
-            self._sides, self.recipe = (users, aggregator), self.recipe.of_rows(users, self.planner)
-            self.nodes = self._make_nodes(self.name, self.recipe, self.planner, users, aggregator)
+            self._sides = users, aggregator
+            sides = self.recipe.joined(users, aggregator, self.topology.K)
+            self.recipe = self.recipe.of_rows(sides[0], self.planner)
+            self.nodes = self._make_nodes(self.name, self.recipe, self.planner, *sides)
             self.nodes.load_state_dict(self._memory)
 
     def setup_nodes(self, users: UserSide, aggregator: AggregatorSide, number: int) -> Nodes:
         """Return the nodes that play a set-up, one of several."""
         recipe, planner = replace(self.recipe, wire=None), self.planner  # facts are exact
-        if recipe.messages == "sums":  # it has facts about each user
+        if recipe.adds:  # it has facts about each user
             recipe, planner = UNCODED, Planner(self.topology, self.network)
         return self._make_nodes(f"set-up {number}", recipe, planner, users, aggregator)
 

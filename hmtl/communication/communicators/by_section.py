@@ -9,9 +9,8 @@ import numpy as np
 from hmtl.communication.accounting.ledger import TIERS
 from hmtl.communication.communicators.base import Communicator, Planning
 from hmtl.communication.flows.ivs import UNCODED
-from hmtl.communication.nodes.aggregation import AggregatorSide
-from hmtl.communication.nodes.host import UserSide
 from hmtl.communication.round import Nodes, Outcome, Stopwatch
+from hmtl.communication.sides import AggregatorSide, UserSide
 
 
 class Sections(Protocol):

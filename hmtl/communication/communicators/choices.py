@@ -133,7 +133,7 @@ def sums_if_faster(
     wire, K = coded.recipe.wire, coded.contacts.K
     if coded.aggregators != "auto" or (wire is not None and not (isinstance(wire, str) and wire in FEW_BITS)):
         return None
-    recipe = SumsOfRows(wire=wire, averages=dtype if averaged and not wire else None).of_numbers(q * numbers, K)
+    recipe = SumsOfRows(wire=wire, common=dtype if averaged and not wire else None).of_numbers(q * numbers, K)
     IV_bits, sum_bits = row_bits(wire, numbers, dtype), 8 * recipe.formats.sums.nbytes
     sums = Communicator(coded.contacts, coded.network, recipe, coded.make_links).for_rows(sum_bits)
     adding, coding = sums.seconds_of(sum_bits), coded.seconds_of(IV_bits)

@@ -26,13 +26,13 @@ from hmtl.communication.attendance import Attendance
 from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.messages import Message, Users
 from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.sides import AggregatorSide, UserSide
 from hmtl.communication.wires import Wire
 from hmtl.topology import Moving, Topology
 
 if TYPE_CHECKING:
     from hmtl.communication.flows.planner import Planner
     from hmtl.communication.nodes.aggregation import Aggregation
-    from hmtl.communication.nodes.host import UserSide
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
 OTHER_PLAN = "its plan differs from that of others; install the same versions of hmtl and scipy at all nodes"
@@ -185,19 +185,17 @@ class Recipe(ABC):
         aggregators: who computes the models, see `hmtl.coding.resolve`.
         wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
         secure: settings of secure sums; None: relays and server see what users send.
-        averages: the type of an average that users receive instead of sums; None: they receive sums, or send none.
-        messages: what users send, as in the keyword of learners.
+        common: the type of the model that all users receive instead of sums; None: they receive sums, or send none.
         tiers: the tiers whose loads depend on the recipe; on the others, there is a row for each user.
         row_type: the type of a row's numbers in a round that is played for its price.
-        adds: whether relays add rows as they hear them, so that they need not come all at once.
+        adds: whether users send terms, which relays add as they hear them, so that they need not come all at once.
     """
 
     aggregators: Aggregators = field(default="auto", hash=False)
     wire: Wire = field(default=None, hash=False)
     secure: Secure | None = None
-    averages: torch.dtype | None = None
+    common: torch.dtype | None = None
 
-    messages: ClassVar[str]
     tiers: ClassVar[tuple[str, ...]]
     row_type: ClassVar[torch.dtype]
     adds: ClassVar[bool]
@@ -213,39 +211,47 @@ class Recipe(ABC):
     def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> "Planner":
         """Return the plans of a topology on which these nodes aggregate if they can."""
 
-    def of_rows(self, users: "UserSide", planner: "Planner") -> "Recipe":
+    @abstractmethod
+    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, AggregatorSide]:
+        """Return both sides as they are played: rows become terms at the users if terms travel, else at the aggregator.
+
+        Raises:
+            CodingError: terms travel, but sums are not all that the aggregator needs.
+        """
+
+    def of_rows(self, users: UserSide, planner: "Planner") -> "Recipe":
         """Return this recipe for the rows of a learner, with what can be planned before the first round."""
         return self
 
-    def dtype(self, users: "UserSide") -> torch.dtype:
+    def dtype(self, users: UserSide) -> torch.dtype:
         """Return the type of the numbers in users' rows."""
         return self.row_type if self.adds else users.origin.dtype
 
     @abstractmethod
-    def lengths(self, users: "UserSide") -> Mapping[str, tuple[int, int]]:
+    def lengths(self, users: UserSide) -> Mapping[str, tuple[int, int]]:
         """Return, for each format in which users' rows may travel, the bytes of a row, and of what is learned of rows.
 
         Formats are in `wires.FORMATS`.
         """
 
     @abstractmethod
-    def model(self, users: "UserSide", row: Tensor) -> int:
+    def model(self, users: UserSide, row: Tensor) -> int:
         """Return the bytes of the payload of a model with this overhead, uint8 [1, bytes].
 
         Raises:
             CodingError: no model has such an overhead.
         """
 
-    def delivered(self, planner: "Planner", users: "UserSide", message: Message) -> Shape:
+    def delivered(self, planner: "Planner", users: UserSide, message: Message) -> Shape:
         """Return the shape of models that a relay sends users; raise CodingError if it sends none such."""
         return Shape(self.model(users, message.overhead[:1]), message.overhead.shape[1], True)
 
     @abstractmethod
-    def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
+    def user_coder(self, users: UserSide, members: Users) -> UserCoder:
         """Return the coder of a host with these members."""
 
     @abstractmethod
-    def aggregator_coder(self, users: "UserSide", K: int) -> AggregatorCoder:
+    def aggregator_coder(self, users: UserSide, K: int) -> AggregatorCoder:
         """Return the coder of an aggregator."""
 
     @abstractmethod
@@ -270,7 +276,7 @@ class Recipe(ABC):
         """Return lower bounds of these loads for any scheme."""
 
     @abstractmethod
-    def describe(self, planner: "Planner", users: "UserSide | None", dtype: str) -> dict[str, Any]:
+    def describe(self, planner: "Planner", users: UserSide | None, dtype: str) -> dict[str, Any]:
         """Return what `summary.json` reports about these rows, with a `note` about their format.
 
         Args:
@@ -288,7 +294,7 @@ class Recipe(ABC):
         """
         return dict.fromkeys(TIERS, V_bits)
 
-    def uncoded(self, sent: dict[str, Any], users: "UserSide", attendance: Attendance) -> dict[str, Any]:
+    def uncoded(self, sent: dict[str, Any], users: UserSide, attendance: Attendance) -> dict[str, Any]:
         """Return the bits of a round by tier if users sent and received uncoded rows instead.
 
         Args:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,14 +25,13 @@ from hmtl.communication.encoding import put, take
 from hmtl.communication.flows.flow import OF_SERVER, RECEIPT, Content, Copy, Flow, Keeper, Recipe, Shape, Step
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
+from hmtl.communication.meaning import OnBehalf
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, alike, by_user
+from hmtl.communication.sides import AggregatorSide, UserSide
 from hmtl.communication.wires import FLOATS, check_wire, format_of, quantiser_of, rounding, row_bits
-from hmtl.errors import CodingError
+from hmtl.errors import CodingError, ConfigError
 from hmtl.gf256 import matmul
 from hmtl.topology import Moving, Topology
-
-if TYPE_CHECKING:
-    from hmtl.communication.nodes.host import UserSide
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ class IVs(Recipe):
     max_pieces: int = 8
     generation: int = 200
 
-    messages = "ivs"
     tiers = RELAYS_TO_SERVER, SERVER_TO_RELAYS
     row_type = torch.float64
     adds = False
@@ -77,24 +75,33 @@ class IVs(Recipe):
         )
         return Planner(topology, network, nodes.relays, make, server=nodes.server)
 
-    def lengths(self, users: "UserSide") -> Mapping[str, tuple[int, int]]:
+    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, AggregatorSide]:
+        meaning = aggregator.means()
+        if meaning and meaning.private:
+            raise ConfigError(
+                "privacy protects users in sums only, but this learner's rows travel one by one. Set "
+                "communicator=sums, or privacy.clip=null."
+            )
+        return users, OnBehalf(aggregator, meaning, K) if meaning else aggregator
+
+    def lengths(self, users: UserSide) -> Mapping[str, tuple[int, int]]:
         dtype = users.origin.dtype
         nbytes = row_bits(self.wire, users.numbers, dtype) // 8
         return {format_of(dtype if self.wire is None else self.wire): (nbytes, nbytes)}
 
-    def model(self, users: "UserSide", row: Tensor) -> int:
+    def model(self, users: UserSide, row: Tensor) -> int:
         if row.shape[1] not in [8 * each + RECEIPT // 8 for each in users.answers]:
             raise CodingError(f"models have no {row.shape[1]} bytes of further numbers")
         ((nbytes, _),) = self.lengths(users).values()
         return nbytes
 
-    def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
+    def user_coder(self, users: UserSide, members: Users) -> UserCoder:
         quantiser = quantiser_of(self.wire)
         if quantiser and users.numbers:  # a learner without common numbers sends none
             return QuantisedUserCoder(users, quantiser, members)
         return UserCoder(users, self._float_type)
 
-    def aggregator_coder(self, users: "UserSide", K: int) -> AggregatorCoder:
+    def aggregator_coder(self, users: UserSide, K: int) -> AggregatorCoder:
         quantiser = quantiser_of(self.wire)
         if quantiser and users.numbers:
             return QuantisedAggregatorCoder(users, quantiser, K)
@@ -131,7 +138,7 @@ class IVs(Recipe):
     def bounds(self, planner: Planner) -> Loads:
         return bounds(planner.topology, aggregators=planner.usual.setting)
 
-    def describe(self, planner: Planner, users: "UserSide | None", dtype: str) -> dict[str, Any]:
+    def describe(self, planner: Planner, users: UserSide | None, dtype: str) -> dict[str, Any]:
         communicator, scheme = "coded" if self.coded else "uncoded", scheme_of(self.scheme).name
         return {"communicator": communicator, "scheme": scheme, "note": rounding(self.wire, dtype)}
 

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,16 +33,15 @@ from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, RECEIPT, Content, Copy, Flow, Keeper, Recipe, Shape
 from hmtl.communication.flows.planner import SUMS, Planner, who_may_aggregate
+from hmtl.communication.meaning import CommonModel, TermsOfUsers
 from hmtl.communication.messages import BROADCAST, IVS, Message, Users, alike, relay_number
 from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits
 from hmtl.communication.row_formats import PlainRows, RowFormat
+from hmtl.communication.sides import AggregatorSide, UserSide
 from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder, unpacked
 from hmtl.communication.wires import name_of
 from hmtl.errors import CodingError, ConfigError
 from hmtl.topology import Moving, Topology
-
-if TYPE_CHECKING:
-    from hmtl.communication.nodes.host import UserSide
 
 Formats = PlainRows | FewBits
 
@@ -59,7 +58,6 @@ class SumsOfRows(Recipe):
     formats: Formats = PlainRows(0)  # noqa: RUF009, it is frozen
     sums: str = "auto"
 
-    messages = "sums"
     tiers = RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS
     row_type = torch.int64
     adds = True
@@ -115,31 +113,44 @@ class SumsOfRows(Recipe):
     def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> Planner:
         return Planner(topology, network, nodes.relays, sums=self.sums)
 
-    def of_rows(self, users: "UserSide", planner: Planner) -> "SumsOfRows":
-        made = replace(self, averages=None if self.bits else users.averages).of_numbers(
-            users.numbers, planner.topology.K
-        )
+    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, AggregatorSide]:
+        if not users.numbers:  # nothing travels
+            return users, aggregator
+        meaning = users.means()
+        if not meaning:
+            raise CodingError(
+                f"{type(aggregator).__name__} needs the rows of all users, not only sums of them. Set "
+                "communicator=coded or uncoded."
+            )
+        if meaning.common and not self.bits and (of_sums := aggregator.means()):
+            aggregator = CommonModel(aggregator, of_sums)
+        return TermsOfUsers(users, meaning), aggregator
+
+    def of_rows(self, users: UserSide, planner: Planner) -> "SumsOfRows":
+        meaning = users.means()
+        common = meaning.common if meaning and not self.bits else None
+        made = replace(self, common=common).of_numbers(users.numbers, planner.topology.K)
         for code in made.codes(planner):
             _ = code.inverses
         return made
 
     def of_numbers(self, m: int, K: int) -> "SumsOfRows":
         """Return this recipe for rows of m numbers and K users."""
-        formats: Formats = PlainRows(m, 8 * (self.averages or torch.int64).itemsize, K)
+        formats: Formats = PlainRows(m, 8 * (self.common or torch.int64).itemsize, K)
         if self.bits:
             formats = FewBits(self.bits, K, m, masked=self.secure is not None)
         return replace(self, formats=formats)
 
-    def lengths(self, users: "UserSide") -> Mapping[str, tuple[int, int]]:
+    def lengths(self, users: UserSide) -> Mapping[str, tuple[int, int]]:
         return {name: (terms.nbytes, sums.nbytes) for name, (terms, sums) in self.formats.up.items()}
 
-    def model(self, users: "UserSide", row: Tensor) -> int:
+    def model(self, users: UserSide, row: Tensor) -> int:
         before, _ = unpacked(row.numpy().ravel(), self.formats.K)
         if before - self.formats.stamp not in [8 * each for each in users.answers]:
             raise CodingError(f"rows for users have no {before} bytes of further numbers")
         return self.formats.of_row(row).nbytes
 
-    def delivered(self, planner: Planner, users: "UserSide", message: Message) -> Shape:
+    def delivered(self, planner: Planner, users: UserSide, message: Message) -> Shape:
         to, i, n = message.of_users(), relay_number(message.sender), len(message)
         if not n:
             raise CodingError("it has no row")
@@ -152,18 +163,16 @@ class SumsOfRows(Recipe):
         nbytes = int(shares.sum()) * self.formats.of_row(row).share(code).nbytes
         return Shape(nbytes, message.overhead.shape[1], True, n)
 
-    def user_coder(self, users: "UserSide", members: Users) -> UserCoder:
+    def user_coder(self, users: UserSide, members: Users) -> UserCoder:
         return (
             FewBitTermCoder(users, self.formats, members)
             if isinstance(self.formats, FewBits)
-            else TermCoder(users, self.formats)
+            else TermCoder(users, self.formats, self.common)
         )
 
-    def aggregator_coder(self, users: "UserSide", K: int) -> AggregatorCoder:
+    def aggregator_coder(self, users: UserSide, K: int) -> AggregatorCoder:
         return (
-            FewBitSumCoder(self.formats)
-            if isinstance(self.formats, FewBits)
-            else SumCoder(users.numbers, self.averages)
+            FewBitSumCoder(self.formats) if isinstance(self.formats, FewBits) else SumCoder(users.numbers, self.common)
         )
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
@@ -258,9 +267,9 @@ class SumsOfRows(Recipe):
         up, sums, down = (8 * each.nbytes for each in (self.formats.terms, self.formats.sums, self.formats.down))
         return dict(zip(TIERS, (up, sums, sums if relays else down, down), strict=True))
 
-    def uncoded(self, sent: dict[str, Any], users: "UserSide", attendance: Attendance) -> dict[str, Any]:
+    def uncoded(self, sent: dict[str, Any], users: UserSide, attendance: Attendance) -> dict[str, Any]:
         """Return the bits of a round by tier with uncoded IVs and models in the learner's own type of numbers."""
-        numbers, up, down = users.row_bits
+        numbers, up, down = _bits_of_rows(users), 64 * users.further, 64 * min(users.answers)
         reached = attendance.topology.restricted(relays=attendance.relays).degrees > 0
         ends = {
             USERS_TO_RELAYS: np.where(sent[USERS_TO_RELAYS] > 0, numbers + up, 0),
@@ -268,7 +277,7 @@ class SumsOfRows(Recipe):
         }
         return {**sent, **ends}
 
-    def describe(self, planner: Planner, users: "UserSide | None", dtype: str) -> dict[str, Any]:
+    def describe(self, planner: Planner, users: UserSide | None, dtype: str) -> dict[str, Any]:
         """Return what `summary.json` reports about these rows.
 
         Loads are in rows of each tier, which have `bits_per_number` bits for each number if tiers differ in this.
@@ -278,11 +287,11 @@ class SumsOfRows(Recipe):
         (code, _), names = self.codes(planner), planner.topology.names
         described: dict[str, Any] = {"communicator": "sums", "scheme": "sums", "last_hop": planner.network.last_hop}
         described |= {"adding": names.of_relays(code.relays), "pieces": code.pieces}
-        if users and users.numbers:
-            row_bits, IV_bits = self.row_bits(0, planner.everybody.aggregators), users.row_bits[0]
+        if users and users.numbers and (meaning := users.means()):
+            row_bits, K = self.row_bits(0, planner.everybody.aggregators), planner.topology.K
             if len({*row_bits.values()}) > 1:
-                described["bits_per_number"] = {tier: bits / users.numbers for tier, bits in row_bits.items()}
-            described["loads_uncoded"] = {tier: planner.topology.K * IV_bits / row_bits[tier] for tier in TIERS}
+                described["bits_per_number"] = {tier: bits / meaning.words for tier, bits in row_bits.items()}
+            described["loads_uncoded"] = {tier: K * _bits_of_rows(users) / row_bits[tier] for tier in TIERS}
         notes = []
         if self.bits:
             notes.append(
@@ -293,6 +302,11 @@ class SumsOfRows(Recipe):
             w = FewBits(self.bits, planner.topology.K, 0, masked=True).terms.bits
             notes.append(f"masked terms are uniform in {w} bits per number, so users send these instead of {self.bits}")
         return described | {"note": "; ".join(notes)}
+
+
+def _bits_of_rows(users: UserSide) -> int:
+    """Return the bits of a row of these users, before it becomes terms."""
+    return 8 * users.numbers * users.origin.element_size()
 
 
 @dataclass(frozen=True, eq=False)

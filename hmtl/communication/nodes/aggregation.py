@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from hmtl.communication.attendance import (
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.messages import PARTS, Users
+from hmtl.communication.sides import AggregatorSide
 from hmtl.errors import CodingError, RangeError, few
 
 if TYPE_CHECKING:
@@ -39,21 +40,6 @@ log = logging.getLogger(__name__)
 LARGEST = 2.0**60  # of numbers in a user's row
 NOBODY: Users = np.empty(0, np.int64)
 NEVER = -2  # in place of the round in which a user's IV counted last, until one has counted
-
-
-class AggregatorSide(Protocol):
-    """The part of an algorithm that needs all IVs. `hmtl.mtl.Aggregator` documents its members.
-
-    It may overwrite sums. It has to leave IVs as they are: in one process, they may be the users' own memory.
-    """
-
-    def update(self, users: Users, ivs: Tensor) -> Tensor: ...
-
-    def averaged(self, sums: Tensor) -> Tensor: ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +186,7 @@ class Aggregation:
             self.aggregator.load_state_dict(before)
             self.keep_nobody()
             return self._updated(dtype, row_format)
-        del ivs  # may be as large as all models
-        return self.aggregator.averaged(models) if self.coder.averages else models
+        return models
 
     def _computed(self, ivs: Tensor) -> Tensor:
         """Return the aggregator's models; if it fails, without rows of numbers from which nothing can be computed."""

@@ -1,9 +1,9 @@
 """A host: the node that holds the users of a process. K users, m numbers per IV or model, e further numbers."""
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from hmtl.communication.coders import UserCoder
 from hmtl.communication.flows.flow import Recipe, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import IVS, RECEIPTS, Message, Users, host_name, nothing, relay_name, relay_number
+from hmtl.communication.sides import HandedRows, UserSide
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
@@ -25,58 +26,6 @@ if TYPE_CHECKING:
 ALL = slice(0, None)
 LEAST = 64  # columns in a block
 BLOCK = 2**23  # bytes of rows that are sent at once, so that they stay in the processor's cache
-
-
-class HandedRows(Protocol):
-    """Rows [n, m + e] of users, sent slice by slice: a tensor, or rows that are computed as they are sent."""
-
-    @property
-    def shape(self) -> Sequence[int]: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, block: tuple[slice, slice], /) -> Tensor: ...
-
-
-class UserSide(Protocol):
-    """The part of an algorithm that runs at the users, as one batch. `hmtl.mtl.Users` documents its members."""
-
-    @property
-    def numbers(self) -> int: ...
-
-    @property
-    def further(self) -> int: ...
-
-    @property
-    def answers(self) -> Collection[int]: ...
-
-    @property
-    def row_bits(self) -> tuple[int, int, int]: ...
-
-    @property
-    def deltas(self) -> bool: ...
-
-    @property
-    def averages(self) -> torch.dtype | None: ...
-
-    @property
-    def origin(self) -> Tensor: ...
-
-    def local_update(self, round: int, idle: Users = ...) -> tuple[Users, "HandedRows"]: ...
-
-    def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor: ...
-
-    def commit(self, users: Users) -> None: ...
-
-    def roll_back(self, users: Users) -> None: ...
-
-    def receive(self, users: Users, models: Tensor) -> None: ...
 
 
 class Host:
@@ -132,9 +81,8 @@ class Host:
         if len(users) and ((*ivs.shape, ivs.dtype) != (len(users), row, dtype) or users[-1] >= K):
             raise CodingError(
                 f"The IVs have shape {tuple(ivs.shape)} and type {ivs.dtype} for {len(users)} users who take part, out "
-                f"of the network's {K}. Make the algorithm with messages='{self.recipe.messages}', and let "
-                f"`local_update` return a row for each of them, of `numbers` + `further` = {row} numbers of type "
-                f"{dtype}; IVs have the type of `origin`."
+                f"of the network's {K}. Let `local_update` return a row for each of them, of `numbers` + `further` = "
+                f"{row} numbers of type {dtype}: that of `origin`, or int64 if rows are terms."
             )
         self.waiting[self.members] = True
         self.pending[users] = True

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind
+from hmtl.mtl.algorithms.base import Aggregator
+from hmtl.mtl.algorithms.meaning import Meaning
+from hmtl.mtl.algorithms.user_rows import Ids
 from hmtl.mtl.learners.base import Learner, Numbers, Section
-from hmtl.mtl.sums import Grid, WeightedChanges, added, blocks, fitting
+from hmtl.mtl.privacy import Privacy
+from hmtl.mtl.sums import Grid, LazyRows, RowsByUsers, WeightedChanges, blocks, fitting
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +65,71 @@ class Average:
         return value[None]
 
 
+@dataclass(eq=False)
+class Weights:
+    """Weights of users in averages, which are known for good after the set-up.
+
+    Attributes:
+        own: the weights of the users of a side [n, 1].
+        total: the sum of all users' weights.
+    """
+
+    own: Tensor
+    total: float
+
+
+class WeightedMean(Meaning):
+    """What rows mean that are averaged: they are numbers that users trained from the last average.
+
+    Args:
+        average: what is averaged.
+        weights: the weights of these users.
+        last: returns the averages from which these users trained [n, m].
+        ids: the numbers of these users in the network [n].
+        privacy: how terms are clipped and get noise; None: they do not.
+    """
+
+    q = 1
+
+    def __init__(
+        self, average: Average, weights: Weights, last: Callable[[Ids], Tensor], ids: Ids, privacy: Privacy | None
+    ) -> None:
+        super().__init__()
+        self.average, self.weights, self.last, self.ids, self.privacy = average, weights, last, ids, privacy
+        self.words, self.common, self.private = len(average.start), average.start.dtype, privacy is not None
+
+    def terms(self, round: int, users: Ids, rows: Tensor | LazyRows) -> Tensor | LazyRows:
+        def made(some: slice) -> LazyRows:
+            return self._changes(users[some], rows[some])
+
+        everybody, at_once = slice(0, len(users)), getattr(rows, "at_once", len(users))
+        terms: Tensor | LazyRows = (
+            RowsByUsers((len(users), self.words), torch.int64, rows.device, made, at_once)
+            if at_once < len(users)
+            else made(everybody)
+        )
+        if self.privacy:
+            terms = self.privacy.protected(self.average.grid, round, self.ids[users], terms[:])
+        return terms
+
+    def total_of(self, users: Ids, rows: Tensor) -> Tensor:
+        return self._changes(users, rows.to(self.average.start.device)).sum()
+
+    def models(self, users: Ids, row: Tensor) -> Tensor:
+        return self.average.value(row, self.weights.total).expand(len(users), -1)
+
+    def _changes(self, users: Ids, rows: Tensor) -> WeightedChanges:
+        return self.average.terms(rows, self.last(users), self.weights.own[users], self.weights.total)
+
+
 class AverageAggregator(Aggregator):
     """Keeps S, and lets the learner's server turn the mean change of a round into its next value.
 
     Args:
         average: what is averaged.
         learner: what the server does.
-        weights: the users' weights [K, 1].
-        messages: whether it gets terms, or their sum, and returns S, or gets and returns numbers as users hold them.
+        weights: of all users.
+        privacy: how users protect their terms; None: they do not.
 
     Attributes:
         S: the sums, int64 [1, n].
@@ -77,31 +138,29 @@ class AverageAggregator(Aggregator):
 
     S: Tensor
 
-    def __init__(self, average: Average, learner: Learner, weights: Tensor, messages: MessageKind) -> None:
+    def __init__(self, average: Average, learner: Learner, weights: Weights, privacy: Privacy | None) -> None:
         super().__init__()
-        self.average, self.learner, self.messages = average, learner, messages
+        self.average, self.learner, self.privacy = average, learner, privacy
         self.weights = weights
         self.register_buffer("S", torch.zeros_like(average.start, dtype=torch.int64)[None])
         self.memory = torch.nn.Module()
         for name, value in learner.memory().items():
             self.memory.register_buffer(name, value.double())
 
-    @property
-    def total(self) -> float:
-        """The sum of all users' weights."""
-        return float(self.weights.sum())
+    def make_meaning(self) -> WeightedMean:
+        K = len(self.weights.own)
+        return WeightedMean(
+            self.average, self.weights, lambda users: self.value().expand(len(users), -1), np.arange(K), self.privacy
+        )
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        if self.messages == "ivs":
-            last = self.value().expand(len(users), -1)
-            ivs = self.average.terms(ivs.to(self.S.device), last, self.weights[users], self.total).sum()
-        terms, present = added(ivs).to(self.S.device), float(self.weights[users].sum())
+        total, present = self.weights.total, float(self.weights.own[users].sum())
         factor = None
-        if 0 < present < self.total:
+        if 0 < present < total:
             factor = torch.ones_like(self.average.start, dtype=torch.float64)
-            factor[: len(factor) - self.average.over_all] = self.total / present
-        self.S = self.average.grid.added(self.S, *self._step(terms, factor))
-        return self.S if self.messages == "sums" else self.value().expand(len(self.weights), -1)
+            factor[: len(factor) - self.average.over_all] = total / present
+        self.S = self.average.grid.added(self.S, *self._step(ivs.to(self.S.device), factor))
+        return self.S
 
     def _step(self, terms: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return by how much S moves, and a factor to this, given the sum of the terms [1, n] and its factor."""
@@ -131,7 +190,7 @@ class AverageAggregator(Aggregator):
     @property
     def _scale(self) -> float:
         """P."""
-        return self.total * fitting(self.total)
+        return self.weights.total * fitting(self.weights.total)
 
     def values(self) -> Tensor:
         """Return w [n], float64."""
@@ -139,23 +198,21 @@ class AverageAggregator(Aggregator):
 
     def value(self) -> Tensor:
         """Return w [1, n]."""
-        return self.average.value(self.S, self.total)
-
-    def averaged(self, sums: Tensor) -> Tensor:
-        return self.average.value(sums, self.total)
+        return self.average.value(self.S, self.weights.total)
 
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
         n = len(self.average.start) - self.average.over_all
         if self.average.over_all:
             sent = torch.cat([users[name] for name, part in self.average.sections.items() if part.over_all], dim=1)
-            kept = self.average.grid.rounded(sent, self.weights * fitting(self.total)).sum(0, keepdim=True)
+            kept = self.average.grid.rounded(sent, self.weights.own * fitting(self.weights.total)).sum(0, keepdim=True)
             self.S = torch.cat([self.S[:, :n], kept.to(self.S)], dim=1)
-        return {"averaged": self.value().expand(len(self.weights), -1)}
+        return {"averaged": self.value().expand(len(self.weights.own), -1)}
 
     def answer(self, facts: Tensor) -> Tensor:
-        """Take the users' weights, [K, 1], in the set-up, and return their sum to users who send terms, [K, 1]."""
-        self.weights = facts.to(self.weights)
-        return facts.sum(0).expand(len(facts), 1)[:, : self.messages == "sums"]
+        """Take the users' weights, [K, 1], in the set-up, and return their sum to each user, [K, 1]."""
+        self.weights.own = facts.to(self.weights.own)
+        self.weights.total = float(self.weights.own.sum())
+        return facts.sum(0).expand(len(facts), 1)
 
 
 class _Lazy(Numbers):

@@ -2,36 +2,33 @@
 
 In a round, the users improve their models locally and send intermediate values (IVs), rows [n, m + e] of m numbers and
 e further ones; an aggregator (a relay or the server) turns the IVs into models, rows [K, m + e′], which the users
-receive. The two sides share nothing but these messages. K users, d features.
+receive. The two sides share nothing but these messages. If sums of rows are all that the aggregator needs, both say
+what rows mean, see `Meaning`; then sums may travel in their place. K users, d features.
 """
 
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hmtl.errors import ConfigError, RangeError
 from hmtl.io.cpu_time import cpu_seconds
+from hmtl.mtl.algorithms.meaning import Meaning
+from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.base import Kind
-from hmtl.mtl.sums import LARGEST_FIGURE, Terms, from_digits, to_digits
+from hmtl.mtl.sums import LARGEST_FIGURE, LazyRows, from_digits, to_digits
 from hmtl.mtl.symmetric import Symmetric
 
-Ids = NDArray[np.int64]
-"""Numbers of users, ascending."""
-NOBODY: Ids = np.empty(0, dtype=np.int64)
 DIVERGED = (
     "the models are not finite: training diverges. Lower solver.step or solver.passes, raise lam, or scale the data."
 )
-MessageKind = Literal["ivs", "sums"]
-"""What users send: IVs, or the terms of sums, which relays and server may add."""
 
 
 class Side(nn.Module, ABC):
@@ -39,10 +36,33 @@ class Side(nn.Module, ABC):
 
     Methods replace buffers and never write into them. Therefore `state_dict` is a snapshot that later rounds leave
     unchanged, and buffers may share memory or be expanded views.
+
+    Attributes:
+        meaning: what rows mean, if terms are made of them on this side; it is part of the state.
     """
+
+    meaning: Meaning | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meaning = None
+
+    def make_meaning(self) -> Meaning | None:
+        """Return what rows mean, for the users of this side; None: the aggregator needs every row."""
+        return None
+
+    def means(self) -> Meaning | None:
+        """Return what rows mean, and keep that from now on; see `make_meaning`."""
+        if self.meaning is None:
+            self.meaning = self.make_meaning()
+        return self.meaning
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
         """Replace the buffers by the tensors of `state_dict`, in the type and on the device of the buffers."""
+        for prefix, side in [*self.named_modules()]:
+            start = f"{prefix}.meaning.".lstrip(".")
+            if isinstance(side, Side) and any(name.startswith(start) for name in state_dict):
+                side.means()
         old = self.state_dict()
         new = {name: value.to(old[name]) if name in old else value for name, value in state_dict.items()}
         return super().load_state_dict(new, strict, assign)
@@ -67,13 +87,6 @@ class Users(Side):
     answers: Collection[int] = (0,)
     """How many further numbers a model may have, e′."""
 
-    row_bits: tuple[int, int, int] = (0, 0, 0)
-    """For users who send terms: bits of an IV or model with messages="ivs", further bits of an IV, and of a model."""
-
-    averages: torch.dtype | None = None
-    """For users who send terms: the type of an average that aggregators can make of the sums, see
-    `Aggregator.averaged`; users receive it instead, unless terms travel in few bits. None: they receive the sums."""
-
     sample: Ids | None = None
     """The users who are sampled for the next round, if the server drew them; None: those that the seed gives."""
 
@@ -97,10 +110,10 @@ class Users(Side):
         return torch.zeros(self.numbers, dtype=torch.float64)
 
     @abstractmethod
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:
         """Return the users who take part in a round, and their rows [n, m + e]. The update stays pending.
 
-        Terms may be computed later, as they are sent, but not after the next call of `commit` or `roll_back`.
+        Rows may be computed later, as they are sent, but not after the next call of `commit` or `roll_back`.
 
         Args:
             round: number of the round, which names all random draws.
@@ -186,12 +199,10 @@ class Aggregator(Side):
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         """Return the models [K, m + e′] of all users from the IVs [n, m + e] of the users who were heard.
 
-        It has to leave IVs as they are, which may be the users' own memory; a sum may be overwritten.
+        If rows have a meaning, the argument is the sum of their terms, [1, L + further], and the result the row of
+        sums of which models are made, [1, L + answers]. IVs have to be left as they are, since they may be the users'
+        own memory; a sum may be overwritten.
         """
-
-    def averaged(self, sums: Tensor) -> Tensor:
-        """Return the row of averages [1, m] that follows from the row of sums [1, m]; see `Users.averages`."""
-        return sums
 
     def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Make this state agree with that of all users, and return what changes at the users.
@@ -217,12 +228,8 @@ class Aggregator(Side):
 class Algorithm(ABC):
     """Two sides that play rounds: local update → IVs → global update → models.
 
-    The constructor of every algorithm has a keyword `messages`, which chooses the two sides: with "ivs" users send
-    their IVs, with "sums" they send terms that relays and server add. The models are the same, bit for bit.
-
     Attributes:
         regularized: whether the algorithm uses the regularizer of the problem.
-        averaged: whether users who send terms receive their average, see `Users.averages`.
         improves: what its solver improves; None: it has no solver.
         vectors: names of those sums in `figures_of_sums` that are of models or dual vectors, on the problem's grid.
         problem: data, loss and regularizer.
@@ -233,7 +240,6 @@ class Algorithm(ABC):
     """
 
     regularized: bool = True
-    averaged: bool = False
     improves: ClassVar[Kind | None] = None
     vectors: tuple[str, ...] = ()
     problem: Problem
@@ -241,10 +247,6 @@ class Algorithm(ABC):
     participation: Participation
     users: Users
     aggregator: Aggregator
-
-    def sums_needed(self, problem: Problem) -> int:
-        """Return q, how many sums over users suffice for each coordinate; 0: no sums, or users need all IVs."""
-        return 0
 
     @property
     @abstractmethod
@@ -267,15 +269,26 @@ class Algorithm(ABC):
         return None
 
     def step(self, round: int) -> None:
-        """Play a round without a network: no message is lost, and absent users receive a model as well."""
+        """Play a round without a network: no message is lost, and absent users receive a model as well.
+
+        If users hold what rows mean, they make terms; otherwise the aggregator does on their behalf.
+        """
+        everybody = np.arange(self.problem.K)
         for users, aggregator in zip(self.users.sections, self.aggregator.sections, strict=True):
-            active, ivs = users.local_update(round)
+            active, rows = users.local_update(round)
             if not users.numbers:
                 users.commit(active)
                 continue
-            models = aggregator.update(active, ivs[:])
+            if meaning := users.meaning:
+                sent = meaning.terms(round, active, rows)[:].sum(0, keepdim=True)
+            else:
+                meaning = aggregator.means()
+                sent = meaning.total_of(active, rows[:]) if meaning else rows[:]
+            models = aggregator.update(active, sent)
             users.commit(active)
-            users.receive(np.arange(self.problem.K), models.expand(self.problem.K, -1))
+            if users.meaning:
+                users.meaning.commit(active)
+            users.receive(everybody, meaning.models(everybody, models) if meaning else models)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """Return the two sides of the exchange before the first round; None if nothing has to be exchanged.
@@ -446,39 +459,9 @@ class Algorithm(ABC):
         return cpu_seconds() - start
 
 
-def summed(matrix: Symmetric | None, problem: Problem, name: str) -> Symmetric:
-    """Return the matrix with which an algorithm, called `name`, couples a problem by messages="sums".
-
-    Raises:
-        ConfigError: sums do not suffice, or there are none.
-    """
-    if matrix is None:
-        raise ConfigError(
-            f"{name} with {type(problem.regularizer).__name__} needs the IVs of all users, not only sums. Set "
-            "communicator=coded. communicator=sums works with algorithm=cocoa, fedavg and its relatives, and with "
-            "mocha and fedu if regularizer=mean."
-        )
-    if not matrix.q:
-        raise ConfigError(
-            "This regularizer does not couple the models, so there are no sums. Choose regularizer=mean, or "
-            "algorithm=local or local_networks, which send nothing."
-        )
-    return matrix
-
-
 def not_bounded(name: str) -> ConfigError:
     """Return the error for an algorithm, called `name`, that cannot be differentially private."""
     return ConfigError(
         f"privacy: {name} sends more of a user than one clipped term of a sum per round. Set communicator=sums and "
         "algorithm=fedavg, fedprox, ditto, pfedme, fedper, fedrep or lg_fedavg (without coupled), or privacy.clip=null."
     )
-
-
-def with_rows(old: Tensor, users: Ids, rows: Tensor) -> Tensor:
-    """Return `old` with the rows of these users replaced; `rows` itself if they are all users."""
-    return rows if len(users) == len(old) else old.index_copy(0, torch.from_numpy(users).to(old.device), rows)
-
-
-def of_rows(rows: Tensor, users: Ids) -> Tensor:
-    """Return the rows of these users; `rows` itself if they are all users."""
-    return rows if len(users) == len(rows) else rows[torch.from_numpy(users).to(rows.device)]

@@ -2,21 +2,23 @@
 
 K users, m numbers each; W [K, m]. A step has the length x_k, the rate of the round times the user's number of local
 steps. An aggregator takes it, for all users at once; or, where q sums over the users per number suffice, each user
-takes its own.
+takes its own, see `SumsOfSteps`.
 """
 
 import math
-from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hmtl.errors import RangeError
-from hmtl.mtl.algorithms.base import Aggregator, Ids, MessageKind, of_rows, summed, with_rows
+from hmtl.mtl.algorithms.base import Aggregator
+from hmtl.mtl.algorithms.meaning import SumsOfVectors
+from hmtl.mtl.algorithms.user_rows import Ids, of_rows, with_rows
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.solvers.networks import NetworkSolver
-from hmtl.mtl.sums import HELD, Grid, Terms, TermsByUsers, added, blocks, fitting
+from hmtl.mtl.sums import Grid, blocks, fitting
 from hmtl.mtl.symmetric import LowRank, Symmetric
 
 MAX_PARTS = 2**31  # of a step on the penalty
@@ -48,7 +50,6 @@ class StepsBySums:
         grid: grid of the terms.
     """
 
-    by_sums = True
     Omega = None
 
     def __init__(self, A: Symmetric, grid: Grid) -> None:
@@ -74,10 +75,6 @@ class StepsBySums:
         for rows, columns in blocks(*W.shape):
             sums[:, columns] += self.terms(W[rows, columns], rows).sum(0)
         return sums.view(1, -1)
-
-    def all_models(self, W: Tensor, lengths: Tensor) -> Tensor:
-        """Return the models of all users after steps of `lengths` [K] from W [K, m]."""
-        return self.models(W, lengths, self.sums(W))
 
     def models(self, W: Tensor, lengths: Tensor, sums: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Return the models [n, m] of these users after steps of `lengths` [n] from W [n, m], given sums [1, q·m]."""
@@ -118,7 +115,6 @@ class StepsOfAll(nn.Module):
         ConfigError: A is not positive definite.
     """
 
-    by_sums = False
     regularizer: Regularizer
     Omega: Symmetric
 
@@ -153,162 +149,115 @@ class StepsOfAll(nn.Module):
         return torch.mm(mixing.to(W), W)
 
 
-class SendModels(nn.Module):
-    """What users send and receive if the aggregator takes the steps: numbers [n], and how many steps led to them."""
+class SumsOfSteps(SumsOfVectors):
+    """What models mean if q sums over users suffice: everybody takes its own step, from its own model and the sums.
 
-    row_bits = (0, 0, 0)
-    further, answers = 1, (0,)
+    A row is a model, and how many local steps led to it. A model follows from the sums and what the user sent last, so
+    a user who took no part in a round gets one, too. The number of rounds t comes down beside the sums.
 
-    def __init__(self, numbers: int) -> None:
-        super().__init__()
-        self.numbers = numbers
+    Buffers: those of `SumsOfVectors`; `lengths` [n], the lengths of the steps from what was sent, and
+    `pending_lengths`, the same for what is pending; `rounds`, t.
 
-    def encode(self, users: Ids, new: Tensor, steps: Tensor) -> Tensor | Terms:
-        """Return the rows of users who came to `new` [b, n] by these numbers of steps [b]."""
-        return torch.cat([new, steps[:, None].to(new)], dim=1)
-
-    def commit(self, users: Ids) -> None:
-        """Record that what these users encoded last reached an aggregator."""
-
-    def decode(self, users: Ids, rows: Tensor) -> Tensor:
-        """Return the numbers [b, n] of these users from the rows that they received."""
-        return rows
-
-
-class SendTerms(SendModels):
-    """Users send the changes of their terms, receive the sums, and take their own steps.
-
-    A model follows from the sums and what the user sent last, so a user who took no part in a round gets one, too.
-
-    Buffers: `sent` [n, m], the models that counted last, and `lengths` [n], the lengths of their steps; `pending` and
-    `pending_lengths`, the same for updates that may still count; `rounds`, t, which arrives with the sums. `users` are
-    the numbers of these users in the network [n].
+    Args:
+        steps: the steps.
+        solver: its rate gives their lengths.
+        start: the models before the first round [n, m].
+        ids: the numbers of these users in the network.
     """
 
-    sent: Tensor
     lengths: Tensor
-    pending: Tensor
     pending_lengths: Tensor
     rounds: Tensor
-    further, answers = 0, (1,)
+    answers = 1
 
-    def __init__(self, start: Tensor, steps: StepsBySums, solver: NetworkSolver, users: Ids) -> None:
-        m = start.shape[1]
-        super().__init__(steps.A.q * m)
-        self.row_bits = 8 * m * start.element_size(), 64, 0
-        self.m = m
-        self.steps = steps
-        self.rate = solver.rate
-        self.users = users
-        self.register_buffer("sent", start)
-        self.register_buffer("pending", start)
-        self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
-        self.register_buffer("pending_lengths", torch.zeros(len(start), dtype=torch.float64))
+    def __init__(self, steps: StepsBySums, solver: NetworkSolver, start: Tensor, ids: Ids) -> None:
+        super().__init__(steps.A, steps.grid, start, ids)
+        self.steps, self.rate = steps, solver.rate
+        for name in ("lengths", "pending_lengths"):
+            self.register_buffer(name, torch.zeros(len(start), dtype=torch.float64))
         self.register_buffer("rounds", torch.tensor(0))
 
-    def encode(self, users: Ids, new: Tensor, steps: Tensor) -> Terms:
-        old, ids = of_rows(self.sent, users), torch.from_numpy(self.users[users])
-        lengths = self.rate(int(self.rounds)) * steps.double().cpu()
-        self.pending = with_rows(self.pending, users, new)
+    def moved(self, users: Ids, rows: Tensor) -> Tensor:
+        lengths = self.rate(int(self.rounds)) * rows[:, self.m].double().cpu()
         self.pending_lengths = with_rows(self.pending_lengths, users, lengths)
+        return rows[:, : self.m].to(self.sent)
 
-        def changes(some: slice) -> Tensor:
-            terms = new.new_empty(len(ids[some]), self.steps.A.q, self.m, dtype=torch.int64)
-            for rows, columns in blocks(len(terms), self.m):
-                now, before = (self.steps.terms(W[some][rows, columns], ids[some][rows]) for W in (new, old))
-                terms[rows, :, columns] = now.sub_(before)
-            return terms.flatten(1)
-
-        return TermsByUsers((len(users), self.numbers), new.device, changes, max(1, HELD // self.numbers))
+    def total_of(self, users: Ids, rows: Tensor) -> Tensor:
+        total = super().total_of(users, rows)
+        self.lengths = self.pending_lengths
+        return total
 
     def commit(self, users: Ids) -> None:
-        self.sent = with_rows(self.sent, users, of_rows(self.pending, users))
+        super().commit(users)
         self.lengths = with_rows(self.lengths, users, of_rows(self.pending_lengths, users))
 
-    def decode(self, users: Ids, rows: Tensor) -> Tensor:
-        self.rounds = rows[0, -1].cpu()
-        ids = torch.from_numpy(self.users[users])
-        return self.steps.models(of_rows(self.sent, users), self.lengths[users], rows[:1, : self.numbers], ids)
+    def models(self, users: Ids, row: Tensor) -> Tensor:
+        self.rounds = row[0, -1].cpu()
+        sent, sums = of_rows(self.sent, users), row[:1, : self.words]
+        return self.steps.models(sent, self.lengths[torch.from_numpy(users)], sums, self.indices(users))
 
 
 class Coupler(Aggregator):
-    """Aggregator side for IVs: takes the steps of all users.
+    """Aggregator side if it needs all rows: takes the steps of all users.
 
-    Buffers: `sent` [K, m], the models from which the next steps of users start who are not heard; `lengths` [K], the
-    lengths of these steps; `rounds`, t. By sums, these are the models and steps that users sent last, as in
-    `SendTerms`; otherwise they are the last models, from which users who are not heard take no step.
+    Buffers: `sent` [K, m], the last models, from which users who are not heard take no step; `rounds`, t.
     """
 
     sent: Tensor
-    lengths: Tensor
     rounds: Tensor
 
-    def __init__(self, start: Tensor, steps: StepsBySums | StepsOfAll, solver: NetworkSolver) -> None:
+    def __init__(self, start: Tensor, steps: StepsOfAll, solver: NetworkSolver) -> None:
         super().__init__()
         self.steps = steps
         self.rate = solver.rate
         self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("sent", start)
-        self.register_buffer("lengths", torch.zeros(len(start), dtype=torch.float64))
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         m = self.sent.shape[1]
-        self.sent = with_rows(self.sent, users, ivs[:, :m].to(self.sent))
-        lengths = self.rate(int(self.rounds)) * ivs[:, m].double().cpu()
-        self.lengths = with_rows(self.lengths, users, lengths)
-        self.rounds = self.rounds + 1
-        models = self.steps.all_models(self.sent, self.lengths)
-        if not self.steps.by_sums:
-            self.sent, self.lengths = models, torch.zeros_like(self.lengths)
-        return models
-
-    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"coupled": self.steps.all_models(self.sent, self.lengths) if self.steps.by_sums else self.sent}
+        W = with_rows(self.sent, users, ivs[:, :m].to(self.sent))
+        lengths = torch.zeros(len(W), dtype=torch.float64)
+        lengths[torch.from_numpy(users)] = self.rate(int(self.rounds)) * ivs[:, m].double().cpu()
+        self.sent, self.rounds = self.steps.all_models(W, lengths), self.rounds + 1
+        return self.sent
 
     def figure_state(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.named_buffers() if "Omega" in name}
 
 
 class TermsCoupler(Aggregator):
-    """Aggregator side for terms: keeps the sums S, int64 [1, q·m], and the number of rounds t; both go to all users."""
+    """Aggregator side if sums suffice: keeps the sums S, int64 [1, q·m], and the number of rounds t; both go down."""
 
     S: Tensor
     rounds: Tensor
 
-    def __init__(self, start: Tensor, steps: StepsBySums) -> None:
+    def __init__(self, start: Tensor, steps: StepsBySums, solver: NetworkSolver) -> None:
         super().__init__()
-        self.steps = steps
+        self.start, self.steps, self.solver = start, steps, solver
         self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("S", steps.sums(start))
 
+    def make_meaning(self) -> SumsOfSteps:
+        return self.meaning_of(np.arange(len(self.start)))
+
+    def meaning_of(self, users: Ids) -> SumsOfSteps:
+        """Return what the rows of these users mean."""
+        return SumsOfSteps(self.steps, self.solver, self.start[:1].expand(len(users), -1), users)
+
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        self.S = self.steps.grid.added(self.S, added(ivs).to(self.S.device))
+        self.S = self.steps.grid.added(self.S, ivs.to(self.S.device))
         self.rounds = self.rounds + 1
         return torch.cat([self.S, self.rounds.to(self.S).view(1, 1)], dim=1)
 
-    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        sent, lengths = users["coupling.sent"], users["coupling.lengths"]
-        self.S = self.steps.sums(sent)
-        return {"coupled": self.steps.models(sent, lengths, self.S), "coupling.rounds": self.rounds}
 
-
-def coupled_sides(
-    problem: Problem, solver: NetworkSolver, start: Tensor, messages: MessageKind
-) -> tuple[SendModels, Coupler | TermsCoupler]:
-    """Return what users send and receive, and the aggregator, for coupled numbers that start at `start` [n].
+def coupler_of(problem: Problem, solver: NetworkSolver, start: Tensor) -> Coupler | TermsCoupler:
+    """Return the aggregator of coupled numbers that start at `start` [n].
 
     Raises:
-        ConfigError: the regularizer needs more than the messages contain.
+        ConfigError: the solver has no step size.
     """
-    solver.rate(0)  # raises if the solver has no step size
-    m, start = len(start), start.expand(problem.K, -1)
-    A = problem.known(problem.regularizer.coupling)
-    if messages == "sums":
-        by_sums = StepsBySums(summed(A, problem, "FedU"), problem.grid)
-        return SendTerms(start[problem.users], by_sums, solver, problem.users), TermsCoupler(start, by_sums)
-    steps: StepsBySums | StepsOfAll
+    solver.rate(0)
+    start, A = start.expand(problem.K, -1), problem.known(problem.regularizer.coupling)
     if A is not None and A.q:
-        steps = StepsBySums(A, problem.grid)
-    else:
-        steps = StepsOfAll(problem.regularizer, problem.K, m, problem.s.device)
-    return SendModels(m), Coupler(start, steps, solver)
+        return TermsCoupler(start, StepsBySums(A, problem.grid), solver)
+    return Coupler(start, StepsOfAll(problem.regularizer, problem.K, start.shape[1], problem.s.device), solver)

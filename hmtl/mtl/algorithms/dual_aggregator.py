@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Aggregator, Ids
+from hmtl.mtl.algorithms.base import Aggregator
+from hmtl.mtl.algorithms.meaning import SumsOfVectors
+from hmtl.mtl.algorithms.user_rows import Ids, of_rows
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.regularizers import Regularizer
-from hmtl.mtl.sums import Grid
+from hmtl.mtl.sums import Grid, LazyRows
 from hmtl.mtl.symmetric import Symmetric
 
 log = logging.getLogger(__name__)
@@ -77,7 +80,6 @@ class Coupling:
     Attributes:
         regularizer, Omega: define A.
         B: A⁻¹.
-        by_sums: whether sums suffice for the product with B, and it stays the same in all rounds.
         total: λ0 + κ, if there is a common model, which is a block of its own.
         keep: κ/(λ0 + κ), or 0 without a common model.
         step: B, with λ0 + κ instead of λ0.
@@ -93,7 +95,6 @@ class Coupling:
         self.regularizer = regularizer
         self.Omega = Omega
         self.B = self.step = regularizer.inverse(Omega)
-        self.by_sums = self.B.by_sums and not regularizer.learns
         self.total, self.keep = math.inf, 0.0
         if regularizer.common is not None:
             rest = regularizer.rest(Omega)
@@ -122,9 +123,6 @@ class DualAggregator(Aggregator):
     r_k = c_k (v_k,extrapolated − v_k,new)·(v_k,new − v_k). In the round after a change of A, which also moves the
     models, β is 0; a restart would cost more rounds.
 
-    If sums suffice, their terms are rounded to the grid, so that models have the same bits as if users computed their
-    own models from the sums.
-
     After a change of A, users receive the new c_k with their models. It is sent in every round until each user has been
     heard once: a user who missed its model takes no part until one arrives.
 
@@ -148,10 +146,9 @@ class DualAggregator(Aggregator):
     center: Tensor
     scale: Tensor
 
-    def __init__(self, regularizer: Regularizer, V: Tensor, settings: DualSettings, grid: Grid) -> None:
+    def __init__(self, regularizer: Regularizer, V: Tensor, settings: DualSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.grid = grid
         self.register_buffer("V", V)
         self.Omega = regularizer.start(*V.shape).to(V)
         self.register_buffer("rounds", torch.tensor(0))
@@ -198,7 +195,7 @@ class DualAggregator(Aggregator):
         if self.coupling.keep:
             self.center = self.coupling.keep * self.center + self.V.sum(0) / self.coupling.total
         if self.settings.accelerated:
-            beta, self.t = next_beta(self.t, restart=self._overshot(ivs[:, d]), pause=learns)
+            beta, self.t = next_beta(self.t, restart=bool(ivs[:, d].sum() > 0), pause=learns)
             columns.append(beta.to(self.V).expand(len(self.V), 1))
         if outdated.any():
             columns.append(self.curvature)
@@ -239,15 +236,8 @@ class DualAggregator(Aggregator):
     def _models(self) -> Tensor:
         """Return W = B V, [K, d]; with a common model, (B V) as in `Coupling`."""
         coupling = self.coupling
-        if coupling.by_sums:
-            sums = self.grid.rounded(coupling.B.terms(self.V)).sum(0)
-            return coupling.B.models(self.V, self.grid.values(sums))
         W = coupling.step @ self.V
         return W + coupling.keep * self.center if coupling.keep else W
-
-    def _overshot(self, r: Tensor) -> bool:
-        """Return whether Σ_k r_k > 0."""
-        return self.grid.positive(self.grid.fine(r).sum(0)) if self.coupling.by_sums else bool(r.sum() > 0)
 
     def figure_state(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.named_buffers() if name.partition(".")[0] in ("Omega", "gain")}
@@ -259,20 +249,63 @@ def from_duals(users: Mapping[str, Tensor], a: Tensor, V: Tensor, W: Tensor) -> 
     return {**none, "a": a, "pending": a, "V": V, "W": W, "received": users["received"].max().expand(len(V))}
 
 
-class SummedDualAggregator(Aggregator):
-    """Aggregator side for terms: keeps the sums s on the grid, no v_k. Ω is never learned.
+class SumsOfDuals(SumsOfVectors):
+    """What IVs mean if sums suffice: an IV moves v_k, of whose U_kᵀ v_k the sums s are made, and w_k = B v follows.
 
-    Buffers: `S`, s as int64 [1, q·d], where q·d is the argument `numbers`; `t`, as in `DualAggregator`.
+    Beside its terms, a user sends r_k in two words, and everybody gets the bits of β beside s, if the algorithm is
+    accelerated.
+
+    Args:
+        coupling: has B.
+        d: numbers of an IV.
+        settings, grid: of the algorithm.
+        ids: the numbers of these users in the network.
+    """
+
+    def __init__(self, coupling: Coupling, d: int, settings: DualSettings, grid: Grid, ids: Ids) -> None:
+        start = coupling.B.C.new_zeros(1, 1).expand(len(ids), d)  # takes no memory until the first update
+        super().__init__(coupling.B, grid, start, ids)
+        self.gamma, self.accelerated = settings.gamma, settings.accelerated
+        self.further, self.answers = 2 * settings.accelerated, int(settings.accelerated)
+
+    def moved(self, users: Ids, rows: Tensor) -> Tensor:
+        return of_rows(self.sent, users) + self.gamma * rows[:, : self.m]
+
+    def terms(self, round: int, users: Ids, rows: Tensor | LazyRows) -> Tensor | LazyRows:
+        terms = super().terms(round, users, rows)
+        return torch.cat([terms[:], self.grid.fine(rows[:][:, -1])], dim=1) if self.accelerated else terms
+
+    def total_of(self, users: Ids, rows: Tensor) -> Tensor:
+        total = super().total_of(users, rows)
+        return torch.cat([total, self.grid.fine(rows[:, -1]).sum(0)[None]], dim=1) if self.accelerated else total
+
+    def models(self, users: Ids, row: Tensor) -> Tensor:
+        W = self.M.models(of_rows(self.sent, users), self.grid.values(row[0, : self.words]), self.indices(users))
+        beta = row[:, self.words :].expand(len(users), -1).contiguous()
+        return torch.cat([W, beta.view(torch.float64).to(W)], dim=1) if self.accelerated else W
+
+
+class SummedDualAggregator(Aggregator):
+    """Aggregator side if sums suffice: keeps the sums s on the grid, no v_k. Ω is never learned.
+
+    Args:
+        coupling: the regularizer, and what follows from it.
+        d: numbers of an IV.
+        settings, grid: of the algorithm.
+        K: number of users.
+
+    Buffers: `S`, s as int64 [1, q·d]; `t`, as in `DualAggregator`.
     """
 
     S: Tensor
     t: Tensor
 
-    def __init__(self, coupling: Coupling, numbers: int, settings: DualSettings, grid: Grid) -> None:
+    def __init__(self, coupling: Coupling, d: int, settings: DualSettings, grid: Grid, K: int) -> None:
         super().__init__()
-        self.coupling = coupling
+        self.coupling, self.d, self.K = coupling, d, K
         self.settings = settings
         self.grid = grid
+        numbers = coupling.B.q * d
         self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=coupling.B.C.device))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
 
@@ -281,10 +314,12 @@ class SummedDualAggregator(Aggregator):
         self.S, self.t = self.grid.rounded(B.terms(V)).sum(0, keepdim=True), torch.ones_like(self.t)
         return from_duals(users, users["a"], V, B.models(V, self.grid.values(self.S)))
 
+    def make_meaning(self) -> SumsOfDuals:
+        return SumsOfDuals(self.coupling, self.d, self.settings, self.grid, np.arange(self.K))
+
     @torch.no_grad()
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        """Return the row for all users, given terms, or sums of some users' terms, [n, q·d (+ 2)]."""
-        sums, n = ivs.sum(0, keepdim=True).to(self.S.device), self.S.shape[1]
+        sums, n = ivs.to(self.S.device), self.S.shape[1]
         self.S = self.grid.added(self.S, sums[:, :n])
         if not self.settings.accelerated:
             return self.S

@@ -3,7 +3,8 @@
 K users, N rows of all users, one user after the other, d features, C classes (1 for one score); models and IVs have C·d
 numbers, for which d stands. A message has one row per user.
 An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, and, if
-A has changed, c_k and the product of all θ, the latter if duals are rescaled.
+A has changed, c_k and the product of all θ, the latter if duals are rescaled. If A stays as it is and sums suffice,
+`SumsOfDuals` says what IVs mean.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import NOBODY, Ids, Users, of_rows, with_rows
-from hmtl.mtl.algorithms.dual_aggregator import Coupling, DualSettings
+from hmtl.mtl.algorithms.base import Users
+from hmtl.mtl.algorithms.dual_aggregator import Coupling, DualSettings, SumsOfDuals
+from hmtl.mtl.algorithms.user_rows import NOBODY, Ids, of_rows, with_rows
 from hmtl.mtl.problem import Problem, Rows, rows_of
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
+from hmtl.mtl.symmetric import Symmetric
 
 
 class DualUsers(Users):
@@ -58,8 +61,11 @@ class DualUsers(Users):
 
     deltas = True
 
-    def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings) -> None:
+    def __init__(
+        self, problem: Problem, solver: DualSolver, settings: DualSettings, coupling: Coupling | None = None
+    ) -> None:
         super().__init__()
+        self.coupling = coupling  # if sums suffice
         self.problem = problem
         object.__setattr__(self, "solver", solver)  # no submodule: what it holds is not state of the users
         self.settings = settings
@@ -85,6 +91,10 @@ class DualUsers(Users):
     @property
     def origin(self) -> Tensor:
         return self.W.new_zeros(self.numbers)
+
+    def make_meaning(self) -> SumsOfDuals | None:
+        problem, coupling = self.problem, self.coupling
+        return SumsOfDuals(coupling, problem.size, self.settings, problem.grid, problem.users) if coupling else None
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         """As `Users.local_update`; all users who are waiting are idle."""
@@ -221,59 +231,22 @@ class DualUsers(Users):
         self._ascend(scores, a, self.W[one], self.curvature[one], order, self.solver.steps(counts))
 
 
-class SummedDualUsers(DualUsers):
-    """User side for a coupling that needs sums only: each user computes its model from its own v_k and the sums.
-
-    User k sends the change of U_kᵀ v_k, and r_k if the algorithm is accelerated, rounded to the grid, int64. All users
-    receive the same row: s = Σ_l U_lᵀ v_l, and the bits of β.
+class LocalUsers(DualUsers):
+    """User side without coupling, B = diag(δ): a user's model follows from its own v_k, and nothing travels.
 
     Buffers: those of `DualUsers`, and `V` [K, d], each user's v_k.
     """
 
     V: Tensor
+    B: Symmetric
 
-    def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, coupling: Coupling) -> None:
+    def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, B: Symmetric) -> None:
         super().__init__(problem, solver, settings)
-        self.coupling = coupling
-        self.grid = problem.grid
-        self.numbers = coupling.B.q * problem.size
-        self.further, self.answers = 2 * settings.accelerated, (int(settings.accelerated),)
-        self.row_bits = 64 * problem.size, 64 * settings.accelerated, 64 * settings.accelerated
+        self.numbers = 0
+        object.__setattr__(self, "B", B)  # no state of the users
         self.register_buffer("V", torch.zeros_like(self.W))
 
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
-        users, ivs = super().local_update(round, idle)
-        ids = self._ids(users)
-        new, old = (self.grid.rounded(self.coupling.B.terms(V, ids)) for V in (self._moved(users), self.V[users]))
-        r = [self.grid.fine(ivs[:, -1])] if self.settings.accelerated else []
-        return users, torch.cat([new - old, *r], dim=1)
-
     def commit(self, users: Ids) -> None:
         super().commit(users)
-        self.V = with_rows(self.V, users, self._moved(users))
-
-    def derived(self) -> dict[str, Tensor]:
-        return {}  # V is part of the state
-
-    def receive(self, users: Ids, models: Tensor) -> None:
-        if not len(users):
-            return
-        sums, beta = self.grid.values(models[0, : self.numbers]), models[:, self.numbers :].contiguous()
-        W = self.coupling.B.models(self.V[users], sums, self._ids(users))
-        super().receive(users, torch.cat([W, beta.view(torch.float64)], dim=1))
-
-    def _ids(self, users: Ids) -> Tensor:
-        """Return the numbers of these users in the network, by which B is indexed."""
-        return torch.from_numpy(self.problem.users[users])
-
-    def _moved(self, users: Ids) -> Tensor:
-        """Return v_k of these users with their pending updates, [n, d]."""
-        return self.V[users] + self.settings.gamma * self.dV[users]
-
-
-class LocalUsers(SummedDualUsers):
-    """User side without coupling, B = diag(δ): a user's model follows from its own v_k, and nothing travels."""
-
-    def commit(self, users: Ids) -> None:
-        super().commit(users)
-        self.W = self.coupling.B.models(self.V, self.V[:0], torch.from_numpy(self.problem.users))
+        self.V = with_rows(self.V, users, of_rows(self.V, users) + self.settings.gamma * of_rows(self.dV, users))
+        self.W = self.B.models(self.V, self.V[:0], torch.from_numpy(self.problem.users))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.base import Ids
+from hmtl.mtl.algorithms.user_rows import Ids
 from hmtl.mtl.learners.base import Learner
 from hmtl.mtl.networks.copies import copies
 from hmtl.mtl.networks.flat import FlatModel

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import Aggregator, Algorithm, MessageKind, Users, summed
-from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
-from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers, SummedDualUsers
+from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
+from hmtl.mtl.algorithms.dual_aggregator import Coupling, DualAggregator, DualSettings, SummedDualAggregator
+from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
@@ -38,10 +38,9 @@ class MOCHA(Algorithm):
         rounds: number of rounds; Ω stays fixed in the last `omega_every` of them. None: Ω is learned until the end.
         seed: seed of the order in which users visit their rows, and of participation.
         participation: who takes part in a round, and how much each user does. An absent user's IV counts as zero.
-        messages: what users send; "sums" needs a regularizer for which sums suffice.
 
     Raises:
-        ConfigError: the solver does not work with the loss, sums do not suffice, or a setting is out of its range.
+        ConfigError: the solver does not work with the loss, or a setting is out of its range.
 
     Ref: Smith et al. 2017; Hu et al. 2022, section V.
     """
@@ -62,7 +61,6 @@ class MOCHA(Algorithm):
         rounds: int | None = None,
         seed: int = 0,
         participation: Participation = Participation(),  # noqa: B008, it is frozen
-        messages: MessageKind = "ivs",
     ) -> None:
         solver.check(self.improves, problem.binary)
         participation.check(problem.K)
@@ -75,25 +73,21 @@ class MOCHA(Algorithm):
         self.participation = participation
         rescales = omega_every > 0 and problem.loss.unbounded
         self.settings = DualSettings(omega_every, accelerated, curvature, gamma, rounds, seed, participation, rescales)
-        self.users, self.aggregator = self._sides(messages)
+        self.users, self.aggregator = self._sides()
         c = self.aggregator.coupling.curvature(curvature)
         self.users.take_curvature(np.arange(len(problem.users)), c[problem.users])
 
-    @classmethod
-    def sums_needed(cls, problem: Problem) -> int:
-        B = problem.known(problem.regularizer.inverse)
-        return B.q if B is not None else 0
-
-    def _sides(self, messages: MessageKind) -> tuple[DualUsers, DualAggregator | SummedDualAggregator]:
+    def _sides(self) -> tuple[DualUsers, DualAggregator | SummedDualAggregator]:
         """Return the user side and the aggregator side."""
         problem, settings = self.problem, self.settings
+        B = problem.known(problem.regularizer.inverse)
+        if B is not None and B.q:
+            Omega = problem.regularizer.start(problem.K, problem.size).to(problem.s)
+            coupling = Coupling(problem.regularizer, Omega)
+            aggregator = SummedDualAggregator(coupling, problem.size, settings, problem.grid, problem.K)
+            return DualUsers(problem, self.solver, settings, coupling), aggregator
         V = problem.s.new_zeros(1, 1).expand(problem.K, problem.size)  # takes no memory until the first update
-        aggregator = DualAggregator(problem.regularizer, V, settings, problem.grid)
-        if messages == "ivs":
-            return DualUsers(problem, self.solver, settings), aggregator
-        summed(problem.known(problem.regularizer.inverse), problem, type(self).__name__)
-        users = SummedDualUsers(problem, self.solver, settings, aggregator.coupling)
-        return users, SummedDualAggregator(aggregator.coupling, users.numbers, settings, problem.grid)
+        return DualUsers(problem, self.solver, settings), DualAggregator(problem.regularizer, V, settings)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """As `Algorithm.setup`: facts up, c_k down; None if A follows from the configuration alone."""
@@ -190,14 +184,9 @@ class CoCoA(MOCHA):
             problem.regularized(SharedModel(lam)), solver, accelerated=accelerated and adding, gamma=gamma, **options
         )
 
-    @classmethod
-    def sums_needed(cls, problem: Problem) -> int:
-        return 1
-
     @property
     def common(self) -> Tensor | None:
-        if isinstance(self.aggregator, DualAggregator):
-            return None  # with IVs, users receive their models
+        assert isinstance(self.aggregator, SummedDualAggregator)
         sums = self.problem.grid.values(self.aggregator.S)
         return self.aggregator.coupling.B.models(sums.new_zeros(1, self.problem.size), sums, slice(1))[0]
 
@@ -208,7 +197,7 @@ class Local(MOCHA):
     Args:
         problem, solver: as in `MOCHA`.
         lam: λ.
-        options: as in `MOCHA`; `messages` has no effect.
+        options: as in `MOCHA`.
     """
 
     regularized = False
@@ -216,10 +205,6 @@ class Local(MOCHA):
     def __init__(self, problem: Problem, solver: DualSolver, lam: float, **options: Any) -> None:
         super().__init__(problem.regularized(Ridge(lam)), solver, accelerated=False, **options)
 
-    @classmethod
-    def sums_needed(cls, problem: Problem) -> int:
-        return 0
-
-    def _sides(self, messages: MessageKind) -> tuple[DualUsers, DualAggregator | SummedDualAggregator]:
-        aggregator = super()._sides("ivs")[1]
-        return LocalUsers(self.problem, self.solver, self.settings, aggregator.coupling), aggregator
+    def _sides(self) -> tuple[DualUsers, DualAggregator | SummedDualAggregator]:
+        _, aggregator = super()._sides()
+        return LocalUsers(self.problem, self.solver, self.settings, aggregator.coupling.B), aggregator

@@ -13,27 +13,20 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.averages import Average, AverageAggregator
-from hmtl.mtl.algorithms.base import (
-    NOBODY,
-    Aggregator,
-    Algorithm,
-    Ids,
-    MessageKind,
-    Users,
-    not_bounded,
-)
-from hmtl.mtl.algorithms.coupling import Coupler, SendModels, TermsCoupler, coupled_sides
+from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean, Weights
+from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, not_bounded
+from hmtl.mtl.algorithms.coupling import Coupler, SumsOfSteps, TermsCoupler, coupler_of
 from hmtl.mtl.algorithms.local_training import BlockTraining, Setting
+from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
-from hmtl.mtl.algorithms.user_rows import UserRows
+from hmtl.mtl.algorithms.user_rows import NOBODY, Ids, UserRows, of_rows
 from hmtl.mtl.learners.base import Learner, Numbers
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.networks import NetworkSolver
-from hmtl.mtl.sums import Terms, TermsByUsers
+from hmtl.mtl.sums import LazyRows, RowsByUsers
 from hmtl.mtl.symmetric import Symmetric
 
 BLOCK = 2**26  # bytes of models that are held at once; more are trained as they are sent
@@ -47,27 +40,26 @@ class NetworkUsers(Users):
     Args:
         setting: how users train.
         average: the averaged sections; None: there are none.
-        weights: the weights in averages of the users of this process [n, 1].
-        total: the sum of all users' weights.
-        coupling: what users send and receive of the coupled section; None: there is none.
-        messages: what users send of averages.
+        weights: the weights in averages of the users of this process.
+        coupler: the aggregator of the coupled section, which says whether sums suffice; None: there is none.
     """
 
     second: "CoupledSection | None"
+    meaning_of_second: Meaning | None
 
     def __init__(
         self,
         setting: Setting,
         average: Average | None,
-        weights: Tensor,
-        total: float,
-        coupling: SendModels | None,
-        messages: MessageKind,
+        weights: Weights,
+        coupler: Coupler | TermsCoupler | None,
     ) -> None:
         super().__init__()
-        self.setting, self.average, self.coupling = setting, average, coupling
+        self.meaning_of_second = None
+        self.setting, self.average = setting, average
+        object.__setattr__(self, "coupler", coupler)  # no state of the users
         self.problem, self.model, self.learner = setting.problem, setting.model, setting.learner
-        self.weights, self.total, self.messages = weights, total, messages
+        self.weights = weights
         self.usual = self.learner.phases * setting.solver.steps(self.problem.here)
         self._declared, K = dict(self.learner.sections()), len(self.problem.users)
         sections = self._declared
@@ -77,17 +69,14 @@ class NetworkUsers(Users):
         if average:
             starts["averaged"] = average.start
             self.numbers = len(average.start)
-            if messages == "sums":
-                self.row_bits, self.averages = (8 * average.start.nbytes, 0, 0), average.start.dtype
-        if coupling:
+        if coupler:
             starts["coupled"] = self.start_of_coupled
             if not average:
-                self.numbers, self.row_bits = coupling.numbers, coupling.row_bits
-                self.further, self.answers = coupling.further, coupling.answers
+                self.numbers, self.further = len(self.start_of_coupled), 1
         elif not average:
             self.numbers = 0
         self.held = {name: UserRows(start, K) for name, start in starts.items()}
-        second = CoupledSection(self, coupling) if average and coupling else None
+        second = CoupledSection(self) if average and coupler else None
         object.__setattr__(self, "second", second)  # no part of this module's state
         self.trained: tuple[Ids, Tensor, Tensor] = NOBODY, torch.empty(0, 0), torch.empty(0)
         self._rows = torch.empty(0, 0)  # the next round overwrites them; `AverageAggregator` keeps none
@@ -110,7 +99,7 @@ class NetworkUsers(Users):
     def personal(self) -> bool:
         return self.held.keys() != {"averaged"}
 
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:
         setting, problem = self.setting, self.problem
         budgets = setting.participation.budgets(self.usual, setting.seed, round, problem.users, problem.K, self.sample)
         budgets[idle] = 0
@@ -120,30 +109,39 @@ class NetworkUsers(Users):
         if self.evaluates and not self.personal:
             unknown = self.problem.s.new_full((len(self.problem.users),), torch.nan)
             self._tuned = {f"tuned_test_{name}": unknown.clone() for name in self.problem.measures}
-        if self.coupling or not self.average:
+        if self.coupler or not self.average:
             new = self._trained(users, budgets, round)
-            if self.average:
-                return users, self._encoded(users, new)
-            return users, self.coupling.encode(*self.trained) if self.coupling else new
-        size = max(1, BLOCK // self.average.start.nbytes)
+            return users, self.coupled_rows(users) if self.coupler and not self.average else new
+        start, size = self.average.start, max(1, BLOCK // self.average.start.nbytes)
 
-        def make(block: slice) -> Tensor | Terms:
-            return self._encoded(users[block], self._trained(users[block], budgets[block], round))
+        def make(block: slice) -> Tensor:
+            return self._trained(users[block], budgets[block], round)
 
-        rows: Tensor | Terms
         if len(users) <= size:
-            rows = make(slice(0, len(users)))
-        elif self.messages == "ivs":
-            if len(self._rows) < len(users):  # kept: the first write to new memory takes longer than the copy
-                self._rows = self.average.start.new_empty(len(users), self.numbers)
-            rows = self._rows[: len(users)]
-            for i in range(0, len(users), size):
-                rows[i : i + size] = make(slice(i, i + size))[:]
-        else:
-            rows = TermsByUsers((len(users), self.numbers), self.average.start.device, make, size)
-        if setting.privacy:
-            rows = setting.privacy.protected(problem.grid, round, problem.users[users], rows[:])
-        return users, rows
+            return users, make(slice(0, len(users)))
+        return users, RowsByUsers((len(users), self.numbers), start.dtype, start.device, make, size, self._room)
+
+    def _room(self, n: int) -> Tensor:
+        """Return memory for n rows, which is kept: the first write to new memory takes longer than a copy."""
+        if len(self._rows) < n:
+            self._rows = self.model.start.new_empty(n, self.numbers)
+        return self._rows[:n]
+
+    def coupled_rows(self, users: Ids) -> Tensor:
+        """Return the coupled numbers that these users trained last, and how many steps led to them, [b, n + 1]."""
+        active, new, steps = self.trained
+        at = torch.from_numpy(np.searchsorted(active, users))
+        return torch.cat([of_rows(new, at.numpy()), steps[at][:, None].to(new)], dim=1)
+
+    def make_meaning(self) -> Meaning | None:
+        if not self.average:
+            return self.meaning_of_coupled()
+        ids, last = self.problem.users, self.held["averaged"].of
+        return WeightedMean(self.average, self.weights, last, ids, self.setting.privacy)
+
+    def meaning_of_coupled(self) -> SumsOfSteps | None:
+        """Return what coupled rows mean; None: the aggregator needs all of them."""
+        return self.coupler.meaning_of(self.problem.users) if isinstance(self.coupler, TermsCoupler) else None
 
     def _trained(self, users: Ids, budgets: Tensor, round: int) -> Tensor:
         """Train these users, keep what is their own until it counts, and return what is averaged, [b, a]."""
@@ -163,7 +161,7 @@ class NetworkUsers(Users):
                 raise ConfigError(f"{self._name}.local writes into own.{name}. Assign a new tensor to it instead.")
             if getattr(own, name) is not rows:
                 self.held[name].propose(users, getattr(own, name))
-        if self.coupling:
+        if self.coupler:
             steps = budgets // self.learner.phases  # the first phase trains coupled numbers
             self.trained = users, new.pop(self.coupled), steps
         if not self.average:
@@ -194,13 +192,6 @@ class NetworkUsers(Users):
                 )
         return dict(new) if isinstance(new, Mapping) else {}
 
-    def _encoded(self, users: Ids, new: Tensor) -> Tensor | Terms:
-        """Return the rows that users send who came to numbers [b, a]."""
-        if self.messages == "ivs":
-            return new
-        assert self.average
-        return self.average.terms(new, self.held["averaged"].of(users), self.weights[users], self.total)
-
     def _numbers(self, users: Ids) -> tuple[Numbers, Numbers]:
         """Return the sections and the own state of these users."""
         return self._named({name: rows.of(users) for name, rows in self.held.items()})
@@ -209,7 +200,7 @@ class NetworkUsers(Users):
         """Return the sections and the own state among rows [b, ...] by name."""
         own = {name: each for name, each in rows.items() if name not in RECEIVED}
         shared = self.average.split(rows["averaged"]) if self.average else {}
-        if self.coupling:
+        if self.coupler:
             shared[self.coupled] = rows["coupled"]
         return Numbers(**shared), Numbers(**own)
 
@@ -222,28 +213,19 @@ class NetworkUsers(Users):
         for name, rows in self.held.items():
             if name not in RECEIVED:
                 rows.commit(users)
-        if self.coupling and not self.second:
-            self.coupling.commit(users)
 
     def roll_back(self, users: Ids) -> None:
         for rows in self.held.values():
             rows.roll_back(users)
 
     def receive(self, users: Ids, models: Tensor) -> None:
-        if not len(users):
-            return
-        if self.average and models.dtype == torch.int64:
-            models = self.average.value(models[:1], self.total).expand(len(users), -1)
-        elif self.average and self.messages == "sums":
-            models = models[:1].expand(len(users), -1)  # all rows are the same
-        elif self.coupling and not self.average:
-            models = self.coupling.decode(users, models)
-        self.held["averaged" if self.average else "coupled"].put(users, models)
+        if len(users):
+            self.held["averaged" if self.average else "coupled"].put(users, models)
 
     def take(self, users: Ids, answers: Tensor) -> None:
         """Take the answer [n, e] to the set-up: the sum of all weights, if there is any."""
         if answers.shape[1]:
-            self.total = float(answers[0, 0])
+            self.weights.total = float(answers[0, 0])
 
     def measure(self) -> dict[str, Tensor]:
         """Return Σ_j s_kj ℓ + penalty, and the measures on the rows of each split, of the models in use [K]."""
@@ -280,7 +262,7 @@ class NetworkUsers(Users):
             yield np.arange(first, min(first + size, K))
 
     def blocks(self) -> Iterator[Tensor]:
-        if self.coupling:
+        if self.coupler:
             rows = self.held["coupled"].all()
             yield from torch.split(rows, max(1, COLUMNS // self.problem.K), dim=1)
 
@@ -302,6 +284,8 @@ class NetworkUsers(Users):
                 proposed = state_dict[f"{name}.proposed"].to(rows)
                 users = (proposed != rows).any(1).cpu().numpy().nonzero()[0]
                 held.propose(users, proposed[users])
+        if self.second and any(name.startswith("meaning_of_second.") for name in state_dict):
+            self.second.means()
         others = {key: each for key, each in state_dict.items() if key.removesuffix(".proposed") not in self.held}
         return super().load_state_dict(others, strict, assign)
 
@@ -313,30 +297,32 @@ class CoupledSection(Users):
     """
 
     users: NetworkUsers
-    coupling: SendModels
+    further = 1
 
-    def __init__(self, users: NetworkUsers, coupling: SendModels) -> None:
+    def __init__(self, users: NetworkUsers) -> None:
         super().__init__()
-        vars(self).update(users=users, coupling=coupling)  # the module of `users` holds all state
-        self.numbers, self.row_bits = coupling.numbers, coupling.row_bits
-        self.further, self.answers = coupling.further, coupling.answers
+        object.__setattr__(self, "users", users)  # whose module holds all state
+        self.numbers = len(users.start_of_coupled)
 
     @property
     def origin(self) -> Tensor:
         return self.users.start_of_coupled
 
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | Terms]:
-        active, new, steps = self.users.trained
-        users = np.setdiff1d(active, idle)
-        at = np.searchsorted(active, users)
-        return users, self.coupling.encode(users, new[at], steps[at])
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:
+        users = np.setdiff1d(self.users.trained[0], idle)
+        return users, self.users.coupled_rows(users)
 
-    def commit(self, users: Ids) -> None:
-        self.coupling.commit(users)
+    def means(self) -> Meaning | None:
+        if self.users.meaning_of_second is None:
+            self.users.meaning_of_second = self.make_meaning()
+        return self.users.meaning_of_second
+
+    def make_meaning(self) -> Meaning | None:
+        return self.users.meaning_of_coupled()
 
     def receive(self, users: Ids, models: Tensor) -> None:
         if len(users):
-            self.users.held["coupled"].put(users, self.coupling.decode(users, models))
+            self.users.held["coupled"].put(users, models)
 
 
 class Aggregators(Aggregator):
@@ -366,8 +352,6 @@ class NetworkAlgorithm(Algorithm):
             a parameter. All computations have the type of the network's parameters, float32 by default.
         seed: seed of the first parameters (the same for all users), of the order of rows, and of participation.
         participation: who takes part in a round, and how much each user does.
-        messages: what users send of the first section.
-        coupled_messages: what they send of a coupled section that travels after it; None: as `messages`.
         privacy: how users clip their terms of sums and add noise; None: they do not. All users then weigh the same: a
             number of rows would tell about a user, and one bound holds for the terms of all.
 
@@ -388,8 +372,6 @@ class NetworkAlgorithm(Algorithm):
         model: MakeModel,
         seed: int = 0,
         participation: Participation = Participation(),  # noqa: B008, it is frozen
-        messages: MessageKind = "ivs",
-        coupled_messages: MessageKind | None = None,
         privacy: Privacy | None = None,
     ) -> None:
         solver.check(self.improves, problem.loss)
@@ -409,7 +391,7 @@ class NetworkAlgorithm(Algorithm):
         self.coupled = [section.start for section in sections.values() if section.coupled]
         if privacy:
             fits = len(sections) == 1 and not self.coupled and not any(each.over_all for each in averaged.values())
-            if messages != "sums" or not fits:
+            if not fits:
                 raise not_bounded(type(learner).__name__)
             privacy.sigma(self.problem.grid)
         names = [*self.learner.personal(), *self.learner.memory()]
@@ -422,21 +404,18 @@ class NetworkAlgorithm(Algorithm):
                 f"{type(learner).__name__} has {len(self.coupled)} coupled sections and regularized="
                 f"{learner.regularized}. Set regularized = True for one such section, and have no further one."
             )
-        self.averaged = bool(averaged)
         self.regularized = learner.regularized
         weights = self._weights()
         self.averages: AverageAggregator | None = None
         self.coupler: Coupler | TermsCoupler | None = None
-        average = coupling = None
+        average, total = None, float(weights.sum())
         if averaged:
             average = Average(dict(sorted(averaged.items(), key=lambda each: each[1].over_all)), self.problem.grid)
-            self.averages = AverageAggregator(average, self.learner, weights, messages)
+            self.averages = AverageAggregator(average, self.learner, Weights(weights, total), privacy)
         if self.coupled:
-            kind = (coupled_messages or messages) if averaged else messages
-            coupling, self.coupler = coupled_sides(self.problem, solver, self.coupled[0], kind)
+            self.coupler = coupler_of(self.problem, solver, self.coupled[0])
         setting = Setting(self.problem, self.learner, solver, self.model, seed, participation, privacy)
-        own_weights, total = weights[self.problem.users], float(weights.sum())
-        self.users = NetworkUsers(setting, average, own_weights, total, coupling, messages)
+        self.users = NetworkUsers(setting, average, Weights(weights[self.problem.users], total), self.coupler)
         sides = [side for side in (self.averages, self.coupler) if side]
         self.aggregator = sides[0] if len(sides) == 1 else Aggregators(*sides)
 
@@ -450,12 +429,6 @@ class NetworkAlgorithm(Algorithm):
                 "least one above 0. Return one for each of the numbers of rows that it gets."
             )
         return weights[:, None]
-
-    def sums_needed(self, problem: Problem) -> int:
-        if self.averaged:
-            return 1
-        A = problem.known(problem.regularizer.coupling) if self.coupled else None
-        return A.q if A is not None else 0
 
     @property
     def common(self) -> Tensor | None:
@@ -479,21 +452,20 @@ class NetworkAlgorithm(Algorithm):
         """Return the exchange of the users' weights, and of what the regularizer has to know about them."""
         few, more = (self.learner.weights(torch.arange(n, n + self.problem.K)) for n in (1.0, 2.0))
         alike = bool((few == few[0]).all() and (few == more).all())  # for any numbers of rows
-        weighs = self.averaged and not self.privacy and not alike
+        weighs = self.averages is not None and not self.privacy and not alike
         weights = self._weights()[self.problem.users] if weighs else self.problem.s[:, None][:, :0]
         facts = self.problem.facts() if self.coupled else weights[:, :0]
         if not weighs and not facts.shape[1]:
             return None
 
         def answer(facts: Tensor) -> Tensor:
-            if self.coupler and facts.shape[1] > weights.shape[1]:
+            if isinstance(self.coupler, Coupler) and facts.shape[1] > weights.shape[1]:
                 regularizer = self.problem.regularizer.prepared(facts[:, weights.shape[1] :])
                 self.coupler.steps.take(regularizer.to(self.problem.s.device))
             return self.averages.answer(facts[:, :1]) if weighs and self.averages else facts[:, :0]
 
         joined = torch.cat([weights.double(), facts.double()], dim=1)
-        told = int(weighs and self.users.messages == "sums")
-        return SetupUsers(joined, told, self.users.take), SetupAggregator(answer, self.problem.K)
+        return SetupUsers(joined, int(weighs), self.users.take), SetupAggregator(answer, self.problem.K)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.mtl.algorithms.base import Ids
+Ids = NDArray[np.int64]
+"""Numbers of users, ascending."""
+NOBODY: Ids = np.empty(0, dtype=np.int64)
 
 
 class UserRows:
@@ -72,3 +76,13 @@ def own(rows: Tensor) -> list[Tensor]:
         is_whole = rows.untyped_storage().nbytes() < 2 * rows[0].nbytes
         return [rows[0] if is_whole else rows[0].clone()] * len(rows)
     return [row.clone() for row in rows]
+
+
+def with_rows(old: Tensor, users: Ids, rows: Tensor) -> Tensor:
+    """Return `old` with the rows of these users replaced; `rows` itself if they are all users."""
+    return rows if len(users) == len(old) else old.index_copy(0, torch.from_numpy(users).to(old.device), rows)
+
+
+def of_rows(rows: Tensor, users: Ids) -> Tensor:
+    """Return the rows of these users; `rows` itself if they are all users."""
+    return rows if len(users) == len(rows) else rows[torch.from_numpy(users).to(rows.device)]

@@ -5,6 +5,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 import torch
+from adding import Terms
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,7 +58,8 @@ def same(one: Played, other: Played) -> bool:
 )
 def test_a_learner_that_sends_other_rows_than_it_says_is_refused(kind, declared, dtype) -> None:
     """Otherwise nodes would take none of them, and rounds would go on in which nobody counts."""
-    users = ScriptedUsers([torch.zeros(6, 5, dtype=dtype)], [set()], 2)
+    rows = [torch.zeros(6, 5, dtype=dtype)]
+    users = Terms(rows, [set()]) if kind is Sums else ScriptedUsers(rows, [set()], 2)
     vars(users).update(declared)
     with pytest.raises(CodingError, match="further"):
         kind(symmetric(K=6, H=3, r=2)).round(0, users, ScriptedAggregator(6, 5))

@@ -20,6 +20,7 @@ from hmtl.communication.flows.flow import Flow, Recipe
 from hmtl.communication.flows.ivs import Coded, Forwarded, IVs, OwnModels
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.flows.sums import Added, CommonRow, SumsOfRows
+from hmtl.communication.meaning import Words
 from hmtl.communication.messages import SERVER, Users
 from hmtl.communication.row_formats import PlainRows
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
@@ -62,11 +63,22 @@ def test_a_flow_prints_as_a_table(
     assert cells == rows
 
 
-class Averages(Total):
-    """Gives averages in single precision, if users receive any."""
+class Common(Terms):
+    """Users who receive sums as a type of floats, if there is one."""
 
-    def averaged(self, sums: Tensor) -> Tensor:
-        return sums.float()
+    kind: torch.dtype | None = None
+
+    def means(self) -> Words:
+        return Words(self.numbers, self.further, self.further + 1, self.kind)
+
+
+class Totals(Total):
+    """Knows what its users' rows mean."""
+
+    kind: torch.dtype | None = None
+
+    def means(self) -> Words:
+        return Words(self.state["last"].shape[1] - 1, 1, 2, self.kind)
 
 
 @dataclass(frozen=True)
@@ -186,22 +198,22 @@ def test_links_carry_what_the_steps_of_a_flow_say(
     choice=st.sampled_from(("auto", "all", "server", "some")),
     some=st.sets(st.integers(0, 7)),
     sums=st.sampled_from(SUMS),
-    averages=st.sampled_from((None, torch.float32)),
+    kind=st.sampled_from((None, torch.float32)),
     m=st.integers(1, 30),
     seed=st.integers(0, 1000),
 )
 def test_links_carry_what_the_steps_of_sums_say(
-    case: Case, choice: str, some: set[int], sums: str, averages: torch.dtype | None, m: int, seed: int
+    case: Case, choice: str, some: set[int], sums: str, kind: torch.dtype | None, m: int, seed: int
 ) -> None:
     first = case.contacts.at(0)
     hearing_all = {*first.serving.tolist(), *some.intersection(range(first.H))}
     aggregators = sorted(hearing_all) if choice == "some" else choice
-    rows, expected = [terms(seed + n, first.K, m + 1) for n in range(ROUNDS)], Averages(m + 1)
-    users = Terms(rows, case.absent)
-    users.averages = averages
+    rows, expected = [terms(seed + n, first.K, m + 1) for n in range(ROUNDS)], Totals(m + 1)
+    users, total = Common(rows, case.absent), Totals(m + 1)
+    users.kind = total.kind = kind
 
     def models_of(round: int, heard: Users) -> Tensor:
         models = expected.update(heard, rows[round][heard])
-        return (models if averages is None else models.float()).expand(first.K, -1)
+        return (models if kind is None else models.to(kind)).expand(first.K, -1)
 
-    case.check(SumsOfRows(sums=sums, aggregators=aggregators), users, Averages(m + 1), models_of)
+    case.check(SumsOfRows(sums=sums, aggregators=aggregators), users, total, models_of)

@@ -38,12 +38,10 @@ def test_a_user_of_100_000_rows_beside_users_of_100(name):
     t = any_r(K=4, H=3, r=2, seed=1)
     secure = Sums(t, secure=True, colluding=0.0)
     for communicator in (Uncoded(t), CodedHierarchical(t, Network()), secure, Sums(t, aggregators="all")):
-        messages = "sums" if isinstance(communicator, Sums) else "ivs"
-        algorithm = steps_to(targets, counts, LEARNERS[name], messages=messages)
+        algorithm = steps_to(targets, counts, LEARNERS[name])
         if setup := algorithm.setup():
             communicator.setup(*setup)
-        if messages == "ivs":
-            _, ivs = copy.deepcopy(algorithm).users.local_update(0)
+        _, ivs = copy.deepcopy(algorithm).users.local_update(0)
         communicator.round(0, algorithm.users, algorithm.aggregator)
         want = np.average(ivs[:, 0].numpy(), weights=np.ones(4) if name == "pfedme" else counts)
         np.testing.assert_allclose(algorithm.users.held["averaged"].all()[:, 0], want, rtol=1e-9)

@@ -1,4 +1,4 @@
-"""What all algorithms have in common: state, messages of either kind, absent users, timing, set-up."""
+"""What all algorithms have in common: state, terms made on either side, absent users, timing, set-up."""
 
 import copy
 import io
@@ -9,6 +9,7 @@ import learners
 import numpy as np
 import pytest
 import torch
+from adding import adding
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,14 +18,13 @@ from torch.overrides import TorchFunctionMode
 
 from hmtl.communication import CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.config.build import build_algorithm, build_problem, build_tasks
-from hmtl.errors import ConfigError, ProcessLost
+from hmtl.errors import CodingError, ConfigError, ProcessLost
 from hmtl.mtl import (
     MOCHA,
     SDCA,
     Algorithm,
     Clustered,
     CoCoA,
-    FedAvg,
     FedU,
     Graph,
     Local,
@@ -39,6 +39,7 @@ from hmtl.mtl import (
 )
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r
+from hmtl.training.pairing import carrier_of
 
 SGD = LocalSGD(0.05, 2, 4, 0.2)
 K = 4
@@ -69,14 +70,20 @@ LEARNERS = NETWORKS | {
 MORE = ["mocha, plain", "cocoa+", "ditto", "pfedme", "scaffold", "fedavgm", "fedadam", "fedyogi", "fednova", "apfl"]
 MORE += ["fedper", "fedrep"]
 every_learner = pytest.mark.parametrize(
-    ("learner", "messages"),
-    [(name, messages) for name in LEARNERS for messages in ("ivs", "sums")] + [(name, "ivs") for name in OTHERS],
+    ("learner", "where"),
+    [(name, where) for name in LEARNERS for where in ("aggregator", "users")]
+    + [(name, "aggregator") for name in OTHERS],
 )
 
 
+def made(learner: str, problem: Problem, where: str = "aggregator", **others) -> Algorithm:
+    """Return a learner of whose rows users or the aggregator make terms."""
+    algorithm = (LEARNERS | OTHERS)[learner](problem, **others)
+    return adding(algorithm) if where == "users" else algorithm
+
+
 def make(random_problem, learner: str, seed: int = 3, K: int = K, **others) -> Algorithm:
-    problem: Problem = random_problem(seed, K=K, regularizer=Mean(0.05, 0.02), loss=Logistic()).problem
-    return (LEARNERS | OTHERS)[learner](problem, **others)
+    return made(learner, random_problem(seed, K=K, regularizer=Mean(0.05, 0.02), loss=Logistic()).problem, **others)
 
 
 def play(algorithm: Algorithm, first: int, last: int) -> Algorithm:
@@ -90,10 +97,10 @@ def same(one: dict, other: dict) -> bool:
 
 
 @every_learner
-def test_state_is_a_snapshot_from_which_training_continues(random_problem, learner: str, messages: str) -> None:
+def test_state_is_a_snapshot_from_which_training_continues(random_problem, learner: str, where: str) -> None:
     def fresh() -> Algorithm:
         participation = Participation(low=0.4, dropout=0.3)
-        return make(random_problem, learner, messages=messages, participation=participation, seed=3)
+        return make(random_problem, learner, where=where, participation=participation, seed=3)
 
     whole, buffer = play(fresh(), 0, 2), io.BytesIO()
     users, _ = whole.users.local_update(2)  # an update is pending
@@ -131,20 +138,20 @@ class NoPairs(TorchFunctionMode):
         return result
 
 
-@pytest.mark.parametrize("messages", ["ivs", "sums"])
+@pytest.mark.parametrize("where", ["aggregator", "users"])
 @pytest.mark.parametrize("learner", ["mocha", "cocoa+", "cocoa", "local", "fedu"])
-def test_no_matrix_of_all_pairs_of_users(random_problem, learner: str, messages: str) -> None:
+def test_no_matrix_of_all_pairs_of_users(random_problem, learner: str, where: str) -> None:
     """Where the coupling is the same for all of them."""
     problem = random_problem(3, K=200, regularizer=Mean(0.05, 0.02), loss=Logistic()).problem
     with NoPairs(200):
-        algorithm = play((LEARNERS | OTHERS)[learner](problem, messages=messages), 0, 3)
+        algorithm = play(made(learner, problem, where), 0, 3)
         assert algorithm.metrics()["primal"] > 0
         algorithm.load_state_dict(algorithm.state_dict())
 
 
 @every_learner
-def test_sides_shadow_no_name_of_modules(random_problem, learner: str, messages: str) -> None:
-    algorithm, reserved = make(random_problem, learner, messages=messages), set(dir(nn.Module)) | set(vars(nn.Module()))
+def test_sides_shadow_no_name_of_modules(random_problem, learner: str, where: str) -> None:
+    algorithm, reserved = make(random_problem, learner, where=where), set(dir(nn.Module)) | set(vars(nn.Module()))
     for side in (algorithm.users, algorithm.aggregator):
         for part in side.modules():
             own = set(vars(part)) - set(vars(nn.Module())) | set(part._buffers)
@@ -154,21 +161,22 @@ def test_sides_shadow_no_name_of_modules(random_problem, learner: str, messages:
 
 
 @every_learner
-def test_a_round_without_users_leaves_the_users_unchanged(random_problem, learner: str, messages: str) -> None:
-    algorithm = play(make(random_problem, learner, messages=messages), 0, 2)
+def test_a_round_without_users_leaves_the_users_unchanged(random_problem, learner: str, where: str) -> None:
+    algorithm = play(make(random_problem, learner, where=where), 0, 2)
     W = algorithm.W.clone()
-    users, ivs = algorithm.users.local_update(2, idle=np.arange(K))
-    assert len(users) == len(ivs) == 0
+    users, rows = algorithm.users.local_update(2, idle=np.arange(K))
+    assert len(users) == len(rows) == 0
     if algorithm.users.numbers:
-        rows = algorithm.aggregator.update(users, ivs[:])
+        meaning = algorithm.users.meaning or algorithm.aggregator.means()
+        models = algorithm.aggregator.update(users, meaning.total_of(users, rows[:]) if meaning else rows[:])
         algorithm.users.commit(users)
-        algorithm.users.receive(users, rows[:0])
+        algorithm.users.receive(users, meaning.models(np.arange(1), models)[:0] if meaning else models[:0])
     assert torch.equal(algorithm.W, W)
 
 
 @every_learner
-def test_timing_one_user_leaves_no_trace(random_problem, learner: str, messages: str) -> None:
-    algorithm = play(make(random_problem, learner, messages=messages), 0, 2)
+def test_timing_one_user_leaves_no_trace(random_problem, learner: str, where: str) -> None:
+    algorithm = play(make(random_problem, learner, where=where), 0, 2)
     algorithm.users.local_update(2)
     state, drawn = copy.deepcopy(algorithm.state_dict()), torch.random.get_rng_state()
     assert 0 < algorithm.user_seconds(3, users=2, repeats=2) < 1
@@ -217,9 +225,7 @@ def test_sums_uncoded_and_coded_give_the_same_bits(
         CodedHierarchical(t, network, aggregators="all"),
     ):
         assert isinstance(communicator, Communicator)
-        messages = "sums" if isinstance(communicator, Sums) else "ivs"
-        part = Participation(low=0.4, dropout=gone)
-        algorithm = make(random_problem, learner, seed, t.K, messages=messages, participation=part)
+        algorithm = make(random_problem, learner, seed, t.K, participation=Participation(low=0.4, dropout=gone))
         models = []
         for round, absent in enumerate(away):
             communicator.round(round, algorithm.users, algorithm.aggregator, absent)
@@ -248,7 +254,7 @@ def test_sums_in_few_bits_come_near_those_in_64(
     W, tolerance = [], tolerance * {"scaffold": 3, "cocoa+": 1.3 if dropout else 1}.get(learner, 1)
     for of_sums in (None, wire):
         participation = Participation(dropout=dropout)
-        algorithm = make(random_problem, learner, 5, 8, messages="sums", participation=participation)
+        algorithm = make(random_problem, learner, 5, 8, participation=participation)
         start, communicator = algorithm.W.clone(), Sums(any_r(K=8, H=3, r=2, seed=1), wire=of_sums)
         for round in range(12):
             communicator.round(round, algorithm.users, algorithm.aggregator)
@@ -260,7 +266,7 @@ def test_sums_in_few_bits_come_near_those_in_64(
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_an_update_is_settled_some_rounds_later(random_problem, learner: str) -> None:
     """S is the sum of the terms that counted, also of a user that learns it late, and from a saved state."""
-    algorithm, again = (make(random_problem, learner, messages="sums") for _ in range(2))
+    algorithm, again = (make(random_problem, learner, where="users") for _ in range(2))
     users, _ = play(algorithm, 0, 1).users.local_update(1)
     before = algorithm.aggregator.S
     algorithm.users.commit(users[1:])
@@ -274,35 +280,37 @@ def test_an_update_is_settled_some_rounds_later(random_problem, learner: str) ->
     assert torch.equal(algorithm.aggregator.S, before), "an aggregator knows only what it was sent"
 
 
-@pytest.mark.parametrize("messages", ["ivs", "sums"])
-def test_set_up_of_an_average(random_problem, messages: str) -> None:
-    """Users send their numbers of rows; with sums, they need the total."""
-    fedavg, damaged = (trained(FedAvg())(random_problem(3, loss=Logistic()).problem, messages=messages) for _ in "ab")
+@pytest.mark.parametrize("where", ["aggregator", "users"])
+def test_set_up_of_an_average(random_problem, where: str) -> None:
+    """Users send their numbers of rows, and are told the total."""
+    fedavg, damaged = (made("fedavg", random_problem(3, loss=Logistic()).problem, where) for _ in "ab")
     users, aggregator = damaged.setup()
     who, facts = users.local_update(0)
     assert facts.tolist() == [[float(n)] for n in damaged.problem.counts]
-    if messages == "sums":
-        damaged.users.total = 1.0
+    if where == "users":
+        damaged.users.weights.total = 1.0
     else:
-        damaged.averages.weights = torch.ones(K, 1).double()
+        damaged.averages.weights.own = torch.ones(K, 1).double()
     users.receive(who, aggregator.update(who, facts))
     assert torch.equal(play(damaged, 0, 2).W, play(fedavg, 0, 2).W)
     with pytest.raises(ProcessLost, match="K=4"):
         aggregator.update(who[:3], facts[:3])
 
 
-def test_algorithms_say_how_many_sums_they_need(random_problem) -> None:
+def test_learners_say_what_rows_mean_if_sums_suffice(random_problem) -> None:
     for name in LEARNERS:
-        algorithm = make(random_problem, name)
-        assert algorithm.sums_needed(algorithm.problem) == 1
+        assert make(random_problem, name).users.make_meaning().q == 1
     problem = random_problem(0, loss=Logistic()).problem
-    assert Local(problem, SDCA(), 0.1).sums_needed(problem) == 0
+    assert Local(problem, SDCA(), 0.1).users.make_meaning() is None
     for regularizer in (TaskRelationship(0.1), Clustered(0.1, 2), Graph(0.1, neighbors=1), Ridge(0.1)):
-        coupled = problem.regularized(regularizer)
+        coupled, t = problem.regularized(regularizer), any_r(problem.K, 3, 2, seed=1)
         for kind in (partial(MOCHA, solver=SDCA()), trained(FedU())):
-            assert kind(coupled).sums_needed(coupled) == 0
-            with pytest.raises(ConfigError):
-                kind(coupled, messages="sums")
+            algorithm = kind(coupled)
+            assert algorithm.users.make_meaning() is algorithm.aggregator.make_meaning() is None
+            with pytest.raises(ConfigError, match="communicator=coded"):
+                carrier_of(algorithm, Sums(t))
+            with pytest.raises(CodingError, match="communicator=coded"):
+                Sums(t).round(0, algorithm.users, algorithm.aggregator)
 
 
 def test_a_coupling_that_is_learned_needs_all_ivs(random_problem) -> None:
@@ -311,9 +319,10 @@ def test_a_coupling_that_is_learned_needs_all_ivs(random_problem) -> None:
             return Omega
 
     problem = random_problem(0, regularizer=Learned(0.1)).problem
-    assert MOCHA(problem, SDCA()).sums_needed(problem) == 0
-    with pytest.raises(ConfigError, match="Learned"):
-        MOCHA(problem, SDCA(), messages="sums")
+    algorithm = MOCHA(problem, SDCA())
+    assert algorithm.users.make_meaning() is None
+    with pytest.raises(ConfigError, match="mocha with Learned"):
+        carrier_of(algorithm, Sums(any_r(problem.K, 3, 2, seed=1)))
 
 
 @pytest.mark.parametrize(
@@ -329,10 +338,10 @@ def test_configurations(configure, name: str) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @every_learner
-def test_on_a_gpu(random_problem, learner: str, messages: str) -> None:
-    here = play(make(random_problem, learner, messages=messages), 0, 3)
+def test_on_a_gpu(random_problem, learner: str, where: str) -> None:
+    here = play(make(random_problem, learner, where=where), 0, 3)
     of = here.problem
     there = Problem(of.everybody, Logistic(), Mean(0.05, 0.02), device="cuda")
-    algorithm = play((LEARNERS | OTHERS)[learner](there, messages=messages), 0, 3)
+    algorithm = play(made(learner, there, where), 0, 3)
     assert algorithm.W.is_cuda
     torch.testing.assert_close(algorithm.W.cpu(), here.W, rtol=0, atol=1e-5)

@@ -29,10 +29,11 @@ from hmtl.mtl import (
     Participation,
     TaskRelationship,
 )
-from hmtl.mtl.algorithms import coupling
+from hmtl.mtl.algorithms import meaning
 from hmtl.mtl.algorithms.coupling import Coupler, StepsOfAll
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r
+from hmtl.training.pairing import carrier_of
 
 WEIGHTS = np.array([[0, 1, 0, 2], [1, 0, 0.5, 0], [0, 0.5, 0, 0], [2, 0, 0, 0]])
 KINDS = {"Ω": TaskRelationship, "common and Ω": Common}
@@ -54,6 +55,13 @@ def coupled(learner, regularizer, seed=1, solver=None, make=deep, problem=None, 
     problem = (problem or several_classes(seed)).regularized(regularizer)
     solver = solver or LocalSGD(0.3, 2, FULL, 0.5)
     return NetworkAlgorithm(learner, problem, solver, make, seed=seed, **options)
+
+
+def answer(aggregator, K, users, ivs):
+    """The models of all users, which follow from the IVs of some."""
+    if not (means := aggregator.means()):
+        return aggregator.update(users, ivs)
+    return means.models(np.arange(K), aggregator.update(users, means.total_of(users, ivs)))
 
 
 def away(t, gone, seed):
@@ -80,7 +88,7 @@ def test_aggregators_take_the_steps_that_messages_name(fixed):
         users, ivs = slow.users.local_update(round)
         steps = ivs[:, -1].long()
         assert torch.equal(steps, slow.participation.budgets(usual, 1, round))
-        assert torch.equal(slow.aggregator.update(users, ivs), plain.aggregator.update(users, ivs.clone()))
+        assert torch.equal(*(answer(each.aggregator, K, users, ivs.clone()) for each in (slow, plain)))
 
 
 def on_graph(weights, lam, lam2, tmp_path):
@@ -104,7 +112,7 @@ def test_a_coupling_step_is_a_product(lam, mean, tmp_path):
     assert (parts == 1) == (lam < 1)
     part = torch.eye(40, dtype=torch.float64) - x[:, None] / parts * A
     want = torch.linalg.matrix_power(part, parts) @ W
-    torch.testing.assert_close(algorithm.aggregator.update(users, ivs).double(), want, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(answer(algorithm.aggregator, 40, users, ivs).double(), want, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +199,9 @@ def test_every_transport_gives_the_same_bits(t, gone, wire, seed):
 
 def test_terms_do_not_depend_on_how_many_users_make_them_at_once(monkeypatch):
     models = []
-    for held in (coupling.HELD, 1):
-        monkeypatch.setattr(coupling, "HELD", held)
-        algorithm = coupled(FedU(), Mean(0.2), messages="sums")
+    for held in (meaning.HELD, 1):
+        monkeypatch.setattr(meaning, "HELD", held)
+        algorithm = coupled(FedU(), Mean(0.2))
         communicator = Sums(Topology(np.ones((2, K), int)), Network())
         for round in range(2):
             communicator.round(round, algorithm.users, algorithm.aggregator)
@@ -218,10 +226,8 @@ def test_every_pair_of_communicators_gives_the_same_bits(regularizer, t: Topolog
     pairs = [(Sums, CodedHierarchical), (Uncoded, Uncoded), (CodedHierarchical, Uncoded)]
     pairs += [(Sums, Sums)] if isinstance(regularizer, Mean) else []
     for pair in pairs:
-        shared, personal = ("sums" if kind is Sums else "ivs" for kind in pair)
         part = Participation(low=0.4, dropout=gone)
-        kinds = {"messages": shared, "coupled_messages": personal}
-        learner = coupled(FedRep(coupled=True), regularizer, participation=part, **kinds)
+        learner = coupled(FedRep(coupled=True), regularizer, participation=part)
         who = {"aggregators": "server" if gone else "all"}  # which relays aggregate decides what an absent one loses
         parts = [kind(t, **({} if kind is Uncoded else who)) for kind in pair]
         communicator, models = BySection(*parts), []
@@ -250,14 +256,14 @@ def test_each_section_settles_its_own_updates(regularizer):
     (shared, personal), sides, held = algorithm.users.sections, algorithm.aggregator.sections, algorithm.users.held
     before = held["coupled"].all().clone()
     users, ivs = shared.local_update(1)
-    models = sides[0].update(users, ivs)
+    models = answer(sides[0], K, users, ivs)
     shared.commit(users)
     shared.receive(users, models)
     active, ivs = personal.local_update(1, idle=np.array([2]))
     assert active.tolist() == [0, 1, 3]
     personal.roll_back(active[:1])
     personal.commit(active[1:])
-    models = sides[1].update(active[1:], ivs[1:])
+    models = answer(sides[1], K, active[1:], ivs[1:])
     personal.receive(active[1:], models[torch.from_numpy(active[1:])])
     assert (before != held["coupled"].all()).any(dim=1).tolist() == [False, True, False, True]
     assert held["averaged"].alike()
@@ -283,7 +289,7 @@ def test_over_a_file_of_links_the_sections_take_their_time_one_after_the_other(t
     path.write_text(yaml.safe_dump({"server": link, "relays": relays, "hosts": hosts}))
     t, network = any_r(K=K, H=3, r=2, seed=1), Network(links=str(path))
     parts = [Sums(t, network), CodedHierarchical(t, network)]
-    learner = coupled(FedPer(coupled=True), Mean(0.1), messages="sums", coupled_messages="ivs")
+    learner = coupled(FedPer(coupled=True), Mean(0.1))
     communicator = BySection(*parts)
     communicator.setup(*learner.setup())
     communicator.round(0, learner.users, learner.aggregator)
@@ -293,4 +299,4 @@ def test_over_a_file_of_links_the_sections_take_their_time_one_after_the_other(t
 def test_refusals(tmp_path):
     for regularizer in (graph(tmp_path), TaskRelationship(0.1)):
         with pytest.raises(ConfigError, match="communicator=coded"):
-            coupled(FedPer(coupled=True), regularizer, coupled_messages="sums")
+            carrier_of(coupled(FedPer(coupled=True), regularizer), Sums(any_r(K=K, H=3, r=2, seed=1)))

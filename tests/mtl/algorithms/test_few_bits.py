@@ -74,7 +74,8 @@ def test_what_rounding_leaves_out_is_known(t, wire, loss, regularizer, omega_eve
         host = communicator.nodes.hosts[0]
         settled = ~(host.pending | host.waiting)  # others may not know that Ω, and with it V, has changed
         V = np.stack([s * a @ x for s, a, x in zip(case.s, case.by_user(learner.a), case.X, strict=True)])
-        known = learner.aggregator.V + learner.users.error
+        by_sums = learner.aggregator.meaning
+        known = (by_sums.sent if by_sums else learner.aggregator.V) + learner.users.error
         np.testing.assert_allclose(known.numpy()[settled], V[settled], rtol=0, atol=1e-12)
 
 
@@ -92,7 +93,7 @@ def test_what_rounding_leaves_out_of_sums_is_known(t, wire, loss, kind, gone, lo
     """Once every user knows which of its updates counted, S and all leftovers add up to the terms of the duals."""
     cocoa = isinstance(kind, str)
     case = make(seed, K=t.K, d=70, loss=loss(), regularizer=None if cocoa else kind(0.1))
-    how = {"seed": seed, "participation": Participation(low=0.3, dropout=gone, relays=gone), "messages": "sums"}
+    how = {"seed": seed, "participation": Participation(low=0.3, dropout=gone, relays=gone)}
     if cocoa:
         learner = CoCoA(case.problem, SDCA(), 0.1, adding=kind == "cocoa", **how)
     else:
@@ -110,9 +111,9 @@ def test_what_rounding_leaves_out_of_sums_is_known(t, wire, loss, kind, gone, lo
         communicator.round(round, learner.users, learner.aggregator, away)
     B, grid = learner.aggregator.coupling.B, case.problem.grid
     V = np.stack([s * a @ x for s, a, x in zip(case.s, case.by_user(learner.a), case.X, strict=True)])
-    np.testing.assert_allclose(learner.users.V.numpy(), V, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(learner.users.meaning.sent.numpy(), V, rtol=0, atol=1e-12)
     known = learner.aggregator.S[0] + communicator.nodes.hosts[0].coder.owed.sum(0)
-    assert torch.equal(known, grid.rounded(B.terms(learner.users.V)).sum(0))
+    assert torch.equal(known, grid.rounded(B.terms(learner.users.meaning.sent)).sum(0))
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5])

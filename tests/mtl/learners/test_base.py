@@ -165,7 +165,7 @@ def test_a_learner_holds_settings_alone(name):
     assert (first.setup() is None) == (name in ("pfedme", "localnetworks", "fedu"))
     if setup := first.setup():
         assert setup[0].local_update(0)[1].tolist() == [[n] for n in first.problem.counts]
-    assert first.sums_needed(first.problem) == (name not in ("localnetworks", "fedu"))
+    assert bool(first.users.make_meaning()) == (name not in ("localnetworks", "fedu"))
 
 
 def test_settings_in_descriptions():
@@ -240,9 +240,8 @@ def test_what_travels(name):
     sent = {"scaffold": 2 * m, "fednova": m + 1, "fedper": m - last, "fedrep": m - last, "lg_fedavg": last}.get(name, m)
     t = any_r(K=K, H=3, r=2, seed=1)
     for communicator in (Sums(t), Uncoded(t), CodedHierarchical(t, Network())):
-        messages = "sums" if isinstance(communicator, Sums) else "ivs"
         of = several_classes().regularized(Mean(0.1))
-        algorithm = NetworkAlgorithm(LEARNERS[name], of, LocalSGD(0.1), deep, messages=messages)
+        algorithm = NetworkAlgorithm(LEARNERS[name], of, LocalSGD(0.1), deep)
         if name == "localnetworks":
             assert algorithm.users.numbers == 0
             return

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from adding import adding
 from hypothesis import given
 from hypothesis import strategies as st
 from layers import COUNTS, C, D, K, batches, deep, descend, several_classes
@@ -14,13 +15,15 @@ from hmtl.mtl import FedAvg, FedNova, LocalSGD, NetworkAlgorithm, Participation
 
 @given(
     seed=st.integers(0, 10**6),
-    messages=st.sampled_from(["ivs", "sums"]),
+    adds=st.booleans(),
     part=st.sampled_from([Participation(low=0.3), Participation(0.3, dropout=0.3), Participation(fraction=0.5)]),
 )
-def test_every_round_is_that_of_a_loop(seed, messages, part):
+def test_every_round_is_that_of_a_loop(seed, adds, part):
     """Minibatches, stragglers and absent users; τ is the mean over those who took part."""
     of, solver = several_classes(seed), LocalSGD(0.3, 2, 4, 0.5)
-    algorithm = NetworkAlgorithm(FedNova(), of, solver, deep, seed, part, messages)
+    algorithm = NetworkAlgorithm(FedNova(), of, solver, deep, seed, part)
+    if adds:
+        adding(algorithm)
     w = algorithm.model.start
     for round in range(3):
         each, n, tau = [], [], []

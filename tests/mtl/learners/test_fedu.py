@@ -112,7 +112,7 @@ def test_no_coupling_is_too_strong(kind, graph):
     for lam in (1e-5, 1, 1000):
         regularizer = {"graph": lambda lam: graph(lam, 0.01), "sums": lambda lam: Mean(lam, 0.01), "learned": Common}
         problem = Problem(random_tasks(Logistic(), COUNTS), Logistic(), regularizer[kind](lam))
-        W = coupled(problem, LocalSGD(0.1), nn.Linear, 20, messages="sums" if kind == "sums" else "ivs").W
+        W = coupled(problem, LocalSGD(0.1), nn.Linear, 20).W
         assert W.isfinite().all()
         assert W.abs().max() > 0.01
         apart.append(float((W - W.mean(1, keepdim=True)).norm()))
@@ -165,7 +165,7 @@ def test_falling_steps_reach_the_joint_optimum(random_problem):
 def test_users_who_act_on_older_sums_settle_where_the_objective_does(random_problem):
     """With steps that become short, the gradient of the objective vanishes."""
     problem = random_problem(2, regularizer=Mean(0.5, 0.2), loss=Logistic()).problem
-    W = coupled(problem, LocalSGD(0.5, 1, 100, 0.1), nn.Linear, 400, messages="sums").W.T.double().requires_grad_()
+    W = coupled(problem, LocalSGD(0.5, 1, 100, 0.1), nn.Linear, 400).W.T.double().requires_grad_()
     loss = sum(
         problem.s[k] * problem.loss(x.x_train @ W[k, :-1] + W[k, -1], x.y_train).sum()
         for k, x in enumerate(problem.tasks)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from adding import adding
 from hypothesis import given
 from hypothesis import strategies as st
 from quadratics import P, learn, shared
@@ -40,17 +41,19 @@ STEPS = {
     beta2=st.sampled_from([0.0, 0.9, 0.99]),
     eta=st.floats(0.01, 1.5),
     tau=st.sampled_from([1e-3, 0.1]),
-    messages=st.sampled_from(["ivs", "sums"]),
+    adds=st.booleans(),
     part=st.sampled_from([Participation(), Participation(fraction=0.5)]),
 )
-def test_every_round_is_that_of_numpy(seed, name, beta, beta2, eta, tau, messages, part):
+def test_every_round_is_that_of_numpy(seed, name, beta, beta2, eta, tau, adds, part):
     learner = {
         "fedavgm": lambda: FedAvgM(beta, eta),
         "fedadam": lambda: FedAdam(eta, beta, beta2, tau),
         "fedyogi": lambda: FedYogi(eta, beta, beta2, tau),
     }[name]()
     of = {"step": 0.1, "epochs": 2, "seed": seed, "participation": part}
-    tested, sends = learn(learner, messages=messages, **of), learn(FedAvg(), **of)
+    tested, sends = learn(learner, **of), learn(FedAvg(), **of)
+    if adds:
+        adding(tested)
     w, memory = shared(tested).copy(), {}
     for round in range(4):
         sends.users.receive(np.arange(len(P)), torch.from_numpy(w).expand(len(P), -1))

@@ -1,0 +1,120 @@
+"""Where rows and sums meet: users send terms of their rows, or an aggregator makes these on their behalf.
+
+K users; m numbers in a row and e further ones, e′ in a model; L words in a row of terms.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmtl.communication.messages import Users
+from hmtl.communication.sides import AggregatorSide, HandedRows, RowMeaning, UserSide
+
+
+@dataclass(frozen=True)
+class Words:
+    """The meaning of rows that are terms already: everybody gets their sum.
+
+    Attributes:
+        words: L.
+        further, answers: words beside terms, and beside sums.
+        common: the type in which everybody gets the sum; None: as it is.
+    """
+
+    words: int
+    further: int = 0
+    answers: int = 0
+    common: torch.dtype | None = None
+    q, private = 1, False
+
+    def terms(self, round: int, users: Users, rows: HandedRows) -> HandedRows:
+        return rows
+
+    def total_of(self, users: Users, rows: Tensor) -> Tensor:
+        return rows.sum(0, keepdim=True)
+
+    def commit(self, users: Users) -> None:
+        """Keep nothing."""
+
+    def models(self, users: Users, row: Tensor) -> Tensor:
+        return row.to(self.common or row.dtype).expand(len(users), -1)
+
+
+class TermsOfUsers:
+    """A user side whose rows are terms, and whose models follow from sums.
+
+    Args:
+        inner: the user side.
+        meaning: makes terms of its rows.
+    """
+
+    deltas = False
+
+    def __init__(self, inner: UserSide, meaning: RowMeaning) -> None:
+        self.inner, self.meaning, self.origin = inner, meaning, inner.origin
+        self.numbers, self.further = meaning.words, meaning.further
+        self.answers: Collection[int] = (meaning.answers,)
+
+    def means(self) -> RowMeaning:
+        return self.meaning
+
+    def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, HandedRows]:  # noqa: B008, nobody writes to it
+        users, rows = self.inner.local_update(round, idle)
+        return users, self.meaning.terms(round, users, rows)
+
+    def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor:
+        return further  # terms are exact, or their coder keeps what rounding leaves over
+
+    def commit(self, users: Users) -> None:
+        self.inner.commit(users)
+        self.meaning.commit(users)
+
+    def roll_back(self, users: Users) -> None:
+        self.inner.roll_back(users)
+
+    def receive(self, users: Users, models: Tensor) -> None:
+        """Take a row of sums, once for each of these users, or the model that follows from it for all of them."""
+        is_sum = models.dtype == torch.int64 and len(users) > 0
+        self.inner.receive(users, self.meaning.models(users, models[:1]) if is_sum else models)
+
+
+class OnBehalf:
+    """An aggregator of sums that gets rows: it makes terms of them as their users would, and models of its sums.
+
+    Args:
+        inner: the aggregator.
+        meaning: makes terms of rows.
+        K: number of users.
+    """
+
+    def __init__(self, inner: AggregatorSide, meaning: RowMeaning, K: int) -> None:
+        self.inner, self.meaning, self.K = inner, meaning, K
+        self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
+
+    def means(self) -> RowMeaning:
+        return self.meaning
+
+    def update(self, users: Users, ivs: Tensor) -> Tensor:
+        return self.meaning.models(np.arange(self.K), self.inner.update(users, self.meaning.total_of(users, ivs)))
+
+
+class CommonModel:
+    """An aggregator of sums that sends the model that follows from them for all users, which may take fewer bits.
+
+    Args:
+        inner: the aggregator.
+        meaning: makes the model of its sums.
+    """
+
+    def __init__(self, inner: AggregatorSide, meaning: RowMeaning) -> None:
+        self.inner, self.meaning = inner, meaning
+        self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
+
+    def means(self) -> RowMeaning:
+        return self.meaning
+
+    def update(self, users: Users, ivs: Tensor) -> Tensor:
+        return self.meaning.models(np.arange(1), self.inner.update(users, ivs))

@@ -1,0 +1,109 @@
+"""What a communicator knows of a learner: what users send and receive, what the aggregator does, and what rows mean.
+
+K users; m numbers in a row and e further ones, e′ in a model; L words in a row of terms.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hmtl.communication.messages import Users
+
+
+class HandedRows(Protocol):
+    """Rows [n, m + e] of users, sent slice by slice: a tensor, or rows that are computed as they are sent."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, block: tuple[slice, slice], /) -> Tensor: ...
+
+
+class RowMeaning(Protocol):
+    """How terms are made of users' rows, and models of sums of terms, if sums are all that a server needs of the rows.
+
+    The users of a process hold one if terms travel; otherwise the aggregator does, and makes terms on behalf of all
+    users. So models have the same bits whatever travels. `hmtl.mtl.algorithms.meaning` documents the members.
+    """
+
+    @property
+    def q(self) -> int: ...
+
+    @property
+    def words(self) -> int: ...
+
+    @property
+    def further(self) -> int: ...
+
+    @property
+    def answers(self) -> int: ...
+
+    @property
+    def common(self) -> torch.dtype | None: ...
+
+    @property
+    def private(self) -> bool: ...
+
+    def terms(self, round: int, users: Users, rows: Any) -> HandedRows: ...
+
+    def total_of(self, users: Users, rows: Tensor) -> Tensor: ...
+
+    def commit(self, users: Users) -> None: ...
+
+    def models(self, users: Users, row: Tensor) -> Tensor: ...
+
+
+class UserSide(Protocol):
+    """The part of an algorithm that runs at the users, as one batch. `hmtl.mtl.Users` documents its members."""
+
+    @property
+    def numbers(self) -> int: ...
+
+    @property
+    def further(self) -> int: ...
+
+    @property
+    def answers(self) -> Collection[int]: ...
+
+    @property
+    def deltas(self) -> bool: ...
+
+    @property
+    def origin(self) -> Tensor: ...
+
+    def means(self) -> RowMeaning | None: ...
+
+    def local_update(self, round: int, idle: Users = ...) -> tuple[Users, HandedRows]: ...
+
+    def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor: ...
+
+    def commit(self, users: Users) -> None: ...
+
+    def roll_back(self, users: Users) -> None: ...
+
+    def receive(self, users: Users, models: Tensor) -> None: ...
+
+
+class AggregatorSide(Protocol):
+    """The part of an algorithm that turns rows, or their sum, into models. `hmtl.mtl.Aggregator` documents its members.
+
+    It may overwrite sums. It has to leave rows as they are: in one process, they may be the users' own memory.
+    """
+
+    def means(self) -> RowMeaning | None: ...
+
+    def update(self, users: Users, ivs: Tensor) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
