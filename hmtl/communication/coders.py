@@ -3,9 +3,9 @@
 They remember what this takes. Floats need no memory. Numbers of few bits are differences to what the receiver is known
 to hold, so that a rounding error is part of the next difference, and none is lost for good.
 
-Up: IVs that are changes travel as they are, since their users add the errors themselves (see `hmtl.mtl.Users.deltas`).
-Other IVs, such as models, travel as differences to what the aggregators made of the user's last one that counted. What
-the aggregators hold now stays pending at the user until it learns whether its IV counted.
+Up: to IVs that are changes, which aggregators add up, what rounding left over of the last one is added first. Other
+IVs, such as models, travel as differences to what the aggregators made of the user's last one that counted. What is
+left over, or what the aggregators hold, stays pending at the user until it learns whether its IV counted.
 
 Down: the aggregators send differences to base_k, a model that user k is known to hold. An IV of user k proves that it
 holds the model sent last, since a user without it takes no part; the receipt that comes with each model tells the user
@@ -14,7 +14,7 @@ whether that IV was heard. So a lost model needs no repair, and no message has t
 K users, m numbers per IV or model, e further numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,8 @@ from hmtl.communication.wires import NUMBERS, Quantiser, format_of
 
 Ids = NDArray[np.int64]
 State = dict[str, Tensor]
+Further = Callable[[Tensor], Tensor]
+"""Returns the further numbers [n, e] that belong to the numbers that aggregators will read, [n, m]."""
 
 
 class Remembering:
@@ -76,10 +78,14 @@ class UserCoder(Remembering):
         self.users = users
         self.wire = wire
 
-    def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    def encode(self, users: Ids, ivs: Tensor, first: int, further: Further | None = None) -> tuple[Tensor, Tensor]:
         """Return payload and overhead, uint8 [n, bytes] each, of the IVs [n, m + e] of these users.
 
-        If rows need not be whole, these are their columns first, first + 1, ..
+        Args:
+            users: the users.
+            ivs: their IVs; if rows need not be whole, their columns first, first + 1, ..
+            first: the first of these columns.
+            further: returns the further numbers of what is sent, if they depend on it.
         """
         return pack(ivs, max(0, self.users.numbers - first), self.wire or ivs.dtype)
 
@@ -93,6 +99,9 @@ class UserCoder(Remembering):
 
     def commit(self, users: Ids) -> None:
         """Record that the IVs that these users encoded last counted."""
+
+    def rescale(self, users: Ids, factors: Tensor) -> None:
+        """Multiply what is owed to these users' next changes by factors [n]."""
 
     def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
         """Return what came with the models of these users in a round, given overhead as `AggregatorCoder` made it."""
@@ -157,7 +166,8 @@ class QuantisedUserCoder(UserCoder):
         members: the numbers of these users in the network [n], ascending.
 
     Attributes:
-        held: each user's last IV that counted, as aggregators hold it [n, m]; zeros if IVs are changes.
+        held: each user's last IV that counted, as aggregators hold it [n, m]; if IVs are changes, what rounding left
+            over, with the opposite sign, which is what aggregators hold beyond the sum of all changes.
         pending: the same, if the IV that was sent last counts [n, m].
         base: the model that aggregators know each user to hold [n, m].
         newest: the model that each user received last [n, m].
@@ -174,19 +184,15 @@ class QuantisedUserCoder(UserCoder):
         self.newest = self.base = origin.expand(len(members), -1)
         self.pending = self.held = (torch.zeros_like(origin) if users.deltas else origin).expand_as(self.base)
 
-    def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    def encode(self, users: Ids, ivs: Tensor, first: int, further: Further | None = None) -> tuple[Tensor, Tensor]:
         at, m = self._rows(users), self.users.numbers
-        numbers, further = ivs[:, :m].cpu(), ivs[:, m:]
-        if self.users.deltas:
-            payload, sent = self.quantiser.encode(numbers), torch.empty_like(numbers)
-            self.quantiser.decode(payload, sent)
-        else:
-            held = take(self.held, at)
-            sent = numbers - held
-            payload = self.quantiser.encode(sent)
-            self.quantiser.decode(payload, sent)
-            self.pending = replaced(self.pending, at, sent.add_(held))
-        return payload, pack(self.users.take_sent(users, sent.to(ivs.device), further), 0, ivs.dtype)[1]
+        held, numbers = take(self.held, at), ivs[:, :m].cpu()
+        wanted = numbers - held
+        payload, sent = self.quantiser.encode(wanted), torch.empty_like(wanted)
+        self.quantiser.decode(payload, sent)
+        self.pending = replaced(self.pending, at, sent - wanted if self.users.deltas else sent + held)
+        extras = further(sent.to(ivs.device)) if further else ivs[:, m:]
+        return payload, pack(extras, 0, ivs.dtype)[1]
 
     def format(self, dtype: torch.dtype) -> str:
         return format_of(self.quantiser)
@@ -194,8 +200,11 @@ class QuantisedUserCoder(UserCoder):
     def commit(self, users: Ids) -> None:
         at = self._rows(users)
         self.base = replaced(self.base, at, take(self.newest, at))
-        if not self.users.deltas:
-            self.held = replaced(self.held, at, take(self.pending, at))
+        self.held = replaced(self.held, at, take(self.pending, at))
+
+    def rescale(self, users: Ids, factors: Tensor) -> None:
+        at = self._rows(users)
+        self.held = replaced(self.held, at, factors[:, None].to(self.held) * take(self.held, at))
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
         at, m = self._rows(users), self.users.numbers

@@ -65,9 +65,6 @@ class TermsOfUsers:
         users, rows = self.inner.local_update(round, idle)
         return users, self.meaning.terms(round, users, rows)
 
-    def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor:
-        return further  # terms are exact, or their coder keeps what rounding leaves over
-
     def commit(self, users: Users) -> None:
         self.inner.commit(users)
         self.meaning.commit(users)
@@ -75,10 +72,10 @@ class TermsOfUsers:
     def roll_back(self, users: Users) -> None:
         self.inner.roll_back(users)
 
-    def receive(self, users: Users, models: Tensor) -> None:
+    def receive(self, users: Users, models: Tensor) -> Tensor | None:
         """Take a row of sums, once for each of these users, or the model that follows from it for all of them."""
         is_sum = models.dtype == torch.int64 and len(users) > 0
-        self.inner.receive(users, self.meaning.models(users, models[:1]) if is_sum else models)
+        return self.inner.receive(users, self.meaning.models(users, models[:1]) if is_sum else models)
 
 
 class OnBehalf:

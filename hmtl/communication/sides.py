@@ -3,8 +3,8 @@
 K users; m numbers in a row and e further ones, e′ in a model; L words in a row of terms.
 """
 
-from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,14 @@ class HandedRows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, block: tuple[slice, slice], /) -> Tensor: ...
+
+
+@runtime_checkable
+class SentRows(HandedRows, Protocol):
+    """Rows whose further numbers depend on what aggregators read of the others, after rounding."""
+
+    def further(self, users: slice, /) -> Callable[[Tensor], Tensor]:
+        """Return what takes the numbers [n, m] that are read of some rows, and returns their further numbers [n, e]."""
 
 
 class RowMeaning(Protocol):
@@ -85,13 +93,11 @@ class UserSide(Protocol):
 
     def local_update(self, round: int, idle: Users = ...) -> tuple[Users, HandedRows]: ...
 
-    def take_sent(self, users: Users, sent: Tensor, further: Tensor) -> Tensor: ...
-
     def commit(self, users: Users) -> None: ...
 
     def roll_back(self, users: Users) -> None: ...
 
-    def receive(self, users: Users, models: Tensor) -> None: ...
+    def receive(self, users: Users, models: Tensor) -> Tensor | None: ...
 
 
 class AggregatorSide(Protocol):

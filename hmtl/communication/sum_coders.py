@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.attendance import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.coders import AggregatorCoder, Ids, Read, State, UserCoder
+from hmtl.communication.coders import AggregatorCoder, Further, Ids, Read, State, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes, unpack
 from hmtl.communication.rounding_of_sums import LARGEST, STAMP, FewBits, longest_absence
 from hmtl.communication.row_formats import PlainRows, portions
@@ -120,7 +120,7 @@ class FewBitTermCoder(TermCoder):
         self.held = torch.zeros(len(members), dtype=torch.int64)
         self._number, self._absence = 0, 0  # of the row that arrives
 
-    def encode(self, users: Ids, ivs: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    def encode(self, users: Ids, ivs: Tensor, first: int, further: Further | None = None) -> tuple[Tensor, Tensor]:
         payload, overhead = super().encode(users, ivs, first)
         terms, places = from_bytes(payload, torch.int64), self._places(users)
         row_format, _ = self.formats.up[self.format(ivs.dtype)]

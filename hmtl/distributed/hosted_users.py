@@ -30,17 +30,14 @@ class HostedUsers:
         users, ivs = self.inner.local_update(round, np.flatnonzero(np.isin(self.hosted, idle)))
         return self.hosted[users], ivs
 
-    def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor:
-        return self.inner.take_sent(self._places(users), sent, further)
-
     def commit(self, users: Ids) -> None:
         self.inner.commit(self._places(users))
 
     def roll_back(self, users: Ids) -> None:
         self.inner.roll_back(self._places(users))
 
-    def receive(self, users: Ids, models: Tensor) -> None:
-        self.inner.receive(self._places(users), models)
+    def receive(self, users: Ids, models: Tensor) -> Tensor | None:
+        return self.inner.receive(self._places(users), models)
 
     def _places(self, users: Ids) -> Ids:
         return np.searchsorted(self.hosted, users)

@@ -32,13 +32,26 @@ from hmtl.mtl.learners.base import Section
 from hmtl.mtl.learners.fedavg import FedAvg
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.regularizers import Mean
-from hmtl.mtl.sums import Grid, fitting
+from hmtl.mtl.sums import Grid, LazyRows, fitting
 from hmtl.testing.scripted import ScriptedUsers
 from hmtl.topology import Topology
 
 LOSSY, CLEAN, M = 5, 4, 6
 SETTINGS = DualSettings(0, False, "user", 1.0, None, 0, Participation())
 GRID = Grid(30, 16)
+
+
+class Noted(LazyRows):
+    """Rows, and what takes what aggregators read of some of them."""
+
+    def __init__(self, rows: Tensor, note: Callable[[slice, Tensor], Tensor]) -> None:
+        self.rows, self.note, self.shape, self.dtype, self.device = rows, note, rows.shape, rows.dtype, rows.device
+
+    def further(self, some: slice) -> Callable[[Tensor], Tensor]:
+        return lambda read: self.note(some, read)
+
+    def _block(self, users: slice, columns: slice) -> Tensor:
+        return self.rows[users, columns]
 
 
 class Sending(ScriptedUsers):
@@ -54,14 +67,14 @@ class Sending(ScriptedUsers):
     def means(self) -> Words:
         return Words(self.numbers, common=self.common)
 
-    def local_update(self, round: int, idle: np.ndarray = np.empty(0, np.int64)) -> tuple[np.ndarray, Tensor]:  # noqa: B008
+    def local_update(self, round: int, idle: np.ndarray = np.empty(0, np.int64)) -> tuple[np.ndarray, Any]:  # noqa: B008
         users, rows = super().local_update(round, idle)
-        self.read |= {(round, k): row.clone() for k, row in zip(users.tolist(), rows, strict=True)}
-        return users, rows
+        self.note(round, users, rows)
+        return users, Noted(rows, lambda some, read: self.note(round, users[some], read))
 
-    def take_sent(self, users: np.ndarray, sent: Tensor, further: Tensor) -> Tensor:
-        self.read |= {(self.sent[k], k): row.clone() for k, row in zip(users.tolist(), sent, strict=True)}
-        return further
+    def note(self, round: int, users: np.ndarray, read: Tensor) -> Tensor:
+        self.read |= {(round, k): row.clone() for k, row in zip(users.tolist(), read, strict=True)}
+        return read[:, :0]  # there are no further numbers
 
     def receive(self, users: np.ndarray, models: Tensor) -> None:
         super().receive(users, models.clone())

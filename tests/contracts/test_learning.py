@@ -216,6 +216,7 @@ def test_adding_and_averaging(tmp_path):
     for adding in (True, False):
         cocoa = mocha("squared", "shared", tmp_path, adding=adding)
         users, ivs = cocoa.users.local_update(0)
+        ivs = ivs[:]
         meaning = cocoa.aggregator.means()
         models = meaning.models(users, cocoa.aggregator.update(users, meaning.total_of(users, ivs)))[:, :D]
         ivs = ivs[:, :D]
@@ -225,6 +226,7 @@ def test_adding_and_averaging(tmp_path):
     averaged.solver.draw = lambda *of: torch.zeros(sum(map(len, data()[0])), dtype=torch.int64)
     averaged.solver.steps = lambda counts: torch.ones(K, dtype=torch.int64)
     _, ivs = averaged.users.local_update(0)
+    ivs = ivs[:]
     # the exact step on one row of a single user: a = y/(1 + s‖x‖²/λ), s = 1/n
     want = y[0] / (1 + X[0] @ X[0] / len(y) / 0.3) * X[0] / len(y)
     np.testing.assert_allclose(ivs[0].numpy(), want, rtol=1e-10)

@@ -15,7 +15,7 @@ from hmtl.communication.coders import UserCoder
 from hmtl.communication.flows.flow import Recipe, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import IVS, RECEIPTS, Message, Users, host_name, nothing, relay_name, relay_number
-from hmtl.communication.sides import HandedRows, UserSide
+from hmtl.communication.sides import HandedRows, SentRows, UserSide
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
@@ -138,7 +138,8 @@ class Host:
 
     def _encoded(self, users: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Return the payload and overhead of some columns of some users' rows."""
-        return self.coder.encode(self._users[users], self._ivs[users, columns], columns.start)
+        further = self._ivs.further(users) if isinstance(self._ivs, SentRows) else None
+        return self.coder.encode(self._users[users], self._ivs[users, columns], columns.start, further)
 
     def _first_messages(self, payload: Tensor, overhead: Tensor) -> list[Message]:
         """Return a message with these rows of the users who take part, and requests of others."""
@@ -202,7 +203,9 @@ class Host:
             return
         self._settle(read.users, read.last)
         numbers = self.coder.decode(read.users, payload, read.extras, self.dtype)
-        self.users.receive(read.users, numbers.to(self.device))
+        factors = self.users.receive(read.users, numbers.to(self.device))
+        if factors is not None:
+            self.coder.rescale(read.users, factors)
 
     def state_dict(self) -> dict[str, Any]:
         own = {name: torch.from_numpy(getattr(self, name).copy()) for name in self.STATE}

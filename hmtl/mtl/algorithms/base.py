@@ -94,7 +94,7 @@ class Users(Side):
     """Whether this round will be measured; then users measure what they hold only during the round."""
 
     deltas: bool = False
-    """Whether IVs are changes, which aggregators add up; then users add what was rounded off an IV to the next one."""
+    """Whether IVs are changes, which aggregators add up; what rounding leaves over of one is added to the next."""
 
     @property
     def sections(self) -> "tuple[Users, ...]":
@@ -120,19 +120,6 @@ class Users(Side):
             idle: users who cannot take part in this round.
         """
 
-    def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor:
-        """Take what aggregators will read instead of IVs that are rounded on the way.
-
-        Args:
-            users: the users who take part.
-            sent: the numbers that aggregators will read, to be left unchanged [n, m].
-            further: the further numbers that `local_update` returned [n, e].
-
-        Returns:
-            the further numbers that belong to `sent`, [n, e].
-        """
-        return further
-
     def commit(self, users: Ids) -> None:
         """Apply the pending updates of these users: their IVs reached an aggregator."""
 
@@ -140,10 +127,13 @@ class Users(Side):
         """Discard the pending updates of these users: their IVs reached no aggregator."""
 
     @abstractmethod
-    def receive(self, users: Ids, models: Tensor) -> None:
-        """Take the models [n, m + e] of these users; all other users keep theirs.
+    def receive(self, users: Ids, models: Tensor) -> Tensor | None:
+        """Take the models [n, m + e′] of these users; all other users keep theirs.
 
         The rows may be part of a host's memory, so that they must not be overwritten.
+
+        Returns:
+            factors [n] by which what rounding left over of these users' changes is multiplied; None: 1.
         """
 
     def measure(self) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from hmtl.mtl.symmetric import Symmetric
 
 log = logging.getLogger(__name__)
 RAISED = 2.0  # a penalty that is so many times larger at a new Ω is not least there
-STEPS = ("waiting", "dV", "error", "pending_error", "step", "momentum", "beta")
+STEPS = ("waiting", "dV", "step", "momentum", "beta")
 """The buffers of `DualUsers` that depend on the last steps, or on how they were rounded."""
 
 

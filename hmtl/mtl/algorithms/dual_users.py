@@ -7,7 +7,8 @@ A has changed, c_k and the product of all θ, the latter if duals are rescaled. 
 `SumsOfDuals` says what IVs mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from hmtl.mtl.algorithms.dual_aggregator import Coupling, DualSettings, SumsOfDu
 from hmtl.mtl.algorithms.user_rows import NOBODY, Ids, of_rows, with_rows
 from hmtl.mtl.problem import Problem, Rows, rows_of
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
+from hmtl.mtl.sums import LazyRows
 from hmtl.mtl.symmetric import Symmetric
 
 
@@ -33,14 +35,14 @@ class DualUsers(Users):
     w_k + β (w_k − w_k,old), which corresponds to the dual vector v_k + β (v_k − v_k,old). The user stores both vectors;
     only the scalar β comes from the aggregator. Ref: Beck and Teboulle 2009; O'Donoghue and Candès 2015 (restarts).
 
-    If IVs are rounded on the way, V at the aggregator is V̂ = V - e. A user adds its e_k to its next IV, and all that
-    follows from an IV, such as `step`, is of what was sent.
+    If IVs are rounded on the way, V at the aggregator is V̂ = V - e, where e_k is added to the user's next IV; all that
+    follows from an IV, such as `step` and r_k, is of what was sent.
 
     Buffers: `a`, `W`, `curvature`; `pending` [N, C], `waiting` [K] and `dV` [K, d], the change of V̂ that belongs to
-    `pending`, zero once the next model has arrived; `error`, e [K, d], and `pending_error`, e if `pending` counts;
-    `step` [K, d], the last move of v_k, `momentum` [K, d], the part of the last move of w_k beyond that, and `beta`
-    [K]; `received` [K], the round in which a user's last model arrived; `kept` [K, d], see `Users.keep`, if Ω is
-    learned; `scale` [K], the product of all θ by which `a` has been multiplied, if duals are rescaled.
+    `pending`, zero once the next model has arrived; `step` [K, d], the last move of v_k, `momentum` [K, d], the part of
+    the last move of w_k beyond that, and `beta` [K]; `received` [K], the round in which a user's last model arrived;
+    `kept` [K, d], see `Users.keep`, if Ω is learned; `scale` [K], the product of all θ by which `a` was multiplied,
+    if duals are rescaled.
     """
 
     a: Tensor
@@ -49,8 +51,6 @@ class DualUsers(Users):
     pending: Tensor
     waiting: Tensor
     dV: Tensor
-    error: Tensor
-    pending_error: Tensor
     step: Tensor
     momentum: Tensor
     beta: Tensor
@@ -75,7 +75,7 @@ class DualUsers(Users):
         duals = rows.y.new_zeros(len(rows.y), problem.outputs)
         models = rows.y.new_zeros(1, 1).expand(K, problem.size)  # takes no memory until the first update
         zeros = {"a": duals, "pending": duals} | dict.fromkeys(("curvature", "beta"), torch.zeros_like(problem.s))
-        zeros |= dict.fromkeys(("W", "dV", "error", "pending_error", "step", "momentum"), models)
+        zeros |= dict.fromkeys(("W", "dV", "step", "momentum"), models)
         for name, value in zeros.items():
             self.register_buffer(name, value)
         self.register_buffer("waiting", torch.zeros(K, dtype=torch.bool))
@@ -86,7 +86,6 @@ class DualUsers(Users):
             self.register_buffer("scale", torch.ones_like(self.beta))
         self._round = -1
         self._idle = NOBODY  # users who are idle in this round
-        self._rounded = False  # whether IVs are rounded on the way
 
     @property
     def origin(self) -> Tensor:
@@ -96,7 +95,7 @@ class DualUsers(Users):
         problem, coupling = self.problem, self.coupling
         return SumsOfDuals(coupling, problem.size, self.settings, problem.grid, problem.users) if coupling else None
 
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, "Changes"]:
         """As `Users.local_update`; all users who are waiting are idle."""
         problem, settings, seed = self.problem, self.settings, self.settings.seed
         order = self.solver.draw(seed, round, problem.users, problem.here)
@@ -115,9 +114,8 @@ class DualUsers(Users):
         self._round, self._idle = round, idle
         users = working.nonzero()[:, 0].numpy()
         ivs = of_rows(dV, users)
-        if self.error.any():
-            ivs = ivs + of_rows(self.error, users) / settings.gamma
-        return users, torch.cat([ivs, self._overshoot(users, ivs)], dim=1) if settings.accelerated else ivs
+        rows = torch.cat([ivs, self._overshoot(users, ivs)], dim=1) if settings.accelerated else ivs
+        return users, Changes(rows, partial(self._take_sent, users))
 
     def _overshoot(self, users: Ids, dV: Tensor) -> Tensor:
         """Return r_k [n, 1]; r_k > 0 means that the last extrapolation points away from the step Δv_k [n, d]."""
@@ -126,12 +124,10 @@ class DualUsers(Users):
         overshoot: Tensor = curvature * beyond
         return overshoot[:, None]
 
-    def take_sent(self, users: Ids, sent: Tensor, further: Tensor) -> Tensor:
-        self._rounded = True
-        wanted = of_rows(self.dV, users) + of_rows(self.error, users) / self.settings.gamma
-        self.pending_error = with_rows(self.pending_error, users, self.settings.gamma * (wanted - sent))
-        self.dV = with_rows(self.dV, users, sent)
-        return self._overshoot(users, sent) if self.settings.accelerated else further
+    def _take_sent(self, users: Ids, some: slice, sent: Tensor) -> Tensor:
+        """Take what aggregators will read of the IVs of some of these users, and return its further numbers."""
+        self.dV = with_rows(self.dV, users[some], sent)
+        return self._overshoot(users[some], sent)[:, : self.further]
 
     def _ascend(
         self, scores: Sequence[Rows], a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
@@ -149,8 +145,6 @@ class DualUsers(Users):
         at = rows_of(self.problem.here, users)
         merged = torch.lerp(of_rows(self.a, at), of_rows(self.pending, at), self.settings.gamma)
         self.a = with_rows(self.a, at, merged)
-        if self._rounded:
-            self.error = with_rows(self.error, users, of_rows(self.pending_error, users))
         self._settle(users)
 
     def roll_back(self, users: Ids) -> None:
@@ -163,7 +157,7 @@ class DualUsers(Users):
     def _settle(self, users: Ids) -> None:
         self.waiting = with_rows(self.waiting, users, torch.zeros(len(users), dtype=torch.bool))
 
-    def receive(self, users: Ids, models: Tensor) -> None:
+    def receive(self, users: Ids, models: Tensor) -> Tensor | None:
         W = models[:, : self.problem.size].contiguous()
         further = models[:, self.problem.size :].clone()  # a view would keep all of `models` in memory
         if self.settings.accelerated:
@@ -180,17 +174,15 @@ class DualUsers(Users):
         self.received = with_rows(self.received, users, torch.full((len(users),), self._round))
         if further.shape[1]:
             self.take_curvature(users, further[:, :1])
-        if further.shape[1] > 1:
-            self._rescale(users, further[:, 1])
+        return self._rescale(users, further[:, 1]) if further.shape[1] > 1 else None
 
-    def _rescale(self, users: Ids, scale: Tensor) -> None:
-        """Multiply the duals by what the product of all θ, [n], has changed by since the users' last models."""
+    def _rescale(self, users: Ids, scale: Tensor) -> Tensor:
+        """Multiply duals by how the product of all θ, [n], has changed since the last models, and return that."""
         ratio = (scale / of_rows(self.scale, users))[:, None]
         at, n = rows_of(self.problem.here, users), self.problem.rows.n[torch.from_numpy(users)]
         self.a = with_rows(self.a, at, ratio.repeat_interleave(n, 0) * of_rows(self.a, at))
-        if self.error.any():
-            self.error = with_rows(self.error, users, ratio * of_rows(self.error, users))
         self.scale = with_rows(self.scale, users, scale.contiguous())
+        return ratio[:, 0]
 
     def take_curvature(self, users: Ids, curvature: Tensor) -> None:
         """Take c_k, [n, 1]."""
@@ -229,6 +221,21 @@ class DualUsers(Users):
         counts, a = scores[0].counts, self.a[rows_of(self.problem.here, np.array([user]))]
         order = self.solver.draw(self.settings.seed, round, self.problem.users[one], counts)
         self._ascend(scores, a, self.W[one], self.curvature[one], order, self.solver.steps(counts))
+
+
+class Changes(LazyRows):
+    """IVs [n, d + e], and what tells users which numbers aggregators will read of them."""
+
+    def __init__(self, rows: Tensor, take_sent: Callable[[slice, Tensor], Tensor]) -> None:
+        self.rows, self.dtype, self.device, self.shape = rows, rows.dtype, rows.device, (len(rows), rows.shape[1])
+        self._take_sent = take_sent
+
+    def further(self, users: slice) -> Callable[[Tensor], Tensor]:
+        """Return what takes the numbers [n, d] that are read of some IVs, and returns their further numbers [n, e]."""
+        return partial(self._take_sent, users)
+
+    def _block(self, users: slice, columns: slice) -> Tensor:
+        return self.rows[users, columns]
 
 
 class LocalUsers(DualUsers):

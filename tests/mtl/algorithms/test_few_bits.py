@@ -14,6 +14,8 @@ from problems import make
 from torch import nn
 
 from hmtl.communication import CodedHierarchical, Communicator, LinkLedger, Sums, Uncoded
+from hmtl.communication.coders import QuantisedUserCoder
+from hmtl.communication.wires import Blocks
 from hmtl.errors import RangeError
 from hmtl.mtl import (
     MOCHA,
@@ -75,7 +77,7 @@ def test_what_rounding_leaves_out_is_known(t, wire, loss, regularizer, omega_eve
         settled = ~(host.pending | host.waiting)  # others may not know that Ω, and with it V, has changed
         V = np.stack([s * a @ x for s, a, x in zip(case.s, case.by_user(learner.a), case.X, strict=True)])
         by_sums = learner.aggregator.meaning
-        known = (by_sums.sent if by_sums else learner.aggregator.V) + learner.users.error
+        known = (by_sums.sent if by_sums else learner.aggregator.V) - learner.users.settings.gamma * host.coder.held
         np.testing.assert_allclose(known.numpy()[settled], V[settled], rtol=0, atol=1e-12)
 
 
@@ -118,22 +120,26 @@ def test_what_rounding_leaves_out_of_sums_is_known(t, wire, loss, kind, gone, lo
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5])
 def test_ivs_contain_what_was_left_out_and_all_that_follows_is_of_what_was_sent(gamma: float) -> None:
-    """Δv + e/γ is wanted; the aggregator adds γ times what was sent."""
+    """Δv + e is wanted, and what this rounding leaves over is owed once the IV counts."""
     case, rng = make(3, K=4, d=6, regularizer=Mean(0.1)), np.random.default_rng(3)
     users = MOCHA(case.problem, SDCA(), accelerated=gamma == 1, gamma=gamma).users
+    coder, own = QuantisedUserCoder(users, Blocks(4), np.arange(4)), 8 * (gamma == 1)
     error, step = (torch.from_numpy(rng.normal(size=(4, 6))) for _ in range(2))
-    users.error, users.step, users.beta = error, step, torch.full((4,), 0.3, dtype=torch.float64)
-    ids, ivs = users.local_update(0)
-    wanted = users.dV + error / gamma
-    torch.testing.assert_close(ivs[:, :6], wanted)
-    sent = wanted + 0.1 * step
-    further = users.take_sent(ids, sent, ivs[:, 6:])
+    coder.held, users.step, users.beta = -error, step, torch.full((4,), 0.3, dtype=torch.float64)
+    ids, rows = users.local_update(0)
+    wanted = users.dV + error
+    payload, further = coder.encode(ids, rows[:], 0, rows.further(slice(None)))
+    sent = torch.empty(4, 6, dtype=torch.float64)
+    Blocks(4).decode(payload, sent)
+    assert 0 < (sent - wanted).abs().max() < 0.2 * wanted.abs().max()
+    assert further.shape == (4, own)
     if gamma == 1:
         r = users.curvature * (0.3 * (step * sent).sum(1) - sent.square().sum(1))
-        torch.testing.assert_close(further[:, 0], r)
+        torch.testing.assert_close(further.view(torch.float64)[:, 0], r)
     assert torch.equal(users.dV, sent)
-    users.commit(ids)
-    torch.testing.assert_close(users.error, gamma * -0.1 * step)
+    assert torch.equal(coder.held, -error)
+    coder.commit(ids)
+    torch.testing.assert_close(coder.held, sent - wanted)
 
 
 @pytest.mark.parametrize(("wire", "largest"), [slow("int8", 1e-10), slow("int4", 1e-8), ("int3", 1e-5)])

@@ -94,6 +94,7 @@ def test_dual_never_falls_and_gap_never_negative(random_problem, seed, K, passes
         steps = case.rng.integers(0, 1 + max(1, int(passes * 3)), size=K)
         solver.steps = lambda counts, steps=steps: torch.from_numpy(steps)
         users, ivs = mocha.users.local_update(round, idle=np.flatnonzero(steps == 0))
+        ivs = ivs[:]
         assert users.tolist() == steps.nonzero()[0].tolist()
         models = mocha.aggregator.update(users, ivs)
         mocha.users.commit(users)
@@ -115,6 +116,7 @@ def test_the_certificate_holds_whatever_the_wire_did(random_problem):
     best = optimum(case, 0.05 * np.eye(case.K))
     for round in range(60):
         users, ivs = mocha.users.local_update(round)
+        ivs = ivs[:]
         models = mocha.aggregator.update(users, ivs.bfloat16().double())
         mocha.users.commit(users)
         mocha.users.receive(users, models.bfloat16().double())
@@ -134,6 +136,7 @@ def test_gamma_scales_curvature_and_update(random_problem, gamma):
     solver.steps = lambda counts: torch.ones(4, dtype=torch.int64)
     mocha = MOCHA(case.problem, solver, gamma=gamma, accelerated=False)
     users, ivs = mocha.users.local_update(0)
+    ivs = ivs[:]
     mocha.users.commit(users)
     for k, j in enumerate(rows):
         x, y, n = case.X[k][j], case.y[k][j], len(case.y[k])
@@ -157,6 +160,7 @@ def test_a_pending_update_goes_on_too(random_problem, settled, accelerated):
     mocha, second = (MOCHA(random_problem(5).problem, SDCA(0.5), **how) for _ in range(2))
     rounds(mocha, 0, 2)
     users, ivs = mocha.users.local_update(2, idle=np.array([3]))
+    ivs = ivs[:]
     late, others = users[1:2], users[[0, 2]]
     mocha.aggregator.update(users, ivs)
     mocha.users.commit(others)
@@ -197,6 +201,7 @@ def test_V_is_what_the_duals_say_whatever_is_lost(random_problem, seed, K, gamma
         late = np.union1d(counted, lost)
         idle = np.union1d(late, among(np.arange(K)))
         users, ivs = mocha.users.local_update(round, idle)
+        ivs = ivs[:]
         assert not np.isin(users, idle).any()
         heard = np.isin(users, among(users))
         models = mocha.aggregator.update(users[heard], ivs[heard])
@@ -221,6 +226,7 @@ def test_two_sides_meet_in_messages_only(random_problem):
     for round in range(8):
         rounds(together, round, round + 1)
         who, ivs = users.users.local_update(round)
+        ivs = ivs[:]
         models = relay.aggregator.update(who, ivs.clone())
         assert torch.equal(models, other.aggregator.update(who, ivs.clone()))
         assert ivs.shape == (4, d + 1)  # r_k
@@ -266,6 +272,7 @@ def test_who_missed_a_change_of_the_coupling_is_told_later(random_problem):
     for round in range(6):
         missed = [1] if round == 2 else []  # user 1 sends, but no model comes; so it listens in round 3
         users, ivs = mocha.users.local_update(round, idle=np.array([1] if round == 3 else [], dtype=np.int64))
+        ivs = ivs[:]
         models = mocha.aggregator.update(users, ivs)
         columns.append(models.shape[1] - mocha.problem.d)
         mocha.users.commit(users)
