@@ -47,7 +47,6 @@ RUNS = {
     "FedAvg by sums": ("algorithm=fedavg", "communicator=sums", "aggregators=server"),
     "MOCHA, coded": ("algorithm=mocha", "communicator=coded", "aggregators=all"),
     "CoCoA, secure": ("algorithm=cocoa", "communicator=sums", "aggregators=server", "secure=true"),
-    "FedAvg by sums at relays": ("algorithm=fedavg", "communicator=sums", "aggregators=[0,1,2]"),
     "MOCHA, server beside relays": ("algorithm=mocha", "communicator=coded", "aggregators=[server,0]"),
     "MOCHA, uncoded": ("algorithm=mocha", "communicator=uncoded", "algorithm.omega_every=2"),
 }

@@ -27,8 +27,7 @@ from hmtl.coding.schemes import (
     scheme_of,
     uplink_bound,
 )
-from hmtl.coding.sum_codes import MOST_PIECES, SumCode, add_terms, apart, sum_bounds, sum_code, sum_codes, sum_loads
-from hmtl.coding.summing import Hops, best_sum_aggregators
+from hmtl.coding.sum_codes import MOST_PIECES, SumCode, add_terms, sum_bounds, sum_code, sum_codes, sum_loads
 
 __all__ = [
     "CODED_SCHEMES",
@@ -40,16 +39,13 @@ __all__ = [
     "Block",
     "Choice",
     "Demand",
-    "Hops",
     "Loads",
     "Plan",
     "Scheme",
     "SumCode",
     "Uplinks",
     "add_terms",
-    "apart",
     "best_aggregators",
-    "best_sum_aggregators",
     "block_of",
     "bounds",
     "cover",

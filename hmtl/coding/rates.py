@@ -17,7 +17,7 @@ bound x from above: x(C) ≤ x(all) − c·|{k : N(k) ∩ C = ∅}| for all C.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache, reduce
 from itertools import takewhile
@@ -71,11 +71,6 @@ class Uplinks:
         """Return the time until the server has received `bits` [H] from the relays."""
         each = bits / np.asarray(self.bandwidths)
         return float(each.max() if self.parallel else each.sum())
-
-    def among(self, t: Topology, part: Topology) -> "Uplinks":
-        """Return the uplinks of the relays that are active in a part of the network t."""
-        of_relay = dict(zip(t.active, self.bandwidths, strict=True))
-        return replace(self, bandwidths=tuple(of_relay[i] for i in part.active))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Shapes: K users, H relays; c pieces, n shares, m bits; g sets of c shares; L wor
 """
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -78,15 +78,14 @@ class SumCode:
         """Rows that the relays send in all, n/c."""
         return len(self.owners) / self.pieces
 
-    def loads(self, spread: "SumCode", L: int = 0, copies: int | None = None) -> Loads:
+    def loads(self, spread: "SumCode", L: int = 0) -> Loads:
         """Return the loads if terms are added by this code, and rows spread by another; with padding for L words.
 
-        With `unicast`, the server sends a whole row to this number of relays; None: the shares that they hand on.
+        With `unicast`, the server sends the shares that relays hand on.
         """
         up, last = self.padding(L) / self.pieces, spread.padding(L) * spread.load
         by_relay = tuple((np.bincount(self.owners, minlength=self.H) * up).tolist())
-        down = min(1.0, self.load)
-        return Loads(self.load * self.padding(L), down, by_relay, last if copies is None else copies * down, last)
+        return Loads(self.load * self.padding(L), min(1.0, self.load), by_relay, last, last)
 
     def padding(self, L: int) -> float:
         """Return the words of a padded row divided by L; 1 for L = 0."""
@@ -210,7 +209,7 @@ def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOS
     return _assemble(t, *_shares_sent(t, uplinks, most_pieces, L))
 
 
-@lru_cache(8)  # the same codes are needed for loads, bounds, and each choice of who learns the sums
+@lru_cache(8)  # the same codes are needed for loads and bounds
 def _shares_sent(
     t: Topology, uplinks: Uplinks | None, most_pieces: int, L: int
 ) -> tuple[int, NDArray[np.int64], float, float]:
@@ -241,64 +240,36 @@ def _shares_sent(
     return best
 
 
-def apart(t: Topology, A: Collection[int]) -> Topology:
-    """Return the links of users whom not all relays of A hear; all links if there are none in A."""
-    return t.restricted(users=np.flatnonzero(~t.G[list(A)].all(axis=0))) if A else t
+def sum_codes(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES) -> tuple[SumCode, SumCode]:
+    """Return the code by which relays send terms, and that by which they hand on the sums to users.
 
-
-def sum_codes(
-    t: Topology, A: Collection[int] = (), uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES
-) -> tuple[SumCode, SumCode]:
-    """Return the code by which relays send terms, and that by which they send the sums to users.
-
-    Args:
-        t, uplinks, most_pieces: see `sum_code`.
-        A: relays that together hear everybody and learn the sums, from terms of users whom not all of them hear; they
-            send whole rows to users. Empty: the server learns the sums, and relays hand on shares of its row.
+    Args: see `sum_code`.
     """
-    sent = apart(t, A)
-    up = sum_code(sent, uplinks and uplinks.among(t, sent), most_pieces)
-    if A:
-        return up, sum_code(t.restricted(relays=A), None, 1)
+    up = sum_code(t, uplinks, most_pieces)
     return up, up if uplinks is None else sum_code(t, None, most_pieces)
 
 
-def sum_loads(
-    t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, A: Collection[int] = ()
-) -> Loads:
+def sum_loads(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES) -> Loads:
     """Return the loads of sums: shares of a row, or whole rows, from the relays, and one row from the server.
 
-    Args: see `sum_codes`.
+    Args: see `sum_code`.
     """
-    up, spread = sum_codes(t, A, uplinks, most_pieces)
-    return up.loads(spread, copies=len(A) or None)
+    up, spread = sum_codes(t, uplinks, most_pieces)
+    return up.loads(spread)
 
 
-def sum_bounds(t: Topology, A: Collection[int] = ()) -> Loads:
-    """Return lower bounds of the loads of any scheme in which users get the sums from the nodes that learn them.
+def sum_bounds(t: Topology) -> Loads:
+    """Return lower bounds of the loads of any scheme in which the server learns the sums, and users get them from it.
 
-    If the server learns the sums (A is empty), relays send users only what follows from the server's messages. For each
-    user, the relays that hear it together send at least one row and, if there are other users, receive one. If relays A
-    do, the same holds on the uplink for each user whom not all of A hear; a relay of A that does not hear everybody
-    receives a row; and for each user, the relays of A that hear it together send one. The smallest such loads are
-    solutions of linear programmes. Terms may take any values, and users pass nothing on. Other schemes can need less
-    (docs/theory/sums.md).
+    Relays send users only what follows from the server's messages. For each user, the relays that hear it together send
+    at least one row and, if there are other users, receive one. The smallest such loads are solutions of a linear
+    programme. Terms may take any values, and users pass nothing on. Other schemes can need less (docs/theory/sums.md).
     """
     if not t.present:
         return Loads(0.0, 0.0)
-    up = _least_rows(apart(t, A))
-    if not A:
-        return Loads(up, 1.0, unicast=up, last_hop=up)
-    lacking = np.sum(t.G[list(A)].sum(axis=1) < len(t.present))
-    return Loads(up, min(1.0, up), unicast=float(lacking), last_hop=_least_rows(t.restricted(relays=A)))
-
-
-def _least_rows(t: Topology) -> float:
-    """Return the least number of rows, in shares of any size, of which the relays of each user send one."""
-    if not t.present:
-        return 0.0
     programme = ShareProgramme(demand_of(t).hears, None)
-    return round(programme.time(programme.solve(1, whole=False)[0]), 9)
+    least = round(programme.time(programme.solve(1, whole=False)[0]), 9)
+    return Loads(least, 1.0, unicast=least, last_hop=least)
 
 
 def _bits(c: int, n: int) -> int:

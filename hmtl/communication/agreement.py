@@ -11,7 +11,6 @@ from hmtl.rng import generator
 
 CHECK_ROWS = 4  # random combinations; two different sets of IVs agree in all of them with probability 2^-32
 DIGEST_BYTES = 16
-NOTHING = bytes(DIGEST_BYTES)  # in place of the digest of a sum that is unknown
 FOLD = 8 << 10  # bytes; longer content is folded into CHECK_ROWS rows of this length before it is hashed
 
 

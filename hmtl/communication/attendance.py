@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import apart, cover
 from hmtl.coding.plan import DIGEST_BYTES
 from hmtl.communication.wires import FORMATS, INT64
 from hmtl.errors import CodingError
@@ -139,24 +138,6 @@ class Attendance:
     def aggregators(self) -> tuple[int, ...]:
         """The relays that aggregate."""
         return tuple(np.flatnonzero(self.aggregating).tolist())
-
-    @cached_property
-    def apart(self) -> Topology:
-        """The links of G_t of users whom not all aggregators heard; all links if the server aggregates."""
-        return apart(self.heard, self.aggregators)
-
-    @cached_property
-    def holders(self) -> tuple[int, ...]:
-        """The relays that can get a row that is the same for all users, and together reach all users within range.
-
-        These are all relays if the server aggregates; otherwise the aggregators, and relays that get the row through
-        the server for users whom no aggregator hears.
-        """
-        if not self.aggregators:
-            return self.relays
-        unreached = np.flatnonzero(~self.topology.G[list(self.aggregators)].any(axis=0))
-        others = cover(self.topology.restricted(unreached, self.relays)).relays
-        return tuple(sorted({*self.aggregators, *others}))
 
     @cached_property
     def reached(self) -> Topology:

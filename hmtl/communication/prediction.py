@@ -114,7 +114,7 @@ def by_seconds(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> 
     Otherwise, a relay more or less is tried as long as this takes less time and not too many sets were tried.
 
     Args:
-        recipe, t, network, V_bits: see `predict`.
+        recipe, t, network, V_bits: see `predict`; the rows are IVs.
     """
     seconds: dict[AggregatorSet, float] = {}
     most = max(2, MOST_WORK // (t.K * t.H))
@@ -128,16 +128,15 @@ def by_seconds(recipe: Recipe, t: Topology, network: Network, V_bits: float) -> 
             log.debug("choices of aggregators tried: %d of at most %d", len(seconds), most)
         return min(seconds, key=lambda nodes: (seconds[nodes], len(nodes.relays)))
 
-    beside = [False] if recipe.adds else [False, True]
     alone, everyone = AggregatorSet((), server=True), AggregatorSet(t.active, server=False)
-    if len(t.active) <= MOST_ENUMERATED and (len(beside) << len(t.active)) <= most:
+    if len(t.active) <= MOST_ENUMERATED and (2 << len(t.active)) <= most:
         sets = [A for n in range(1, len(t.active) + 1) for A in combinations(t.active, n)]
-        best = shortest([alone, *(AggregatorSet(A, server) for A in sets for server in beside)])
+        best = shortest([alone, *(AggregatorSet(A, server) for A in sets for server in (False, True))])
     else:
-        singles = [AggregatorSet((i,), server) for i in t.active for server in beside]
+        singles = [AggregatorSet((i,), server) for i in t.active for server in (False, True)]
         best, before = shortest([alone, everyone, *singles]), None
         while best != before:
             before, A = best, set(best.relays)
             near = [tuple(sorted(A ^ {i})) for i in t.active]
-            best = shortest([AggregatorSet(B, server) for B in near if B for server in beside])
+            best = shortest([AggregatorSet(B, server) for B in near if B for server in (False, True)])
     return dict(sorted(seconds.items(), key=lambda item: (item[0] != best, item[1])))

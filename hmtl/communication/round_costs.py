@@ -14,11 +14,9 @@ from hmtl.coding import (
     MEDIA,
     SCHEMES,
     AggregatorSet,
-    Choice,
     Loads,
     Uplinks,
     best_aggregators,
-    best_sum_aggregators,
     bounds,
     demand_of,
     loads,
@@ -88,18 +86,11 @@ class AddingRelays(ChosenRelays):
     """The relays that send the server sums of terms.
 
     Attributes:
-        learning: the relays that learn the sums, chosen for the network's medium; empty if the server does.
-        best: whether the choice is proven: no other relays, nor the server, take less time over all hops by the schemes
-            of `best_sum_aggregators`.
-        excess: by what fraction another choice can be better at most.
         cost: time from relays to server, in rows at the speed of the slowest relay.
-        bound: a lower bound of `cost` for every scheme in which the same nodes learn the sums.
+        bound: a lower bound of `cost` for every scheme in which the server learns the sums.
         pieces: number of pieces of a row, so that a share is as long as one of them; 1: relays send whole rows.
     """
 
-    learning: list[int]
-    best: bool
-    excess: float
     cost: float
     bound: float
     pieces: int
@@ -180,7 +171,6 @@ def compare(
     added = {each: added_bits(topology, secure, each) for each in MEDIA} if secure else None
     clock = _Clock(topology, network, V_bits)
     uplinks = clock.uplinks
-    learning = best_sum_aggregators(topology, network.hops(topology))
     by_scheme = {scheme: loads(topology, scheme, uplinks) for scheme in SCHEMES}
     least, partition = demand_of(topology).optimum
     obstacles = {scheme: obstacle(topology, scheme) for scheme in CODED_SCHEMES}
@@ -194,7 +184,7 @@ def compare(
         network=network,
         loads={scheme: _between(by_scheme[scheme]) for scheme in SCHEMES},
         aggregators=best,
-        sums=_adding(clock, learning),
+        sums=_adding(clock),
         downlinks={medium: {scheme: by_scheme[scheme].down(medium) for scheme in SCHEMES} for medium in MEDIA},
         bounds=_between(bounds(topology)),
         proof={
@@ -204,11 +194,11 @@ def compare(
         not_trainable={scheme: reason for scheme, reason in obstacles.items() if reason},
         seconds={medium: {scheme: clock.seconds(by_scheme[scheme], medium) for scheme in SCHEMES} for medium in MEDIA},
         formats={
-            each or "null": _in_format(clock, best[network.medium].nodes, learning.relays, each, added)
+            each or "null": _in_format(clock, best[network.medium].nodes, each, added)
             for each in dict.fromkeys((None, wire))
         },
         secure=costs,
-        secure_sums=_adding(clock, Choice((), 0.0, 0.0), added) if costs else None,
+        secure_sums=_adding(clock, added) if costs else None,
     )
 
 
@@ -259,7 +249,7 @@ def _best(clock: _Clock, medium: str) -> BestAggregators:
 
 
 def _in_format(
-    clock: _Clock, nodes: AggregatorSet, learning: tuple[int, ...], wire: str | None, added: dict[str, AddedBits] | None
+    clock: _Clock, nodes: AggregatorSet, wire: str | None, added: dict[str, AddedBits] | None
 ) -> dict[str, RoundCost]:
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
     t, uplinks, medium, m = clock.topology, clock.uplinks, clock.network.medium, -(-clock.V_bits // 64)
@@ -270,22 +260,18 @@ def _in_format(
     }
     if wire is None or wire in FEW_BITS:
         plain = SumsOfRows(wire=wire)
-        costs["sums"] = clock.cost(sum_loads(t, uplinks, A=learning), medium, plain.of_numbers(m, t.K).row_bits(0))
+        costs["sums"] = clock.cost(sum_loads(t, uplinks), medium, plain.of_numbers(m, t.K).row_bits(0))
         if added:
             masked = replace(plain, secure=Secure()).of_numbers(m, t.K)
             costs["secure"] = clock.cost(sum_loads(t, uplinks), medium, masked.row_bits(0), added)
     return costs
 
 
-def _adding(clock: _Clock, learning: Choice, added: dict[str, AddedBits] | None = None) -> AddingRelays:
-    t, uplinks, A = clock.topology, clock.uplinks, learning.relays
-    up, _ = sum_codes(t, A, uplinks)
-    load = sum_loads(t, uplinks, A=A)
+def _adding(clock: _Clock, added: dict[str, AddedBits] | None = None) -> AddingRelays:
+    up, spread = sum_codes(clock.topology, clock.uplinks)
+    load = up.loads(spread)
     return AddingRelays(
         relays=list(up.relays),
-        learning=list(A),
-        best=learning.proven,
-        excess=learning.excess,
         pieces=up.pieces,
         cost=up.cost,
         bound=up.bound,

@@ -27,7 +27,7 @@ class Timetable:
         uncoded: the time of plain forwarding.
         uncoded_bound: what plain forwarding takes at least, whichever relays forward rows and deliver models.
         choices: the nodes that aggregate, as in the setting `aggregators`, and the time, the shortest first.
-        sums: the same for learners that need only sums, of 64 bits; the nodes learn these.
+        sums_seconds: the time for learners that need only sums, of 64 bits.
         every: whether these are all choices.
         secure: what secure sums add to a round; None: nobody asked for it.
         secure_seconds: the time of secure sums of 64 bits.
@@ -42,7 +42,7 @@ class Timetable:
     uncoded: float
     uncoded_bound: float
     choices: list[tuple[str | list[int | str], float]]
-    sums: list[tuple[str | list[int | str], float]]
+    sums_seconds: float
     every: bool
     secure: SecureCosts | None
     secure_seconds: float | None
@@ -55,7 +55,7 @@ def timetable(t: Topology, network: Network, V_bits: int, wire: str | None, secu
     assert access is not None
     costs = secure_costs(t, secure, network.medium) if secure else None
     bits = row_bits(wire, -(-V_bits // 64), torch.float64)
-    coded, sums = by_seconds(IVs(), t, network, bits), by_seconds(SumsOfRows(), t, network, V_bits)
+    coded = by_seconds(IVs(), t, network, bits)
     return Timetable(
         K=t.K,
         H=t.H,
@@ -66,7 +66,7 @@ def timetable(t: Topology, network: Network, V_bits: int, wire: str | None, secu
         uncoded=predict(UNCODED, t, network, bits),
         uncoded_bound=Trip(access, t.G, bits, up=True).bound + Trip(access, t.G, bits, up=False).bound,
         choices=[(nodes.setting, seconds) for nodes, seconds in coded.items() if seconds < inf],
-        sums=[(nodes.setting, seconds) for nodes, seconds in sums.items() if seconds < inf],
+        sums_seconds=predict(SumsOfRows(), t, network, V_bits),
         every=len(coded) == (2 << len(t.active)) - 1,
         secure=costs,
         secure_seconds=predict(SumsOfRows(secure=secure), t, network, V_bits) if secure else None,

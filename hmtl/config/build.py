@@ -373,10 +373,10 @@ def check_only_sums(communicator: Communicator) -> None:
         raise ConfigError(
             "metrics=sums does not work with coupled layers. Set algorithm.coupled=false, or metrics=users."
         )
-    if not communicator.recipe.adds or communicator.planner.preferred:
+    if not communicator.recipe.adds:
         raise ConfigError(
-            "metrics=sums needs a learner whose server learns sums over users, and nobody else does. Set "
-            "communicator=sums aggregators=server, or metrics=users."
+            "metrics=sums needs a learner of whose rows only sums over users are known. Set communicator=sums, or "
+            "metrics=users."
         )
 
 

@@ -34,9 +34,8 @@ def plan_table(comparison: Comparison) -> Table:
     for medium, best in comparison.aggregators.items():
         who = f"{'best' if best.proven else 'found'} for {medium}"
         rows.append(row(who, best.relays_to_server, best.downlinks.values(), best.seconds.values()))
-    sums, bounds, names = comparison.sums, comparison.bounds, comparison.names
-    who_learns = f"sums, by {_listed(names.of_relays(sums.learning))}" if sums.learning else "sums, where they suffice"
-    for who, adding in ((who_learns, sums), ("secure sums, by the server", comparison.secure_sums)):
+    bounds = comparison.bounds
+    for who, adding in (("sums, where they suffice", comparison.sums), ("secure sums", comparison.secure_sums)):
         if adding:
             rows.append(row(who, adding.relays_to_server, adding.downlinks.values(), adding.seconds.values()))
     rows.append(row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]))
@@ -78,7 +77,6 @@ def choices_table(comparison: Comparison) -> Table:
         [f"aggregate, {medium}", _listed(names(best.relays), best.server), _distance(best.proven, best.excess)]
         for medium, best in comparison.aggregators.items()
     ]
-    rows.append(["learn sums", _listed(names(sums.learning)), _distance(sums.best, sums.excess)])
     if sums.relays:
         how = "send sums, whole rows" if sums.pieces == 1 else f"send sums, shares of 1/{sums.pieces} row"
         rows.append([how, _listed(names(sums.relays)), _distance(sums.proven, sums.cost / sums.bound - 1)])
@@ -135,10 +133,10 @@ def time_table(times: Timetable) -> Table:
     """Return the seconds of a round over access links, for the best choices of who aggregates and the usual ones."""
     usual = [choice for choice in times.choices[MOST_CHOICES:] if _is_usual(times, choice[0])]
     rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MOST_CHOICES], *usual)]
-    rows += [(f"sums, by {_who(times, setting)}", seconds) for setting, seconds in times.sums[:2]]
+    rows.append(("sums, where they suffice", times.sums_seconds))
     tried = f"best of {'all ' * times.every}{len(times.choices)} choices"
     title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; IVs of {times.V_bits:,} bits; no compute; {tried}"
-    rows += [("secure sums, by the server", times.secure_seconds)] if times.secure_seconds is not None else []
+    rows += [("secure sums", times.secure_seconds)] if times.secure_seconds is not None else []
     cells = [[who, f"{seconds:.4g}", f"{saved(seconds, times.uncoded):.1%}"] for who, seconds in rows]
     return as_table(title, ("who aggregates", "seconds", "saved"), cells)
 

@@ -63,7 +63,7 @@ class Summary(BaseModel):
 
     Attributes:
         r: mean number of relays that hear a user, over all rounds.
-        aggregators: who computes the models or learns the sums: "server", or relays, which "server" may precede.
+        aggregators: who computes the models: "server", which also learns sums, or relays, which "server" may precede.
         rates: the rates of the links, in words, from which the time of communication follows.
         V_bits: bits of an IV.
         loads: measured load of each tier [IVs per round].

@@ -147,20 +147,16 @@ def make_world(seed: int) -> World:
     G[rng.integers(H, size=K), np.arange(K)] = 1
     G[0, 0] = 1
     where = ("server", "all", "one", "beside")[int(rng.integers(4))]
-    if learner != "coupled ivs" and where == "one":
-        G[0] = 1  # then relay 0 learns the sums
-    if learner != "coupled ivs" and where == "beside":
-        where = "server"
     aggregators: Any = {"one": [0], "beside": [SERVER, 0]}.get(where, where)
     weights = torch.from_numpy(rng.uniform(0.5, 3.0, (K, 1)))
     few = bool(rng.integers(2))
-    recipe: Recipe = SumsOfRows(aggregators=aggregators)
-    if learner == "fedavg" and where == "server" and K > 4 and rng.integers(2):
+    recipe: Recipe = SumsOfRows()
+    if learner == "fedavg" and K > 4 and rng.integers(2):
         with suppress(ConfigError):  # too many users have one relay
             Secure(0.25).check(K, G)
             recipe = SumsOfRows(secure=Secure(0.25))
     elif learner == "coupled sums":
-        recipe = SumsOfRows(aggregators=aggregators, wire="int4" if few else None)
+        recipe = SumsOfRows(wire="int4" if few else None)
     elif learner == "coupled ivs":
         recipe = IVs(aggregators=aggregators, wire="int4" if few else None, max_pieces=2, generation=9)
 

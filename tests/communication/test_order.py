@@ -46,7 +46,6 @@ UNEVEN = Topology([[1, 1, 1, 0, 0, 1], [0, 1, 1, 1, 0, 1], [0, 0, 1, 1, 1, 0], [
         IVs("uncoded"),
         IVs(aggregators=["server", 0, 2]),
         SumsOfRows(sums="coded", aggregators="server"),
-        SumsOfRows(sums="coded", aggregators=[0, 2, 3]),
     ],
     ids=str,
 )

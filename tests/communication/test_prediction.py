@@ -26,7 +26,6 @@ def test_of_ivs(t: Topology, medium: str, m: int, seed: int, aggregators: str | 
         np.testing.assert_array_equal(ledger.per_link(tier)[:, 0], played.ledger.per_link(tier)[:, 0])
 
 
-@pytest.mark.parametrize("aggregators", ["server", "all"])
 @given(
     t=topologies(max_K=12, max_H=4),
     medium=st.sampled_from(MEDIA),
@@ -34,9 +33,9 @@ def test_of_ivs(t: Topology, medium: str, m: int, seed: int, aggregators: str | 
     m=st.integers(1, 60),
     seed=st.integers(0, 99),
 )
-def test_of_sums(t: Topology, medium: str, last_hop: str, m: int, seed: int, aggregators: str) -> None:
+def test_of_sums(t: Topology, medium: str, last_hop: str, m: int, seed: int) -> None:
     network = Network(medium=medium, last_hop=last_hop)
-    played = Sums(t, network, aggregators=aggregators)
+    played = Sums(t, network)
     played.round(0, Terms([terms(seed, t.K, m + 1)], [set()]), Total(m + 1))
     ledger = dry_round(played.recipe, t, network, m).ledger
     for tier in TIERS:

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hmtl.coding import AggregatorSet
-from hmtl.communication import TIERS, CodedHierarchical, Communicator, InProcess, Network, Sums, prediction
+from hmtl.communication import TIERS, CodedHierarchical, Communicator, InProcess, Network, prediction
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.sums import SumsOfRows
@@ -107,7 +107,7 @@ def test_sums_wait_no_longer_however_large_they_are(tmp_path):
     t, times = any_r(10, 5, 3, 0), {}
     for V, latency in product((64.0, 8e8), (0.0, 0.5)):
         network = Network(medium="broadcast", links=file_of(tmp_path, t, [range(10)], latency=latency))
-        times[V, latency] = predict(SumsOfRows(aggregators=[0, 1, 2]), t, network, V)
+        times[V, latency] = predict(SumsOfRows(), t, network, V)
     assert times[64.0, 0.5] - times[64.0, 0.0] == pytest.approx(times[8e8, 0.5] - times[8e8, 0.0], rel=1e-3)
 
 
@@ -138,9 +138,6 @@ def test_auto_takes_the_fastest_of_all_and_a_search_is_no_better(tmp_path, monke
             few.setattr(prediction, "MOST_ENUMERATED", 0)
             found = by_seconds(IVs(), t, network, 1e6)
         assert min(found.values()) >= seconds
-        sums = by_seconds(SumsOfRows(), t, network, 1e6)
-        planner = Sums(t, network).for_rows(1e6).planner
-        assert sums[AggregatorSet(planner.preferred, planner.server)] == min(sums.values())
 
 
 def test_a_training_round_takes_as_long_as_predicted(tmp_path):

@@ -48,7 +48,7 @@ CONFIGURATIONS = [
                 "network.medium=unicast",
             ),
             ("regularizer=mean", "communicator=sums", "network.medium=unicast", "sums=coded"),
-            ("regularizer=mean", "communicator=sums", "wire=int4", "aggregators=all", "participation.dropout=0.3"),
+            ("regularizer=mean", "communicator=sums", "wire=int4", "participation.dropout=0.3"),
             ("wire=int4", "aggregators=all", "participation.relays=0.3", "participation.dropout=0.2", "rounds=6"),
             ("communicator=uncoded", "algorithm.omega_every=4", "rounds=4"),  # the best models are not the last
             ("regularizer=graph", "dataset.standardize=all", "evaluate_every=3"),

@@ -55,14 +55,12 @@ def test_sums_of_all_who_count_are_right(
     assert "failed at" not in caplog.text
 
 
-@pytest.mark.parametrize("name", ["MOCHA, coded", pytest.param("FedAvg by sums at relays", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
 def test_a_state_that_a_relay_makes_up_ends_no_run(
     configure: Callable[..., DictConfig],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    name: str,
     seed: int,
 ) -> None:
     """Relay 2 misses round 1, and relay 0 hands it two false states before the right one."""
@@ -78,8 +76,8 @@ def test_a_state_that_a_relay_makes_up_ends_no_run(
         )
 
     words = [word for word in SMALL if not word.startswith(("K=", "H=", "r="))]
-    often = ["algorithm.omega_every=1"] if name.startswith("MOCHA") else []
-    run = train_in_cells(configure(*words, *write_uneven(tmp_path), *RUNS[name], *often, "rounds=6"), prepare=prepare)
+    cfg = configure(*words, *write_uneven(tmp_path), *RUNS["MOCHA, coded"], "algorithm.omega_every=1", "rounds=6")
+    run = train_in_cells(cfg, prepare=prepare)
     assert [row["users"] for row in run.rows] == [10, 9, 9, 9, 9, 10]  # user 9 waits for a model
     assert truth.check()
     states = [run.cells.cells[f"relay {i}"].aggregator_state("learner") for i in range(3)]

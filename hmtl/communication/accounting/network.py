@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hmtl.coding import MEDIA, Hops, Loads, Uplinks
+from hmtl.coding import MEDIA, Loads, Uplinks
 from hmtl.communication.accounting.access import Access, LinkFile, access_of, read_links
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
@@ -113,11 +113,6 @@ class Network:
             return None
         links = self._uplinks(topology.H)
         return replace(links, bandwidths=tuple(links.bandwidths[i] for i in topology.active))
-
-    def hops(self, topology: Topology) -> Hops:
-        """Return the hops of a row of sums."""
-        uplinks = self.uplinks(topology) or Uplinks((self.W2,) * len(topology.active), downlink=self.W2)
-        return Hops(uplinks, self.W2, self.W1, self.medium, self.last_hop)
 
     def _uplinks(self, H: int) -> Uplinks:
         bandwidths = (self.W2,) * H if self.uplink_bps is None else tuple(self.uplink_bps)

@@ -148,9 +148,9 @@ class Communicator:
     def for_rows(self, V_bits: float) -> "Communicator":
         """Return this communicator with those aggregators with which rows of V bits take the least time.
 
-        It is itself unless it chooses its aggregators (`aggregators=auto`) by a file of links.
+        It is itself unless it chooses its aggregators (`aggregators=auto`) by a file of links. The server learns sums.
         """
-        if self.network.links is None or self.aggregators != "auto":
+        if self.network.links is None or self.aggregators != "auto" or self.recipe.adds:
             return self
         from hmtl.communication.prediction import by_seconds  # late, since it imports this module
 
@@ -167,7 +167,7 @@ class Communicator:
         """Return the time that rows of V bits take: between relays and server, or over all links if there is a file."""
         if self.network.links is None:
             rows = tier_loads(self.theory, 0, self.network.medium, "unicast")  # to nobody on the last hop
-            bits = self.recipe.row_bits(round(V_bits), self.planner.everybody.aggregators)
+            bits = self.recipe.row_bits(round(V_bits))
             return self.network.seconds({tier: bits[tier] * rows[tier] for tier in TIERS})
         from hmtl.communication.prediction import predict  # late, since it imports this module
 
@@ -267,7 +267,7 @@ class Communicator:
         """Return what `summary.json` reports about communication."""
         recipe, planner, tiers, users = self.recipe, self.planner, self.recipe.tiers, self._sides and self._sides[0]
         r, *figures = np.mean([self._theory_of(number) for number in self._described_rounds], axis=0).tolist()
-        row_bits = recipe.row_bits(self.V_bits, planner.everybody.aggregators)
+        row_bits = recipe.row_bits(self.V_bits)
         measured = {tier: self.ledger.bits(tier).payload / (self.ledger.rounds * row_bits[tier] or 1) for tier in TIERS}
         described: dict[str, Any] = {
             "r": r,

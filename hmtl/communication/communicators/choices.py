@@ -84,11 +84,9 @@ class Sums(Communicator):
         topology: who hears whom, in all rounds or round by round.
         network, links: see `Communicator`; `network.last_hop` says how relays reach their users.
         sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
-        aggregators: who learns the sums. `auto`: the server, or those relays, with which a row takes the least time on
-            this network; `server`; `all`; or the numbers of relays that together hear everybody.
+        aggregators: `auto` or `server`: the server learns the sums.
         wire: a name in FEW_BITS, for terms and sums of low precision, see `rounding_of_sums`; None: 64 bits.
-        secure: whether relays and server learn nothing but the sums, see `hmtl.communication.secure.masking`; the
-            server then learns the sums.
+        secure: whether relays and server learn nothing but the sums, see `hmtl.communication.secure.masking`.
         colluding, least: settings of secure sums, see `Secure`.
     """
 
@@ -135,7 +133,7 @@ def sums_if_faster(
         return None
     recipe = SumsOfRows(wire=wire, common=dtype if averaged and not wire else None).of_numbers(q * numbers, K)
     IV_bits, sum_bits = row_bits(wire, numbers, dtype), 8 * recipe.formats.sums.nbytes
-    sums = Communicator(coded.contacts, coded.network, recipe, coded.make_links).for_rows(sum_bits)
+    sums = Communicator(coded.contacts, coded.network, recipe, coded.make_links)
     adding, coding = sums.seconds_of(sum_bits), coded.seconds_of(IV_bits)
     between = " between relays and server" * (coded.network.links is None)
     sums.note = (

@@ -285,13 +285,8 @@ class Recipe(ABC):
             dtype: the type of its numbers.
         """
 
-    def row_bits(self, V_bits: int, relays: Sequence[int] = ()) -> dict[str, int]:
-        """Return the bits of a row of each tier.
-
-        Args:
-            V_bits: bits of the rows that users sent last.
-            relays: those that aggregate.
-        """
+    def row_bits(self, V_bits: int) -> dict[str, int]:
+        """Return the bits of a row of each tier; `V_bits` are those of the rows that users sent last."""
         return dict.fromkeys(TIERS, V_bits)
 
     def uncoded(self, sent: dict[str, Any], users: UserSide, attendance: Attendance) -> dict[str, Any]:

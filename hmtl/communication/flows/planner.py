@@ -46,8 +46,8 @@ class Planner:
         sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
             these users' terms.
         flow: function from a recipe, an attendance and the bytes of payload and overhead of a row to a round's flow.
-        spread_code: function from the relays that can get the sums, and the numbers in a row, to the code by which they
-            send them to all users within range.
+        spread_code: function from the relays that take part, and the numbers in a row, to the code by which they hand
+            on the sums to all users within range.
     """
 
     def __init__(
@@ -103,11 +103,6 @@ class Planner:
             return tuple(((i,), i) for i in relays)
         return ((relays, self.topology.H),) if relays else ()
 
-    def carrier(self, attendance: Attendance) -> int:
-        """Return the aggregator with the fastest uplink, which sends a row for users whom no aggregator hears."""
-        bps = self._access.links[1:, 0] if self._access else self.network.uplink_bps or [0.0] * self.topology.H
-        return max(attendance.aggregators, key=lambda i: (bps[i], -i))
-
     def _copies_to(self, relays: tuple[int, ...], sizes: tuple[int, int]) -> NDArray[np.int64] | None:
         if self._access is None or self.preferred:
             return None
@@ -126,16 +121,11 @@ class Planner:
         return recipe.flow(self, attendance, sizes)
 
     def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
-        t, links = self.topology.restricted(relays=relays), None
-        if self._access:  # rows come to relays, unless these aggregate, and go to users
+        t = self.topology.restricted(relays=relays)
+        if self._access:  # rows come to relays, and go to users
             near, far = np.split(self._access.ports[1 : 1 + 2 * t.H], 2)
-            seconds_of = (~np.isin(np.arange(t.H), self.preferred)) / self._access.links[near, 1]
-            seconds_of = (seconds_of + 1 / self._access.links[far, 0])[list(t.active)]
-            links = Uplinks(tuple((1 / seconds_of).tolist()), parallel=True)
-        if self.preferred:  # each of them holds the whole row
-            return sum_code(t, links, 1)
-        if links:
-            return self._sum_code(t, links, L)
+            seconds_of = (1 / self._access.links[near, 1] + 1 / self._access.links[far, 0])[list(t.active)]
+            return self._sum_code(t, Uplinks(tuple((1 / seconds_of).tolist()), parallel=True), L)
         shares = self._sum_code(t, None, L)
         if self.sums != "auto":
             return shares

@@ -2,9 +2,8 @@
 
 L numbers in a row of terms or sums. Rows travel in shares, by codes of `hmtl.coding.sum_codes`; with c = 1, a share is
 a whole row:
-    up: relays send the server shares of the sum of all terms; if relays learn the sums, of the terms of users whom not
-        all of them heard;
-    down: relays send users shares of the row that the server or relays made of the sums.
+    up: relays send the server shares of the sum of all terms, and it learns this sum;
+    down: relays hand on to users shares of the row that the server made of it.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.coding import MOST_PIECES, AggregatorSet, Loads, SumCode, best_sum_aggregators, resolve, sum_bounds
+from hmtl.coding import AggregatorSet, Loads, SumCode, sum_bounds
 from hmtl.coding.plan import DIGEST_BYTES
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
@@ -32,9 +31,9 @@ from hmtl.communication.attendance import Attendance
 from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, RECEIPT, Content, Copy, Flow, Keeper, Recipe, Shape
-from hmtl.communication.flows.planner import SUMS, Planner, who_may_aggregate
+from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.meaning import CommonModel, TermsOfUsers
-from hmtl.communication.messages import BROADCAST, IVS, Message, Users, alike, relay_number
+from hmtl.communication.messages import IVS, Message, Users, alike, relay_number
 from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits
 from hmtl.communication.row_formats import PlainRows, RowFormat
 from hmtl.communication.sides import AggregatorSide, UserSide
@@ -63,9 +62,9 @@ class SumsOfRows(Recipe):
     adds = True
 
     def __post_init__(self) -> None:
-        if self.secure and self.aggregators not in ("auto", "server"):
+        if self.aggregators not in ("auto", "server"):
             raise ConfigError(
-                f"aggregators={self.aggregators} with secure=true: the server unmasks the sums, so it learns them. Set "
+                f"aggregators={self.aggregators} with communicator=sums: the server learns the sums. Set "
                 "aggregators=auto or server."
             )
         if self.wire is not None and not (isinstance(self.wire, str) and self.wire in FEW_BITS):
@@ -82,36 +81,17 @@ class SumsOfRows(Recipe):
         return FEW_BITS[self.wire] if isinstance(self.wire, str) else None
 
     def nodes(self, contacts: Topology | Moving, network: Network) -> AggregatorSet:
-        """Return the relays that learn the sums if they can, in all rounds, or the server.
+        """Return the server, which learns the sums.
 
         Raises:
             ConfigError: there are too few users for secure sums, or too many may collude.
-            CodingError: the relays do not hear all users of the first contacts, or the choice is invalid.
         """
         if self.secure:
             self.secure.check(contacts.K, contacts.at(0).G)
-            return AggregatorSet((), server=True)
-        first = contacts.at(0)
-        if self.aggregators == "auto":
-            A = best_sum_aggregators(first, network.hops(first), 1 if self.sums == "whole" else MOST_PIECES).relays
-            return AggregatorSet(A, server=not A)
-        nodes = resolve(who_may_aggregate(contacts), self.aggregators)
-        A = nodes.relays
-        if A and nodes.server:
-            raise CodingError(
-                f"aggregators=[{','.join(map(str, nodes.setting))}] with communicator=sums: either the server or "
-                "relays learn the sums, not both. Leave server out, or set aggregators=auto."
-            )
-        if A and (unheard := np.setdiff1d(first.present, first.restricted(relays=A).present)).size:
-            relays, users = first.names.of_relays(A), first.names.of_users(unheard)
-            raise CodingError(
-                f"aggregators={relays} with communicator=sums: none of these relays hears {users}. Name "
-                "relays that together hear everybody, or set aggregators=auto."
-            )
-        return nodes
+        return AggregatorSet((), server=True)
 
     def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> Planner:
-        return Planner(topology, network, nodes.relays, sums=self.sums)
+        return Planner(topology, network, sums=self.sums)
 
     def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, AggregatorSide]:
         if not users.numbers:  # nothing travels
@@ -177,16 +157,13 @@ class SumsOfRows(Recipe):
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
         terms, sums = self.formats.up[attendance.format]
-        code, A = planner.sum_code(attendance.apart, self.formats.L), attendance.aggregators
-        apart = np.array(attendance.apart.present, dtype=np.int64)
-        common = np.setdiff1d(attendance.users, apart) if A else apart[:0]
-        learners = A or ((OF_SERVER,) if planner.server else ())
-        added = Added(code, terms, sums, sizes[1], attendance.users, common, learners, planner.copies(A))
+        code = planner.sum_code(attendance.heard, self.formats.L)
+        added = Added(code, terms, sums, sizes[1], attendance.users)
         delivery = CommonRow(planner, attendance, self.formats)
         for planned in (code, delivery.code):
             _ = planned.inverses  # otherwise the first node that needs them makes them during its turn
         codes = hashlib.blake2b(code.digest + delivery.code.digest, digest_size=DIGEST_BYTES).digest()
-        return Flow(partial(Sum, added), (added,) if learners else (), delivery, codes)
+        return Flow(partial(Sum, added), (added,), delivery, codes)
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
@@ -235,37 +212,25 @@ class SumsOfRows(Recipe):
     def codes(self, planner: Planner) -> tuple[SumCode, SumCode]:
         """Return the codes by which relays add and spread sums if everybody is present."""
         attendance, L = planner.everybody, self.formats.L
-        return planner.sum_code(attendance.apart, L), planner.spread_code(attendance.holders, L)
+        return planner.sum_code(attendance.heard, L), planner.spread_code(attendance.relays, L)
 
     def loads(self, planner: Planner) -> Loads:
         up, spread = self.codes(planner)
-        attendance, t = planner.everybody, planner.topology
-        A = attendance.aggregators
-        load = up.loads(spread, self.formats.L, len(A) or None)
-        if planner.network.last_hop == "unicast":
-            load = replace(load, last_hop=float(len(t.present)))
-        if A and (others := len(set(attendance.holders).difference(A))):  # get the row through the server
-            by_relay = np.array(load.by_relay)
-            row = self.formats.down.nbytes / self.formats.sums.nbytes if self.formats.L else 1.0
-            by_relay[planner.carrier(attendance)] += row
-            passed = {
-                "uplink": load.uplink + row,
-                "downlink": load.downlink + row,
-                "unicast": load.unicast + row * others,
-            }
-            load = replace(load, by_relay=tuple(by_relay.tolist()), **passed)
-        return load
+        return self._last_hop(planner, up.loads(spread, self.formats.L))
 
     def bounds(self, planner: Planner) -> Loads:
-        bound = sum_bounds(planner.topology, planner.everybody.aggregators)
-        if planner.network.last_hop == "unicast":
-            return replace(bound, last_hop=float(len(planner.topology.present)))
-        return bound
+        return self._last_hop(planner, sum_bounds(planner.topology))
 
-    def row_bits(self, V_bits: int, relays: Sequence[int] = ()) -> dict[str, int]:
+    def _last_hop(self, planner: Planner, load: Loads) -> Loads:
+        """Return a load with the rows that relays send if each user gets its own copy."""
+        if planner.network.last_hop == "unicast":
+            return replace(load, last_hop=float(len(planner.topology.present)))
+        return load
+
+    def row_bits(self, V_bits: int) -> dict[str, int]:
         """Return the bits of a row of each tier; before the scales are known, rows are longer."""
         up, sums, down = (8 * each.nbytes for each in (self.formats.terms, self.formats.sums, self.formats.down))
-        return dict(zip(TIERS, (up, sums, sums if relays else down, down), strict=True))
+        return dict(zip(TIERS, (up, sums, down, down), strict=True))
 
     def uncoded(self, sent: dict[str, Any], users: UserSide, attendance: Attendance) -> dict[str, Any]:
         """Return the bits of a round by tier with uncoded IVs and models in the learner's own type of numbers."""
@@ -288,7 +253,7 @@ class SumsOfRows(Recipe):
         described: dict[str, Any] = {"communicator": "sums", "scheme": "sums", "last_hop": planner.network.last_hop}
         described |= {"adding": names.of_relays(code.relays), "pieces": code.pieces}
         if users and users.numbers and (meaning := users.means()):
-            row_bits, K = self.row_bits(0, planner.everybody.aggregators), planner.topology.K
+            row_bits, K = self.row_bits(0), planner.topology.K
             if len({*row_bits.values()}) > 1:
                 described["bits_per_number"] = {tier: bits / meaning.words for tier, bits in row_bits.items()}
             described["loads_uncoded"] = {tier: K * _bits_of_rows(users) / row_bits[tier] for tier in TIERS}
@@ -311,16 +276,13 @@ def _bits_of_rows(users: UserSide) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Added:
-    """Relays send shares of sums of terms, which the server adds; it learns the sum, or relays do.
+    """Relays send shares of sums of terms, which the server adds, so that it learns the sum.
 
     Attributes:
-        code: makes shares of the terms that reach the server.
+        code: makes shares of the terms.
         terms, sums: formats of a user's terms and of their sums.
         overhead: bytes of further numbers beside a user's terms.
         users: whose terms are added.
-        common: the users whose terms every learner heard, and which do not travel.
-        learners: the relays that learn the sum, or OF_SERVER.
-        copies: the relays that receive the server's sum, and the link.
     """
 
     code: SumCode
@@ -328,62 +290,39 @@ class Added:
     sums: RowFormat
     overhead: int
     users: Users
-    common: Users
-    learners: tuple[int, ...]
-    copies: tuple[tuple[tuple[int, ...], int], ...]
 
-    kinds = IVS, BROADCAST
+    kinds = IVS, ""
+    receivers = ()
+    learners = (OF_SERVER,)
 
     @property
     def senders(self) -> tuple[int, ...]:
         return self.code.relays
-
-    @property
-    def receivers(self) -> tuple[int, ...]:
-        return self.learners if self.copies and self.code.relays else ()
 
     def up(self, i: int, heard: "Sum") -> Content:
         shares = self.sums.share(self.code).pack(heard.shares.view(len(self.code.shares_of(i)), -1))
         return Content(shares.reshape(1, -1), to_bytes(heard.further))
 
     def shape(self, i: int, up: bool) -> Shape:
-        if not up:
-            return Shape(self.sums.nbytes, self.overhead)
         shares, leads = len(self.code.shares_of(i)), i in self.code.leaders
         return Shape(shares * self.sums.share(self.code).nbytes, self.overhead * leads)
 
     def down(self, heard: "Sum", received: Sequence[Message]) -> Iterator[Copy]:
-        if self.receivers:
-            content = Content(*self._joined(received))
-            for relays, link in self.copies:
-                yield Copy(relays, link, content)
+        yield from ()
 
     def learn(self, node: int, heard: "Sum", received: Sequence[Message], digest: Digest, keeper: Keeper) -> None:
-        if node == OF_SERVER:  # it learns the sum alone, so nobody compares digests
-            payload, overhead = self._joined(received)
-        else:
-            total, heard.common = heard.common, heard.common[:, :0]
-            for message in received:
-                total += self.sums.unpack(message.payload)
-            further = [to_bytes(heard.common_further), *(message.overhead for message in received)]
-            payload, overhead = self.sums.pack(total), _added(torch.cat(further))
-            digest.add_rows(payload)
-            digest.add_rows(overhead)
-        if keeper:
-            keeper.keep(self.users, {"payload": payload, "overhead": overhead})
-
-    def _joined(self, received: Sequence[Message]) -> tuple[Tensor, Tensor]:
-        """Return the sum of the terms of which relays sent shares, and of their further numbers, uint8 [1, bytes]."""
+        assert keeper, "the server keeps what it learns"
         code, share, stretch = self.code, self.sums.share(self.code), self.code.stretches(self.terms.L)
         row = torch.zeros(code.pieces * code.bits, stretch, dtype=torch.int64)
-        further = [torch.zeros(1, self.overhead, dtype=torch.uint8)]
+        further = torch.zeros(1, self.overhead // 8, dtype=torch.int64)
         for message in received:
             i = relay_number(message.sender)
             packed = message.payload.reshape(len(code.shares_of(i)), -1)
             code.add(i, share.unpack(packed).reshape(-1, stretch), row)
             if i in code.leaders:
-                further.append(message.overhead)
-        return self.sums.pack(row.view(1, -1)[:, : self.terms.L]), _added(torch.cat(further))
+                further += from_bytes(message.overhead, torch.int64)
+        payload = self.sums.pack(row.view(1, -1)[:, : self.terms.L])
+        keeper.keep(self.users, {"payload": payload, "overhead": to_bytes(further)})
 
 
 class Sum:
@@ -396,22 +335,16 @@ class Sum:
     Attributes:
         shares: of the terms that it sends, int64 [x·m, stretch].
         further: sum of the further numbers of users whose shares it leads, int64 [1, e].
-        common: sum of the terms that do not travel, int64 [1, L], at a relay that learns the sum.
-        common_further: sum of the further numbers beside these, int64 [1, e].
     """
 
     def __init__(self, step: Added, i: int) -> None:
         code, self._terms, K = step.code, step.terms, len(step.code.of_user)
         stretch, e = code.stretches(self._terms.L), step.overhead // 8
         self.shares = torch.zeros(len(code.shares_of(i)) * code.bits, stretch, dtype=torch.int64)
-        led, common = code.leaders == i, np.isin(np.arange(K), step.common if i in step.learners else [])
-        self.further = torch.zeros(1, e if led.any() else 0, dtype=torch.int64)
-        self.common = torch.zeros(1, self._terms.L if i in step.learners else 0, dtype=torch.int64)
-        self.common_further = torch.zeros(1, e, dtype=torch.int64)
-        self._groups = [(np.isin(np.arange(K), users), matrix, self.shares) for users, matrix in code.terms(i)]
-        self._groups.append((common, torch.ones(1, 1, dtype=torch.int64), self.common))
-        self._further = (led, self.further), (common, self.common_further)
-        self._needed = np.logical_or.reduce([led, *(chosen for chosen, _, _ in self._groups)])
+        self._led = code.leaders == i
+        self.further = torch.zeros(1, e if self._led.any() else 0, dtype=torch.int64)
+        self._groups = [(np.isin(np.arange(K), users), matrix) for users, matrix in code.terms(i)]
+        self._needed = np.logical_or.reduce([self._led, *(chosen for chosen, _ in self._groups)])
         self._nbytes, self._heard = self._terms.nbytes + step.overhead, np.zeros(K, dtype=np.int64)
 
     @property
@@ -424,31 +357,28 @@ class Sum:
         for message in messages:
             users, rows = message.of_users(), message.rows().numpy()
             self._heard[users] += sum(message.sizes)
-            for chosen, matrix, to in self._groups:
+            for chosen, matrix in self._groups:
                 if len(at := rows[chosen[users]]):
-                    self._terms.add(message.payload, torch.from_numpy(at), matrix, to, message.first)
-            for chosen, to in self._further:
-                if message.overhead.shape[1] and len(at := rows[chosen[users]]):
-                    _add_numbers(message.overhead, torch.from_numpy(at), to)
+                    self._terms.add(message.payload, torch.from_numpy(at), matrix, self.shares, message.first)
+            if message.overhead.shape[1] and len(at := rows[self._led[users]]):
+                self.further += from_bytes(message.overhead[torch.from_numpy(at)], torch.int64).sum(0)
 
 
 class CommonRow:
     """The delivery of one row to all users: relays send shares of it to their users."""
 
     def __init__(self, planner: Planner, attendance: Attendance, formats: Formats) -> None:
-        self.code, self.formats = planner.spread_code(attendance.holders, formats.L), formats
-        self.holders, self.K, self.last_medium = attendance.holders, planner.topology.K, planner.network.last_hop
-        others = tuple(i for i in attendance.holders if not attendance.aggregating[i])
-        self.carrier = planner.carrier(attendance) if attendance.aggregators and others else OF_SERVER
-        self.copies = planner.copies(others if attendance.aggregators else self.code.relays)
-        # What a relay holds before the last hop: the row, or its shares if it learned no sum and they came one by one.
-        self.splits = not attendance.aggregators and planner.network.medium == "unicast"
+        self.code, self.formats = planner.spread_code(attendance.relays, formats.L), formats
+        self.relays, self.K, self.last_medium = attendance.relays, planner.topology.K, planner.network.last_hop
+        self.copies = planner.copies(self.code.relays)
+        # What a relay gets of the server: the row, or its own shares if each relay gets its own copy.
+        self.splits = planner.network.medium == "unicast"
 
     def up(self, i: int, models: Content) -> Content | None:
-        return models if i == self.carrier else None
+        return None
 
     def passed(self, i: int, up: bool, row: Tensor, nbytes: int) -> Shape:
-        if not (i == self.carrier if up else any(i in relays for relays, _ in self.copies)):
+        if up or i not in self.code.relays:
             raise CodingError("no models are sent this way")
         if self.splits:
             nbytes = len(self.code.shares_of(i)) * self.formats.of_row(row).share(self.code).nbytes
@@ -463,12 +393,11 @@ class CommonRow:
         self, i: int, models: Content | None, passed: Sequence[Message]
     ) -> Iterator[tuple[int | Users, Content]]:
         own, needs = self.code.shares_of(i), self.code.needs(i)
-        received = (Content(message.payload, message.overhead) for message in passed)
-        row = models or next(received, None)
-        if row is None or not len(own):
+        if not passed or not len(own):
             return
+        row = Content(passed[0].payload, passed[0].overhead)
         shares = row.payload.reshape(len(own), -1) if self.splits else self._shares(row, i)
-        present = np.isin(np.arange(self.code.H), self.holders)
+        present = np.isin(np.arange(self.code.H), self.relays)
         header = np.concatenate([np.packbits(present), np.frombuffer(self.code.digest, np.uint8)])
         overhead = torch.cat([row.overhead, torch.from_numpy(header)[None]], dim=1)
         if self.last_medium == "broadcast":
@@ -485,18 +414,6 @@ class CommonRow:
         if self.code.pieces == 1:
             return row.payload
         return self.formats.of_row(row.overhead).split(row.payload, self.code, self.code.shares_of(i))
-
-
-def _added(rows: Tensor) -> Tensor:
-    """Return the sum of rows, uint8 [1, 8·L] for rows [n, 8·L]: the bytes of int64."""
-    total = torch.zeros(1, rows.shape[1] // 8, dtype=torch.int64)
-    _add_numbers(rows, torch.arange(len(rows)), total)
-    return to_bytes(total)
-
-
-def _add_numbers(rows: Tensor, at: Tensor, to: Tensor) -> None:
-    """Add the numbers in some rows of bytes to `to`, int64 [1, e]."""
-    to += from_bytes(rows[at], torch.int64).sum(0)
 
 
 def _nbytes(H: int) -> int:

@@ -142,7 +142,7 @@ class Aggregation:
         if self.revocable:
             self._before = self.state_dict() | {"aggregator": self.aggregator.state_dict()}
         if digest:
-            self._remember(attendance.format, attendance.requested)
+            self._remember(attendance.format)
         self._models, self._digest = self._aggregate(dtype, attendance.format, attendance.requested), digest
         self.prepared = self._attempt
 
@@ -202,7 +202,7 @@ class Aggregation:
             self.users = self.users[right]
             return self.aggregator.update(self.users, ivs[torch.from_numpy(right)])
 
-    def _remember(self, row_format: str, requested: bool) -> None:
+    def _remember(self, row_format: str) -> None:
         """Keep the IVs of this round for relays that miss it, if they take no more bytes than the coder's state.
 
         Of floats, none are kept: the state is as small as the IVs of a round or two.
@@ -212,7 +212,7 @@ class Aggregation:
         if sum(part.nbytes for part in parts) > room:
             self.past, self.since = [], self._attempt
             return
-        tag = tagged(self._attempt, row_format, requested)
+        tag = tagged(self._attempt, row_format, requested=False)
         header = numbers_to_bytes([tag, self._round, len(parts[0]), *(part.shape[1] for part in parts)])
         users = np.packbits(np.isin(np.arange(K), self.users))
         self.past = [*self.past, torch.from_numpy(np.concatenate([header, users, *(p.numpy().ravel() for p in parts)]))]
@@ -254,7 +254,7 @@ class Aggregation:
             check_length(row[: 20 + nbytes], 20 + nbytes)
             tag, _, *shape = bytes_to_numbers(row[:20]).tolist()
             _, row_format, _ = untagged(tag)
-            n = 1 if gate.recipe.adds else int(np.unpackbits(row[20 : 20 + nbytes], count=len(self.counted)).sum())
+            n = int(np.unpackbits(row[20 : 20 + nbytes], count=len(self.counted)).sum())
             each = lengths.get(row_format, (-1, -1))[1], 8 * gate.users.further
             check_length(row, 20 + nbytes + n * sum(each))
             if shape != [n, *each]:
@@ -286,7 +286,7 @@ class Aggregation:
         self.users = np.flatnonzero(np.unpackbits(users, count=len(self.counted)))
         rows = [torch.from_numpy(part.copy()).view(n, size) for part, size in zip(parts, sizes, strict=True)]
         self.ivs = dict(zip(PARTS, rows, strict=True))
-        self._remember(row_format, requested)
+        self._remember(row_format)
         self._aggregate(dtype, row_format, requested)
         self.version = self._attempt
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
-from hmtl.communication.agreement import NOTHING, Digest
+from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import ATTEMPT, DOUBTED, Attempt, Attendance, Report, decide
 from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Shape, Step
 from hmtl.communication.flows.planner import Planner
@@ -229,7 +229,7 @@ class Relay(Node):
             return
         if self.i in step.receivers and not messages:
             self._on(Event.MISS)
-        if self.phase is not Phase.ATTENDING or not self._heard_all():
+        if self.phase is not Phase.ATTENDING:
             return
         keeps = self._opens()
         step.learn(self.i, self._heard, messages, self._digest, self._aggregation if keeps else None)
@@ -267,7 +267,7 @@ class Relay(Node):
         if self.phase is not Phase.AGGREGATED:
             return []
         models, flow = self._models, self.flow()
-        learned = flow.sealed(NOTHING if self._aggregation.unknown else self._digest.value())
+        learned = flow.sealed(self._digest.value())
         digests = learned + (models.digest if models else bytes(len(learned)))
         messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
         if models and (passed := flow.delivery.up(self.i, models.content)):

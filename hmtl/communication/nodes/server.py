@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
-from hmtl.communication.agreement import DIGEST_BYTES, NOTHING, Digest
+from hmtl.communication.agreement import DIGEST_BYTES, Digest
 from hmtl.communication.attendance import DOUBTED, Attempt, Report, decide
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Recipe, Shape
 from hmtl.communication.flows.planner import Planner
@@ -157,8 +157,7 @@ class Server(Node):
             sent = [computed.content]
         self.version = self.attempt.number
         self._doubted -= set(self.attendance.aggregators)
-        learned = {digest[:DIGEST_BYTES] for digest in received.values()}
-        self.empty = self.aggregation.unknown if self.aggregation else flow.sealed(NOTHING) in learned
+        self.empty = bool(self.aggregation and self.aggregation.unknown)
         verdict = self._verdict(AGREED, self.attendance.aggregators)
         return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in flow.delivery.down(content))]
 
@@ -205,7 +204,7 @@ class Server(Node):
         doubted = set[int]()
         for i, digest in rest.items():
             if digest[:DIGEST_BYTES] != right[:DIGEST_BYTES]:
-                odd[i] = "it learned other IVs or sums than the other aggregators."
+                odd[i] = "it learned other IVs than the other aggregators."
             elif digest != right:
                 odd[i] = "it computed other models than the other aggregators."
                 doubted.add(i)

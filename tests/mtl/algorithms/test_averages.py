@@ -37,7 +37,7 @@ def test_a_user_of_100_000_rows_beside_users_of_100(name):
     counts, targets, models = np.array([100_000, 100, 100, 100]), [100, -50, 20, 30], []
     t = any_r(K=4, H=3, r=2, seed=1)
     secure = Sums(t, secure=True, colluding=0.0)
-    for communicator in (Uncoded(t), CodedHierarchical(t, Network()), secure, Sums(t, aggregators="all")):
+    for communicator in (Uncoded(t), CodedHierarchical(t, Network()), secure, Sums(t)):
         algorithm = steps_to(targets, counts, LEARNERS[name])
         if setup := algorithm.setup():
             communicator.setup(*setup)

@@ -219,8 +219,7 @@ def test_sums_uncoded_and_coded_give_the_same_bits(
     away = [set(np.flatnonzero(rng.random(t.H) < gone).tolist()) - {always} for _ in range(5)]
     network, results = Network(medium=medium, last_hop=last_hop), []
     for communicator in (
-        Sums(t, network, aggregators="server"),
-        Sums(t, network, sums=("whole", "auto")[seed % 2], aggregators="all"),
+        Sums(t, network, sums=("whole", "auto")[seed % 2]),
         Uncoded(t, network),
         CodedHierarchical(t, network, aggregators="all"),
     ):

@@ -229,7 +229,7 @@ def test_every_pair_of_communicators_gives_the_same_bits(regularizer, t: Topolog
         part = Participation(low=0.4, dropout=gone)
         learner = coupled(FedRep(coupled=True), regularizer, participation=part)
         who = {"aggregators": "server" if gone else "all"}  # which relays aggregate decides what an absent one loses
-        parts = [kind(t, **({} if kind is Uncoded else who)) for kind in pair]
+        parts = [kind(t, **(who if kind is CodedHierarchical else {})) for kind in pair]
         communicator, models = BySection(*parts), []
         communicator.setup(*learner.setup())
         for round, absent in enumerate(away(t, gone, seed)):
