@@ -7,24 +7,47 @@ as one that was not sent.
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hmtl.communication.flows.flow import Recipe, Shape
+from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, Users, relay_number
-from hmtl.communication.nodes.aggregation import Aggregation
-from hmtl.communication.nodes.host import Host
 from hmtl.communication.sides import UserSide
+from hmtl.communication.turns import Turn
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
-if TYPE_CHECKING:
-    from hmtl.communication.nodes.relay import Relay
-    from hmtl.communication.nodes.server import Server
-    from hmtl.communication.round import Turn
-
 log = logging.getLogger(__name__)
+
+
+class Expecting(Protocol):
+    """A node that expects messages.
+
+    Attributes:
+        members: the users of a host; None: it is a relay or the server.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def planner(self) -> Planner: ...
+
+    @property
+    def members(self) -> Users | None: ...
+
+    def expects(self, message: Message, turn: Turn, gate: "Gate") -> Shape | None:
+        """Return the shape of such a message; None: the node expects none. Raise CodingError to say why."""
+
+
+class StateOfAggregators(Protocol):
+    """What knows the state of aggregators, and with it what other nodes may hand over."""
+
+    def check(self, content: NDArray[np.uint8], agreed: int, gate: "Gate") -> None:
+        """Raise CodingError if no other node handed over this content, which leads to the version `agreed`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +64,9 @@ class Gate:
     recipe: Recipe
     users: UserSide
     homes: Mapping[str, Users]
-    aggregation: Aggregation
+    aggregation: StateOfAggregators
 
-    def admitted(self, node: "Host | Relay | Server", turn: "Turn") -> list[list[Message]]:
+    def admitted(self, node: Expecting, turn: Turn) -> list[list[Message]]:
         """Return the messages that a node takes, by kind, of those that it hears; log why it refuses others."""
         heard = []
         for kind, messages in zip(turn.kinds, turn.heard, strict=True):
@@ -74,7 +97,7 @@ class Gate:
             raise CodingError(f"its format is {message.format}. Start all nodes with the same communicator.wire")
         return Shape(lengths[message.format][0], 8 * self.users.further, True)
 
-    def _rows(self, node: "Host | Relay | Server", turn: "Turn", kind: str, message: Message) -> Users | None:
+    def _rows(self, node: Expecting, turn: Turn, kind: str, message: Message) -> Users | None:
         """Return numbers by which the rows of a message differ; None: it has no rows for this host.
 
         Raises:
@@ -88,7 +111,7 @@ class Gate:
         users = np.zeros(1, np.int64) if message.users is None else message.users
         if among is not None and (message.users is None or not np.isin(users, among).all()):
             raise CodingError("its sender may not speak for the users whose rows it has")
-        if isinstance(node, Host) and not len(users):  # rows for users of other hosts are left out on the way
+        if node.members is not None and not len(users):  # rows for users of other hosts are left out on the way
             return None
         if (shape := node.expects(message, turn, self)) is None:
             raise CodingError("it expects no such message")
@@ -105,13 +128,13 @@ class Gate:
             return users * shape.places + places
         return users
 
-    def _spoken_for(self, node: "Host | Relay | Server", message: Message) -> Users | None:
+    def _spoken_for(self, node: Expecting, message: Message) -> Users | None:
         """Return the users for whom the sender may speak; None: anybody, or nobody."""
         if message.sender in self.homes:
             return self.homes[message.sender]
-        if message.sender == SERVER or (not isinstance(node, Host) and message.users is None):
+        if message.sender == SERVER or (node.members is None and message.users is None):
             return None
         heard = np.flatnonzero(node.planner.topology.G[relay_number(message.sender)])
-        if isinstance(node, Host):
+        if node.members is not None:
             return np.intersect1d(heard, node.members)
         return None if message.kind in (MODELS, SHARES) else heard

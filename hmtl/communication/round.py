@@ -1,6 +1,6 @@
 """One round: the nodes of a process, all of them or a few, take turns."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.phases import Phase, check_turn
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
+from hmtl.communication.turns import Answers, Turn
 from hmtl.io.cpu_time import cpu_seconds
 
 
@@ -71,7 +72,7 @@ class Nodes:
     relay_names: Sequence[str]
     gate: Gate | None
 
-    def play(self, turns: Sequence["Turn"], watch: Stopwatch) -> Iterator[Sequence[Message]]:
+    def play(self, turns: Sequence[Turn], watch: Stopwatch) -> Iterator[Sequence[Message]]:
         """Give these nodes, which do not wait for each other, their turns; yield what each of them sends."""
         nodes = {node.name: node for node in self._members()}
         for turn in turns:
@@ -130,40 +131,6 @@ class Outcome:
     relays: tuple[int, ...]
     aggregators: tuple[int, ...]
     empty: bool
-
-
-Answers = Iterable[Message] | None
-"""What a node sends after a turn."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What a node does next.
-
-    Attributes:
-        node: its name.
-        action: the method of the node that it calls.
-        round: the number of the round.
-        numbers: arguments of the method, such as the number of a step.
-        kinds: the kinds of messages that it hears.
-        heard: further arguments, a list of messages of each kind.
-        tells: whether its answer is needed before the next turns.
-        task: what its CPU time is recorded as; "": as the node's coding.
-    """
-
-    node: str
-    action: str
-    round: int
-    numbers: tuple[Any, ...]
-    kinds: Sequence[str]
-    heard: Sequence[list[Message]]
-    tells: bool = True
-    task: str = ""
-
-    @property
-    def clock(self) -> str:
-        """The name under which CPU time is recorded."""
-        return f"{self.task} of {self.node}" if self.task else self.node
 
 
 class Stage:

@@ -6,7 +6,8 @@ from functools import partial
 from hmtl.communication.flows.flow import Flow
 from hmtl.communication.messages import KEYS, MODELS, SERVER, SHARED, SHARES, UNMASK, VERDICT
 from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
-from hmtl.communication.round import Answers, Schedule, Stage, collect, compute, conclude
+from hmtl.communication.round import Schedule, Stage, collect, compute, conclude
+from hmtl.communication.turns import Answers
 
 Action = Callable[..., Answers]
 """A turn of a node of secure sums, which gets messages of one kind and sends some of one kind."""

@@ -21,7 +21,8 @@ from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.nodes.relay import Node
 from hmtl.communication.nodes.server import Server
-from hmtl.communication.round import Nodes, Stopwatch, Turn
+from hmtl.communication.round import Nodes, Stopwatch
+from hmtl.communication.turns import Turn
 from hmtl.data import Task
 from hmtl.data.preprocessing import Scaling
 from hmtl.distributed.frames import MAY_SEND, Frame, role
@@ -232,7 +233,7 @@ class Cell:
             name: of the nodes.
             round: of the round.
             evaluates: see `hmtl.mtl.Users`.
-            turns: see `hmtl.communication.round.Turn`; `heard` has, for each kind of messages, their senders and what
+            turns: see `hmtl.communication.turns.Turn`; `heard` has, for each kind of messages, their senders and what
                 leads to them, `sample` is as in `hmtl.mtl.Users`, and `notes` as in `SignedKeys`.
         """
         communicator, nodes, _ = self._players[name]

@@ -14,7 +14,8 @@ from hmtl.communication.communicators.base import SETUP_ROUND
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import SERVER
 from hmtl.communication.nodes.phases import Phase
-from hmtl.communication.round import Nodes, Stopwatch, Turn
+from hmtl.communication.round import Nodes, Stopwatch
+from hmtl.communication.turns import Turn
 from hmtl.distributed.cell import FACTS, Handle
 from hmtl.errors import EngineError, StateLost
 from hmtl.mtl import Algorithm

@@ -11,8 +11,9 @@ know nothing more of them.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,21 +25,35 @@ from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.coders import AggregatorCoder, UserCoder
+from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import Message, Users
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.sides import AggregatorSide, UserSide
 from hmtl.communication.wires import Wire
 from hmtl.topology import Moving, Topology
 
-if TYPE_CHECKING:
-    from hmtl.communication.flows.planner import Planner
-    from hmtl.communication.nodes.aggregation import Aggregation
-
 OF_SERVER = -1  # number of the server among the nodes that learn something
 OTHER_PLAN = "its plan differs from that of others; install the same versions of hmtl and scipy at all nodes"
 RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
-Keeper: TypeAlias = "Aggregation | None"
-"""Where a node keeps the rows that it learns; None: another node of its process does."""
+
+
+class Keeper(Protocol):
+    """Where a node keeps the rows that it learns, for those of its process.
+
+    Attributes:
+        users: whose rows are kept.
+    """
+
+    users: Users
+
+    def keep(self, users: Users, ivs: dict[str, Tensor]) -> None:
+        """Take the rows of a round, or their sum."""
+
+    def room(self, sizes: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the memory for the rows, whose payload and overhead have these sizes in bytes."""
+
+    def places(self, users: Users) -> Tensor:
+        """Return where the rows of these users are."""
 
 
 class Content(NamedTuple):
@@ -105,7 +120,7 @@ class Step(Protocol):
     def down(self, heard: Any, received: Sequence[Message]) -> Iterator[Copy]:
         """Yield what the server sends, from the rows that it heard, or from what relays sent."""
 
-    def learn(self, node: int, heard: Any, received: Sequence[Message], digest: Digest, keeper: Keeper) -> Any:
+    def learn(self, node: int, heard: Any, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> Any:
         """Let a node learn rows: it adds them to its digest and, if it keeps the rows of its process, to the keeper.
 
         Return what counts as heard by this node from now on, if that changes.
@@ -208,7 +223,7 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> "Planner":
+    def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> Planner:
         """Return the plans of a topology on which these nodes aggregate if they can."""
 
     @abstractmethod
@@ -219,7 +234,7 @@ class Recipe(ABC):
             CodingError: terms travel, but sums are not all that the aggregator needs.
         """
 
-    def of_rows(self, users: UserSide, planner: "Planner") -> "Recipe":
+    def of_rows(self, users: UserSide, planner: Planner) -> "Recipe":
         """Return this recipe for the rows of a learner, with what can be planned before the first round."""
         return self
 
@@ -242,7 +257,7 @@ class Recipe(ABC):
             CodingError: no model has such an overhead.
         """
 
-    def delivered(self, planner: "Planner", users: UserSide, message: Message) -> Shape:
+    def delivered(self, planner: Planner, users: UserSide, message: Message) -> Shape:
         """Return the shape of models that a relay sends users; raise CodingError if it sends none such."""
         return Shape(self.model(users, message.overhead[:1]), message.overhead.shape[1], True)
 
@@ -255,12 +270,12 @@ class Recipe(ABC):
         """Return the coder of an aggregator."""
 
     @abstractmethod
-    def flow(self, planner: "Planner", attendance: Attendance, sizes: tuple[int, int]) -> Flow:
+    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
         """Return the flow of a round with this attendance; `sizes` are the bytes of payload and overhead of a row."""
 
     @abstractmethod
     def arrived(
-        self, planner: "Planner", members: Users, messages: Sequence[Message]
+        self, planner: Planner, members: Users, messages: Sequence[Message]
     ) -> tuple[Users, Tensor, Tensor] | None:
         """Return those of a host's users whose models arrived, and the payload and overhead of these models.
 
@@ -268,15 +283,15 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def loads(self, planner: "Planner") -> Loads:
+    def loads(self, planner: Planner) -> Loads:
         """Return the loads of a round in which everybody takes part, by formula."""
 
     @abstractmethod
-    def bounds(self, planner: "Planner") -> Loads:
+    def bounds(self, planner: Planner) -> Loads:
         """Return lower bounds of these loads for any scheme."""
 
     @abstractmethod
-    def describe(self, planner: "Planner", users: UserSide | None, dtype: str) -> dict[str, Any]:
+    def describe(self, planner: Planner, users: UserSide | None, dtype: str) -> dict[str, Any]:
         """Return what `summary.json` reports about these rows, with a `note` about their format.
 
         Args:
@@ -298,6 +313,12 @@ class Recipe(ABC):
             attendance: of the round.
         """
         return sent
+
+
+@lru_cache(8)  # flows are large
+def flow_of(recipe: Recipe, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
+    """Return the flow of a round by a recipe; it is made once for all nodes of a process."""
+    return recipe.flow(planner, attendance, sizes)
 
 
 def _names(nodes: Sequence[int]) -> str:

@@ -208,7 +208,7 @@ class Forwarded:
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
 
-    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper) -> Kept:
+    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> Kept:
         assert keeper, "the server keeps what it learns"
         rows = Kept(np.ones(len(self.forwarders), dtype=bool))
         rows.take(received)
@@ -261,7 +261,7 @@ class Coded:
         for relays, link, rows in self.copies:
             yield Copy(relays, link, self._content(combined[:rows]))
 
-    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper) -> None:
+    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> None:
         segment, pieces = self.segment, self._pieces(node, heard)
         if node == OF_SERVER:
             digest.add(segment.check(pieces))
@@ -313,7 +313,7 @@ class Completed:
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
 
-    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper) -> None:
+    def learn(self, node: int, heard: Kept, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> None:
         at = heard.at(self.heard_by_all)
         for rows in heard.parts.values():
             digest.add_rows(take(rows, at))

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from hmtl.coding import MOST_PIECES, AggregatorSet, Plan, SumCode, Uplinks, forwarders, make_plan, sum_code
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance, Report, decide
-from hmtl.communication.flows.flow import Flow, Recipe
 from hmtl.communication.flows.routes import Trip
 from hmtl.topology import Moving, Topology
 
@@ -45,7 +44,6 @@ class Planner:
             if none does, and whether that relay gets it from the server, because it does not aggregate [K].
         sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
             these users' terms.
-        flow: function from a recipe, an attendance and the bytes of payload and overhead of a row to a round's flow.
         spread_code: function from the relays that take part, and the numbers in a row, to the code by which they hand
             on the sums to all users within range.
     """
@@ -68,7 +66,6 @@ class Planner:
         self.forwarders = many(lambda heard: forwarders(heard, network.uplinks(heard)))
         self.sum_code = few(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
         self.spread_code = few(self._spread_code)
-        self.flow = few(self._flow)
 
     @property
     def usual(self) -> AggregatorSet:
@@ -116,9 +113,6 @@ class Planner:
 
     def _bits(self, sizes: tuple[int, int]) -> float:
         return max(1.0, 8 * (sizes[0] * self.scale + sizes[1]))
-
-    def _flow(self, recipe: Recipe, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
-        return recipe.flow(self, attendance, sizes)
 
     def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
         t = self.topology.restricted(relays=relays)

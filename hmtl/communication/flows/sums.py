@@ -310,7 +310,9 @@ class Added:
     def down(self, heard: "Sum", received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
 
-    def learn(self, node: int, heard: "Sum", received: Sequence[Message], digest: Digest, keeper: Keeper) -> None:
+    def learn(
+        self, node: int, heard: "Sum", received: Sequence[Message], digest: Digest, keeper: Keeper | None
+    ) -> None:
         assert keeper, "the server keeps what it learns"
         code, share, stretch = self.code, self.sums.share(self.code), self.code.stretches(self.terms.L)
         row = torch.zeros(code.pieces * code.bits, stretch, dtype=torch.int64)

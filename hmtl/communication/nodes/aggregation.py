@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +29,10 @@ from hmtl.communication.attendance import (
 )
 from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.flows.flow import Content
+from hmtl.communication.gate import Gate
 from hmtl.communication.messages import PARTS, Users
 from hmtl.communication.sides import AggregatorSide
 from hmtl.errors import CodingError, RangeError, few
-
-if TYPE_CHECKING:
-    from hmtl.communication.gate import Gate
 
 log = logging.getLogger(__name__)
 LARGEST = 2.0**60  # of numbers in a user's row
@@ -247,7 +245,7 @@ class Aggregation:
                 self._repeat(row, dtype)
         return not rows
 
-    def check(self, content: NDArray[np.uint8], agreed: int, gate: "Gate") -> None:
+    def check(self, content: NDArray[np.uint8], agreed: int, gate: Gate) -> None:
         """Raise CodingError if no other node's `missed` returned this content, which leads to the version `agreed`."""
         rows, lengths, nbytes = self._rows(content), gate.recipe.lengths(gate.users), -(-len(self.counted) // 8)
         for row in rows:

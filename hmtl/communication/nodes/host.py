@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +14,12 @@ from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.coders import UserCoder
 from hmtl.communication.flows.flow import Recipe, Shape
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.gate import Gate
 from hmtl.communication.messages import IVS, RECEIPTS, Message, Users, host_name, nothing, relay_name, relay_number
 from hmtl.communication.sides import HandedRows, SentRows, UserSide
+from hmtl.communication.turns import Turn
 from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
-
-if TYPE_CHECKING:
-    from hmtl.communication.gate import Gate
-    from hmtl.communication.round import Turn
 
 ALL = slice(0, None)
 LEAST = 64  # columns in a block
@@ -165,7 +163,7 @@ class Host:
         row_format = self.coder.format(self.dtype)
         return Message(*header, users, payload, overhead, users, dtype=self.dtype, first=first, format=row_format)
 
-    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+    def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         """Return the shape of such a message; None: the node expects none."""
         return (
             Shape(0, 1, True) if message.kind == RECEIPTS else self.recipe.delivered(self.planner, self.users, message)

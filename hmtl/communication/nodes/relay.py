@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import ATTEMPT, DOUBTED, Attempt, Attendance, Report, decide
-from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Shape, Step
+from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Shape, Step, flow_of
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.gate import Gate
 from hmtl.communication.messages import (
     AGREED,
     ATTENDANCE,
@@ -42,11 +43,8 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, following
+from hmtl.communication.turns import Turn
 from hmtl.communication.wires import REQUEST
-
-if TYPE_CHECKING:
-    from hmtl.communication.gate import Gate
-    from hmtl.communication.round import Turn
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +78,15 @@ class Node:
         self._heard: Any = None  # what it keeps of the rows that it heard, as the flow has it
         self._digest = Digest()
 
+    members = None  # it has no users, see `gate.Expecting`
+
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""
         self.planner, self.topology = planner, planner.topology
 
     def flow(self) -> Flow:
         """Return the flow of this attempt."""
-        return self.planner.flow(self.recipe, self.attendance, self.sizes)
+        return flow_of(self.recipe, self.planner, self.attendance, self.sizes)
 
     def _step(self, n: int) -> Step:
         return self.flow().collect[n]
@@ -301,7 +301,7 @@ class Relay(Node):
         last_hop = self.flow().delivery.last_hop(self.i, models, self._passed)
         return [self._to_users(MODELS, links, *rows) for links, rows in last_hop]
 
-    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+    def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         """Return the shape of such a message; None: the node expects none."""
         payload, overhead = message.sizes
         if message.kind == IVS:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from hmtl.communication.encoding import from_bytes, to_bytes
 from hmtl.communication.flows.flow import Content, Copy, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.sums import SumsOfRows
+from hmtl.communication.gate import Gate
 from hmtl.communication.messages import (
     IN_VAIN,
     KEYS,
@@ -48,13 +49,10 @@ from hmtl.communication.secure import masking
 from hmtl.communication.secure.crypto import DIGEST_BYTES, digest
 from hmtl.communication.secure.masking import Bytes, Mask, Roster, UnmaskingError
 from hmtl.communication.secure.neighbors import Degree, Secure, lone
+from hmtl.communication.turns import Turn
 from hmtl.communication.wires import DIGEST
 from hmtl.errors import CodingError, few
 from hmtl.topology import Topology
-
-if TYPE_CHECKING:
-    from hmtl.communication.gate import Gate
-    from hmtl.communication.round import Turn
 
 NUMBER = 4  # bytes of a number
 ENTRY = NUMBER + masking.KEYS  # bytes of a neighbour and its keys
@@ -175,7 +173,7 @@ class SecureHost(Host):
                 shares[k] = revealed.ravel()
         return self._of_users(UNMASK, shares)
 
-    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+    def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         k, K, kind, rows = self._neighbors, len(self.waiting), message.kind, message.overhead
         if kind == KEYS and message.format == DIGEST:
             return Shape(0, DIGEST_BYTES, True)
@@ -400,7 +398,7 @@ class SecureRelay(Relay):
             return []
         return [self._to_server(UNMASK, *overhead_only(parts.ravel()))]
 
-    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+    def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         kind, to_users = message.kind, message.sender not in gate.homes
         if kind not in (KEYS, SHARES, SHARED, UNMASK):
             return super().expects(message, turn, gate)
@@ -566,7 +564,7 @@ class SecureServer(Server):
         self.combining = True
         return self._to(self._relays, UNMASK, *overhead_only(np.packbits(table)))
 
-    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+    def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         kind = message.kind
         if kind == KEYS:
             return Shape(0, masking.KEYS, True)

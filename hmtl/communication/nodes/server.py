@@ -6,7 +6,6 @@ If it aggregates, it computes the models of what it learned; relays that aggrega
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from hmtl.communication.agreement import DIGEST_BYTES, Digest
 from hmtl.communication.attendance import DOUBTED, Attempt, Report, decide
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Recipe, Shape
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.gate import Gate
 from hmtl.communication.messages import (
     AGREED,
     ATTENDANCE,
@@ -34,11 +34,8 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.relay import Node
+from hmtl.communication.turns import Turn
 from hmtl.errors import CodingError
-
-if TYPE_CHECKING:
-    from hmtl.communication.gate import Gate
-    from hmtl.communication.round import Turn
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +158,7 @@ class Server(Node):
         verdict = self._verdict(AGREED, self.attendance.aggregators)
         return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in flow.delivery.down(content))]
 
-    def expects(self, message: Message, turn: "Turn", gate: "Gate") -> Shape | None:
+    def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         """Return the shape of such a message; None: the node expects none."""
         i, kind, row, (_, overhead) = relay_of(message), message.kind, message.overhead[:1], message.sizes
         if kind == REPORT:

@@ -16,7 +16,7 @@ from hmtl.coding import MEDIA, SumCode
 from hmtl.communication import TIERS, Communicator, Network
 from hmtl.communication.accounting.network import UPLINKS
 from hmtl.communication.attendance import Report, decide
-from hmtl.communication.flows.flow import Flow, Recipe
+from hmtl.communication.flows.flow import Flow, Recipe, flow_of
 from hmtl.communication.flows.ivs import Coded, Forwarded, IVs, OwnModels
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.flows.sums import Added, CommonRow, SumsOfRows
@@ -55,7 +55,7 @@ def test_a_flow_prints_as_a_table(
     t = symmetric(K=20, H=5, r=3)
     planner = Planner(t, Network(), preferred, sums="whole", server=server)
     reports = {i: Report(np.array(t.N(i)), 0, 64, 0) for i in range(t.H)}
-    flow = planner.flow(recipe, decide(t, reports, 0, preferred, server), (64, 8))
+    flow = flow_of(recipe, planner, decide(t, reports, 0, preferred, server), (64, 8))
     head, *lines = str(flow).splitlines()
     ends = [head.index(title) for title in ("step", "relays send", "relays receive", "learn")]
     cells = [tuple(line[i:j].strip() for i, j in zip(ends, [*ends[1:], None], strict=True)) for line in lines]
