@@ -231,7 +231,6 @@ def test_users_with_state_of_their_own_are_gone_with_their_host(configure: Calla
     "words",
     [
         ("metrics=sums",),
-        ("metrics=sums", "communicator=sums", "aggregators=all", "regularizer=mean"),
         ("metrics=none",),
     ],
     ids=" ".join,
