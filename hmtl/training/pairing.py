@@ -25,10 +25,7 @@ def carrier_of(algorithm: Algorithm, communicator: Communicator) -> Communicator
             recipe = SumsOfRows(wire=wire, secure=recipe.secure)
         shared = Communicator(communicator.contacts, communicator.network, recipe, communicator.make_links)
         carriers = shared, communicator
-    elif recipe.adds:
-        meaning = users.make_meaning()
-        carriers = (communicator.for_rows(64 * meaning.words) if meaning else communicator,)
-    else:
+    elif not recipe.adds:
         m, dtype, meaning = users.numbers, users.origin.dtype, users.make_meaning()
         communicator = communicator.for_rows(row_bits(recipe.wire, m, dtype))
         sums = sums_if_faster(communicator, meaning.q, dtype, m, meaning.common is not None) if meaning else None

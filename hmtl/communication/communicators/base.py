@@ -148,9 +148,9 @@ class Communicator:
     def for_rows(self, V_bits: float) -> "Communicator":
         """Return this communicator with those aggregators with which rows of V bits take the least time.
 
-        It is itself unless it chooses its aggregators (`aggregators=auto`) by a file of links. The server learns sums.
+        It is itself unless it chooses its aggregators (`aggregators=auto`) by a file of links. Its rows are IVs.
         """
-        if self.network.links is None or self.aggregators != "auto" or self.recipe.adds:
+        if self.network.links is None or self.aggregators != "auto":
             return self
         from hmtl.communication.prediction import by_seconds  # late, since it imports this module
 
