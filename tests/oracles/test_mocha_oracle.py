@@ -43,6 +43,7 @@ def problem(run, regularizer=None):
 def a_round(mocha, round, lost=(), rolls_back=True):
     """Play `step`, while the IVs of some users are lost."""
     users, ivs = mocha.users.local_update(round)
+    ivs = ivs[:]
     heard = ~np.isin(users, lost)
     models = mocha.aggregator.update(users[heard], ivs[heard])
     mocha.users.commit(users[heard])
