@@ -100,6 +100,7 @@ class Cells(Controller):
         taps: the bits of all messages, by round (-1: the set-up), tier and link, but of those of processes that ended
             before they could say so, and of rounds that were played again.
         lost: whether a message from a sender gets lost on its way to a receiver.
+        again: the rounds of the checkpoints from which the run continued.
         change: what arrives at a receiver instead of a frame.
     """
 
@@ -118,7 +119,7 @@ class Cells(Controller):
         self.told: dict[str, list[tuple[str, Any]]] = defaultdict(list)
         self.frames: list[tuple[str, str, Sequence[str], Frame]] = []
         self.taps: Counter[tuple[int, str, int]] = Counter()
-        self._again: list[int] = []  # from which round on rounds were played again
+        self.again: list[int] = []
         self.lost: Callable[[str, str, Frame], bool] = lambda sender, receiver, frame: False
         self.change: Callable[[str, Frame], Frame] = lambda receiver, frame: frame
         self.credentials: dict[str, Credentials] = {}
@@ -159,7 +160,7 @@ class Cells(Controller):
     def send(self, name: str, call: str, values: Values) -> int:
         number, content = next(self._numbers), bytes(to_bytes(values))
         fault = next((each for each in self.faults if self._is_due(each, name, call, values)), None)
-        play: Callable[[], Values | None] = partial(self._played, name, call, content, len(self._again))
+        play: Callable[[], Values | None] = partial(self._played, name, call, content, len(self.again))
         if fault:
             self.faults.remove(fault)
         if fault and fault.how in (LATE, SLOW):
@@ -189,7 +190,7 @@ class Cells(Controller):
         cell = self.cells[name]
         cell.tap.clear()
         answer = from_bytes(to_bytes(cell.answer(call, values)))
-        if all(values.get("round", -1) < round for round in self._again[before:]):
+        if all(values.get("round", -1) < round for round in self.again[before:]):
             self.taps.update(cell.tap)
         self.told[name].append((call, answer.get("answer")))
         return answer
@@ -214,8 +215,8 @@ class Cells(Controller):
         return [name for name in lost if name not in self._away]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._again.append(state["history"]["rounds"])
-        for key in [key for key in self.taps if key[0] >= self._again[-1]]:
+        self.again.append(state["history"]["rounds"])
+        for key in [key for key in self.taps if key[0] >= self.again[-1]]:
             del self.taps[key]
         super().load_state_dict(state)
 

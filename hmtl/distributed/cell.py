@@ -317,15 +317,12 @@ class Cell:
         return torch.from_numpy(self._homes[self.name][active])
 
     def users_state(self) -> dict[str, Tensor]:
-        """Return the state of this host's users, and what follows from it."""
-        users = self.training.algorithm.users
-        return users.state_dict() | users.derived()
+        """Return the state of this host's users."""
+        return self.training.algorithm.users.state_dict()
 
     def load_users(self, state: Mapping[str, Tensor]) -> None:
         """Let this host's users continue from a state."""
-        users = self.training.algorithm.users
-        derived = users.derived()
-        users.load_state_dict({name: rows for name, rows in state.items() if name not in derived})
+        self.training.algorithm.users.load_state_dict(state)
 
     def save_users(self, rounds: int) -> None:
         """Save the state of this host's users on its own disk, that of the last time beside it."""
@@ -335,30 +332,23 @@ class Cell:
             self._file.replace(self._file.with_suffix(".before"))
         save_checkpoint(self._file, "host", {}, state)
 
-    def restore_users(self, rounds: int, common: Mapping[str, Tensor]) -> None:
-        """Let this host's users continue from the state on its own disk, or from what all users have in common.
-
-        Args:
-            rounds: how many rounds the state on the disk is to be of.
-            common: what all users have in common; {}: users have state of their own.
+    def restore_users(self, rounds: int) -> None:
+        """Let this host's users continue from the state after `rounds` rounds on its own disk, and remove later ones.
 
         Raises:
             EngineError: there is no such state.
             CheckpointError: it is damaged.
         """
-        users, self._kept = self.training.algorithm.users, {}
         for file in (self._file, self._file.with_suffix(".before")):
             if file.exists() and (saved := load_checkpoint(file, "host"))["rounds"] == rounds:
+                file.replace(self._file)  # so that the next state does not take its place
                 self._kept = saved["nodes"]
-                users.load_state_dict(saved["users"])
+                self.training.algorithm.users.load_state_dict(saved["users"])
                 return
-        if not common:
-            raise EngineError(
-                f"{self._file} lacks the state of the users of {self.name} after {rounds} rounds. Restore it, or begin "
-                "another run."
-            )
-        rows, other = users.state_dict(), common["averaged"]
-        users.load_state_dict({name: common.get(name, other).expand_as(each) for name, each in rows.items()})
+        raise EngineError(
+            f"{self._file} lacks the state of the users of {self.name} after {rounds} rounds. Restore it, or begin "
+            "another run."
+        )
 
     def save_models(self) -> None:
         """Save the models of this host's users, which nobody else has."""

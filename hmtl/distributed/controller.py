@@ -54,7 +54,7 @@ class Controller(Engine):
 
     Args:
         seconds: how long to wait for an answer before a cell, or its users, count as absent.
-        patience: how long to wait for the last host or relay to come back [s].
+        patience: how long to wait for the last host or relay, or for all hosts before a run goes back [s].
 
     Attributes:
         hosts, relays: names of these nodes.
@@ -65,7 +65,6 @@ class Controller(Engine):
         agreed: by the name of nodes, the version of this state, see `hmtl.communication.attendance.Attempt`.
         facts: the facts of all users in each set-up.
         nonces: by the name of nodes, that of each host, see `hmtl.distributed.signed_keys`.
-        outdated: whether the state of some users is older than that of others.
         rounds: of the state that was loaded last.
     """
 
@@ -81,7 +80,7 @@ class Controller(Engine):
         self.agreed: dict[str, int] = {}
         self.nonces: dict[str, dict[str, str]] = {}
         self.facts: list[Tensor] = []
-        self.outdated, self.rounds = False, 0
+        self.rounds = 0
         self._late: dict[str, Overdue] = {}  # what was asked of a cell that has not yet answered, by its name
         self._sent: list[Sent] = []  # see `sent_late`
         self._lost: dict[str, str] = {}  # why a cell answers no more, by its name
@@ -313,11 +312,11 @@ class Controller(Engine):
         return self._built is not None and self._built.only_sums
 
     def state_dict(self) -> Values:
-        return {"facts": self.facts, "outdated": self.outdated}
+        return {"facts": self.facts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let all cells, those that came back among them, take the set-ups; the state of the learner follows."""
-        self.facts, self.holders, self.outdated = list(state["facts"]), {}, state["outdated"]
+        self.facts, self.holders = list(state["facts"]), {}
         self.rounds, self._continues = state["history"]["rounds"], True
         for name, overdue in self._late.items():
             if overdue.round is not None and overdue.round >= self.rounds:  # this round is played again
@@ -337,20 +336,21 @@ class Controller(Engine):
         if self._figures is not None:
             self.make("figures", self._figures, {})
 
-    def waiting(self, stop: Callable[[], bool]) -> bool:
+    def waiting(self, stop: Callable[[], bool], every_host: bool = False) -> bool:
         """As `Engine.waiting`.
 
         Raises:
-            EngineError: all hosts or all relays are missing, and none of them came back in time.
+            EngineError: those that the run waits for did not come back in time.
         """
         deadline = time.monotonic() + self.patience
         self._look()
-        for names in ([SERVER], self.hosts, self.relays):
+        hosts = [[host] for host in self.hosts] if every_host else [self.hosts]
+        for names in ([SERVER], *hosts, self.relays):
             while set(names) <= set(self.missing()) - self._back and not stop():
                 if time.monotonic() > deadline:
                     raise EngineError(
-                        f"{few(names)} are lost, and did not come back within engine.patience={self.patience:g} s. To "
-                        "continue from the last checkpoint, start the run again with resume=FOLDER."
+                        f"{few(names)} did not come back within engine.patience={self.patience:g} s. To continue from "
+                        "the last checkpoint, start the run again with resume=FOLDER."
                     )
                 time.sleep(PAUSE)
                 self._look()
@@ -358,8 +358,7 @@ class Controller(Engine):
 
     def _look(self) -> None:
         """Collect overdue answers, and let lost cells build whose process is there again."""
-        forgotten = self.hosts if self.only_sums and self.users.personal else []  # their users' state is nowhere else
-        for name in self.returned(self._lost.keys() - self._late.keys() - self._back - set(forgotten)):
+        for name in self.returned(self._lost.keys() - self._late.keys() - self._back):
             self._late[name] = Overdue(self.send(name, "build", {"tasks": self._tasks}), "build")
             self._stale.add(name)
         for name, overdue in list(self._late.items()):

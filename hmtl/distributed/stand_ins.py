@@ -17,7 +17,7 @@ from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Nodes, Stopwatch
 from hmtl.communication.turns import Turn
 from hmtl.distributed.cell import FACTS, Handle
-from hmtl.errors import EngineError, StateLost
+from hmtl.errors import StateLost, few
 from hmtl.mtl import Algorithm
 from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 from hmtl.training.engine import Values
@@ -140,17 +140,26 @@ class StandIns(Nodes):
                 self.controller.facts.append(learned)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what each node, by its name, and its aggregation remember from round to round."""
-        if self.controller.outdated:  # what nodes know of each other is outdated, too
-            return {}
+        """Return what each node, by its name, and its aggregation remember from round to round.
+
+        Raises:
+            StateLost: a host is missing.
+        """
         names = [*self.controller.hosts, *self.controller.relays, SERVER]
         self.controller.settle(self.name, self.controller.relays)
         states: dict[str, Any] = self.controller.call({name: ("node_state", {"name": self.name}) for name in names})
+        _check_all(states, self.controller.hosts)
         return states
 
     def load_state_dict(self, memory: dict[str, Any]) -> None:
         """Make the nodes in all cells, which continue from `memory`."""
         self.controller.make(self.name, self.side, memory)
+
+
+def _check_all(answers: Mapping[str, Any], hosts: Sequence[str]) -> None:
+    """Raise StateLost if a host did not answer."""
+    if missing := [host for host in hosts if host not in answers]:
+        raise StateLost(f"{few(missing)}: no answer, so the state of these users is unknown.")
 
 
 def _envelope(sender: str, sent: Values) -> Envelope:
@@ -251,16 +260,18 @@ class FarUsers:
         return {name: torch.Size(shape) for name, shape in shapes.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of all users, that of an absent host's as it was seen last."""
+        """Return the state of all users; if only sums may be known, let hosts save it.
+
+        Raises:
+            StateLost: a host is missing.
+        """
         if self.controller.only_sums:
             saved = self._ask("save_users", rounds=self.controller.built.communicator.ledger.rounds)
-            self.controller.outdated = not self.inner.personal and len(saved) < len(self.controller.hosts)
+            _check_all(saved, self.controller.hosts)
             return {} if self.kept is None else {"kept": self.kept}
         answers = self._ask("users_state")
-        self._saved |= answers
-        self.controller.outdated = len(answers) < len(self.controller.hosts)
-        if missing := [host for host in self.controller.hosts if host not in self._saved]:
-            raise EngineError(f"{missing[0]} is lost before the first checkpoint. Start the run again.")
+        _check_all(answers, self.controller.hosts)
+        self._saved = answers
         state: dict[str, Tensor] = {}
         everybody, homes = np.arange(len(self.controller.order)), self.controller.homes
         for key, first in self._saved[self.controller.hosts[0]].items():
@@ -278,10 +289,7 @@ class FarUsers:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         if self.controller.only_sums:
             self.kept = state_dict.get("kept")
-            told = {} if self.inner.personal else self.algorithm.aggregator.agree({})
-            common = {name: rows[:1] for name, rows in told.items()}
-            rounds = -1 if self.controller.outdated else self.controller.rounds  # then all begin from the common model
-            self._ask("restore_users", rounds=rounds, common=common)
+            self._ask("restore_users", rounds=self.controller.rounds)
             return
         calls = {}
         for host, home in self.controller.homes.items():

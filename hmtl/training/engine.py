@@ -59,12 +59,10 @@ class Engine:
 
     Attributes:
         nodes, hosts: names of the nodes elsewhere, which may be lost, and of the hosts among them.
-        outdated: whether the state of some users is older than that of others.
     """
 
     nodes: Sequence[str] = ()
     hosts: Sequence[str] = ()
-    outdated = False
 
     def training(self, load: Load, build: Build, H: int, K: int | None = None) -> Training:
         """Return what is trained, on a network of H relays and of K users; None: as many as are loaded."""
@@ -84,10 +82,11 @@ class Engine:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Prepare nodes elsewhere for the state that follows."""
 
-    def waiting(self, stop: Callable[[], bool]) -> bool:
+    def waiting(self, stop: Callable[[], bool], every_host: bool = False) -> bool:
         """Return whether nodes came back that wait for the present state.
 
-        If too few nodes are left, wait until some come back or `stop()` is true.
+        If too few nodes are left, or a host is missing and `every_host` is true, wait until they come back or `stop()`
+        is true.
         """
         return False
 

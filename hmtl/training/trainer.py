@@ -4,7 +4,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -139,7 +138,10 @@ class Trainer:
             self._resume(checkpoint)
         if self.engine.nodes or self.record:  # for nodes that are lost, or sums released, before the next one
             self._count_late(wait=True)
-            self._save()
+            try:
+                self._save()
+            except StateLost as lost:
+                raise EngineError(f"{lost} Start the run again.") from lost
         remove_results(self.settings.folder, resumed=checkpoint is not None)
         for row in self.history:
             self._log(row)
@@ -151,8 +153,10 @@ class Trainer:
                     self._count_late(wait=True)
                     self.state = self._save()
                 except StateLost as lost:
-                    self.engine.waiting(lambda: bool(self._caught))
-                    self._go_back(lost)
+                    log.warning("round %d: %s The run goes back to the last checkpoint.", len(self.history), lost)
+                    self.engine.waiting(lambda: bool(self._caught), every_host=True)
+                    last = self._go_back()
+                    self.state = last if self._caught else {}
             self.interrupted = sum(self._caught[:1])
         return self.history
 
@@ -185,18 +189,17 @@ class Trainer:
         """Play the remaining rounds."""
         while self._continues():
             if len(self.history) > self._saved and len(self.history) % self.settings.checkpoint_every == 0:
-                with suppress(StateLost):  # the next round is empty, and then all restart
-                    self._save()
+                self._save()
             row = self._round(len(self.history), user_seconds)
             self.history.append(row)
             self._log(row)
 
-    def _go_back(self, lost: StateLost) -> None:
-        """Continue from the last checkpoint."""
-        log.warning("round %d: %s It goes on from the last checkpoint.", len(self.history), lost)
-        self._resume(load_checkpoint(self.checkpoint))
+    def _go_back(self) -> Mapping[str, Any]:
+        """Continue from the last checkpoint, and return what it holds."""
+        self._resume(state := load_checkpoint(self.checkpoint))
         lacking, self._late = self._late, []
         self._count_late(lacking)
+        return state
 
     def _count_late(self, lacking: Sequence[Sent] = (), wait: bool = False) -> None:
         """Count what nodes sent in earlier rounds and said later, and what a checkpoint lacks of that."""
@@ -226,13 +229,6 @@ class Trainer:
                 raise
             raise CheckpointError(f"The checkpoint does not fit this run ({error}). {RESTART}") from error
 
-    def _restart(self) -> None:
-        """Continue with the nodes that have come back, from the present state; or else from the last checkpoint."""
-        try:
-            self._resume(self._save())
-        except StateLost as lost:
-            self._go_back(lost)
-
     def _continues(self) -> bool:
         """Return whether there is another round, and keep the models of the last one if they are the best so far."""
         if self._improved():
@@ -246,7 +242,7 @@ class Trainer:
             self._count_late()
             if not some_are_back:
                 break
-            self._restart()
+            self._resume(self._save())  # with the nodes that have come back
             done = len(self.history) >= self.settings.rounds
         return not (done or self._caught)
 
@@ -328,14 +324,17 @@ class Trainer:
             logger.log(row)
 
     def _save(self) -> Mapping[str, Any]:
-        """Save a checkpoint, and return what it holds."""
+        """Save a checkpoint, and return what it holds.
+
+        Raises:
+            StateLost: a host is missing, or the last aggregator with the present state is.
+        """
         self.engine.gather()
-        algorithm = self.algorithm.state_dict()
         state: dict[str, Any] = {
             "history": self.history.state_dict(),
             "best": self.best,
             "user_figures": dict(self.user_figures),
-            "algorithm": self.algorithm.reconciled(algorithm) if self.engine.outdated else algorithm,
+            "algorithm": self.algorithm.state_dict(),
             "communicator": self.communicator.state_dict(),
             **self.engine.state_dict(),
         }

@@ -197,7 +197,7 @@ def test_hosts_save_models_that_the_controller_does_not_know(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("learner", "wire", "rtol"), [("fedadam", "null", 0), ("fedavg", "int4", 0.02)])
-def test_who_ends_comes_back_with_the_common_model(
+def test_who_ends_comes_back_with_the_state_on_its_disk(
     configure: Callable[..., DictConfig], tmp_path: Path, learner: str, wire: str, rtol: float
 ) -> None:
     """The checkpoint has no state of users, and a run that resumes from it ends as one without a stop."""
@@ -216,15 +216,17 @@ def test_who_ends_comes_back_with_the_common_model(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [LATE, DEAF])
-def test_users_with_state_of_their_own_are_gone_with_their_host(configure: Callable[..., DictConfig], how: str) -> None:
-    """A relay comes back, and a late host, too; without all users there is no objective."""
+def test_users_with_state_of_their_own_come_back_with_their_host(
+    configure: Callable[..., DictConfig], how: str
+) -> None:
+    """A relay comes back, too."""
     cfg = configure(*SMALL, *ONLY_SUMS, "algorithm=cocoa", "rounds=20", "gap_tolerance=0")
     rows = train_in_cells(cfg, Fault("relay 0", "conclude", 2, how), Fault("relay 1", "up", 5, how)).rows
     assert rows[-1]["users"] == 10
     assert -1e-9 <= rows[-1]["gap"] < rows[0]["gap"]
     rows = train_in_cells(cfg, Fault("host 1", "rows", 2, how)).rows
-    assert ("gap" in rows[-1]) == (how == LATE)
-    assert rows[-1]["train_error"] < 0.5
+    assert rows[-1]["users"] == 10
+    assert -1e-9 <= rows[-1]["gap"] < rows[0]["gap"]
 
 
 @pytest.mark.parametrize(

@@ -149,8 +149,9 @@ def check_sound(trained: Trained, optimum: float) -> None:
     assert trained.rows[-1]["primal"] == pytest.approx(optimum, rel=1e-6)
     check_bits(trained)
     state = trained.run.trainer.state["algorithm"]
-    users, aggregator = state["users"], state["aggregator"]
-    torch.testing.assert_close(aggregator["V"] + users["error"], users["V"], rtol=0, atol=1e-12)
+    own = [trained.cells.cells[host].training.algorithm.users for host in trained.cells.hosts]
+    V = torch.cat([users.measure()["V"] for users in own])[trained.cells.order]
+    torch.testing.assert_close(state["aggregator"]["V"] + state["users"]["error"], V, rtol=0, atol=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,7 @@ def test_rounds_go_on_while_a_cell_builds_that_came_back(
 ) -> None:
     """Also if its process ends again in the meantime."""
     trained = train_in_cells(
-        configure(*SMALL, *DUAL, "rounds=20"), Fault(name, turn, 2, GONE), Fault(name, "build", -1, how, 3)
+        configure(*SMALL, *DUAL, "rounds=20"), Fault(name, turn, 1, GONE), Fault(name, "build", -1, how, 3)
     )
     check_sound(trained, optimum)
     calls, others = ([call for call, _ in trained.cells.told[each]] for each in (name, peer))
@@ -325,8 +326,10 @@ def test_a_host_may_be_late_with_its_first_measurements(
         assert [row["primal"] != "" for row in csv.DictReader(file)] == ["primal" in row for row in trained.rows]
 
 
-def test_a_host_that_never_measures_is_missing_in_reports(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
-    trained = train_in_cells(configure(*SMALL), Fault("host 1", "measure", -1, GONE, away=10**6))
+def test_a_host_that_has_not_measured_in_time_is_missing_in_reports(
+    configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    trained = train_in_cells(configure(*SMALL, "rounds=1"), Fault("host 1", "measure", -1, LATE, 0))
     assert not any("primal" in row or math.isnan(row["test_error"]) for row in trained.rows)
     trained.run.trainer.write_results(trained.run.trainer.summarize(dataset="mnist", seed=0))
     with (tmp_path / "users.csv").open() as file:
@@ -344,40 +347,53 @@ def test_a_model_that_all_users_share_is_in_a_checkpoint_once(
     check_equal(trained, train(configure(*learner, "rounds=2")), rtol=1e-6)
 
 
-def test_users_of_a_host_that_is_gone_are_reported_as_last_saved(
-    configure: Callable[..., DictConfig], tmp_path: Path
+@pytest.mark.parametrize("metrics", ["users", pytest.param("sums", marks=pytest.mark.slow)])
+def test_a_run_goes_back_if_a_host_misses_a_checkpoint(
+    configure: Callable[..., DictConfig], tmp_path: Path, metrics: str
 ) -> None:
-    trained = train_in_cells(configure(*SMALL), Fault("host 1", "conclude", 1, away=99))
-    assert [row["users"] for row in trained.rows][-1] == 5
-    assert trained.models is not None
-    assert trained.models.isfinite().all()
-    assert load_checkpoint(tmp_path)["history"]["rounds"] == 3
+    """Twice to the same one: a host whose process ended, and then a late one. The run ends as one without faults."""
+    words = (*SMALL, "algorithm=cocoa", *SUMS, f"metrics={metrics}", "rounds=5", "checkpoint_every=2")
+    faults = [Fault("host 1", "rows", 3, GONE, 3), Fault("host 1", "rows", 3, LATE, 3)]
+    trained, alone = train_in_cells(configure(*words), *faults), train(configure(*words))
+    assert trained.cells.again == [2, 2]
+    assert trained.rows == [pytest.approx(row, rel=0, abs=0, nan_ok=True) for row in alone.rows]
+    check_bits(trained)
+    assert load_checkpoint(tmp_path)["history"]["rounds"] == 5
+
+
+def test_a_host_that_is_missing_from_the_start_ends_the_run(configure: Callable[..., DictConfig]) -> None:
+    with pytest.raises(EngineError, match="host 1"):
+        train_in_cells(configure(*SMALL), Fault("host 1", "users_state", -1, away=10**6))
 
 
 @pytest.mark.parametrize(
-    "lost", ["server", *(pytest.param(node, marks=pytest.mark.slow) for node in ("host", "relay"))]
+    "lost", ["server", *(pytest.param(node, marks=pytest.mark.slow) for node in ("one host", "host", "relay"))]
 )
 def test_a_run_ends_with_its_checkpoint_when_nobody_comes_back(
     configure: Callable[..., DictConfig], tmp_path: Path, lost: str
 ) -> None:
-    names = {"host": ["host 0", "host 1"], "relay": ["relay 0", "relay 1", "relay 2"], "server": ["server"]}[lost]
+    relays = ["relay 0", "relay 1", "relay 2"]
+    names = {"one host": ["host 1"], "host": ["host 0", "host 1"], "relay": relays, "server": ["server"]}[lost]
     actions = {"host": "rows", "relay": "report", "server": "attend"}
-    faults = [Fault(name, actions[lost], 1, away=10**6) for name in names]
+    faults = [Fault(name, actions[lost.split()[-1]], 1, away=10**6) for name in names]
     with pytest.raises(EngineError, match="patience"):
         train_in_cells(configure(*SMALL), *faults, patience=0.2)
     assert load_checkpoint(tmp_path)["history"]["rounds"] == 0
 
 
+@pytest.mark.parametrize("hosts", [["host 0", "host 1"], ["host 1"]], ids=len)
 def test_a_controller_that_waits_for_hosts_stops_at_a_signal(
-    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: list[str]
 ) -> None:
+    """It ends with the last checkpoint."""
     signals: list[int] = []
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: signals.append(15))
     monkeypatch.setattr("hmtl.training.trainer.catch_signals", lambda: nullcontext(signals))
     monkeypatch.setattr(module, "time", clock)
-    faults = [Fault(name, "rows", 1, away=10**6) for name in ("host 0", "host 1")]
-    train_in_cells(configure(*SMALL, "rounds=50"), *faults)
-    assert load_checkpoint(tmp_path)["history"]["rounds"] < 50
+    cfg = configure(*SMALL, "rounds=50", "checkpoint_every=2")
+    trained = train_in_cells(cfg, *[Fault(name, "rows", 3, away=10**6) for name in hosts])
+    assert trained.run.trainer.interrupted == 15
+    assert len(trained.rows) == load_checkpoint(tmp_path)["history"]["rounds"] == 2
 
 
 def test_a_cell_that_never_gets_ready_ends_the_run(configure: Callable[..., DictConfig]) -> None:

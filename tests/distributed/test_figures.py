@@ -4,6 +4,8 @@ import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from hmtl.communication import TIERS
 from hmtl.communication.messages import IVS
+from hmtl.config.build import Run
+from hmtl.errors import EngineError
 
 SECURE = (*SMALL, "communicator=sums", "aggregators=server", "metrics=sums", "secure=true", "algorithm=cocoa")
 STEPS = {"advertise": 5, "share": 5, "read": 5, "rows": 5, "answer": 10}
@@ -55,8 +59,13 @@ def test_masked_sums_are_unmasked_exactly(configure: Callable[..., DictConfig]) 
 )
 def test_a_host_that_ends_takes_its_users_along(configure: Callable[..., DictConfig], step: str) -> None:
     """Means of the round are over the users whose masked rows arrived; wrong masks would give random numbers."""
-    cfg = configure(*SECURE)
-    rows = train_in_cells(cfg, Fault("host 1", step, FIGURES + 1, away=10**6)).rows
+    cfg, rows = configure(*SECURE), list[Any]()
+
+    def prepare(run: Run) -> None:
+        run.trainer.loggers = [SimpleNamespace(log=rows.append)]
+
+    with pytest.raises(EngineError, match="host 1"):
+        train_in_cells(cfg, Fault("host 1", step, FIGURES + 1, away=10**6), prepare=prepare, patience=0.2)
     cfg.secure = False
     alone = train(cfg).rows
     for name, figure in alone[0].items():
@@ -84,7 +93,7 @@ def test_too_few_users_show_no_figures(configure: Callable[..., DictConfig]) -> 
     """Half of the users are fewer than `least`: their host reveals nothing, and the round has no figures."""
     cfg = configure(*SECURE, "rounds=2")
     cfg.communicator.least = 8
-    rows = train_in_cells(cfg, Fault("host 1", "rows", FIGURES + 1, away=10**6)).rows
+    rows = train_in_cells(cfg, Fault("host 1", "rows", FIGURES + 1, LATE, 0)).rows
     assert "train_error" in rows[0]
     assert "train_error" not in rows[1]
 

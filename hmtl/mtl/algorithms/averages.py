@@ -200,14 +200,6 @@ class AverageAggregator(Aggregator):
         """Return w [1, n]."""
         return self.average.value(self.S, self.weights.total)
 
-    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        n = len(self.average.start) - self.average.over_all
-        if self.average.over_all:
-            sent = torch.cat([users[name] for name, part in self.average.sections.items() if part.over_all], dim=1)
-            kept = self.average.grid.rounded(sent, self.weights.own * fitting(self.weights.total)).sum(0, keepdim=True)
-            self.S = torch.cat([self.S[:, :n], kept.to(self.S)], dim=1)
-        return {"averaged": self.value().expand(len(self.weights.own), -1)}
-
     def answer(self, facts: Tensor) -> Tensor:
         """Take the users' weights, [K, 1], in the set-up, and return their sum to each user, [K, 1]."""
         self.weights.own = facts.to(self.weights.own)

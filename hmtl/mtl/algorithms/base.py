@@ -166,12 +166,8 @@ class Users(Side):
         return {name: each.shape[1:] for name, each in algorithm.terms_of_figures().items()}
 
     def places(self, name: str, users: Ids) -> Ids:
-        """Return which rows belong to these users in a tensor of all users, of their state or `derived`."""
+        """Return which rows belong to these users in a tensor of all users of their state."""
         return users
-
-    def derived(self) -> dict[str, Tensor]:
-        """Return what follows from the state and the users' rows, [K, ...] each, for `Aggregator.agree`."""
-        return {}
 
     def local_work(self, round: int, user: int) -> None:
         """Compute the local update of one user and discard it, for timing; by default, there is none."""
@@ -193,18 +189,6 @@ class Aggregator(Side):
         sums of which models are made, [1, L + answers]. IVs have to be left as they are, since they may be the users'
         own memory; a sum may be overwritten.
         """
-
-    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Make this state agree with that of all users, and return what changes at the users.
-
-        It is called if the state of some users is older than that of the others. What both sides hold, such as sums
-        over users, follows from what only the users hold, such as duals; updates that were on the way have not counted.
-        By default, nothing depends on the users' state.
-
-        Args:
-            users: the state of all users, and what `Users.derived` returned.
-        """
-        return {}
 
     def figure_state(self) -> dict[str, Tensor]:
         """Return the part of the state that `Algorithm.figures` reads."""
@@ -418,15 +402,6 @@ class Algorithm(ABC):
         self.users.load_state_dict(state["users"])
         if "aggregator" in state:
             self.aggregator.load_state_dict(state["aggregator"])
-
-    def reconciled(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a state in which both sides agree, for one in which some users' part is older, see `agree`."""
-        before = self.aggregator.state_dict()
-        self.aggregator.load_state_dict(state["aggregator"])
-        users = state["users"] | self.aggregator.agree(state["users"])
-        aggregator = self.aggregator.state_dict()
-        self.aggregator.load_state_dict(before)
-        return {"users": users, "aggregator": aggregator}
 
     def user_seconds(self, round: int, users: int = 3, repeats: int = 3) -> float:
         """Measure the CPU time [s] of the slowest user's local update.

@@ -24,8 +24,6 @@ from hmtl.mtl.symmetric import Symmetric
 
 log = logging.getLogger(__name__)
 RAISED = 2.0  # a penalty that is so many times larger at a new Ω is not least there
-STEPS = ("waiting", "dV", "step", "momentum", "beta")
-"""The buffers of `DualUsers` that depend on the last steps, or on how they were rounded."""
 
 
 @dataclass(frozen=True)
@@ -225,14 +223,6 @@ class DualAggregator(Aggregator):
             self.V = scale / self.scale * self.V  # the factor that users compute
             self.scale = scale
 
-    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        ratio = (self.scale / users["scale"] if self.settings.rescales else torch.ones_like(users["beta"]))[:, None]
-        self.V = ratio * users["V"]
-        self.outdated, self.t = torch.zeros_like(self.outdated), torch.ones_like(self.t)
-        changes = from_duals(users, ratio.repeat_interleave(users["n"], 0) * users["a"], self.V, self._models())
-        changes["curvature"] = (self.settings.gamma * self.curvature[:, 0]).to(users["curvature"])
-        return changes | ({"scale": self.scale.expand_as(users["scale"])} if self.settings.rescales else {})
-
     def _models(self) -> Tensor:
         """Return W = B V, [K, d]; with a common model, (B V) as in `Coupling`."""
         coupling = self.coupling
@@ -241,12 +231,6 @@ class DualAggregator(Aggregator):
 
     def figure_state(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.named_buffers() if name.partition(".")[0] in ("Omega", "gain")}
-
-
-def from_duals(users: Mapping[str, Tensor], a: Tensor, V: Tensor, W: Tensor) -> dict[str, Tensor]:
-    """Return the buffers of `DualUsers` for users who hold these duals and models, without momentum."""
-    none = {name: torch.zeros_like(users[name]) for name in STEPS if name in users}
-    return {**none, "a": a, "pending": a, "V": V, "W": W, "received": users["received"].max().expand(len(V))}
 
 
 class SumsOfDuals(SumsOfVectors):
@@ -308,11 +292,6 @@ class SummedDualAggregator(Aggregator):
         numbers = coupling.B.q * d
         self.register_buffer("S", torch.zeros(1, numbers, dtype=torch.int64, device=coupling.B.C.device))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
-
-    def agree(self, users: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        B, V = self.coupling.B, users["V"]
-        self.S, self.t = self.grid.rounded(B.terms(V)).sum(0, keepdim=True), torch.ones_like(self.t)
-        return from_duals(users, users["a"], V, B.models(V, self.grid.values(self.S)))
 
     def make_meaning(self) -> SumsOfDuals:
         return SumsOfDuals(self.coupling, self.d, self.settings, self.grid, np.arange(self.K))

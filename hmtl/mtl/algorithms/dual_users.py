@@ -212,10 +212,6 @@ class DualUsers(Users):
     def places(self, name: str, users: Ids) -> Ids:
         return rows_of(self.problem.counts, users) if name in ("a", "pending") else users
 
-    def derived(self) -> dict[str, Tensor]:
-        """Return V [K, d], and the numbers of rows n [K]."""
-        return {"V": self.problem.combined(self.a).T, "n": self.problem.rows.n}
-
     def local_work(self, round: int, user: int) -> None:
         scores, one = [rows.of(user) for rows in self.problem.scores], slice(user, user + 1)
         counts, a = scores[0].counts, self.a[rows_of(self.problem.here, np.array([user]))]

@@ -64,19 +64,3 @@ def test_only_changes_above_2_to_the_20_are_out_of_range(name):
             else:
                 with pytest.raises(RangeError, match="data"):
                     algorithm.step(0)
-
-
-@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
-def test_averages_over_all_follow_from_what_users_hold(name):
-    """If some users come back with an older state; otherwise the sums stay as they are."""
-    algorithm = steps_to([1, 2, 3], [3, 4, 5], LEARNERS[name])
-    for round in range(2):
-        algorithm.step(round)
-    held, sums = algorithm.users.state_dict(), algorithm.averages.S.clone()
-    agreed = algorithm.aggregator.agree(held)
-    torch.testing.assert_close(agreed["averaged"], held["averaged"], rtol=0, atol=1e-9)
-    assert torch.equal(algorithm.averages.S[:, :2], sums[:, :2])
-    if name == "scaffold":
-        algorithm.aggregator.agree(held | {"c": torch.zeros_like(held["c"])})
-        assert not algorithm.averages.S[:, 2:].any()
-        assert sums[:, 2:].any()
