@@ -82,7 +82,7 @@ def run(cfg: "DictConfig", name: str, metrics: int | None) -> None:
             return
         check(cfg)
         engine = cfg.engine
-        party = deployment.party(deployment.role(name), agreed(cfg), engine.tls)
+        party = deployment.party(deployment.role(name), agreed(cfg))
         parts = deployment.homes, partial(load_tasks, cfg), partial(build_training, cfg)
         while True:
             operation.wait()

@@ -197,7 +197,7 @@ class Deployment(BaseModel):
         nodes = {role: node.model_dump(include={"name", "users"}) for role, node in self.nodes.items()}
         return hashlib.sha256(json.dumps([settings, nodes]).encode()).hexdigest()
 
-    def party(self, role: str, settings: str, tls: bool) -> Party:
+    def party(self, role: str, settings: str) -> Party:
         """Return a node, such as "relay 3", among all; raise ConfigError if its certificate cannot be used."""
         nodes, name = self.nodes, self.nodes[role].name
         files = [self._file, *(self.certificates / each for each in (f"{name}.key", f"{name}.pem", "ca.pem"))]
@@ -208,7 +208,7 @@ class Deployment(BaseModel):
             {each: node.name for each, node in nodes.items()},
             listening[role].listens_at if role in listening else None,
             {each: node.address for each, node in listening.items()},
-            Files(files, partial(self._credentials, name)).present if tls else None,
+            Files(files, partial(self._credentials, name)).present,
             self.agreed(settings),
         )
 

@@ -30,11 +30,10 @@ class LocalNodes:
 
     Args:
         processes: how many nodes there are, the server's among them, which is this process.
-        tls: whether all is encrypted, and nodes prove who they are.
     """
 
-    def __init__(self, processes: int, tls: bool) -> None:
-        self._count, self._tls = processes, tls
+    def __init__(self, processes: int) -> None:
+        self._count = processes
         self.processes: list[BaseProcess] = []
 
     def hosts(self, H: int) -> int:
@@ -48,7 +47,7 @@ class LocalNodes:
 
     def start(self, names: Sequence[str], serve: Callable[[Party], object]) -> Party:
         """Start all nodes but the first, the server, and return this one among all."""
-        parties = _parties(names, self._tls)
+        parties = _parties(names)
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))  # glibc then returns large freed blocks at once
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOAD))
@@ -80,11 +79,11 @@ class LocalNodes:
             process.join()
 
 
-def _parties(names: Sequence[str], tls: bool) -> list[Party]:
+def _parties(names: Sequence[str]) -> list[Party]:
     """Return each node among all, each with its own key, at free ports of this machine."""
     identities = {name: name.replace(" ", "-") for name in names}
     addresses = {name: f"127.0.0.1:{free_port()}" for name in names if role(name) != HOSTS}
-    keys = {name: make_key() for name in names if tls}
+    keys = {name: make_key() for name in names}
     authority = make_authority("hmtl", DAYS)
     own = {name: to_pem(issue(identities[name], key, DAYS, authority)) for name, key in keys.items()}
     return [
@@ -94,7 +93,7 @@ def _parties(names: Sequence[str], tls: bool) -> list[Party]:
             identities,
             addresses.get(name),
             addresses,
-            Credentials(key_to_pem(keys[name]), own[name], to_pem(authority[1])).present if tls else None,
+            Credentials(key_to_pem(keys[name]), own[name], to_pem(authority[1])).present,
         )
         for name in names
     ]

@@ -39,7 +39,6 @@ class Site(Controller):
     Args:
         deployment: the file of the site; None: a site of this machine, whose nodes are started here.
         processes: how many nodes there are, the server among them, without a file.
-        tls: whether all is encrypted, and nodes prove who they are.
         multicast: HOST:PORT of a group by which the server sends only once what several relays receive; None: each gets
             a copy by its stream.
         interface: this machine's address on the network of the group; None: the system's choice.
@@ -54,7 +53,6 @@ class Site(Controller):
         self,
         deployment: str | None = None,
         processes: int | None = None,
-        tls: bool = True,
         multicast: str | None = None,
         interface: str | None = None,
         agreed: str = "",
@@ -68,8 +66,8 @@ class Site(Controller):
                 "python -m hmtl.node on each box."
             )
         self._deployment = Deployment.read(deployment) if deployment else None
-        self._local = LocalNodes(processes, tls) if processes else None
-        self._tls, self._agreed = tls, agreed
+        self._local = LocalNodes(processes) if processes else None
+        self._agreed = agreed
         self._group = Group(multicast, interface) if multicast else None
         self._asked = count(1)
         self.post: Any = None  # until it begins
@@ -92,7 +90,7 @@ class Site(Controller):
             )
         else:
             assert self._deployment
-            party = self._deployment.party(SERVER, self._agreed, self._tls)
+            party = self._deployment.party(SERVER, self._agreed)
         self.post = Post(Wire(party, self.seconds), self.seconds / 2)
         if missing := self.post.wire.missing(self.patience, check=self._local.check if self._local else bool):
             name, trouble = next(iter(missing.items()))
@@ -179,7 +177,7 @@ def serve(
         ProcessLost: the server is lost, or another node is not there at the start.
     """
     post = Post(Wire(party, seconds), seconds / 2)
-    sign = partial(SignedKeys, party.name, party.identities, party.credentials) if party.credentials else None
+    sign = partial(SignedKeys, party.name, party.identities, party.credentials)
     cell = Cell(party.name, homes, load, build, post.hand, post.fetch, sign)
     try:
         if trouble := post.wire.missing(patience, [SERVER]).get(SERVER):

@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address
 from threading import Event, Thread
 from typing import Any
 
@@ -25,7 +24,7 @@ import grpc
 from hmtl.distributed.connections import CAME_BACK, CHUNK, ENDED, Connection, Stream
 from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, role
 from hmtl.distributed.identity import Credentials, names_of, serial_of
-from hmtl.errors import ConfigError, EngineError
+from hmtl.errors import EngineError
 
 log = logging.getLogger(__name__)
 METHOD = "/hmtl/Stream"
@@ -51,7 +50,7 @@ class Party:
         identities: by name, the DNS name in the node's certificate.
         listen: HOST:PORT at which this node listens; None: it does not. Port 0: one that is free.
         addresses: HOST:PORT by which others reach the server and the relays, by name.
-        credentials: returns who this node is at present, and whom it trusts; None: without TLS, on this machine only.
+        credentials: returns who this node is at present, and whom it trusts.
         agreed: what all nodes have to agree on, such as a hash of the configuration.
     """
 
@@ -59,8 +58,8 @@ class Party:
     names: Sequence[str]
     identities: Mapping[str, str]
     listen: str | None
-    addresses: Mapping[str, str] = field(default_factory=dict)
-    credentials: Callable[[], Credentials] | None = None
+    addresses: Mapping[str, str]
+    credentials: Callable[[], Credentials]
     agreed: str = ""
 
     @property
@@ -86,7 +85,6 @@ class Wire:
         connections: by name of the neighbour.
 
     Raises:
-        ConfigError: without TLS, an address is not of this machine.
         EngineError: this node cannot listen at its address.
     """
 
@@ -110,13 +108,9 @@ class Wire:
         self._closed = Event()
         self._channels: dict[str, grpc.Channel] = {}
         self._server: grpc.Server | None = None
-        if party.credentials is None:
-            for address in (*filter(None, [party.listen]), *party.addresses.values()):
-                check_loopback(address)
         if party.listen:
             self._listen(party.listen)
-        if party.credentials:
-            Thread(target=self._watch, args=(party.credentials,), name="revoked certificates", daemon=True).start()
+        Thread(target=self._watch, name="revoked certificates", daemon=True).start()
         for name in party.dialled:
             Thread(target=self._dial, args=(name, party.addresses[name]), name=f"to {name}", daemon=True).start()
 
@@ -159,7 +153,7 @@ class Wire:
     def _dial(self, name: str, address: str) -> None:
         """Open a stream to a neighbour, and another whenever it has ended, until the wire is closed."""
         connection = self.connections[name]
-        hello = (("agreed", self.party.agreed), ("name", self.party.name))
+        hello = (("agreed", self.party.agreed),)
         while not self._closed.is_set():
             stream = Stream(connection)
             try:
@@ -193,8 +187,6 @@ class Wire:
         """
         identity = self.party.identities[name]
         options = [*self._options, ("grpc.ssl_target_name_override", identity)]
-        if self.party.credentials is None:
-            return grpc.insecure_channel(address, options)
         own = self.party.credentials()
         shown = certificate_at(address, identity, own.trusted)
         stream.serial = serial_of(shown)
@@ -203,10 +195,10 @@ class Wire:
             raise ConnectionRefusedError(REVOKED)
         return grpc.secure_channel(address, grpc.ssl_channel_credentials(shown, own.key, own.certificate), options)
 
-    def _watch(self, credentials: Callable[[], Credentials]) -> None:
+    def _watch(self) -> None:
         """End streams whose certificates are revoked meanwhile."""
         while not self._closed.wait(PAUSE):
-            revoked = credentials().revoked
+            revoked = self.party.credentials().revoked
             for connection in self.connections.values():
                 for stream in (connection.stream, connection.newer):
                     if stream and stream.serial in revoked and not stream.ended.is_set():
@@ -228,23 +220,20 @@ class Wire:
         handlers = grpc.method_handlers_generic_handler(
             "hmtl", {"Stream": grpc.stream_stream_rpc_method_handler(self._accept)}
         )
+        used = self.party.credentials()
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            """Return a configuration if there is another one: replacing it may race (grpc/grpc issue 36693)."""
+            nonlocal used
+            if used is (present := self.party.credentials()):
+                return None
+            used = present
+            return _configuration(present)
+
+        trust = grpc.dynamic_ssl_server_credentials(_configuration(used), renewed, True)  # at each handshake
         self._server = grpc.server(Daemons(), [handlers], options=options, maximum_concurrent_rpcs=streams)
         try:
-            if credentials := self.party.credentials:
-                used = credentials()
-
-                def renewed() -> grpc.ServerCertificateConfiguration | None:
-                    """Return a configuration if there is another one: replacing it may race (grpc/grpc issue 36693)."""
-                    nonlocal used
-                    if used is (present := credentials()):
-                        return None
-                    used = present
-                    return _configuration(present)
-
-                trust = grpc.dynamic_ssl_server_credentials(_configuration(used), renewed, True)  # at each handshake
-                self._server.add_secure_port(address, trust)
-            else:
-                self._server.add_insecure_port(address)
+            self._server.add_secure_port(address, trust)
         except RuntimeError as error:
             raise EngineError(
                 f"{self.party.name} cannot listen at {address}. Check that the address is of this machine and that "
@@ -277,14 +266,12 @@ class Wire:
 
     def _known(self, context: Any) -> Stream:
         """Return a stream of the neighbour that dials, or refuse it."""
-        party, hello, serial, why = self.party, dict(context.invocation_metadata()), 0, ""
-        name = who = hello.get("name", "a stranger")
-        if party.credentials:
-            shown = context.auth_context()["x509_pem_cert"][0]
-            proven, serial = names_of(shown), serial_of(shown)
-            name = next((name for name in party.names if party.identities[name] in proven), "")
-            who = ", ".join(proven) or "a certificate without a DNS name"
-        if party.credentials and serial in party.credentials().revoked:
+        party, hello, why = self.party, dict(context.invocation_metadata()), ""
+        shown = context.auth_context()["x509_pem_cert"][0]
+        proven, serial = names_of(shown), serial_of(shown)
+        name = next((name for name in party.names if party.identities[name] in proven), "")
+        who = ", ".join(proven) or "a certificate without a DNS name"
+        if serial in party.credentials().revoked:
             why = f"{who}: {REVOKED}"
         elif name not in self.connections or name in party.dialled:
             why = f"{who}: no node that talks to {party.name}"
@@ -351,15 +338,6 @@ def certificate_at(address: str, identity: str, trusted: bytes) -> bytes:
         context.wrap_socket(plain, server_hostname=identity) as secured,
     ):
         return ssl.DER_cert_to_PEM_cert(secured.getpeercert(True) or b"").encode()
-
-
-def check_loopback(address: str) -> None:
-    """Raise ConfigError if an address HOST:PORT may be reached from other machines."""
-    host = address.rpartition(":")[0].strip("[]")
-    with suppress(ValueError):
-        if host == "localhost" or ip_address(host).is_loopback:
-            return
-    raise ConfigError(f"engine.tls=off, but {host} is not an address of this machine alone. Leave TLS on.")
 
 
 def _reason(error: Any, name: str, address: str) -> str:

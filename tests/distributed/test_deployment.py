@@ -162,7 +162,7 @@ def test_files_are_read_again_when_they_change_and_kept_out_while_they_are_broke
 ) -> None:
     folder, authority = tmp_path / "keys", open_authority(tmp_path / "keys", tmp_path / "authority")
     certify(folder, authority, "east", False)
-    present = read(tmp_path, SITE).party("host 0", "settings", True).credentials
+    present = read(tmp_path, SITE).party("host 0", "settings").credentials
     assert present is not None
     first = present()
     assert present() is first

@@ -63,7 +63,7 @@ def fails(party: Party, how: str, said: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["port", "module", "file", "kill"])
 def test_a_node_that_dies_at_the_start_is_noticed(how: str, tmp_path: Path) -> None:
-    nodes = LocalNodes(3, tls=False)
+    nodes = LocalNodes(3)
     begin = time.monotonic()
     try:
         nodes.start(["server", "relay 0", "host 0"], partial(fails, how=how, said=tmp_path / "said"))

@@ -26,7 +26,7 @@ from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, serial_of, to_pem
 from hmtl.distributed.launching import free_port
 from hmtl.distributed.wire import METHOD, Party, Wire, certificate_at, grpc
-from hmtl.errors import ConfigError, EngineError
+from hmtl.errors import EngineError
 
 NAMES = ["server", "relay 0", "relay 1", "host 0", "host 1"]
 IDENTITIES = {name: name.replace(" ", "-") for name in NAMES}
@@ -44,21 +44,20 @@ def credentials(authority: Authority, name: str, trusted: bytes = b"") -> Creden
     return Credentials(key_to_pem(key), to_pem(certificate), trusted or to_pem(authority[1]))
 
 
-def party(name: str, own: Callable[[], Credentials] | None, **how: Any) -> Party:
-    return replace(Party(name, NAMES, IDENTITIES, None, credentials=own, agreed="this run"), **how)
+def party(name: str, own: Callable[[], Credentials], **how: Any) -> Party:
+    return replace(Party(name, NAMES, IDENTITIES, None, {}, own, "this run"), **how)
 
 
 class Site:
     """Nodes of one process that find each other."""
 
-    def __init__(self, authority: Authority | None) -> None:
+    def __init__(self, authority: Authority) -> None:
         self.authority, self.ports, self.wires = authority, {}, {}
         self.held: dict[str, Credentials] = {}  # by name, at present
 
     def wire(self, name: str, **how: Any) -> Wire:
-        own = partial(self.held.__getitem__, name) if self.authority else None
-        if self.authority:
-            self.held[name] = credentials(self.authority, name)
+        own = partial(self.held.__getitem__, name)
+        self.held[name] = credentials(self.authority, name)
         if not name.startswith("host"):
             self.ports.setdefault(name, free_port())
             how = {"listen": f"127.0.0.1:{self.ports[name]}", **how}
@@ -452,13 +451,3 @@ def test_half_open_connections_delay_nobody(site: Site) -> None:
     assert time.monotonic() - begin < 3
     for sock in held:
         sock.close()
-
-
-def test_without_tls_all_is_on_this_machine() -> None:
-    site = Site(None)
-    try:
-        check_all_hear_all(site.all())
-        with pytest.raises(ConfigError, match=r"engine\.tls"):
-            site.wire("relay 0", listen="0.0.0.0:0")
-    finally:
-        site.close()
