@@ -113,9 +113,9 @@ def test_the_command_loads_torch_and_matplotlib_only_when_it_runs() -> None:
 
 NAMED = "relay,alice,bob,carol\nroof,1,1,1\nbarn,0,1,1\n"
 LINKS = """
-server: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.001}
+server: {up_bps: 1e8, down_bps: 1e6, latency_s: 0.001}
 relays:
-  roof: {up_bps: 1e6, down_bps: 1e8, latency_s: 0.01, to_users_bps: 1e8}
+  roof: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.01}
   barn: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.002}
 hosts:
   alice: {up_bps: 1e8, down_bps: 1e8, latency_s: 0.02}
@@ -124,7 +124,7 @@ hosts:
 
 
 def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_path: Path, capsys: Any) -> None:
-    """Relay roof is slow towards the server, so that it had better send nothing."""
+    """The server receives slowly, so that relay roof, which hears everybody, had better aggregate."""
     (tmp_path / "G.csv").write_text(NAMED)
     (tmp_path / "links.yaml").write_text(LINKS)
     words = ("topology=file", f"topology.path={tmp_path}/G.csv")

@@ -20,7 +20,7 @@ from hmtl.topology import Moving, Topology
 FRAME = 100  # bytes of a frame's header, and of what carries it
 
 _Frame = tuple[str, float, Message | None]  # kind, bits, the message if it leaves once for several receivers
-_Arrival = tuple[float, float, float, int, str]  # when its first and last bit can arrive, bits, the link, the kind
+_Arrival = tuple[float, float, float, str]  # when its first and last bit can arrive, bits, the kind
 
 
 class TimedLinks(InProcess):
@@ -52,7 +52,7 @@ class TimedLinks(InProcess):
         super().__init__(ledger)
         self.contacts, self.topology, self.access = contacts, contacts.at(0), access
         self.scale, self.segments = scale, segments
-        self._homes = [np.flatnonzero(access.homes == n) for n in range(len(access.ports) - 1 - 2 * self.topology.H)]
+        self._homes = [np.flatnonzero(access.homes == n) for n in range(len(access.links) - 1 - self.topology.H)]
         self._node = SERVER
         self.begin(0)
 
@@ -106,16 +106,16 @@ class TimedLinks(InProcess):
         for b in self._places(node):
             until = max((arrival[0] for arrival in self._arriving[b] if arrival[-1] == kind), default=-1.0)
             # What arrives earlier is taken earlier, whatever the node waits for.
-            for first, last, bits, port, each in sorted(self._arriving[b]):
+            for first, last, bits, each in sorted(self._arriving[b]):
                 if first <= until:
-                    self._taken[port] = max(self._taken[port], first) + bits / self.access.links[port, 1]
-                    self._arrived[b, each] = max(self._arrived[b, each], last, self._taken[port])
+                    self._taken[b] = max(self._taken[b], first) + bits / self.access.links[b, 1]
+                    self._arrived[b, each] = max(self._arrived[b, each], last, self._taken[b])
             self._arriving[b] = [arrival for arrival in self._arriving[b] if arrival[0] > until]
             self._clock[b] = max(self._clock[b], self._arrived.pop((b, kind), 0.0))
         return super().collect(node, kind)
 
     def _places(self, node: str) -> Sequence[int]:
-        """Return the places of a node's clocks; a host of this process stands for all hosts."""
+        """Return the places of a node's clocks and links; a host of this process stands for all hosts."""
         if node == SERVER:
             return [0]
         if node.startswith("relay"):
@@ -126,26 +126,18 @@ class TimedLinks(InProcess):
         """Let the frames of the last turn leave: first those whose receivers take longest, as if all left together."""
         links = self.access.links
         for a, batches in self._leaving.items():
-            ports = {b: self._ports(a, b) for b in batches}
-            time = {b: sum(bits for _, bits, _ in batch) / links[ports[b][1], 1] for b, batch in batches.items()}
+            time = {b: sum(bits for _, bits, _ in batch) / links[b, 1] for b, batch in batches.items()}
             casts: dict[Message | None, tuple[float, float]] = {}  # when they began and ended to leave
             for b in sorted(batches, key=lambda b: -time[b]):
-                sender, receiver = ports[b]
                 for kind, bits, cast in batches[b]:
                     if cast in casts:
                         start, end = casts[cast]
                     else:
-                        start = max(self._clock[a], self._sent[sender])
-                        end = self._sent[sender] = start + bits / links[sender, 0]
+                        start = max(self._clock[a], self._sent[a])
+                        end = self._sent[a] = start + bits / links[a, 0]
                     if cast:
                         casts[cast] = start, end
                     times = self.segments if kind in (COMBINATIONS, BROADCAST) else 1
-                    latency = times * links[[sender, receiver], 2].sum()
-                    self._arriving[b].append((start + latency, end + latency, bits, receiver, kind))
+                    latency = times * links[[a, b], 2].sum()
+                    self._arriving[b].append((start + latency, end + latency, bits, kind))
         self._leaving.clear()
-
-    def _ports(self, a: int, b: int) -> tuple[int, int]:
-        """Return the links of sender and receiver: relays have one towards the server, and one towards users."""
-        ports, H = self.access.ports, self.topology.H
-        near = 0 in (a, b)
-        return int(ports[a if near else a + H]), int(ports[b if near else b + H])

@@ -1,7 +1,7 @@
 """Access links: the rates and the latency with which each node is connected, from a file. K users, H relays.
 
-A relay may have two links, one towards the server and one towards its users. Users of the same host share its link. A
-transfer takes the latencies of both ends, and no end carries more than its rate.
+Each node has one link: that of a relay leads to the server and to its users, and users of the same host share its link.
+A transfer takes the latencies of both ends, and no end carries more than its rate.
 """
 
 from collections.abc import Mapping
@@ -30,14 +30,6 @@ class Link(BaseModel):
     latency_s: Seconds
 
 
-class RelayLink(Link):
-    """A relay's link towards the server, and that towards its users if it is another one."""
-
-    to_users_bps: Rate | None = None
-    from_users_bps: Rate | None = None
-    users_latency_s: Seconds | None = None
-
-
 class HostLink(Link):
     """The link of a host; None: its only user has its name."""
 
@@ -49,7 +41,7 @@ class LinkFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     server: Link
-    relays: dict[int | str, RelayLink]
+    relays: dict[int | str, Link]
     hosts: dict[int | str, HostLink]
 
 
@@ -58,13 +50,11 @@ class Access:
     """The access links of a network.
 
     Attributes:
-        links: [n, 3] bit/s up and down, and seconds, of each link.
-        ports: the link of the server, of relays towards the server, and towards their users, of hosts [1 + 2H + N].
+        links: bit/s up and down, and seconds, of the links of the server, of relays and of hosts [1 + H + N, 3].
         homes: the host of each user [K].
     """
 
     links: NDArray[np.float64]
-    ports: NDArray[np.int64]
     homes: NDArray[np.int64]
 
 
@@ -90,17 +80,8 @@ def access_of(file: LinkFile, t: Topology, path: str) -> Access:
     hosts = dict(enumerate(file.hosts.items()))
     home = {user: n for n, (name, host) in hosts.items() for user in ((name,) if host.users is None else host.users)}
     homes = [_of("user", t.names.user(k), home, path) for k in range(t.K)]
-    rows = [[each.up_bps, each.down_bps, each.latency_s] for each in (file.server, *relays)]
-    ports = [*range(1 + t.H)]
-    for i, relay in enumerate(relays):
-        own = [relay.to_users_bps, relay.from_users_bps, relay.users_latency_s]
-        apart = any(value is not None for value in own)
-        ports.append(len(rows) if apart else 1 + i)
-        if apart:
-            rows.append([usual if value is None else value for value, usual in zip(own, rows[1 + i], strict=True)])
-    ports += range(len(rows), len(rows) + len(hosts))
-    rows += [[each.up_bps, each.down_bps, each.latency_s] for each in file.hosts.values()]
-    return Access(np.array(rows), np.array(ports), np.array(homes))
+    links = [[each.up_bps, each.down_bps, each.latency_s] for each in (file.server, *relays, *file.hosts.values())]
+    return Access(np.array(links), np.array(homes))
 
 
 def _of(what: str, name: str | int, known: Mapping[Any, T], path: str) -> T:

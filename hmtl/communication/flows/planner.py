@@ -117,8 +117,8 @@ class Planner:
     def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
         t = self.topology.restricted(relays=relays)
         if self._access:  # rows come to relays, and go to users
-            near, far = np.split(self._access.ports[1 : 1 + 2 * t.H], 2)
-            seconds_of = (1 / self._access.links[near, 1] + 1 / self._access.links[far, 0])[list(t.active)]
+            up, down, _ = self._access.links[1 : 1 + t.H].T
+            seconds_of = (1 / down + 1 / up)[list(t.active)]
             return self._sum_code(t, Uplinks(tuple((1 / seconds_of).tolist()), parallel=True), L)
         shares = self._sum_code(t, None, L)
         if self.sums != "auto":

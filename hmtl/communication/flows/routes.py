@@ -46,20 +46,20 @@ class Trip:
         H, end = len(G), int(not up)  # hosts send up, column 0 of links, or receive, column 1
         self.users, self.up, self.links, self._shape = np.flatnonzero(G.any(axis=0)), up, access.links, G.shape
         self.G, self.homes = G[:, self.users], access.homes[self.users]
-        self.near, self.far, self.hosts = np.split(access.ports[1:], [H, 2 * H])
-        server, near, far, self._host = (access.links[at] for at in (0, self.near, self.far, self.hosts))
+        self.relays, self.hosts = np.split(np.arange(1, len(access.links)), [H])  # their links
+        server, relay, self._host = access.links[0], access.links[self.relays], access.links[self.hosts]
         self._inner: Seconds = bits * (np.ones(H) if here is None else np.asarray(~here, np.float64))
         self._outer = bits
-        hops = self._outer / far[:, 1 - end], self._inner / np.minimum(near[:, end], server[1 - end])
+        hops = self._outer / relay[:, 1 - end], self._inner / np.minimum(relay[:, end], server[1 - end])
         self.cost = hops[0] + hops[1]
-        self.wait = server[2] + near[:, 2]
-        self._latency = (1 + 2 * up) * self.wait, far[:, 2], self._host[:, 2].min()
+        self.wait = server[2] + relay[:, 2]
+        self._latency = (1 + 2 * up) * self.wait, relay[:, 2], self._host[:, 2].min()
         self.start: Seconds = self._latency[0] + self._latency[1] + self._latency[2]
         self._active = G.any(axis=1)
         own = self._outer * np.bincount(self.homes, minlength=len(self.hosts)) / self._host[:, end]
         self._own, self._server = own.max(), (self._inner[:, None] * self.G).max(axis=0).sum() / server[1 - end]
         # All nodes wait for a frame of each active relay, which leaves behind rows even if it is empty.
-        most = [each[self._active].max(initial=0) for each in (far[:, 2] + self.wait, 2 * up * self.wait)]
+        most = [each[self._active].max(initial=0) for each in (relay[:, 2] + self.wait, 2 * up * self.wait)]
         self._bare = sum(most) + self._host[:, 2].max()
         first = (own + self._host[:, 2]).max() if up else self._server + self._host[:, 2].max()
         self._frames = first + most[0], most[1]
@@ -80,13 +80,13 @@ class Trip:
         inner, outer = self._inner[relay] * rows, np.asarray(self._outer * n, np.float64)
         server, now = np.zeros_like(relay), np.zeros(len(i))
         if self.up:
-            heard = carried(self.hosts[host], self.far[i], outer, now, self.links)[self.far] + self.wait
-            came = carried(self.near[relay], server, inner, self.wait[relay], self.links)[0]
+            heard = carried(self.hosts[host], self.relays[i], outer, now, self.links)[self.relays] + self.wait
+            came = carried(self.relays[relay], server, inner, self.wait[relay], self.links)[0]
             return float(max(heard[relay].max(), self._frames[0]) + max(came, self._frames[1]))
-        came = carried(server, self.near[relay], inner, now[: len(relay)], self.links)[self.near]
-        sent = (came + self._outer * np.bincount(serving, minlength=len(self.G)) / self.links[self.far, 0])[relay]
-        emptied = (sent + self.links[self.far[relay], 2]).max() + self._host[:, 2].max()
-        ends = carried(self.far[i], self.hosts[host], outer, came[i], self.links)
+        came = carried(server, self.relays[relay], inner, now[: len(relay)], self.links)[self.relays]
+        sent = (came + self._outer * np.bincount(serving, minlength=len(self.G)) / self.links[self.relays, 0])[relay]
+        emptied = (sent + self.links[self.relays[relay], 2]).max() + self._host[:, 2].max()
+        ends = carried(self.relays[i], self.hosts[host], outer, came[i], self.links)
         return float(max(ends.max(), emptied, self._frames[0]))
 
     def fastest(self) -> Relays:
