@@ -116,9 +116,14 @@ def test_users_of_a_host_do_not_go_on(tmp_path: Path) -> None:
     cell = train_in_cells(cfg).cells.cells["host 1"]
     file = tmp_path / "state-host-1.pt"
     before = file.with_suffix(".before")
-    flips(tmp_path, file.name, partial(cell.restore_users, 2, {}))
+    flips(tmp_path, file.name, partial(cell.restore_users, 2))
     rounds = load_checkpoint(before, "host")["rounds"]
     file.unlink()
-    flips(tmp_path, before.name, partial(cell.restore_users, rounds, {}))
+
+    def read() -> None:
+        cell.restore_users(rounds)
+        file.replace(before)  # as it was named
+
+    flips(tmp_path, before.name, read)
     for each in (before, tmp_path / "checkpoint.pt"):
         assert each.stat().st_mode & 0o777 == 0o600, each
