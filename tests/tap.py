@@ -39,14 +39,14 @@ class Tap:
     failures: Sequence[Failure] = ()
 
     def install(self) -> None:
-        handed, play, tap = Cell._handed, Cell.play, self
+        handed, play, tap, asked = Cell._handed, Cell.play, self, [time.time()]
 
         def tapped_handed(cell: Cell, message: Any, communicator: Any) -> Any:
             sent = handed(cell, message, communicator)
             rows, links = len(message.rows()), message.links
             bits = 8 * sum(part[:1].numel() for part in (message.payload, message.overhead)) if rows else 0
             each = [int(links)] * rows if not getattr(links, "shape", ()) else links.tolist()
-            tap.write(cell, [message.round, message.tier, each, bits, communicator.name])
+            tap.write(cell, [message.round, message.tier, each, bits, communicator.name, asked[0]])
             return sent
 
         def tapped_play(cell: Cell, name: str, round: int, evaluates: bool, turns: Any) -> Any:
@@ -55,6 +55,7 @@ class Tap:
                 for each in tap.failures
                 if (each.node, each.round) == (cell.name, round) and each.action in [turn["action"] for turn in turns]
             ]
+            asked[0] = time.time()
             for each in due:
                 if each.how == BEFORE and tap.once(each):
                     time.sleep(each.seconds)
@@ -66,6 +67,17 @@ class Tap:
             return answer
 
         Cell._handed, Cell.play = tapped_handed, tapped_play  # type: ignore[method-assign]
+
+    def watch(self, engine: Any) -> None:
+        """Note from which rounds on the engine plays again."""
+        load = engine.load_state_dict
+
+        def loaded(state: Any) -> None:
+            with (self.folder / "again").open("a") as file:
+                file.write(json.dumps([time.time(), state["history"]["rounds"]]) + "\n")
+            load(state)
+
+        engine.load_state_dict = loaded
 
     def once(self, failure: Failure) -> bool:
         marker = self.folder / "-".join(map(str, failure)).replace(" ", "_")
@@ -79,18 +91,23 @@ class Tap:
             file.write(json.dumps(line) + "\n")
 
     def read(self) -> tuple[Counter[tuple[int, str, int]], int]:
-        """The bits by round, tier and link, without those of calls that a kill ended, and how many these are."""
-        bits, unsaid = Counter[tuple[int, str, int]](), 0
+        """The bits by round, tier and link, and how many a kill kept from being said.
+
+        The former lack these, and those of turns that were asked for before their round was played again.
+        """
+        bits, unsaid, again = Counter[tuple[int, str, int]](), 0, self.folder / "again"
+        replays = [json.loads(line) for line in again.read_text().splitlines()] if again.exists() else []
         for path in self.folder.glob("*.tap"):
-            pending = Counter[tuple[int, str, int]]()
+            pending: list[Any] = []
             for line in map(json.loads, path.read_text().splitlines()):
-                if line == "said":
-                    bits.update(pending)
-                    pending.clear()
-                elif line[4] != "figures":
-                    for link in line[2]:
-                        pending[line[0], line[1], link] += line[3]
-            unsaid += pending.total()
+                if line != "said":
+                    pending += [line] if line[4] != "figures" else []
+                    continue
+                for round, tier, links, n, _, asked in pending:
+                    if not any(asked < when and round >= first for when, first in replays):
+                        bits.update({(round, tier, link): n * links.count(link) for link in set(links)})
+                pending.clear()
+            unsaid += sum(len(links) * n for _, _, links, n, *_ in pending)
         return bits, unsaid
 
 

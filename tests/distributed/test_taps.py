@@ -45,7 +45,7 @@ FAILURES = {
         Failure("relay 1", "up", 4, STOPPED),
         Failure("relay 1", "deliver", 9, STOPPED),
     ],
-    "killed": [Failure("host 1", "update", 2, KILLED), Failure("relay 1", "deliver", 4, KILLED)],
+    "killed": [Failure("relay 0", "report", 2, KILLED), Failure("relay 1", "deliver", 4, KILLED)],
 }
 BY_RAY = [
     Failure("relay 0", "report", 1, AFTER),
@@ -66,8 +66,13 @@ def words(tmp_path: Path) -> tuple[str, ...]:
 
 def check(cfg: DictConfig, tap: Tap) -> None:
     runs: list[Run] = []
+
+    def begin(run: Run) -> None:
+        runs.append(run)
+        tap.watch(run.engine)
+
     try:
-        ended = trained(cfg, runs.append)
+        ended = trained(cfg, begin)
     finally:
         for run in runs:
             run.engine.close()
@@ -83,7 +88,6 @@ def check(cfg: DictConfig, tap: Tap) -> None:
     assert (unsaid > 0) == kills, "what a killed process handed over is unknown"
     happened = [not tap.once(each) for each in tap.failures]
     assert sum(happened) > len(happened) / 2, "others were due while their nodes were still away"
-    assert any(row["users"] < 7 for row in ended.rows)
 
 
 @pytest.mark.slow
