@@ -229,7 +229,7 @@ class Ours:
         )
         from hmtl.topology import symmetric
         from hmtl.training.engine import Training
-        from hmtl.training.pairing import matched
+        from hmtl.training.pairing import carrier_of
         from hmtl.training.trainer import Trainer, TrainerSettings
 
         x, y = rows_of(case)
@@ -242,11 +242,10 @@ class Ours:
         def network(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
             return case.network()
 
-        make = partial(
-            NetworkAlgorithm, FedAvg(), problem, solver, network, participation=Participation(fraction=case.fraction)
-        )
+        part = Participation(fraction=case.fraction)
+        algorithm = NetworkAlgorithm(FedAvg(), problem, solver, network, participation=part)
         kind = Uncoded if communicator == "uncoded" else CodedHierarchical
-        algorithm, made = matched(make, problem, kind(symmetric(K=case.K, H=5, r=3)))
+        made = carrier_of(algorithm, kind(symmetric(K=case.K, H=5, r=3)))
         every = 1 if evaluates else 10**6
         settings = TrainerSettings(folder, 10**6 + 1, evaluate_every=every)
         self.trainer = Trainer(Training(algorithm, made), settings)

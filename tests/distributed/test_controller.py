@@ -151,7 +151,12 @@ def check_sound(trained: Trained, optimum: float) -> None:
     state = trained.run.trainer.state["algorithm"]
     own = [trained.cells.cells[host].training.algorithm.users for host in trained.cells.hosts]
     V = torch.cat([users.measure()["V"] for users in own])[trained.cells.order]
-    torch.testing.assert_close(state["aggregator"]["V"] + state["users"]["error"], V, rtol=0, atol=1e-12)
+    nodes = trained.run.trainer.state["communicator"]["nodes"]
+    coders = [nodes[host][host]["coder"] for host in trained.cells.hosts]
+    owed = [-coder["held"] if coder else torch.zeros(1, 1) for coder in coders]
+    rows = [each.expand(len(users.W), V.shape[1]) for each, users in zip(owed, own, strict=True)]
+    known = state["aggregator"]["V"] + torch.cat(rows)[trained.cells.order]
+    torch.testing.assert_close(known, V, rtol=0, atol=1e-12)
 
 
 @pytest.fixture(scope="module")

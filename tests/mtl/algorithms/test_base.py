@@ -11,7 +11,7 @@ import pytest
 import torch
 from adding import adding
 from examples import examples
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -213,7 +213,10 @@ def test_the_users_with_most_rows_are_timed(random_problem) -> None:
 def test_sums_uncoded_and_coded_give_the_same_bits(
     random_problem, learner: str, t: Topology, medium: str, last_hop: str, gone: float, seed: int
 ) -> None:
-    """For any users and relays that drop out; one relay is always present."""
+    """For any users and relays that drop out; one relay is always present.
+
+    A relay whose users are all absent falls behind, and a round without a relay that holds the state counts nobody.
+    """
     rng = np.random.default_rng(seed)
     always = int(np.flatnonzero(t.G.any(axis=1))[0])
     away = [set(np.flatnonzero(rng.random(t.H) < gone).tolist()) - {always} for _ in range(5)]
@@ -227,7 +230,8 @@ def test_sums_uncoded_and_coded_give_the_same_bits(
         algorithm = make(random_problem, learner, seed, t.K, participation=Participation(low=0.4, dropout=gone))
         models = []
         for round, absent in enumerate(away):
-            communicator.round(round, algorithm.users, algorithm.aggregator, absent)
+            empty = communicator.round(round, algorithm.users, algorithm.aggregator, absent).empty
+            assume(not empty or not isinstance(communicator, CodedHierarchical))
             models.append(algorithm.W.clone())
         results.append((torch.stack(models), algorithm.metrics()))
     for models, figures in results[1:]:
