@@ -158,7 +158,7 @@ def play_garbled(
 @pytest.mark.parametrize("name", RUNS)
 def test_a_site_goes_on_whatever_arrives(tmp_path: Path, name: str) -> None:
     """Messages of each kind are garbled on their way over TLS, and more rounds than the first one count."""
-    spoiled, truth, said = play_garbled(tmp_path, name, 60)
+    spoiled, truth, said = play_garbled(tmp_path, name, 30)
     assert sum(spoiled[kind] for kind in (IVS, REPORT, ATTENDANCE, MODELS)) >= 5
     assert not [each for each, text in said.items() if "Traceback" in text]
     assert truth.check() > 2
