@@ -79,7 +79,7 @@ class SumCoder(AggregatorCoder):
         super().__init__(numbers, torch.int64 if common is None else common)
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
-        """Return the sum; raise RangeError if it is none of terms that users may send."""
+        """Return the sum; raise RangeError if no terms that users may send add up to it."""
         sums = unpack(payload, extras, torch.int64, torch.int64)
         if sums.numel() and max(-int(sums.min()), int(sums.max())) > 2 * LARGEST:
             raise RangeError("it exceeds what terms of 64 bits may add up to.")

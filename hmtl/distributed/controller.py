@@ -369,8 +369,10 @@ class Controller(Engine):
                 self._sent += [bits_of(sent, overdue.round) for sent in answer["answer"]["sent"]]
             elif overdue.call == "measure" and "answer" in answer:
                 self.users.measured[name] = answer["answer"]
-            if "error" in answer and name in self._lost:
-                raise _as_error({name: answer}, 2)
+            if "error" in answer:
+                if name in self._lost:
+                    raise _as_error({name: answer}, 2)
+                log.warning("%s: %s", name, answer["text"])
             if "lost" not in answer and name in self._stale:
                 self._back.add(name)
             elif "lost" not in answer:

@@ -2,7 +2,7 @@
 
 m numbers per term, in steps of a grid. A term is a user's change of the model times 2^-⌈log2 K⌉, the weight of each of
 K users; clipping and noise are scaled with it. No single user's noise hides its term; the noise of all who count hides
-each of them in the sum, so that nobody has to be trusted who learns the sum only.
+each of them in the sum, so that those who learn only the sum need not be trusted.
 
 Ref: McMahan et al. 2018, *Learning differentially private recurrent language models*; Kairouz, Liu, Steinke 2021, *The
 distributed discrete Gaussian mechanism for federated learning with secure aggregation*.

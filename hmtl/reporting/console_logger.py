@@ -22,7 +22,7 @@ LEARNED = {
     "gap": "duality gap",
     "epsilon": "ε for outsiders",
     "epsilon_sample_known": "ε for relays and server",
-    "empty_rounds": "rounds without an aggregator",
+    "empty_rounds": "empty rounds",
 }
 """What the report of a run shows of learning: keys of the summary, and labels."""
 SHARE = "share misclassified"  # a measure of errors that the report shows in %

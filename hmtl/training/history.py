@@ -93,11 +93,11 @@ def measure_round(
     communication follow from the bits on each link (Hu et al. 2022, eqs. (12), (13)).
 
     Returns:
-        `round`; `users`, the number of users whose IVs counted; `empty`, 1 if nobody aggregated; objective and
-        measures, if the round is evaluated; `bits/TIER` for each tier; `bits_total` so far, with the set-up; `local_s`,
-        the time of the slowest user's local update; `compute_s`, which adds the time of the slowest relay, the server,
-        planning and the global update; `communication_s`; `uncoded_s`, the total time if the same round were uncoded,
-        and `uncoded_communication_s`, its communication.
+        `round`; `users`, the number of users whose IVs counted; `empty`, 1 if nobody counted, see `Outcome`; objective
+        and measures, if the round is evaluated; `bits/TIER` for each tier; `bits_total` so far, with the set-up;
+        `local_s`, the time of the slowest user's local update; `compute_s`, which adds the time of the slowest relay,
+        the server, planning and the global update; `communication_s`; `uncoded_s`, the total time if the same round
+        were uncoded, and `uncoded_communication_s`, its communication.
     """
     watch, ledger = communicator.stopwatch, communicator.ledger
     learning_s = user_seconds + watch.slowest("global update")

@@ -15,7 +15,8 @@ def carrier_of(algorithm: Algorithm, communicator: Communicator) -> Communicator
     on, terms are made of rows where the communicator needs it, at the users or at the aggregator.
 
     Raises:
-        ConfigError: sums do not suffice, or users would send more than a sum may tell of them.
+        ConfigError: the learner needs every row, but sums would travel; or noise protects users only in sums, but rows
+            would travel one by one.
     """
     users, recipe = algorithm.users, communicator.recipe
     carriers: tuple[Communicator, ...] = (communicator,)

@@ -82,7 +82,7 @@ class Summary(BaseModel):
         omega_learned: whether Ω was updated at least once.
         models_after: number of rounds after which the models were the best and are handed out; None: always the last.
         stopped_early: whether the validation error ended the run, see `TrainerSettings.early_stopping`.
-        empty_rounds: number of rounds without an aggregator.
+        empty_rounds: number of rounds in which nobody counted, see `Outcome.empty`.
         clip, noise, randomness: see `hmtl.mtl.privacy.Privacy`.
         epsilon, delta: differential privacy of all rounds against those who see the models, but do not know who else
             took part in which round, see `hmtl.training.accountant.Accountant`.

@@ -232,6 +232,7 @@ class Recipe(ABC):
 
         Raises:
             CodingError: terms travel, but sums are not all that the aggregator needs.
+            ConfigError: rows travel one by one, but noise protects users only in sums.
         """
 
     def of_rows(self, users: UserSide, planner: Planner) -> "Recipe":

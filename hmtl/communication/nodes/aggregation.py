@@ -121,7 +121,7 @@ class Aggregation:
         self.users, self.ivs = users, ivs
 
     def keep_nobody(self) -> None:
-        """Take the round as one without terms, whose sum is zero."""
+        """Treat the round as one in which nobody counts: the sum is zero."""
         self.users, self.unknown = NOBODY, True
         self.ivs = {part: torch.zeros(1, rows.shape[1], dtype=torch.uint8) for part, rows in self.ivs.items()}
 

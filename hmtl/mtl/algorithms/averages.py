@@ -79,7 +79,7 @@ class Weights:
 
 
 class WeightedMean(Meaning):
-    """What rows mean that are averaged: they are numbers that users trained from the last average.
+    """The meaning of rows that are averaged: a row is the model that a user trained from the last average.
 
     Args:
         average: what is averaged.

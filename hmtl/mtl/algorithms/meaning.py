@@ -47,7 +47,10 @@ class Meaning(nn.Module, ABC):
 
     @abstractmethod
     def models(self, users: Ids, row: Tensor) -> Tensor:
-        """Return the models [n, m + e′] of these users, given a row of sums, int64 [1, L + answers]."""
+        """Return the models [n, m + e′] of these users, given a row of sums, int64 [1, L + answers].
+
+        It may keep what comes beside the sums.
+        """
 
 
 class SumsOfVectors(Meaning):
@@ -78,7 +81,10 @@ class SumsOfVectors(Meaning):
 
     @abstractmethod
     def moved(self, users: Ids, rows: Tensor) -> Tensor:
-        """Return the vectors [n, m] to which rows [n, m + e] move those of these users."""
+        """Return the vectors [n, m] to which rows [n, m + e] move those of these users.
+
+        It may note what else the rows tell, which counts once `commit` or `total_of` says so.
+        """
 
     def terms(self, round: int, users: Ids, rows: Tensor | LazyRows) -> Tensor | LazyRows:
         new, old, ids = self.moved(users, rows[:]), of_rows(self.sent, users), self.indices(users)
