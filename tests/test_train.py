@@ -296,7 +296,7 @@ def test_a_round_without_relays_is_empty_and_said_so(
     schedule = [[1, relay] for relay in range(5)] + [[3, 0]]
     train(configure(*SMALL[:-1], "rounds=5", f"participation.relays={schedule}".replace(" ", "")))
     printed = capsys.readouterr().out
-    assert re.search(r"rounds without an aggregator\W+1\b", printed)
+    assert re.search(r"empty rounds\W+1\b", printed)
     assert "Ω was never updated" in printed, "the last 4 of 5 rounds keep it fixed"
     assert json.loads((tmp_path / "summary.json").read_text())["empty_rounds"] == 1
     table = history(tmp_path)
