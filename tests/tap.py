@@ -90,13 +90,18 @@ class Tap:
         with (self.folder / f"{cell.name}-{os.getpid()}.tap").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    @property
+    def replays(self) -> list[tuple[float, int]]:
+        """When the engine went back, and from which round on it played again."""
+        again = self.folder / "again"
+        return [tuple(json.loads(line)) for line in again.read_text().splitlines()] if again.exists() else []
+
     def read(self) -> tuple[Counter[tuple[int, str, int]], int]:
         """The bits by round, tier and link, and how many a kill kept from being said.
 
         The former lack these, and those of turns that were asked for before their round was played again.
         """
-        bits, unsaid, again = Counter[tuple[int, str, int]](), 0, self.folder / "again"
-        replays = [json.loads(line) for line in again.read_text().splitlines()] if again.exists() else []
+        bits, unsaid, replays = Counter[tuple[int, str, int]](), 0, self.replays
         for path in self.folder.glob("*.tap"):
             pending: list[Any] = []
             for line in map(json.loads, path.read_text().splitlines()):

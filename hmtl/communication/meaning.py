@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.messages import Users
-from hmtl.communication.sides import AggregatorSide, HandedRows, RowMeaning, UserSide
+from hmtl.communication.sides import AggregatorSide, HandedRows, MeaningForAll, RowMeaning, UserSide
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,9 @@ class Words:
     further: int = 0
     answers: int = 0
     common: torch.dtype | None = None
-    q, private = 1, False
 
     def terms(self, round: int, users: Users, rows: HandedRows) -> HandedRows:
         return rows
-
-    def total_of(self, users: Users, rows: Tensor) -> Tensor:
-        return rows.sum(0, keepdim=True)
 
     def commit(self, users: Users) -> None:
         """Keep nothing."""
@@ -87,12 +83,9 @@ class OnBehalf:
         K: number of users.
     """
 
-    def __init__(self, inner: AggregatorSide, meaning: RowMeaning, K: int) -> None:
+    def __init__(self, inner: AggregatorSide, meaning: MeaningForAll, K: int) -> None:
         self.inner, self.meaning, self.K = inner, meaning, K
         self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
-
-    def means(self) -> RowMeaning:
-        return self.meaning
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         return self.meaning.models(np.arange(self.K), self.inner.update(users, self.meaning.total_of(users, ivs)))
@@ -109,9 +102,6 @@ class CommonModel:
     def __init__(self, inner: AggregatorSide, meaning: RowMeaning) -> None:
         self.inner, self.meaning = inner, meaning
         self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
-
-    def means(self) -> RowMeaning:
-        return self.meaning
 
     def update(self, users: Users, ivs: Tensor) -> Tensor:
         return self.meaning.models(np.arange(1), self.inner.update(users, ivs))

@@ -45,9 +45,6 @@ class RowMeaning(Protocol):
     """
 
     @property
-    def q(self) -> int: ...
-
-    @property
     def words(self) -> int: ...
 
     @property
@@ -59,16 +56,20 @@ class RowMeaning(Protocol):
     @property
     def common(self) -> torch.dtype | None: ...
 
-    @property
-    def private(self) -> bool: ...
-
     def terms(self, round: int, users: Users, rows: Any) -> HandedRows: ...
-
-    def total_of(self, users: Users, rows: Tensor) -> Tensor: ...
 
     def commit(self, users: Users) -> None: ...
 
     def models(self, users: Users, row: Tensor) -> Tensor: ...
+
+
+class MeaningForAll(RowMeaning, Protocol):
+    """What an aggregator needs beyond that to make terms on behalf of all users."""
+
+    @property
+    def private(self) -> bool: ...
+
+    def total_of(self, users: Users, rows: Tensor) -> Tensor: ...
 
 
 class UserSide(Protocol):
@@ -100,16 +101,20 @@ class UserSide(Protocol):
     def receive(self, users: Users, models: Tensor) -> Tensor | None: ...
 
 
-class AggregatorSide(Protocol):
-    """The part of an algorithm that turns rows, or their sum, into models. `hmtl.mtl.Aggregator` documents its members.
-
-    It may overwrite sums. It has to leave rows as they are: in one process, they may be the users' own memory.
-    """
-
-    def means(self) -> RowMeaning | None: ...
+class Updating(Protocol):
+    """What turns rows into models as they are played: an aggregator, or one that gets or sends other rows than it."""
 
     def update(self, users: Users, ivs: Tensor) -> Tensor: ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class AggregatorSide(Updating, Protocol):
+    """The part of an algorithm that turns rows, or their sum, into models. `hmtl.mtl.Aggregator` documents its members.
+
+    It may overwrite sums. It has to leave rows as they are: in one process, they may be the users' own memory.
+    """
+
+    def means(self) -> MeaningForAll | None: ...

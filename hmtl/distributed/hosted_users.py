@@ -53,14 +53,11 @@ class HostedMeaning:
 
     def __init__(self, inner: Meaning, hosted: Ids) -> None:
         self.inner, self.hosted = inner, hosted
-        self.q, self.words, self.further, self.answers = inner.q, inner.words, inner.further, inner.answers
-        self.common, self.private = inner.common, inner.private
+        self.words, self.further, self.answers = inner.words, inner.further, inner.answers
+        self.common = inner.common
 
     def terms(self, round: int, users: Ids, rows: Tensor | LazyRows) -> Tensor | LazyRows:
         return self.inner.terms(round, np.searchsorted(self.hosted, users), rows)
-
-    def total_of(self, users: Ids, rows: Tensor) -> Tensor:
-        return self.inner.total_of(np.searchsorted(self.hosted, users), rows)
 
     def commit(self, users: Ids) -> None:
         self.inner.commit(np.searchsorted(self.hosted, users))

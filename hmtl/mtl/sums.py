@@ -69,7 +69,7 @@ class RowsByUsers(LazyRows):
         device: where the users' models are.
         make: returns the whole rows of some users.
         at_once: how many users' rows are made at once.
-        room: returns memory for so many whole rows; None: new memory.
+        room: called with a number of rows, it returns memory for them; None: memory is allocated.
     """
 
     def __init__(

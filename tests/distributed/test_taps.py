@@ -88,6 +88,9 @@ def check(cfg: DictConfig, tap: Tap) -> None:
     assert (unsaid > 0) == kills, "what a killed process handed over is unknown"
     happened = [not tap.once(each) for each in tap.failures]
     assert sum(happened) > len(happened) / 2, "others were due while their nodes were still away"
+    assert any(row["users"] < 7 for row in ended.rows) or tap.replays, (
+        "some users were missing, for good or for a while"
+    )
 
 
 @pytest.mark.slow

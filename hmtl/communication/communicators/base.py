@@ -34,7 +34,7 @@ from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
-from hmtl.communication.sides import AggregatorSide, UserSide
+from hmtl.communication.sides import AggregatorSide, Updating, UserSide
 from hmtl.communication.timed import TimedLinks
 from hmtl.topology import Moving, Names, Topology
 
@@ -315,9 +315,7 @@ class Communicator:
         """Let `attach` make new nodes, which continue from `memory`, the state of nodes by name."""
         self._memory, self._sides, self.nodes = memory, None, None
 
-    def _make_nodes(
-        self, name: str, recipe: Recipe, planner: Planner, users: UserSide, aggregator: AggregatorSide
-    ) -> Nodes:
+    def _make_nodes(self, name: str, recipe: Recipe, planner: Planner, users: UserSide, aggregator: Updating) -> Nodes:
         """Make those nodes of the network that this process plays, or stand-ins for those that others play."""
         kinds = _kinds(recipe)
         if self._links.stand_ins:

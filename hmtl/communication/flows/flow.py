@@ -28,7 +28,7 @@ from hmtl.communication.coders import AggregatorCoder, UserCoder
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import Message, Users
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.communication.sides import AggregatorSide, UserSide
+from hmtl.communication.sides import AggregatorSide, Updating, UserSide
 from hmtl.communication.wires import Wire
 from hmtl.topology import Moving, Topology
 
@@ -227,7 +227,7 @@ class Recipe(ABC):
         """Return the plans of a topology on which these nodes aggregate if they can."""
 
     @abstractmethod
-    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, AggregatorSide]:
+    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, Updating]:
         """Return both sides as they are played: rows become terms at the users if terms travel, else at the aggregator.
 
         Raises:

@@ -27,7 +27,7 @@ from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
 from hmtl.communication.meaning import OnBehalf
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, alike, by_user
-from hmtl.communication.sides import AggregatorSide, UserSide
+from hmtl.communication.sides import AggregatorSide, Updating, UserSide
 from hmtl.communication.wires import FLOATS, check_wire, format_of, quantiser_of, rounding, row_bits
 from hmtl.errors import CodingError, ConfigError
 from hmtl.gf256 import matmul
@@ -75,7 +75,7 @@ class IVs(Recipe):
         )
         return Planner(topology, network, nodes.relays, make, server=nodes.server)
 
-    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, AggregatorSide]:
+    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, Updating]:
         meaning = aggregator.means()
         if meaning and meaning.private:
             raise ConfigError(

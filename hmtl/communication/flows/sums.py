@@ -36,7 +36,7 @@ from hmtl.communication.meaning import CommonModel, TermsOfUsers
 from hmtl.communication.messages import IVS, Message, Users, alike, relay_number
 from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits
 from hmtl.communication.row_formats import PlainRows, RowFormat
-from hmtl.communication.sides import AggregatorSide, UserSide
+from hmtl.communication.sides import AggregatorSide, Updating, UserSide
 from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder, unpacked
 from hmtl.communication.wires import name_of
 from hmtl.errors import CodingError, ConfigError
@@ -93,7 +93,7 @@ class SumsOfRows(Recipe):
     def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> Planner:
         return Planner(topology, network, sums=self.sums)
 
-    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, AggregatorSide]:
+    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, Updating]:
         if not users.numbers:  # nothing travels
             return users, aggregator
         meaning = users.means()
@@ -103,7 +103,7 @@ class SumsOfRows(Recipe):
                 "communicator=coded or uncoded."
             )
         if meaning.common and not self.bits and (of_sums := aggregator.means()):
-            aggregator = CommonModel(aggregator, of_sums)
+            return TermsOfUsers(users, meaning), CommonModel(aggregator, of_sums)
         return TermsOfUsers(users, meaning), aggregator
 
     def of_rows(self, users: UserSide, planner: Planner) -> "SumsOfRows":

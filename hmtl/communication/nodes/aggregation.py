@@ -31,7 +31,7 @@ from hmtl.communication.coders import AggregatorCoder
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import PARTS, Users
-from hmtl.communication.sides import AggregatorSide
+from hmtl.communication.sides import Updating
 from hmtl.errors import CodingError, RangeError, few
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Aggregation:
     name = "aggregation"
 
     def __init__(
-        self, K: int, aggregator: AggregatorSide, coder: AggregatorCoder, answers: Collection[int], revocable: bool
+        self, K: int, aggregator: Updating, coder: AggregatorCoder, answers: Collection[int], revocable: bool
     ) -> None:
         self.aggregator, self.coder, self.answers, self.revocable = aggregator, coder, answers, revocable
         self.counted: NDArray[np.int64] = np.full(K, NEVER)

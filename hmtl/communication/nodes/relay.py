@@ -62,11 +62,13 @@ class Node:
         attempt: the present one.
         attendance: who takes part in it.
         sizes: bytes of payload and overhead of a row.
+        members: None, since relays and server have no users, see `gate.Expecting`.
         combining: whether relays combine, or are asked to combine, what users of secure sums revealed.
     """
 
     STATE: tuple[str, ...] = ("version",)
     combining = False
+    members = None
 
     def __init__(self, name: str, planner: Planner, recipe: Recipe) -> None:
         self.name, self.planner, self.topology, self.recipe = name, planner, planner.topology, recipe
@@ -77,8 +79,6 @@ class Node:
         self.sizes = (0, 0)
         self._heard: Any = None  # what it keeps of the rows that it heard, as the flow has it
         self._digest = Digest()
-
-    members = None  # it has no users, see `gate.Expecting`
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""

@@ -1,7 +1,7 @@
 """User side of dual learning: users improve their own duals, given the models that couple them.
 
 K users, N rows of all users, one user after the other, d features, C classes (1 for one score); models and IVs have C·d
-numbers, for which d stands. A message has one row per user.
+numbers, for which d stands. There is one row for each user.
 An IV is Δv_k [d], then r_k if the algorithm is accelerated. The answer is w_k [d], then β if it is accelerated, and, if
 A has changed, c_k and the product of all θ, the latter if duals are rescaled. If A stays as it is and sums suffice,
 `SumsOfDuals` says what IVs mean.
