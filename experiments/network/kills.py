@@ -1,7 +1,7 @@
 """Kill and suspend the nodes of a run at random, start each again, and compare with a run that nobody disturbs.
 
 `python experiments/network/kills.py FOLDER [kills=40] [seed=0] [signal=SIGKILL|SIGSTOP] [seconds=8] [engine=site|ray]
-[SETTING ...]` makes a site of a server, three relays and two hosts on this machine,, and starts its nodes by
+[SETTING ...]` makes a site of a server, three relays and two hosts on this machine, and starts its nodes by
 `python -m hmtl.node`; or it starts them as actors of Ray. Every few seconds, one of them gets SIGKILL and starts again
 under its name, or gets SIGSTOP and, at most `seconds` later, SIGCONT; each gets its turn. Once all of this has
 happened, the run is left alone. Prints what it did and what came out, and exits with 1 if the run did not end, if
@@ -72,7 +72,9 @@ class Site:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=file, stderr=file)
 
     def pause(self, seconds: float) -> None:
-        (self.folder / "pause.txt").write_text(str(seconds))
+        new = self.folder / "pause.new"
+        new.write_text(str(seconds))
+        new.replace(self.folder / "pause.txt")  # at once, since nodes may be reading it
 
     def start(self, name: str) -> None:
         """Start a node, whether for the first time or again."""
