@@ -43,8 +43,7 @@ class Total(ScriptedAggregator):
 
 def adding(algorithm: Algorithm) -> Algorithm:
     """Let the users of an algorithm make terms of their rows, as over sums."""
-    for users in algorithm.users.sections:
-        users.means()
+    algorithm.users.means()
     return algorithm
 
 

@@ -9,7 +9,6 @@ models.
 from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger
 from hmtl.communication.accounting.network import Network, tier_loads
 from hmtl.communication.communicators.base import Communicator
-from hmtl.communication.communicators.by_section import BySection
 from hmtl.communication.communicators.choices import CodedHierarchical, Sums, Uncoded, sums_if_faster
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.sums import SumsOfRows
@@ -20,7 +19,6 @@ __all__ = [
     "SETUP",
     "TIERS",
     "Bits",
-    "BySection",
     "CodedHierarchical",
     "Communicator",
     "IVs",

@@ -367,12 +367,6 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
 
 def check_only_sums(communicator: Communicator) -> None:
     """Raise ConfigError if more than sums over users is known of a learner's state where measurements are made."""
-    from hmtl.communication import BySection
-
-    if isinstance(communicator, BySection):
-        raise ConfigError(
-            "metrics=sums does not work with coupled layers. Set algorithm.coupled=false, or metrics=users."
-        )
     if not communicator.recipe.adds:
         raise ConfigError(
             "metrics=sums needs a learner of whose rows only sums over users are known. Set communicator=sums, or "

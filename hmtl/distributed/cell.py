@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.communication import BySection, Communicator, InProcess, LinkLedger
+from hmtl.communication import Communicator, InProcess, LinkLedger
 from hmtl.communication.communicators.base import SETUP_ROUND
 from hmtl.communication.messages import Message, Users
 from hmtl.communication.nodes.host import Host
@@ -188,7 +188,7 @@ class Cell:
             users.receive(np.arange(len(answers)), answers)
 
     def nodes(self, name: str, aggregator: Values | None, memory: Values, numbers: int) -> str:
-        """Make this cell's node for a set-up, for the learner or one of its sections, or for figures.
+        """Make this cell's node for a set-up, for the learner, or for figures.
 
         Return its nonce, see `SignedKeys`; "": it signs nothing.
 
@@ -207,12 +207,9 @@ class Cell:
             communicator = mine
             made = communicator.setup_nodes(HostedUsers(users, own), side, number)
         else:
+            communicator, users, side = mine, learner.users, learner.aggregator
             if name == "figures":
                 communicator, users, side = figure_sides(learner, mine, numbers)
-            else:
-                parts = mine.parts if isinstance(mine, BySection) else (mine,)
-                at = [part.name for part in parts].index(name)
-                communicator, users, side = parts[at], learner.users.sections[at], learner.aggregator.sections[at]
             if aggregator is not None:
                 side.load_state_dict(aggregator)
             communicator.forget(self._kept.get(name, {}) if self._keeps else memory)

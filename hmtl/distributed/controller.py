@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hmtl import errors
-from hmtl.communication import BySection, InProcess, LinkLedger
+from hmtl.communication import InProcess, LinkLedger
 from hmtl.communication.accounting.ledger import Sent
 from hmtl.communication.flows.flow import Recipe, flow_of
 from hmtl.communication.flows.planner import Planner
@@ -269,22 +269,21 @@ class Controller(Engine):
         return answers
 
     def gather(self) -> None:
-        for name, side in self._sides():
-            if name in self.holders:
-                side.load_state_dict(self.ask_one(name, "aggregator_state"))
+        name, side = self._learner
+        if name in self.holders:
+            side.load_state_dict(self.ask_one(name, "aggregator_state"))
 
     def gather_figure_state(self) -> None:
         """Fetch the state that figures need; keep the old one if no aggregator answers."""
-        for name, side in self._sides():
-            if name in self.holders and side.figure_state():
-                with suppress(StateLost):
-                    side.load_figure_state(self.ask_one(name, "figure_state"))
+        name, side = self._learner
+        if name in self.holders and side.figure_state():
+            with suppress(StateLost):
+                side.load_figure_state(self.ask_one(name, "figure_state"))
 
-    def _sides(self) -> list[tuple[str, Aggregator]]:
-        """Return the aggregator of each section of the learner, and the name of its nodes."""
-        communicator, sides = self.built.communicator, self.built.algorithm.aggregator.sections
-        parts = communicator.parts if isinstance(communicator, BySection) else (communicator,)
-        return [(part.name, side) for part, side in zip(parts, sides, strict=True)]
+    @property
+    def _learner(self) -> tuple[str, Aggregator]:
+        """The name of the learner's nodes, and its aggregator."""
+        return self.built.communicator.name, self.built.algorithm.aggregator
 
     def user_seconds(self, algorithm: Algorithm, round: int) -> float:
         seconds = self.call({host: ("user_seconds", {"round": round}) for host in self.hosts})

@@ -197,10 +197,6 @@ class FarUsers:
         """Return what needs no host from the user side that is here."""
         return getattr(self.__dict__["inner"], name)
 
-    @property
-    def sections(self) -> tuple[Any, ...]:
-        return self.inner.sections if len(self.inner.sections) > 1 else (self,)
-
     def _ask(self, call: str, **values: Any) -> dict[str, Any]:
         hosts = self.controller.hosts
         answers: dict[str, Any] = self.controller.call(dict.fromkeys(hosts, (call, values)))

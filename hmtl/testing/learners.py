@@ -65,8 +65,6 @@ class LearnerContract(ABC):
         """Uncoded rows, coded rows, and secure sums."""
         t = any_r(self.K, 4, 2, seed % 1000)
         algorithm = self.algorithm(seed, participation=SOME)
-        if len(algorithm.users.sections) > 1:
-            pytest.skip("its sections travel one after the other")
         expected = self.played(algorithm, Uncoded(t), self.rounds)
         assert expected.isfinite().all()
         coded = self.algorithm(seed, participation=SOME)
@@ -93,12 +91,7 @@ class LearnerContract(ABC):
                     algorithm = self.algorithm(seed, participation=SOME)
                     if over.recipe.adds and not algorithm.users.make_meaning():
                         continue
-                    if size == 1 and len(algorithm.users.sections) == 1:
-                        models.append(self.played(algorithm, over, self.rounds))
-                        continue
-                    for number in range(self.rounds):
-                        algorithm.step(number)
-                    models.append(algorithm.W)
+                    models.append(self.played(algorithm, over, self.rounds))
         finally:
             networks.BLOCK = usual
         for other in models[1:]:
@@ -109,8 +102,8 @@ class LearnerContract(ABC):
         """No relay takes part."""
         t = any_r(self.K, 4, 2, seed % 1000)
         algorithm, other = self.algorithm(seed), self.algorithm(seed)
-        if not algorithm.users.numbers or len(algorithm.users.sections) > 1:
-            pytest.skip("nothing travels, or in two sections")
+        if not algorithm.users.numbers:
+            pytest.skip("nothing travels")
         before = algorithm.W.clone()
         communicator = Uncoded(t)
         communicator.round(0, algorithm.users, algorithm.aggregator, range(t.H))

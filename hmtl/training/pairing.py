@@ -1,8 +1,6 @@
 """Where a learner and a communicator are joined: its rows travel as they are, or as sums where these take less time."""
 
-from hmtl.communication import BySection, Communicator, Uncoded, sums_if_faster
-from hmtl.communication.flows.sums import SumsOfRows
-from hmtl.communication.rounding_of_sums import FEW_BITS
+from hmtl.communication import Communicator, sums_if_faster
 from hmtl.communication.wires import row_bits
 from hmtl.errors import ConfigError
 from hmtl.mtl import Algorithm
@@ -11,31 +9,22 @@ from hmtl.mtl import Algorithm
 def carrier_of(algorithm: Algorithm, communicator: Communicator) -> Communicator:
     """Return the communicator that carries the rows of an algorithm: the given one, or sums if they take less time.
 
-    If a section of numbers travels after the averages, `communicator` carries it, and sums carry the averages. From now
-    on, terms are made of rows where the communicator needs it, at the users or at the aggregator.
+    From now on, terms are made of rows where the communicator needs it, at the users or at the aggregator.
 
     Raises:
         ConfigError: the learner needs every row, but sums would travel; or noise protects users only in sums, but rows
             would travel one by one.
     """
     users, recipe = algorithm.users, communicator.recipe
-    carriers: tuple[Communicator, ...] = (communicator,)
-    if len(users.sections) > 1:
-        if not isinstance(communicator, Uncoded):
-            wire = recipe.wire if recipe.wire in FEW_BITS else None
-            recipe = SumsOfRows(wire=wire, secure=recipe.secure)
-        shared = Communicator(communicator.contacts, communicator.network, recipe, communicator.make_links)
-        carriers = shared, communicator
-    elif not recipe.adds:
+    if not recipe.adds:
         m, dtype, meaning = users.numbers, users.origin.dtype, users.make_meaning()
         communicator = communicator.for_rows(row_bits(recipe.wire, m, dtype))
-        sums = sums_if_faster(communicator, meaning.q, dtype, m, meaning.common is not None) if meaning else None
-        carriers = (sums or communicator,)
-    for each, sending, aggregator in zip(carriers, users.sections, algorithm.aggregator.sections, strict=True):
-        if each.recipe.adds and sending.numbers and not sending.means():
-            raise _needs_rows(algorithm)
-        each.recipe.joined(sending, aggregator, algorithm.problem.K)
-    return carriers[0] if len(carriers) == 1 else BySection(*carriers)
+        sums = sums_if_faster(communicator, meaning.words, dtype, m, meaning.common is not None) if meaning else None
+        communicator = sums or communicator
+    elif users.numbers and not users.means():
+        raise _needs_rows(algorithm)
+    communicator.recipe.joined(users, algorithm.aggregator, algorithm.problem.K)
+    return communicator
 
 
 def _needs_rows(algorithm: Algorithm) -> ConfigError:

@@ -90,7 +90,6 @@ BUILT = {
     "communicator=sums algorithm=fedavg secure=true communicator.least=21": "least",
     "communicator=sums algorithm=fedavg secure=true participation=fraction": "secure",  # 2 users in a round
     "communicator=sums algorithm=fedavg communicator.colluding=0.2": "secure=true",
-    "communicator=sums algorithm=fedper algorithm.coupled=true regularizer=mean metrics=sums": "algorithm.coupled",
     "engine=site": "hmtl.launch",
     "engine.seconds=0 engine=ray": "engine.seconds",
 }
@@ -131,8 +130,8 @@ def test_what_parts_refuse_is_one_line_that_names_it(configure, words: str, name
 
 def test_coupled_and_shared_layers_travel_in_secure_sums(configure) -> None:
     words = "algorithm=fedper algorithm.coupled=true regularizer=mean communicator=sums secure=true"
-    communicator = build(configure(*SMALL, *words.split(), "communicator.colluding=0.2")).communicator
-    assert [part.recipe.secure for part in communicator.parts] == 2 * [Secure(0.2)]
+    training = build(configure(*SMALL, *words.split(), "communicator.colluding=0.2", "metrics=sums"))
+    assert training.communicator.recipe.secure == Secure(0.2)
 
 
 @pytest.mark.parametrize(("fraction", "sampled"), [("0.5", 10), ("1.0", None)])
@@ -140,7 +139,7 @@ def test_secure_sums_know_how_many_users_are_sampled(configure, fraction: str, s
     words = "algorithm=fedper algorithm.coupled=true regularizer=mean communicator=sums secure=true"
     sample = ("participation=fraction", f"participation.fraction={fraction}")
     communicator = build(configure(*SMALL, *words.split(), *sample)).communicator
-    assert [part.recipe.secure for part in communicator.parts] == 2 * [Secure(sampled=sampled)]
+    assert communicator.recipe.secure == Secure(sampled=sampled)
 
 
 PARTS = sorted((path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml") if path.stem != "own")

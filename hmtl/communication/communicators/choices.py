@@ -114,7 +114,7 @@ class Sums(Communicator):
 
 
 def sums_if_faster(
-    coded: Communicator, q: int, dtype: torch.dtype, numbers: int = 1, averaged: bool = False
+    coded: Communicator, words: int, dtype: torch.dtype, numbers: int = 1, averaged: bool = False
 ) -> Communicator | None:
     """Return a communicator of sums to replace `coded`, or None if it is not faster.
 
@@ -123,7 +123,7 @@ def sums_if_faster(
 
     Args:
         coded: the communicator that sums may replace.
-        q: number of sums for each coordinate of an IV.
+        words: in a row of sums.
         dtype: of the numbers of an IV.
         numbers: in an IV.
         averaged: whether users receive their average instead of sums.
@@ -131,7 +131,7 @@ def sums_if_faster(
     wire, K = coded.recipe.wire, coded.contacts.K
     if coded.aggregators != "auto" or (wire is not None and not (isinstance(wire, str) and wire in FEW_BITS)):
         return None
-    recipe = SumsOfRows(wire=wire, common=dtype if averaged and not wire else None).of_numbers(q * numbers, K)
+    recipe = SumsOfRows(wire=wire, common=dtype if averaged and not wire else None).of_numbers(words, K)
     IV_bits, sum_bits = row_bits(wire, numbers, dtype), 8 * recipe.formats.sums.nbytes
     sums = Communicator(coded.contacts, coded.network, recipe, coded.make_links)
     adding, coding = sums.seconds_of(sum_bits), coded.seconds_of(IV_bits)

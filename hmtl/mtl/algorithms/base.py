@@ -97,11 +97,6 @@ class Users(Side):
     """Whether IVs are changes, which aggregators add up; what rounding leaves over of one is added to the next."""
 
     @property
-    def sections(self) -> "tuple[Users, ...]":
-        """The user sides of sections of numbers, which travel one after the other in a round; usually one."""
-        return (self,)
-
-    @property
     def origin(self) -> Tensor:
         """The model [m] that every user holds before the first round and every node knows, in the type of IVs.
 
@@ -176,11 +171,6 @@ class Users(Side):
 class Aggregator(Side):
     """Aggregator side. All aggregators of a round get the same bytes and compute the same models."""
 
-    @property
-    def sections(self) -> "tuple[Aggregator, ...]":
-        """The aggregators of sections of numbers, see `Users.sections`."""
-        return (self,)
-
     @abstractmethod
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         """Return the models [K, m + e′] of all users from the IVs [n, m + e] of the users who were heard.
@@ -247,22 +237,21 @@ class Algorithm(ABC):
 
         If users hold what rows mean, they make terms; otherwise the aggregator does on their behalf.
         """
-        everybody = np.arange(self.problem.K)
-        for users, aggregator in zip(self.users.sections, self.aggregator.sections, strict=True):
-            active, rows = users.local_update(round)
-            if not users.numbers:
-                users.commit(active)
-                continue
-            if meaning := users.meaning:
-                sent = meaning.terms(round, active, rows)[:].sum(0, keepdim=True)
-            else:
-                meaning = aggregator.means()
-                sent = meaning.total_of(active, rows[:]) if meaning else rows[:]
-            models = aggregator.update(active, sent)
+        everybody, users, aggregator = np.arange(self.problem.K), self.users, self.aggregator
+        active, rows = users.local_update(round)
+        if not users.numbers:
             users.commit(active)
-            if users.meaning:
-                users.meaning.commit(active)
-            users.receive(everybody, meaning.models(everybody, models) if meaning else models)
+            return
+        if meaning := users.meaning:
+            sent = meaning.terms(round, active, rows)[:].sum(0, keepdim=True)
+        else:
+            meaning = aggregator.means()
+            sent = meaning.total_of(active, rows[:]) if meaning else rows[:]
+        models = aggregator.update(active, sent)
+        users.commit(active)
+        if users.meaning:
+            users.meaning.commit(active)
+        users.receive(everybody, meaning.models(everybody, models) if meaning else models)
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """Return the two sides of the exchange before the first round; None if nothing has to be exchanged.

@@ -1,7 +1,7 @@
 """The two sides of a learner of networks: who takes part, what travels, and which updates count.
 
-K users, m numbers of a network (parameters, and buffers that training changes), b users of a block. The averaged
-sections of a learner are one row of numbers; a coupled section is a row of its own, which travels after it.
+K users, m numbers of a network (parameters, and buffers that training changes), b users of a block. The sections of a
+learner are one row of numbers: first those that are averaged, then the one that is coupled.
 """
 
 import copy
@@ -15,11 +15,12 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean, Weights
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, not_bounded
-from hmtl.mtl.algorithms.coupling import Coupler, SumsOfSteps, TermsCoupler, coupler_of
+from hmtl.mtl.algorithms.coupling import Coupler, TermsCoupler, coupler_of
 from hmtl.mtl.algorithms.local_training import BlockTraining, Setting
 from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
-from hmtl.mtl.algorithms.user_rows import NOBODY, Ids, UserRows, of_rows
+from hmtl.mtl.algorithms.two_parts import AggregatorOfTwoParts, MeaningOfTwoParts
+from hmtl.mtl.algorithms.user_rows import NOBODY, Ids, UserRows
 from hmtl.mtl.learners.base import Learner, Numbers
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
@@ -44,9 +45,6 @@ class NetworkUsers(Users):
         coupler: the aggregator of the coupled section, which says whether sums suffice; None: there is none.
     """
 
-    second: "CoupledSection | None"
-    meaning_of_second: Meaning | None
-
     def __init__(
         self,
         setting: Setting,
@@ -55,7 +53,6 @@ class NetworkUsers(Users):
         coupler: Coupler | TermsCoupler | None,
     ) -> None:
         super().__init__()
-        self.meaning_of_second = None
         self.setting, self.average = setting, average
         object.__setattr__(self, "coupler", coupler)  # no state of the users
         self.problem, self.model, self.learner = setting.problem, setting.model, setting.learner
@@ -68,27 +65,16 @@ class NetworkUsers(Users):
         starts |= {name: section.start for name, section in sections.items() if section.over_all}
         if average:
             starts["averaged"] = average.start
-            self.numbers = len(average.start)
         if coupler:
-            starts["coupled"] = self.start_of_coupled
-            if not average:
-                self.numbers, self.further = len(self.start_of_coupled), 1
-        elif not average:
-            self.numbers = 0
+            starts["coupled"], self.further = self.start_of_coupled, 1
+        self.numbers = len(self.origin)
         self.held = {name: UserRows(start, K) for name, start in starts.items()}
-        second = CoupledSection(self) if average and coupler else None
-        object.__setattr__(self, "second", second)  # no part of this module's state
-        self.trained: tuple[Ids, Tensor, Tensor] = NOBODY, torch.empty(0, 0), torch.empty(0)
         self._rows = torch.empty(0, 0)  # the next round overwrites them; `AverageAggregator` keeps none
         self._tuned: dict[str, Tensor] = {}
 
     @property
-    def sections(self) -> tuple[Users, ...]:
-        return (self, self.second) if self.second else (self,)
-
-    @property
     def origin(self) -> Tensor:
-        return self.average.start if self.average else self.start_of_coupled
+        return torch.cat([self.average.start, self.start_of_coupled]) if self.average else self.start_of_coupled
 
     @property
     def start_of_coupled(self) -> Tensor:
@@ -110,8 +96,7 @@ class NetworkUsers(Users):
             unknown = self.problem.s.new_full((len(self.problem.users),), torch.nan)
             self._tuned = {f"tuned_test_{name}": unknown.clone() for name in self.problem.measures}
         if self.coupler or not self.average:
-            new = self._trained(users, budgets, round)
-            return users, self.coupled_rows(users) if self.coupler and not self.average else new
+            return users, self._trained(users, budgets, round)
         start, size = self.average.start, max(1, BLOCK // self.average.start.nbytes)
 
         def make(block: slice) -> Tensor:
@@ -127,27 +112,18 @@ class NetworkUsers(Users):
             self._rows = self.model.start.new_empty(n, self.numbers)
         return self._rows[:n]
 
-    def coupled_rows(self, users: Ids) -> Tensor:
-        """Return the coupled numbers that these users trained last, and how many steps led to them, [b, n + 1]."""
-        active, new, steps = self.trained
-        at = torch.from_numpy(np.searchsorted(active, users))
-        return torch.cat([of_rows(new, at.numpy()), steps[at][:, None].to(new)], dim=1)
-
     def make_meaning(self) -> Meaning | None:
-        if not self.average:
-            return self.meaning_of_coupled()
-        ids, last = self.problem.users, self.held["averaged"].of
-        return WeightedMean(self.average, self.weights, last, ids, self.setting.privacy)
-
-    def meaning_of_coupled(self) -> SumsOfSteps | None:
-        """Return what coupled rows mean; None: the aggregator needs all of them."""
-        return self.coupler.meaning_of(self.problem.users) if isinstance(self.coupler, TermsCoupler) else None
+        ids = self.problem.users
+        coupled = self.coupler.meaning_of(ids) if isinstance(self.coupler, TermsCoupler) else None
+        if not self.average or (self.coupler and not coupled):
+            return coupled
+        mean = WeightedMean(self.average, self.weights, self.held["averaged"].of, ids, self.setting.privacy)
+        return MeaningOfTwoParts(mean, coupled) if coupled else mean
 
     def _trained(self, users: Ids, budgets: Tensor, round: int) -> Tensor:
-        """Train these users, keep what is their own until it counts, and return what is averaged, [b, a]."""
+        """Train these users, keep what is their own until it counts, and return their rows [b, m + e]."""
         if not len(users):
-            self.trained = users, self.start_of_coupled.expand(0, -1), budgets
-            return self.model.start.new_empty(0, len(self.average.start) if self.average else 0)
+            return self.model.start.new_empty(0, self.numbers + self.further)
         own_names = self.learner.personal().keys()
         shared, own = self._numbers(users)
         before = {name: (rows, rows._version) for name, rows in vars(own).items()}
@@ -161,21 +137,22 @@ class NetworkUsers(Users):
                 raise ConfigError(f"{self._name}.local writes into own.{name}. Assign a new tensor to it instead.")
             if getattr(own, name) is not rows:
                 self.held[name].propose(users, getattr(own, name))
-        if self.coupler:
-            steps = budgets // self.learner.phases  # the first phase trains coupled numbers
-            self.trained = users, new.pop(self.coupled), steps
-        if not self.average:
-            return self.model.start.new_empty(len(users), 0)
         if self._tuned:  # the last average, tuned to the users' own rows
             predictions = self.setting.predictions("test", users, training.last)
             for name, values in self.problem.measure("test", predictions, users).items():
                 self._tuned[f"tuned_{name}"][users] = values.to(self.problem.s)
-        for name, section in self.average.sections.items():
+        averaged = self.average.sections if self.average else {}
+        for name, section in averaged.items():
             if section.over_all:  # the change of what the user sent last is a change of the average
                 self.held[name].propose(users, new[name])
                 new[name] = getattr(shared, name) + (new[name] - getattr(own, name))
-        first, *rest = (new[name] for name in self.average.sections)
-        return torch.cat([first, *rest], dim=1) if rest else first
+        parts = [new[name] for name in averaged]
+        if self.coupler:
+            steps = budgets // self.learner.phases  # the first phase trains coupled numbers
+            parts += [new[self.coupled], steps[:, None].to(new[self.coupled])]
+        if not parts:
+            return self.model.start.new_empty(len(users), 0)
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     @property
     def _name(self) -> str:
@@ -219,8 +196,10 @@ class NetworkUsers(Users):
             rows.roll_back(users)
 
     def receive(self, users: Ids, models: Tensor) -> None:
-        if len(users):
-            self.held["averaged" if self.average else "coupled"].put(users, models)
+        a = len(self.average.start) if self.average else 0
+        for name, part in (("averaged", models[:, :a]), ("coupled", models[:, a:])):
+            if name in self.held and len(users):
+                self.held[name].put(users, part)
 
     def take(self, users: Ids, answers: Tensor) -> None:
         """Take the answer [n, e] to the set-up: the sum of all weights, if there is any."""
@@ -284,61 +263,15 @@ class NetworkUsers(Users):
                 proposed = state_dict[f"{name}.proposed"].to(rows)
                 users = (proposed != rows).any(1).cpu().numpy().nonzero()[0]
                 held.propose(users, proposed[users])
-        if self.second and any(name.startswith("meaning_of_second.") for name in state_dict):
-            self.second.means()
         others = {key: each for key, each in state_dict.items() if key.removesuffix(".proposed") not in self.held}
         return super().load_state_dict(others, strict, assign)
 
 
-class CoupledSection(Users):
-    """User side of a coupled section that travels after the averages; see `NetworkUsers`.
-
-    Each section settles its own updates: a user whose averaged numbers counted, but not its coupled ones, keeps these.
-    """
-
-    users: NetworkUsers
-    further = 1
-
-    def __init__(self, users: NetworkUsers) -> None:
-        super().__init__()
-        object.__setattr__(self, "users", users)  # whose module holds all state
-        self.numbers = len(users.start_of_coupled)
-
-    @property
-    def origin(self) -> Tensor:
-        return self.users.start_of_coupled
-
-    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:
-        users = np.setdiff1d(self.users.trained[0], idle)
-        return users, self.users.coupled_rows(users)
-
-    def means(self) -> Meaning | None:
-        if self.users.meaning_of_second is None:
-            self.users.meaning_of_second = self.make_meaning()
-        return self.users.meaning_of_second
-
-    def make_meaning(self) -> Meaning | None:
-        return self.users.meaning_of_coupled()
-
-    def receive(self, users: Ids, models: Tensor) -> None:
-        if len(users):
-            self.users.held["coupled"].put(users, models)
-
-
-class Aggregators(Aggregator):
-    """The aggregators of both sections, which share nothing; the communicator calls each of them."""
-
-    def __init__(self, *sections: Aggregator) -> None:
-        super().__init__()
-        self.parts = torch.nn.ModuleList(sections)  # for their state
-        self._sections = sections
-
-    @property
-    def sections(self) -> tuple[Aggregator, ...]:
-        return self._sections or (self,)
+class NoAggregator(Aggregator):
+    """The aggregator of learners whose users send nothing."""
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        return ivs  # nothing travels if there are no sections
+        return ivs
 
 
 class NetworkAlgorithm(Algorithm):
@@ -416,8 +349,10 @@ class NetworkAlgorithm(Algorithm):
             self.coupler = coupler_of(self.problem, solver, self.coupled[0])
         setting = Setting(self.problem, self.learner, solver, self.model, seed, participation, privacy)
         self.users = NetworkUsers(setting, average, Weights(weights[self.problem.users], total), self.coupler)
-        sides = [side for side in (self.averages, self.coupler) if side]
-        self.aggregator = sides[0] if len(sides) == 1 else Aggregators(*sides)
+        if self.averages and self.coupler:
+            self.aggregator = AggregatorOfTwoParts(self.averages, self.coupler)
+        else:
+            self.aggregator = self.averages or self.coupler or NoAggregator()
 
     def _weights(self) -> Tensor:
         """Return the users' weights in averages [K, 1]."""

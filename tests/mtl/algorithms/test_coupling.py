@@ -1,11 +1,10 @@
-"""Coupled sections: steps on the penalty beside numpy, over every pair of communicators, and when one is lost."""
+"""Coupled sections: steps on the penalty beside numpy, beside averages in one row, over every communicator."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +12,7 @@ from layers import FULL, K, deep, several_classes
 from problems import make as make_problem
 from torch import nn
 
-from hmtl.communication import BySection, CodedHierarchical, Network, Sums, Uncoded
+from hmtl.communication import CodedHierarchical, Network, Sums, Uncoded
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl import (
     Common,
@@ -218,55 +217,43 @@ def test_models_that_are_not_finite_are_an_error():
 
 @examples(6)
 @given(t=topologies(max_H=4, max_K=4), gone=st.sampled_from((0.0, 0.3)), seed=st.integers(0, 1000))
-def test_every_pair_of_communicators_gives_the_same_bits(regularizer, t: Topology, gone: float, seed: int):
-    """For any users and relays that drop out; and the ledger has the bits of both sections."""
+def test_rows_with_two_parts_lead_to_the_same_bits_over_any_communicator(regularizer, t: Topology, gone, seed):
+    """For any users and relays that drop out; a row has all numbers of the network, and each user sends one."""
     if t.K != K:
         t = any_r(K=K, H=3, r=2, seed=seed)
-    results = []
-    pairs = [(Sums, CodedHierarchical), (Uncoded, Uncoded), (CodedHierarchical, Uncoded)]
-    pairs += [(Sums, Sums)] if isinstance(regularizer, Mean) else []
-    for pair in pairs:
+    results, kinds = [], [Uncoded, CodedHierarchical, *[Sums] * isinstance(regularizer, Mean)]
+    for kind in kinds:
         part = Participation(low=0.4, dropout=gone)
         learner = coupled(FedRep(coupled=True), regularizer, participation=part)
         who = {"aggregators": "server" if gone else "all"}  # which relays aggregate decides what an absent one loses
-        parts = [kind(t, **(who if kind is CodedHierarchical else {})) for kind in pair]
-        communicator, models = BySection(*parts), []
+        communicator, models = kind(t, **(who if kind is CodedHierarchical else {})), []
         communicator.setup(*learner.setup())
         for round, absent in enumerate(away(t, gone, seed)):
-            outcome = communicator.round(round, learner.users, learner.aggregator, absent)
-            assert set(outcome.users.tolist()) <= set(learner.users.trained[0].tolist())
+            communicator.round(round, learner.users, learner.aggregator, absent)
             models.append(learner.W.clone())
         results.append((torch.stack(models), learner.metrics()))
-        sizes = [64 * side.numbers for side in learner.users.sections]
-        assert [own.V_bits for own in parts] == sizes
-        assert communicator.V_bits == sum(sizes)
-        for tier in communicator.describe()["loads"]:
-            assert communicator.ledger.bits(tier) == tuple(
-                map(sum, zip(*(own.ledger.bits(tier) for own in parts), strict=True))
-            )
+        if kind is not Sums:
+            assert communicator.V_bits == 64 * len(learner.W)
     for models, figures in results[1:]:
         assert torch.equal(models, results[0][0])
         assert figures == results[0][1]
 
 
-def test_each_section_settles_its_own_updates(regularizer):
-    """A user whose shared update counted, and whose personal one got lost, keeps the last personal numbers."""
+@pytest.mark.parametrize("gone", [(), (2,)])
+def test_a_part_is_as_if_it_were_alone(regularizer, gone):
+    """The averaged numbers move as FedAvg moves them, and the coupled ones as FedU does."""
     algorithm = coupled(FedPer(coupled=True), regularizer)
-    algorithm.step(0)
-    (shared, personal), sides, held = algorithm.users.sections, algorithm.aggregator.sections, algorithm.users.held
-    before = held["coupled"].all().clone()
-    users, ivs = shared.local_update(1)
-    models = answer(sides[0], K, users, ivs)
-    shared.commit(users)
-    shared.receive(users, models)
-    active, ivs = personal.local_update(1, idle=np.array([2]))
-    assert active.tolist() == [0, 1, 3]
-    personal.roll_back(active[:1])
-    personal.commit(active[1:])
-    models = answer(sides[1], K, active[1:], ivs[1:])
-    personal.receive(active[1:], models[torch.from_numpy(active[1:])])
-    assert (before != held["coupled"].all()).any(dim=1).tolist() == [False, True, False, True]
-    assert held["averaged"].alike()
+    users, a = algorithm.users, len(algorithm.users.average.start)
+    averages, coupler = copy.deepcopy(algorithm.averages), copy.deepcopy(algorithm.coupler)
+    active, rows = users.local_update(0, idle=np.array(gone, np.int64))
+    means = [averages.make_meaning(), coupler.make_meaning()]
+    parts, expected = [rows[:, :a], rows[:, a:]], []
+    for side, means_of, part in zip([averages, coupler], means, parts, strict=True):
+        sent = means_of.total_of(active, part) if means_of else part
+        models = side.update(active, sent)
+        expected.append(means_of.models(np.arange(K), models) if means_of else models)
+    models = answer(algorithm.aggregator, K, active, rows)
+    assert torch.equal(models, torch.cat([part.to(models) for part in expected], dim=1))
 
 
 def test_a_state_continues(regularizer):
@@ -281,19 +268,6 @@ def test_a_state_continues(regularizer):
         learner.step(2)
     assert torch.equal(whole.W, again.W)
     assert whole.metrics() == again.metrics()
-
-
-def test_over_a_file_of_links_the_sections_take_their_time_one_after_the_other(tmp_path):
-    path, link = tmp_path / "links.yaml", {"up_bps": 1e6, "down_bps": 1e6, "latency_s": 0.01}
-    relays, hosts = (dict.fromkeys(range(3), link), {"all": {**link, "users": list(range(K))}})
-    path.write_text(yaml.safe_dump({"server": link, "relays": relays, "hosts": hosts}))
-    t, network = any_r(K=K, H=3, r=2, seed=1), Network(links=str(path))
-    parts = [Sums(t, network), CodedHierarchical(t, network)]
-    learner = coupled(FedPer(coupled=True), Mean(0.1))
-    communicator = BySection(*parts)
-    communicator.setup(*learner.setup())
-    communicator.round(0, learner.users, learner.aggregator)
-    assert communicator.seconds() == sum(part.seconds() for part in parts) > max(part.seconds() for part in parts) > 0
 
 
 def test_refusals(tmp_path):
