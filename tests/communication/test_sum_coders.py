@@ -302,7 +302,7 @@ def test_few_bits_count_for_sums_and_for_coding(q: int, faster: bool) -> None:
     """K = 20, 3 of 5: 8 + 8 IVs against 3 + 1 rows of 9.25/4.25 the bits each."""
     coded = CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="all")
     coded.aggregators, coded.recipe = "auto", replace(coded.recipe, wire="int4")
-    sums = sums_if_faster(coded, q, 8, 640)
+    sums = sums_if_faster(coded, q * 640, 8, 640)
     assert (sums is not None) is faster
     if sums:
         assert sums.recipe.bits == 4
