@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,16 @@ from hmtl.communication.round import Nodes, Schedule, Stopwatch, play
 from hmtl.communication.secure_round import SecureSchedule
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
 from hmtl.topology import Topology
+
+
+def with_other_plan(recipe: Recipe, digest: bytes) -> Recipe:
+    """Return a recipe whose flows say that they follow a plan with this digest."""
+
+    class Other(type(recipe)):  # type: ignore[misc]  # a class of its own for each recipe
+        def flow(self, *args: Any) -> Any:
+            return replace(super().flow(*args), digest=digest)
+
+    return Other(**{each.name: getattr(recipe, each.name) for each in fields(recipe)})
 
 
 class Apart:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hmtl.communication.attendance import Attendance
-from hmtl.communication.flows.flow import Flow, Step
+from hmtl.communication.flows.flow import Flow, Step, flow_of
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
 from hmtl.communication.links import Links
@@ -165,10 +165,11 @@ class Stage:
             peers = [relay_name(i) for i in self.attendance.relays]
         self._turns([self._server], action, numbers, receivers=peers, **turn)
 
-    def flow(self) -> Flow:
+    def flow(self) -> Flow[Any]:
         """Return the flow of this attempt."""
+        server = self._server
         with self.watch.measure("planning"):  # all nodes plan at the same time
-            return self._server.flow()
+            return flow_of(server.recipe, server.planner, server.attendance, server.sizes)
 
     @property
     def attendance(self) -> Attendance:
@@ -221,7 +222,7 @@ class Schedule:
         """Let users compute their rows."""
         stage.hosts(Host.update, round, tuple(stage.nodes.relay_names))
 
-    def attempt(self, stage: Stage, flow: Flow) -> None:
+    def attempt(self, stage: Stage, flow: Flow[Any]) -> None:
         """Collect rows, and compute models."""
         collect(stage, flow)
         compute(stage)
@@ -230,7 +231,7 @@ class Schedule:
         """Do what follows once no relay is silent."""
 
 
-def collect(stage: Stage, flow: Flow) -> None:
+def collect(stage: Stage, flow: Flow[Any]) -> None:
     """Hand over state to relays that missed a round, and play the steps after which the aggregators can aggregate."""
     hand_over_state(stage)
     hear_rows(stage)
@@ -248,7 +249,7 @@ def hear_rows(stage: Stage) -> None:
         stage.relays(Relay.take, hears=[IVS])
 
 
-def play_step(stage: Stage, n: int, step: Step) -> None:
+def play_step(stage: Stage, n: int, step: Step[Any]) -> None:
     """Let relays send, the server send, and both learn what they can."""
     up, down = step.kinds
     rises, falls = [up] * bool(step.senders), [down] * bool(step.receivers)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from hmtl.communication.flows.flow import Flow
 from hmtl.communication.messages import KEYS, MODELS, SERVER, SHARED, SHARES, UNMASK, VERDICT
@@ -35,7 +36,7 @@ class SecureSchedule(Schedule):
         relays(SecureRelay.announce, SHARED, hosts)
         users(SecureHost.prepare, SHARED, [])
 
-    def attempt(self, stage: Stage, flow: Flow) -> None:
+    def attempt(self, stage: Stage, flow: Flow[Any]) -> None:
         """Collect the sum of masked terms."""
         collect(stage, flow)
         stage.server(SecureServer.retry, says=[VERDICT, MODELS])

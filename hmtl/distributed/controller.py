@@ -20,7 +20,7 @@ from torch import Tensor
 from hmtl import errors
 from hmtl.communication import InProcess, LinkLedger
 from hmtl.communication.accounting.ledger import Sent
-from hmtl.communication.flows.flow import Recipe, flow_of
+from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import SERVER, host_name, relay_name
 from hmtl.communication.nodes.phases import Phase
@@ -163,8 +163,7 @@ class Controller(Engine):
         relays = [node(each, i=i, phase=Phase.ABSENT) for i, each in enumerate(self.relays)]
         none: set[int] = set()
         server = node(SERVER, attendance=planner.everybody, silent=none, empty=False, sizes=(0, 0), handover_bits=0)
-        server.version = 0
-        server.flow = lambda: flow_of(recipe, server.planner, server.attendance, server.sizes)
+        server.version, server.recipe = 0, recipe
         stand_ins = StandIns(hosts, relays, server, None, schedule, self.hosts, self.relays, None, name, self, side)
         if name.startswith("set-up"):
             self.make(name, side, {})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from adding import Terms, Total, terms
-from apart import Apart
+from apart import Apart, with_other_plan
 from changed import Changed
 
 from hmtl.coding import sum_code
@@ -17,7 +17,6 @@ from hmtl.communication import Network, Sums, SumsOfRows
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.messages import IVS, STATE, VERDICT, Message
-from hmtl.communication.nodes.relay import Relay
 from hmtl.testing.scripted import ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, any_r, symmetric
 
@@ -154,7 +153,7 @@ def test_a_relay_with_another_code_of_sums_stays_out(caplog: pytest.LogCaptureFi
     apart = Apart(UNEVEN, sides, SumsOfRows(sums="coded", aggregators="server"))
     sends = sum_code(UNEVEN).relays[-1]
     own = apart.relays[sends]
-    own.flow = lambda: replace(Relay.flow(own), digest=b"else")
+    own.recipe = with_other_plan(own.recipe, b"else")
     apart.play(0)
     assert apart.server.attendance.relays == tuple({*range(5)} - {sends})
     assert f"round 0: relay {sends} stays out: its plan differs" in caplog.text

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -90,8 +90,23 @@ class Shape(NamedTuple):
     places: int = 0
 
 
-class Step(Protocol):
-    """A step of a round. What a node `heard` is what it keeps of the rows that it heard, see `Flow.hearing`.
+class Heard(Protocol):
+    """What a node keeps of the rows that it hears."""
+
+    @property
+    def lacking(self) -> Users:
+        """The users of whom numbers are missing."""
+
+    def take(self, messages: Sequence[Message]) -> None:
+        """Hear these messages."""
+
+
+H = TypeVar("H", bound=Heard)
+"""What the steps of a flow take for heard."""
+
+
+class Step(Protocol[H]):
+    """A step of a round.
 
     Attributes:
         kinds: the kinds of the messages from relays, and of those from the server.
@@ -111,16 +126,18 @@ class Step(Protocol):
     @property
     def learners(self) -> Sequence[int]: ...
 
-    def up(self, i: int, heard: Any) -> Content:
+    def up(self, i: int, heard: H) -> Content:
         """Return what relay i sends the server."""
 
     def shape(self, i: int, up: bool) -> Shape:
         """Return the shape of what relay i sends the server, or gets from it, if it is a sender or receiver."""
 
-    def down(self, heard: Any, received: Sequence[Message]) -> Iterator[Copy]:
+    def down(self, heard: H, received: Sequence[Message]) -> Iterator[Copy]:
         """Yield what the server sends, from the rows that it heard, or from what relays sent."""
 
-    def learn(self, node: int, heard: Any, received: Sequence[Message], digest: Digest, keeper: Keeper | None) -> Any:
+    def learn(
+        self, node: int, heard: H, received: Sequence[Message], digest: Digest, keeper: Keeper | None
+    ) -> H | None:
         """Let a node learn rows: it adds them to its digest and, if it keeps the rows of its process, to the keeper.
 
         Return what counts as heard by this node from now on, if that changes.
@@ -156,19 +173,18 @@ class Delivery(Protocol):
 
 
 @dataclass(frozen=True)
-class Flow:
+class Flow(Generic[H]):
     """What travels in an attempt.
 
     Attributes:
-        hearing: returns what a relay keeps of the rows that it hears, which is nothing yet; `take` adds messages to it,
-            and `lacking` says of which users numbers are missing.
+        hearing: returns what a relay keeps of the rows that it hears, which is nothing yet.
         collect: the steps after which the aggregators hold what they compute the models from.
         delivery: how the models reach the users.
         digest: of the plan that the steps follow; nodes with another version of a solver may come to another plan.
     """
 
-    hearing: Callable[[int], Any]
-    collect: tuple[Step, ...]
+    hearing: Callable[[int], H]
+    collect: tuple[Step[H], ...]
     delivery: Delivery
     digest: bytes = bytes(DIGEST_BYTES)
 
@@ -271,7 +287,7 @@ class Recipe(ABC):
         """Return the coder of an aggregator."""
 
     @abstractmethod
-    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
+    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow[Any]:
         """Return the flow of a round with this attendance; `sizes` are the bytes of payload and overhead of a row."""
 
     @abstractmethod
@@ -317,7 +333,7 @@ class Recipe(ABC):
 
 
 @lru_cache(8)  # flows are large
-def flow_of(recipe: Recipe, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
+def flow_of(recipe: Recipe, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow[Any]:
     """Return the flow of a round by a recipe; it is made once for all nodes of a process."""
     return recipe.flow(planner, attendance, sizes)
 

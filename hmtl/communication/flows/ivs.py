@@ -111,8 +111,8 @@ class IVs(Recipe):
     def _float_type(self) -> torch.dtype | None:
         return FLOATS.get(self.wire) if isinstance(self.wire, str) else None
 
-    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
-        steps: list[Step] = []
+    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> "Flow[Kept]":
+        steps: list[Step[Kept]] = []
         digest = Flow.digest
         if planner.server:
             steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard), sizes))
@@ -325,7 +325,7 @@ class Completed:
                 put(kept[part], to, rows, rows_of_users[to])
 
 
-def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Iterator[Step]:
+def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Iterator[Step[Kept]]:
     """Yield the steps by which the aggregators learn the rows that they did not hear.
 
     `sizes` are the bytes of payload and overhead of a row.

@@ -155,7 +155,7 @@ class SumsOfRows(Recipe):
             FewBitSumCoder(self.formats) if isinstance(self.formats, FewBits) else SumCoder(users.numbers, self.common)
         )
 
-    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow:
+    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> "Flow[Sum]":
         terms, sums = self.formats.up[attendance.format]
         code = planner.sum_code(attendance.heard, self.formats.L)
         added = Added(code, terms, sums, sizes[1], attendance.users)

@@ -94,8 +94,9 @@ class Host:
 
         The rows follow by `block`.
         """
-        parts = self._encoded(slice(0, 0), ALL)
-        payload, overhead = (part.new_empty(len(self._users), part.shape[1], device="meta") for part in parts)
+        nbytes, _ = self.recipe.lengths(self.users)[self.coder.format(self.dtype)]
+        sizes = nbytes, 8 * self.users.further
+        payload, overhead = (torch.empty(len(self._users), n, dtype=torch.uint8, device="meta") for n in sizes)
         return self._first_messages(payload, overhead)
 
     def rows(self) -> list[Message]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import ATTEMPT, DOUBTED, Attempt, Attendance, Report, decide
-from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Recipe, Shape, Step, flow_of
+from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Heard, Recipe, Shape, Step, flow_of
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import (
@@ -77,19 +77,26 @@ class Node:
         self.attempt = Attempt()
         self.attendance: Attendance = decide(planner.topology, {}, 0, ())  # nobody takes part
         self.sizes = (0, 0)
-        self._heard: Any = None  # what it keeps of the rows that it heard, as the flow has it
+        self._flow: Flow[Any] | None = None  # of this attempt, once it is known who takes part
+        self._heard: Heard | None = None
         self._digest = Digest()
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""
         self.planner, self.topology = planner, planner.topology
 
-    def flow(self) -> Flow:
-        """Return the flow of this attempt."""
-        return flow_of(self.recipe, self.planner, self.attendance, self.sizes)
+    @property
+    def flow(self) -> Flow[Any]:
+        """The flow of this attempt."""
+        assert self._flow, "a node asks for it once it knows who takes part"
+        return self._flow
 
-    def _step(self, n: int) -> Step:
-        return self.flow().collect[n]
+    def _step(self, n: int) -> Step[Any]:
+        return self.flow.collect[n]
+
+    def _plan(self) -> None:
+        """Look up the flow of this attempt."""
+        self._flow = flow_of(self.recipe, self.planner, self.attendance, self.sizes)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.tensor(getattr(self, name)) for name in self.STATE}
@@ -160,8 +167,9 @@ class Relay(Node):
             content = messages[0].overhead[0].numpy()
             self.attempt = Attempt.from_bytes(content[:ATTEMPT])
             self.attendance = self.planner.attendance(content[ATTEMPT:].tobytes())
+            self._plan()
             self.settle(self.attempt.agreed)
-            if not self.attendance.aggregating[self.i] and self.flow().digest != self.attempt.digest:
+            if not self.attendance.aggregating[self.i] and self.flow.digest != self.attempt.digest:
                 log.warning("round %d: %s stays out: %s", self.round, self.name, OTHER_PLAN)
                 attends = False
         self._on(Event.ATTEND if attends else Event.MISS)
@@ -208,11 +216,12 @@ class Relay(Node):
 
     def begin(self) -> None:
         """Keep what the flow needs of the rows that were heard so far."""
-        self._heard = self.flow().hearing(self.i)
+        self._heard = self.flow.hearing(self.i)
         self.take([message for message in self._arrived if not message.announces])
 
     def take(self, messages: Sequence[Message]) -> None:
         """Hear rows of users, if they are in the format that the server announced."""
+        assert self._heard, "a relay hears rows once it knows who takes part"
         self._heard.take([message for message in messages if message.format == self.attendance.format])
 
     def up(self, n: int) -> list[Message]:
@@ -236,6 +245,7 @@ class Relay(Node):
 
     def _heard_all(self) -> bool:
         """Return whether all numbers of the rows arrived that this relay reported; without some, it cannot go on."""
+        assert self._heard, "a relay hears rows before it sends anything of them"
         if lacking := self._heard.lacking.tolist():
             users = self.topology.names.of_users(lacking)
             log.warning("round %d: %s counts as silent: it lacks numbers of %s", self.round, self.name, users)
@@ -266,7 +276,7 @@ class Relay(Node):
         """Send digests to the server, and the models of users whom no aggregator hears."""
         if self.phase is not Phase.AGGREGATED:
             return []
-        models, flow = self._models, self.flow()
+        models, flow = self._models, self.flow
         learned = flow.sealed(self._digest.value())
         digests = learned + (models.digest if models else bytes(len(learned)))
         messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
@@ -298,7 +308,7 @@ class Relay(Node):
             not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
             return [self._to_users(RECEIPTS, users, nothing(len(users)), not_counted, users)]
         models = self._models.content if self._models else None
-        last_hop = self.flow().delivery.last_hop(self.i, models, self._passed)
+        last_hop = self.flow.delivery.last_hop(self.i, models, self._passed)
         return [self._to_users(MODELS, links, *rows) for links, rows in last_hop]
 
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
@@ -320,7 +330,7 @@ class Relay(Node):
             return Shape(0, overhead)
         if message.kind == MODELS:
             row = message.overhead[:1]
-            return self.flow().delivery.passed(self.i, False, row, self.recipe.model(gate.users, row))
+            return self.flow.delivery.passed(self.i, False, row, self.recipe.model(gate.users, row))
         return None
 
     def _may_attend(self, content: NDArray[np.uint8], formats: Collection[str]) -> bool:
@@ -335,7 +345,7 @@ class Relay(Node):
         """End the round, and release its messages."""
         self._on(Event.CLOSE)
         self.release()
-        self._passed, self._models = (), None
+        self._passed, self._models, self._flow = (), None, None
         if self.aggregation:
             self.aggregation.close()
 

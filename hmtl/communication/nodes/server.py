@@ -6,6 +6,7 @@ If it aggregates, it computes the models of what it learned; relays that aggrega
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +96,8 @@ class Server(Node):
         self.sizes = next(((report.payload, report.overhead) for report in usual), (0, 0))
         self.attempts += 1
         versions = [self._reports[i].version for i in np.flatnonzero(self.attendance.behind).tolist()]
-        self.attempt = Attempt(self.attempts, self.version, min([self.version, *versions]), self.flow().digest)
+        self._plan()
+        self.attempt = Attempt(self.attempts, self.version, min([self.version, *versions]), self.flow.digest)
         content = np.concatenate([self.attempt.to_bytes(), content])
         return self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content))
 
@@ -139,7 +141,7 @@ class Server(Node):
         Raises:
             CodingError: nobody knows which aggregators follow the right plan, or hold the right rows or models.
         """
-        flow, received = self.flow(), {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
+        flow, received = self.flow, {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
         if not self._lacks(self.attendance.aggregators, digests):
             self.silent = self._deviating(flow, received)
         in_vain = bool(self.silent)
@@ -175,7 +177,7 @@ class Server(Node):
         elif kind == DIGESTS and i in self.attendance.aggregators:
             return Shape(0, 2 * DIGEST_BYTES)
         elif kind == MODELS:
-            return self.flow().delivery.passed(i, True, row, self.recipe.model(gate.users, row))
+            return self.flow.delivery.passed(i, True, row, self.recipe.model(gate.users, row))
         return None
 
     @property
@@ -183,7 +185,7 @@ class Server(Node):
         """The digest of what the server learned; empty if no relay ever aggregates."""
         return self._digest.value() if self.planner.preferred else b""
 
-    def _deviating(self, flow: Flow, received: Mapping[int, bytes]) -> set[int]:
+    def _deviating(self, flow: Flow[Any], received: Mapping[int, bytes]) -> set[int]:
         """Return the relays whose digests differ from those of most, or from the server's own, and say in what.
 
         If nobody knows who is right, these are all: no round ends a run, after the first one that counted.

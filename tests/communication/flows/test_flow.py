@@ -106,7 +106,7 @@ class Case:
             if not empty:
                 models = models_of(round, heard)
                 assert all(same_bits(model, models[k]) for k, model in users.models.items())
-            said = stated(made._server.flow(), 8 * users.numbers, K, H)
+            said = stated(made._server.flow, 8 * users.numbers, K, H)
             for tier in TIERS[1:]:
                 payload = made.ledger.per_link(tier, round)[:, 0]
                 np.testing.assert_array_equal(payload, 0 if empty else 8 * said[tier])

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from apart import Apart
+from apart import Apart, with_other_plan
 from changed import Change, flipped, poisoned
 from examples import examples
 from hypothesis import given
@@ -31,7 +31,6 @@ from hmtl.communication.messages import (
     VERDICT,
     Message,
 )
-from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.wires import QUANTISERS, Quantiser
 from hmtl.errors import CodingError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
@@ -279,7 +278,7 @@ def test_a_relay_with_another_plan_is_told_from_damaged_data(others: Sequence[in
     assert plans[0].digest == plans[1].digest != plans[2].digest
     for i in others:
         relay = apart.relays[i]
-        relay.flow = lambda relay=relay: replace(Relay.flow(relay), digest=plans[2].digest)
+        relay.recipe = with_other_plan(relay.recipe, plans[2].digest)
     if len(others) == 5:
         with pytest.raises(CodingError, match=r"round 0, .* relays 0, 1, 2, 3, 4: its plan differs"):
             apart.play(0)
