@@ -226,9 +226,10 @@ def build_measures(cfg: DictConfig) -> dict[str, OwnMeasure]:
 
 
 def build_algorithm(cfg: DictConfig, problem: Problem, **options: Any) -> Algorithm:
-    """Return the algorithm for `problem`, with further keywords, such as `messages` (see `Algorithm`)."""
-    objects = {"solver": make_part(cfg, "solver"), "participation": make_part(cfg, "participation")}
-    algorithm: Algorithm = make_part(cfg, "algorithm", problem=problem, **objects, **options)
+    """Return the algorithm for `problem`, with further keywords, such as `privacy` (see `Algorithm`)."""
+    if "participation" not in options:
+        options["participation"] = make_part(cfg, "participation")
+    algorithm: Algorithm = make_part(cfg, "algorithm", problem=problem, solver=make_part(cfg, "solver"), **options)
     return algorithm
 
 
@@ -355,7 +356,7 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
     accountant = build_accountant(cfg, participation)
     options = {"privacy": accountant.privacy} if accountant else {}
     problem = build_problem(cfg, tasks)
-    algorithm = build_algorithm(cfg, problem, **options)
+    algorithm = build_algorithm(cfg, problem, participation=participation, **options)
     communicator = carrier_of(algorithm, communicator)
     if accountant:
         match_accountant(accountant, algorithm)
