@@ -1,6 +1,9 @@
 """Mixed effects: users' models are draws from one normal distribution, whose variances maximise the evidence.
 
-K users, d features, n_k rows of user k, N rows in total.
+docs/theory/mixed_effects.md derives each step. Its sections name the functions below `_fit`, in the same order.
+
+K users, d features, N rows in total. w0 has p numbers, the last p - d of which are weights of the means of tasks, with
+v variances. A diagonal D has g variances, one for each group of components; q components of u_k may differ from 0.
 """
 
 import copy
@@ -211,16 +214,142 @@ class _ScoreRows:
         """Return Σ_j s_j x_j x_jᵀ of each user [K, d, d]."""
         return np.concatenate([(X * s[at].reshape(len(X), -1, 1)).transpose(0, 2, 1) @ X for _, at, X in self.runs])
 
-    def at(self, p: Array) -> tuple[float, Array, Array, Array]:
-        """Return Σ ωℓ, V = Σ_j ωax and Σ_j ω(a + ℓ″p)x [K, d], and Σ_j ωℓ″xxᵀ [K, d, d] at predictions p [N]."""
+    def expansion(self, p: Array) -> "_Expansion":
+        """Return the expansion of the losses to second order at predictions p [N]."""
         if not self.is_binary:
-            a, losses, second, curvatures = self.y - p, np.square(self.y - p) / 2, 1.0, self.squares
+            residuals = self.y - p
+            losses = np.square(residuals) / 2
+            a, second, curvatures = residuals, 1.0, self.squares
         else:
             b = expit(-self.y * p)
-            a, losses, second = self.y * b, -log_expit(self.y * p), np.maximum(b * (1 - b), 1e-9)
+            losses = -log_expit(self.y * p)
+            a, second = self.y * b, np.maximum(b * (1 - b), 1e-9)
             curvatures = self._curvatures(self.weights * second)
         V, right = self._combined(self.weights * a, self.weights * (a + second * p))
-        return float(self.weights @ losses), V, right, curvatures
+        return _Expansion(float(self.weights @ losses), V, right, curvatures)
+
+
+@dataclass(frozen=True, eq=False)
+class _Expansion:
+    """Losses of all users to second order at predictions p, as in penalised quasi-likelihood.
+
+    Attributes:
+        losses: Σ ωℓ over all rows.
+        V: Σ_j ωax of each user, where a = -ℓ′ are its duals [K, d].
+        right: Σ_j ω(a + ℓ″p)x, the right-hand sides of the normal equations [K, d].
+        curvatures: Σ_j ωℓ″xxᵀ [K, d, d].
+    """
+
+    losses: float
+    V: Array
+    right: Array
+    curvatures: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Structure:
+    """Covariance structure of u_k: D is full, or diagonal with one variance for each group of components.
+
+    Attributes:
+        groups: components with one variance each, as rows of 0 and 1 [g, d]: all, the last, or none.
+        prior: mean [d, d] of the inverse Wishart prior of a full D; None if D is diagonal.
+    """
+
+    groups: Array
+    prior: Array | None
+
+    @property
+    def own(self) -> slice:
+        """The components of u_k that may differ from 0: the last q."""
+        d = self.groups.shape[1]
+        return slice(d - int(self.groups.sum()), d)
+
+    def root(self, D: Array) -> Array:
+        """Return F with D = F², [q, q], or its diagonal [q] if D is diagonal. D may be singular."""
+        if self.prior is None:
+            diagonal: Array = np.sqrt(D.diagonal()[self.own])
+            return diagonal
+        values, vectors = np.linalg.eigh(D)
+        root: Array = vectors * np.sqrt(values.clip(0)) @ vectors.T
+        return root
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Sizes of variances that follow from the targets.
+
+    Attributes:
+        unit: variance of the targets within tasks; 1 for labels.
+        flat: variance of the intercept of w0, whose prior is nearly flat.
+        least: variances below it are 0, except for those of w0 and of the noise, which are at least so large.
+        most: largest variance.
+    """
+
+    unit: float
+    flat: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Variances:
+    """Variance components.
+
+    Attributes:
+        D: covariance of u_k [d, d].
+        grouped: the variance of each group of components [g], of which a diagonal D consists.
+        spread: variances in Γ, the prior covariance of w0, except for the intercept [v].
+        noise: variance of the noise.
+    """
+
+    D: Array
+    grouped: Array
+    spread: Array
+    noise: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Marginal:
+    """Likelihood of all T_k w0 with the random effects u_k integrated out.
+
+    A_k is the information of user k's rows, its curvature divided by the noise.
+
+    Attributes:
+        F: root of D, see `_Structure.root`.
+        own: components of u_k that may differ from 0.
+        L: Cholesky factors of I + F A_k F [K, q, q].
+        Z: L⁻¹ F A_k [K, q, d].
+        z: L⁻¹ F b_k for right-hand sides b_k [K, q, 1].
+        N: rows of the information N_k = A_k - A_k (D⁻¹ + A_k)⁻¹ A_k about T_k w0 for these components [K, q, d].
+        total: Σ_k N_k [d, d].
+        gradient: b_k - A_k (D⁻¹ + A_k)⁻¹ b_k [K, d].
+    """
+
+    F: Array
+    own: slice
+    L: Tensor
+    Z: Array
+    z: Array
+    N: Array
+    total: Array
+    gradient: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _CommonModel:
+    """Posterior distribution of w0.
+
+    Attributes:
+        w0: its mode [p].
+        P: its precision [p, p].
+        C: its covariance P⁻¹ [p, p].
+        prior_precision: diagonal of Γ⁻¹ [p].
+    """
+
+    w0: Array
+    P: Array
+    C: Array
+    prior_precision: Array
 
 
 def _times(F: Array, A: Array) -> Array:
@@ -232,108 +361,238 @@ def _times(F: Array, A: Array) -> Array:
 def _fit(
     rows: _ScoreRows, groups: Array, start: Mixed | None, is_full: bool, iterations: int, tolerance: float
 ) -> Mixed:
-    """Fit models and variances by turns: a step of Newton's method for the models, an update of the variances.
-
-    A user's model is w_k = T_k w0 + u_k, where T_k adds the weights of its task's means to the intercept. With the
-    curvature A_k of its losses, its rows determine T_k w0 with the precision N_k = A_k - A_k (D⁻¹ + A_k)⁻¹ A_k. All
-    else follows from the rows of N_k for which u_k may differ from 0. D = F² may be singular.
+    """Fit models and variances by turns: a Newton step for the models, an update of the variances.
 
     Args:
         rows: rows of one score.
         groups: components of u_k with one variance each, as rows of 0 and 1 [g, d]: all, the last, or none.
         start: fit with these groups to start from, in any units and with or without means of tasks; or None.
-        is_full: whether D is full; that of the start is its prior.
+        is_full: whether D is full; that of the start is the mean of its prior.
         iterations, tolerance: as in `MixedEffects`.
     """
-    (K, d), (priors, means), q = (len(rows.counts), rows.X.shape[1]), (rows.priors, rows.means), int(groups.sum())
-    own, p = slice(d - q, d), priors.shape[1]  # components of u_k that are not 0; numbers in w0
-    deviations = rows.y - (np.bincount(rows.user, rows.y) / rows.counts)[rows.user]
-    within, square = (float(np.square(each).mean()) for each in (deviations, rows.y))
-    unit = 1.0 if rows.is_binary else within or square or 1.0
-    least, flat = 1e-8 * unit, 100 * max(unit, square)  # the latter is the variance of the intercept of w0
-    most = (1e2 if rows.is_binary else 1e16) * unit  # separable labels have no finite optimum
-    noise, spread, variances, W = unit, np.full(len(priors), unit / p), 0.2 * unit / groups.sum(1), np.zeros((K, d))
-    D = np.diag(variances @ groups)
+    scales = _scales(rows)
+    variances = _initial_variances(rows, groups, scales)
+    W = np.zeros((len(rows.counts), rows.X.shape[1]))
     if start is not None:
-        factor, W = unit / start.unit, start.W
-        noise, D, spread = factor * start.noise, factor * start.D, np.append(factor * start.spread, flat)[: len(priors)]
-        if not is_full:
-            old = (groups @ D.diagonal()) / groups.sum(1)
-            variances = np.where(old > 0, old, variances)
-            D = np.diag(variances @ groups)
-    prior, before, is_fixed, predictions = D, -math.inf, False, rows.predictions(W)
-    *_, right, curvatures = rows.at(predictions)
+        variances, W = _continued_variances(start, variances, groups, scales, is_full), start.W
+    structure = _Structure(groups, variances.D if is_full else None)
+    predictions = rows.predictions(W)
+    expansion = rows.expansion(predictions)
+    previous, is_fixed = -math.inf, False
     for iteration in range(1, iterations + 1):
-        if is_full:
-            values, vectors = np.linalg.eigh(D)
-            F = vectors * np.sqrt(values.clip(0)) @ vectors.T
-        else:
-            F = np.sqrt(D.diagonal()[own])
-        A = curvatures[:, own] / noise
-        both = _times(F, np.concatenate([A, right[:, own, None] / noise], axis=2))
-        inner = _times(F, both[:, :, own].transpose(0, 2, 1))  # F A F
-        largest = inner.diagonal(0, 1, 2).max(1, initial=0.0)[:, None]
-        inner[:, range(q), range(q)] += 1 + q * np.finfo(float).eps * largest  # rounding must not make it indefinite
-        L = torch.from_numpy(np.linalg.cholesky(inner))
-        solved = torch.linalg.solve_triangular(L, torch.from_numpy(both), upper=False).numpy()
-        Z, z = solved[..., :d], solved[..., d:]
-        N = A - Z[:, :, own].transpose(0, 2, 1) @ Z
-        gradient = right / noise - (Z.transpose(0, 2, 1) @ z)[..., 0]
-        precision = (1 / spread) @ priors + (1 - priors.sum(0)) / flat
-        P, weighted = np.diag(precision), np.append(gradient.sum(0), gradient[:, -1] @ means)
-        P[:d, :d] += N.sum(0) if q == d else curvatures.sum(0) / noise - Z.reshape(-1, d).T @ Z.reshape(-1, d)
-        if p > d:
-            P[d:, :d] = means.T @ N[:, -1]
-            P[:d, d:] = P[d:, :d].T
-            P[d:, d:] += (means * N[:, -1, -1:]).T @ means
-        C = np.linalg.inv(P)
-        w0 = C @ weighted
-        new = np.tile(w0[:d], (K, 1))
-        new[:, -1] += means @ w0[d:]
-        v = torch.linalg.solve_triangular(L.mT, torch.from_numpy(z - Z @ new[..., None]), upper=True).numpy()
-        u = _times(F, v)[..., 0]
-        new[:, own] += u
-        change, step = rows.predictions(new) - predictions, 1.0
-        if rows.is_binary:  # a longer step might overshoot
-            step = min(1.0, 5 / max(5.0, float(np.abs(change).max())))
-        predictions, W = predictions + step * change, W + step * (new - W)
-        losses, V, right, curvatures = rows.at(predictions)
-        penalty = 0.5 * float(np.square(v).sum() + precision @ np.square(w0))
-        primal, duals = losses / noise + penalty, V / noise
-        pooled = np.append(duals.sum(0), duals[:, -1] @ means)
-        bound = 0.5 * float(np.square(_times(F, duals[:, own, None])).sum() + np.square(pooled) @ (1 / precision))
-        gap = penalty + bound - float((duals * W).sum()) if step == 1 else math.inf  # Σ ω(ℓ + ℓ*) = -Σ ωap
-        volume = 2 * float(L.diagonal(dim1=1, dim2=2).log().sum()) + np.linalg.slogdet(P)[1]
-        volume += priors.sum(1) @ np.log(spread)
-        if not rows.is_binary:
-            volume += len(rows.y) * math.log(2 * math.pi * noise)
-        evidence = float(-primal - 0.5 * volume)
-        is_fixed = is_fixed or (step == 1 and abs(evidence - before) <= tolerance * len(rows.y) ** 0.5)
+        marginal = _integrate_out(expansion, structure, variances)
+        common = _common_model(marginal, rows, variances.spread, scales.flat)
+        modes, u, penalty = _modes(marginal, common, rows.means)
+        change = rows.predictions(modes) - predictions
+        step = _step_size(change) if rows.is_binary else 1.0
+        predictions = predictions + step * change
+        W = W + step * (modes - W)
+        expansion = rows.expansion(predictions)
+        primal = expansion.losses / variances.noise + penalty
+        gap = math.inf
+        if step == 1:
+            gap = _duality_gap(W, expansion.V / variances.noise, penalty, marginal, common, rows.means)
+        evidence = _evidence(primal, marginal, common, rows, variances)
+        is_fixed = is_fixed or (step == 1 and abs(evidence - previous) <= tolerance * len(rows.y) ** 0.5)
         settled = is_fixed and step == 1 and gap <= tolerance * abs(primal)
         if settled or iteration == iterations:
             break
-        if is_fixed:
-            continue  # until the models have also converged
-        before = evidence
-        across, covariances = means @ C[d:, :d], np.repeat(C[None, :d, :d], K, 0)  # T_k C T_kᵀ
-        covariances[:, -1] += across
-        covariances[:, :, -1] += across
-        covariances[:, -1, -1] += ((means @ C[d:, d:]) * means).sum(1)
-        NC = N @ covariances
-        determined = (priors.sum(1) - priors @ C.diagonal() / spread).clip(1e-9)
-        spread = ((priors @ np.square(w0)) / determined).clip(least, most)
-        explained = p - float(C.diagonal() @ precision)
-        if is_full:
-            H = N.sum(0) - np.einsum("kid,kjd->ij", NC, N)
-            explained += float((D * H).sum())
-            D = (K * D - D @ H @ D + u.T @ u + OBSERVED * prior) / (K + OBSERVED)
-        else:
-            parts = groups[:, own]
-            determined = variances * (parts @ (N[:, :, own].diagonal(0, 1, 2).sum(0) - (NC * N).sum((0, 2))))
-            explained += float(determined.sum())
-            learned = (parts @ np.square(u).sum(0)) / determined.clip(1e-9)
-            variances = np.where((variances > least) & (determined > 1e-9), learned.clip(max=most), 0.0)
-            D = np.diag(variances @ groups)
-        if not rows.is_binary:
-            noise = max(least, (2 * losses + noise * explained) / len(rows.y))
-    return Mixed(W, w0, D, spread, noise, unit, evidence, primal, gap, iteration, settled)
+        if not is_fixed:  # otherwise, only the models have yet to converge
+            previous = evidence
+            variances = _updated_variances(variances, structure, scales, rows, expansion.losses, marginal, common, u)
+    return Mixed(
+        W=W,
+        w0=common.w0,
+        D=variances.D,
+        spread=variances.spread,
+        noise=variances.noise,
+        unit=scales.unit,
+        evidence=evidence,
+        primal=primal,
+        gap=gap,
+        iterations=iteration,
+        settled=settled,
+    )
+
+
+def _scales(rows: _ScoreRows) -> _Scales:
+    """Return the sizes of variances that follow from the targets."""
+    task_means = np.bincount(rows.user, rows.y) / rows.counts
+    within = float(np.square(rows.y - task_means[rows.user]).mean())
+    square = float(np.square(rows.y).mean())
+    unit = 1.0 if rows.is_binary else within or square or 1.0
+    return _Scales(
+        unit=unit,
+        flat=100 * max(unit, square),
+        least=1e-8 * unit,
+        most=(1e2 if rows.is_binary else 1e16) * unit,  # separable labels have no finite optimum
+    )
+
+
+def _initial_variances(rows: _ScoreRows, groups: Array, scales: _Scales) -> _Variances:
+    """Return variances of which each group explains a fifth of the variance of the targets within tasks."""
+    v, p = rows.priors.shape
+    grouped = 0.2 * scales.unit / groups.sum(1)
+    return _Variances(np.diag(grouped @ groups), grouped, np.full(v, scales.unit / p), scales.unit)
+
+
+def _continued_variances(
+    start: Mixed, initial: _Variances, groups: Array, scales: _Scales, is_full: bool
+) -> _Variances:
+    """Return the variances of another fit in the present units.
+
+    A variance of a group that is 0 there becomes the initial one, as it would stay 0. That of means of tasks is `flat`
+    if they are new.
+    """
+    factor = scales.unit / start.unit
+    D, grouped = factor * start.D, initial.grouped
+    if not is_full:
+        means = (groups @ D.diagonal()) / groups.sum(1)
+        grouped = np.where(means > 0, means, grouped)
+        D = np.diag(grouped @ groups)
+    spread = np.append(factor * start.spread, scales.flat)[: len(initial.spread)]
+    return _Variances(D, grouped, spread, factor * start.noise)
+
+
+def _integrate_out(expansion: _Expansion, structure: _Structure, variances: _Variances) -> _Marginal:
+    """Return the likelihood of all T_k w0, without any inverse of D, which may be singular."""
+    own, F, noise = structure.own, structure.root(variances.D), variances.noise
+    q, d = own.stop - own.start, own.stop
+    A = expansion.curvatures[:, own] / noise
+    b = expansion.right / noise
+    FAb = _times(F, np.concatenate([A, b[:, own, None]], axis=2))
+    FAF = _times(F, FAb[:, :, own].transpose(0, 2, 1))
+    largest = FAF.diagonal(0, 1, 2).max(1, initial=0.0)[:, None]
+    FAF[:, range(q), range(q)] += 1 + q * np.finfo(float).eps * largest  # rounding must not make it indefinite
+    L = torch.from_numpy(np.linalg.cholesky(FAF))
+    solved = torch.linalg.solve_triangular(L, torch.from_numpy(FAb), upper=False).numpy()
+    Z, z = solved[..., :d], solved[..., d:]
+    N = A - Z[:, :, own].transpose(0, 2, 1) @ Z
+    total = N.sum(0)
+    if q < d:  # N has not all rows of N_k
+        total = expansion.curvatures.sum(0) / noise - Z.reshape(-1, d).T @ Z.reshape(-1, d)
+    gradient = b - (Z.transpose(0, 2, 1) @ z)[..., 0]
+    return _Marginal(F, own, L, Z, z, N, total, gradient)
+
+
+def _common_model(marginal: _Marginal, rows: _ScoreRows, spread: Array, flat: float) -> _CommonModel:
+    """Return the posterior of w0: P = Γ⁻¹ + Σ T_kᵀ N_k T_k and w0 = P⁻¹ Σ T_kᵀ gradient_k."""
+    N, means, d = marginal.N, rows.means, len(marginal.total)
+    prior_precision = (1 / spread) @ rows.priors + (1 - rows.priors.sum(0)) / flat
+    P = np.diag(prior_precision)
+    P[:d, :d] += marginal.total
+    if len(P) > d:
+        P[d:, :d] = means.T @ N[:, -1]
+        P[:d, d:] = P[d:, :d].T
+        P[d:, d:] += (means * N[:, -1, -1:]).T @ means
+    C = np.linalg.inv(P)
+    return _CommonModel(C @ _pooled(marginal.gradient, means), P, C, prior_precision)
+
+
+def _pooled(G: Array, means: Array) -> Array:
+    """Return Σ_k T_kᵀ g_k [p] for g_k [K, d]."""
+    pooled: Array = np.append(G.sum(0), G[:, -1] @ means)
+    return pooled
+
+
+def _modes(marginal: _Marginal, common: _CommonModel, means: Array) -> tuple[Array, Array, float]:
+    """Return the models w_k = T_k w0 + u_k [K, d], u [K, q], and the penalty ½ Σ u_kᵀD⁻¹u_k + ½ w0ᵀΓ⁻¹w0."""
+    (K, d), w0 = marginal.gradient.shape, common.w0
+    W = np.tile(w0[:d], (K, 1))
+    W[:, -1] += means @ w0[d:]
+    residuals = torch.from_numpy(marginal.z - marginal.Z @ W[..., None])
+    v = torch.linalg.solve_triangular(marginal.L.mT, residuals, upper=True).numpy()
+    u = _times(marginal.F, v)[..., 0]
+    W[:, marginal.own] += u
+    penalty = 0.5 * float(np.square(v).sum() + common.prior_precision @ np.square(w0))
+    return W, u, penalty
+
+
+def _step_size(change: Array) -> float:
+    """Return the part of a Newton step that changes no prediction by more than 5, as a longer one might overshoot."""
+    return min(1.0, 5 / max(5.0, float(np.abs(change).max())))
+
+
+def _duality_gap(
+    W: Array, duals: Array, penalty: float, marginal: _Marginal, common: _CommonModel, means: Array
+) -> float:
+    """Return primal minus dual objective after a whole step to W [K, d], by duals V/σ² [K, d]."""
+    conjugate = 0.5 * float(
+        np.square(_times(marginal.F, duals[:, marginal.own, None])).sum()
+        + np.square(_pooled(duals, means)) @ (1 / common.prior_precision)
+    )
+    return penalty + conjugate - float((duals * W).sum())  # Σ ω(ℓ + ℓ*) = -Σ ωap
+
+
+def _evidence(
+    primal: float, marginal: _Marginal, common: _CommonModel, rows: _ScoreRows, variances: _Variances
+) -> float:
+    """Return the log-likelihood of the variances, by Laplace's approximation unless the loss is squared."""
+    log_determinant = 2 * float(marginal.L.diagonal(dim1=1, dim2=2).log().sum()) + np.linalg.slogdet(common.P)[1]
+    log_determinant += rows.priors.sum(1) @ np.log(variances.spread)
+    if not rows.is_binary:
+        log_determinant += len(rows.y) * math.log(2 * math.pi * variances.noise)
+    return float(-primal - 0.5 * log_determinant)
+
+
+def _updated_variances(
+    variances: _Variances,
+    structure: _Structure,
+    scales: _Scales,
+    rows: _ScoreRows,
+    losses: float,
+    marginal: _Marginal,
+    common: _CommonModel,
+    u: Array,
+) -> _Variances:
+    """Return MacKay's updates: sums of squares of effects over the effective numbers of them that rows determine."""
+    NC = marginal.N @ _covariances(common.C, rows.means)
+    effective = len(common.w0) - float(common.C.diagonal() @ common.prior_precision)
+    grouped = variances.grouped
+    if structure.prior is None:
+        grouped, determined = _updated_groups(grouped, structure, scales, marginal.N, NC, u)
+        D = np.diag(grouped @ structure.groups)
+    else:
+        D, determined = _updated_matrix(variances.D, structure.prior, marginal.N, NC, u)
+    effective += determined
+    noise = variances.noise
+    if not rows.is_binary:
+        noise = max(scales.least, (2 * losses + noise * effective) / len(rows.y))
+    return _Variances(D, grouped, _updated_spread(variances.spread, rows.priors, common, scales), noise)
+
+
+def _covariances(C: Array, means: Array) -> Array:
+    """Return T_k C T_kᵀ, the posterior covariance of the expected model of each user [K, d, d]."""
+    K, d = len(means), len(C) - means.shape[1]
+    across = means @ C[d:, :d]
+    covariances = np.repeat(C[None, :d, :d], K, 0)
+    covariances[:, -1] += across
+    covariances[:, :, -1] += across
+    covariances[:, -1, -1] += ((means @ C[d:, d:]) * means).sum(1)
+    return covariances
+
+
+def _updated_spread(spread: Array, priors: Array, common: _CommonModel, scales: _Scales) -> Array:
+    """Return the variances in Γ [v]."""
+    determined = (priors.sum(1) - priors @ common.C.diagonal() / spread).clip(1e-9)
+    updated: Array = ((priors @ np.square(common.w0)) / determined).clip(scales.least, scales.most)
+    return updated
+
+
+def _updated_groups(
+    grouped: Array, structure: _Structure, scales: _Scales, N: Array, NC: Array, u: Array
+) -> tuple[Array, float]:
+    """Return the variances of a diagonal D [g], and how many components of all u_k rows determine."""
+    parts = structure.groups[:, structure.own]
+    determined = grouped * (parts @ (N[:, :, structure.own].diagonal(0, 1, 2).sum(0) - (NC * N).sum((0, 2))))
+    learned = (parts @ np.square(u).sum(0)) / determined.clip(1e-9)
+    updated = np.where((grouped > scales.least) & (determined > 1e-9), learned.clip(max=scales.most), 0.0)
+    return updated, float(determined.sum())
+
+
+def _updated_matrix(D: Array, prior: Array, N: Array, NC: Array, u: Array) -> tuple[Array, float]:
+    """Return a full D [d, d] by a step of the EM algorithm, and how many components of all u_k rows determine."""
+    K = len(u)
+    H = N.sum(0) - np.einsum("kid,kjd->ij", NC, N)
+    updated = (K * D - D @ H @ D + u.T @ u + OBSERVED * prior) / (K + OBSERVED)
+    return updated, float((D * H).sum())
