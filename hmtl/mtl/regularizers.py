@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.mtl.graph import covariance, nearest, read_weights
+from hmtl.mtl.overriding import defined_below
 from hmtl.mtl.symmetric import Dense, LowRank, Symmetric
 
 FORMULAS = {name: {"coupling"} for name in ("inverse", "one_model", "common")}
@@ -99,7 +100,7 @@ class Regularizer(nn.Module, ABC):
     @property
     def learns(self) -> bool:
         """Whether the regularizer learns Ω."""
-        return type(self).update_omega is not Regularizer.update_omega
+        return "update_omega" in defined_below(Regularizer, type(self))
 
     @property
     def common(self) -> float | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
+from hmtl.mtl.overriding import defined_below
 from hmtl.mtl.problem import Rows
 
 Kind = Literal["duals", "networks"]
@@ -43,7 +44,8 @@ class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
         if self.improves != kind:
             remedy = f"solver=sdca, or {by_gradients} for gradients" if kind == "duals" else "solver=sgd or torch"
             raise ConfigError(f"{name} improves {self.improves}, but the algorithm works on {kind}. Choose {remedy}.")
-        missing = [need for need in self.needs if getattr(type(loss), need) is getattr(Loss, need)]
+        defined = defined_below(Loss, type(loss))
+        missing = [need for need in self.needs if need not in defined]
         if missing:
             raise ConfigError(
                 f"{name} needs {' and '.join(missing)}, which {type(loss).__name__} does not define. Choose "
