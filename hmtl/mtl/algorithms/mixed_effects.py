@@ -112,8 +112,8 @@ class MixedEffects:
         K, d = problem.K, problem.d
         slopes = np.ones(d)
         slopes[d - intercept :] = 0
-        groups = np.stack([slopes, 1 - slopes])[: 1 + intercept]
-        choices = [groups[1:]] + [groups] * (K > 1)
+        all_groups = np.stack([slopes, 1 - slopes])[: 1 + intercept]
+        choices = [all_groups[1:]] + [all_groups] * (K > 1)
         every = _ScoreRows(problem, slopes)
         self.fits: list[Mixed] = []
         models = []
@@ -122,19 +122,19 @@ class MixedEffects:
             targets = every.y if problem.outputs == 1 else np.where(every.y == score, 1.0, -1.0)
             for unit, learned in units:
                 rows = every.with_targets(targets, unit.numpy())
-                for i, variances in enumerate(choices):
-                    fit = starts[i] = _fit(rows, variances, starts.get(i), False, iterations, tolerance)
-                    if (worth := fit.evidence - np.log(rows.units) @ rows.counts - learned - len(variances)) > best:
-                        best, chosen = worth, (rows, variances, fit)
-            rows, variances, fit = chosen
+                for i, groups in enumerate(choices):
+                    fit = starts[i] = _fit(rows, groups, starts.get(i), False, iterations, tolerance)
+                    if (worth := fit.evidence - np.log(rows.units) @ rows.counts - learned - len(groups)) > best:
+                        best, chosen = worth, (rows, groups, fit)
+            rows, groups, fit = chosen
             new, more = fit.w0, rows.with_means()
             p = more.priors.shape[1]
-            is_quick = K * p**2 * variances.sum() <= MOST_WORK
+            is_quick = K * p**2 * groups.sum() <= MOST_WORK
             if intercept and K > 1 and p > d and is_quick:
-                other = _fit(more, variances, fit, False, iterations, tolerance)
+                other = _fit(more, groups, fit, False, iterations, tolerance)
                 if other.evidence > fit.evidence + 1:
                     rows, fit = more, other
-            if variances is groups and K > 1 and d <= min(OBSERVED, len(rows.y) / K):
+            if len(groups) == len(all_groups) and K > 1 and d <= min(OBSERVED, len(rows.y) / K):
                 fit = _fit(rows, groups, fit, True, iterations, tolerance)
             self.fits.append(fit)
             models.append(rows.restored(fit.W, new if rows is more else fit.w0))  # means of new tasks are unknown
@@ -336,7 +336,7 @@ class _Marginal:
 
 
 @dataclass(frozen=True, eq=False)
-class _CommonModel:
+class _FixedEffects:
     """Posterior distribution of w0.
 
     Attributes:
@@ -378,11 +378,11 @@ def _fit(
     structure = _Structure(groups, variances.D if is_full else None)
     predictions = rows.predictions(W)
     expansion = rows.expansion(predictions)
-    previous, is_fixed = -math.inf, False
+    previous, evidence_converged = -math.inf, False
     for iteration in range(1, iterations + 1):
         marginal = _integrate_out(expansion, structure, variances)
-        common = _common_model(marginal, rows, variances.spread, scales.flat)
-        modes, u, penalty = _modes(marginal, common, rows.means)
+        fixed = _fixed_effects(marginal, rows, variances.spread, scales.flat)
+        modes, u, penalty = _modes(marginal, fixed, rows.means)
         change = rows.predictions(modes) - predictions
         step = _step_size(change) if rows.is_binary else 1.0
         predictions = predictions + step * change
@@ -391,18 +391,20 @@ def _fit(
         primal = expansion.losses / variances.noise + penalty
         gap = math.inf
         if step == 1:
-            gap = _duality_gap(W, expansion.V / variances.noise, penalty, marginal, common, rows.means)
-        evidence = _evidence(primal, marginal, common, rows, variances)
-        is_fixed = is_fixed or (step == 1 and abs(evidence - previous) <= tolerance * len(rows.y) ** 0.5)
-        settled = is_fixed and step == 1 and gap <= tolerance * abs(primal)
+            gap = _duality_gap(W, expansion.V / variances.noise, penalty, marginal, fixed, rows.means)
+        evidence = _evidence(primal, marginal, fixed, rows, variances)
+        evidence_converged = evidence_converged or (
+            step == 1 and abs(evidence - previous) <= tolerance * len(rows.y) ** 0.5
+        )
+        settled = evidence_converged and step == 1 and gap <= tolerance * abs(primal)
         if settled or iteration == iterations:
             break
-        if not is_fixed:  # otherwise, only the models have yet to converge
+        if not evidence_converged:  # otherwise, only the models have yet to converge
             previous = evidence
-            variances = _updated_variances(variances, structure, scales, rows, expansion.losses, marginal, common, u)
+            variances = _updated_variances(variances, structure, scales, rows, expansion.losses, marginal, fixed, u)
     return Mixed(
         W=W,
-        w0=common.w0,
+        w0=fixed.w0,
         D=variances.D,
         spread=variances.spread,
         noise=variances.noise,
@@ -475,7 +477,7 @@ def _integrate_out(expansion: _Expansion, structure: _Structure, variances: _Var
     return _Marginal(F, own, L, Z, z, N, total, gradient)
 
 
-def _common_model(marginal: _Marginal, rows: _ScoreRows, spread: Array, flat: float) -> _CommonModel:
+def _fixed_effects(marginal: _Marginal, rows: _ScoreRows, spread: Array, flat: float) -> _FixedEffects:
     """Return the posterior of w0: P = Γ⁻¹ + Σ T_kᵀ N_k T_k and w0 = P⁻¹ Σ T_kᵀ gradient_k."""
     N, means, d = marginal.N, rows.means, len(marginal.total)
     prior_precision = (1 / spread) @ rows.priors + (1 - rows.priors.sum(0)) / flat
@@ -486,7 +488,7 @@ def _common_model(marginal: _Marginal, rows: _ScoreRows, spread: Array, flat: fl
         P[:d, d:] = P[d:, :d].T
         P[d:, d:] += (means * N[:, -1, -1:]).T @ means
     C = np.linalg.inv(P)
-    return _CommonModel(C @ _pooled(marginal.gradient, means), P, C, prior_precision)
+    return _FixedEffects(C @ _pooled(marginal.gradient, means), P, C, prior_precision)
 
 
 def _pooled(G: Array, means: Array) -> Array:
@@ -495,16 +497,16 @@ def _pooled(G: Array, means: Array) -> Array:
     return pooled
 
 
-def _modes(marginal: _Marginal, common: _CommonModel, means: Array) -> tuple[Array, Array, float]:
+def _modes(marginal: _Marginal, fixed: _FixedEffects, means: Array) -> tuple[Array, Array, float]:
     """Return the models w_k = T_k w0 + u_k [K, d], u [K, q], and the penalty ½ Σ u_kᵀD⁻¹u_k + ½ w0ᵀΓ⁻¹w0."""
-    (K, d), w0 = marginal.gradient.shape, common.w0
+    (K, d), w0 = marginal.gradient.shape, fixed.w0
     W = np.tile(w0[:d], (K, 1))
     W[:, -1] += means @ w0[d:]
     residuals = torch.from_numpy(marginal.z - marginal.Z @ W[..., None])
     v = torch.linalg.solve_triangular(marginal.L.mT, residuals, upper=True).numpy()
     u = _times(marginal.F, v)[..., 0]
     W[:, marginal.own] += u
-    penalty = 0.5 * float(np.square(v).sum() + common.prior_precision @ np.square(w0))
+    penalty = 0.5 * float(np.square(v).sum() + fixed.prior_precision @ np.square(w0))
     return W, u, penalty
 
 
@@ -514,21 +516,21 @@ def _step_size(change: Array) -> float:
 
 
 def _duality_gap(
-    W: Array, duals: Array, penalty: float, marginal: _Marginal, common: _CommonModel, means: Array
+    W: Array, duals: Array, penalty: float, marginal: _Marginal, fixed: _FixedEffects, means: Array
 ) -> float:
     """Return primal minus dual objective after a whole step to W [K, d], by duals V/σ² [K, d]."""
     conjugate = 0.5 * float(
         np.square(_times(marginal.F, duals[:, marginal.own, None])).sum()
-        + np.square(_pooled(duals, means)) @ (1 / common.prior_precision)
+        + np.square(_pooled(duals, means)) @ (1 / fixed.prior_precision)
     )
     return penalty + conjugate - float((duals * W).sum())  # Σ ω(ℓ + ℓ*) = -Σ ωap
 
 
 def _evidence(
-    primal: float, marginal: _Marginal, common: _CommonModel, rows: _ScoreRows, variances: _Variances
+    primal: float, marginal: _Marginal, fixed: _FixedEffects, rows: _ScoreRows, variances: _Variances
 ) -> float:
     """Return the log-likelihood of the variances, by Laplace's approximation unless the loss is squared."""
-    log_determinant = 2 * float(marginal.L.diagonal(dim1=1, dim2=2).log().sum()) + np.linalg.slogdet(common.P)[1]
+    log_determinant = 2 * float(marginal.L.diagonal(dim1=1, dim2=2).log().sum()) + np.linalg.slogdet(fixed.P)[1]
     log_determinant += rows.priors.sum(1) @ np.log(variances.spread)
     if not rows.is_binary:
         log_determinant += len(rows.y) * math.log(2 * math.pi * variances.noise)
@@ -542,12 +544,12 @@ def _updated_variances(
     rows: _ScoreRows,
     losses: float,
     marginal: _Marginal,
-    common: _CommonModel,
+    fixed: _FixedEffects,
     u: Array,
 ) -> _Variances:
     """Return MacKay's updates: sums of squares of effects over the effective numbers of them that rows determine."""
-    NC = marginal.N @ _covariances(common.C, rows.means)
-    effective = len(common.w0) - float(common.C.diagonal() @ common.prior_precision)
+    NC = marginal.N @ _covariances(fixed.C, rows.means)
+    effective = len(fixed.w0) - float(fixed.C.diagonal() @ fixed.prior_precision)
     grouped = variances.grouped
     if structure.prior is None:
         grouped, determined = _updated_groups(grouped, structure, scales, marginal.N, NC, u)
@@ -558,7 +560,7 @@ def _updated_variances(
     noise = variances.noise
     if not rows.is_binary:
         noise = max(scales.least, (2 * losses + noise * effective) / len(rows.y))
-    return _Variances(D, grouped, _updated_spread(variances.spread, rows.priors, common, scales), noise)
+    return _Variances(D, grouped, _updated_spread(variances.spread, rows.priors, fixed, scales), noise)
 
 
 def _covariances(C: Array, means: Array) -> Array:
@@ -572,10 +574,10 @@ def _covariances(C: Array, means: Array) -> Array:
     return covariances
 
 
-def _updated_spread(spread: Array, priors: Array, common: _CommonModel, scales: _Scales) -> Array:
+def _updated_spread(spread: Array, priors: Array, fixed: _FixedEffects, scales: _Scales) -> Array:
     """Return the variances in Γ [v]."""
-    determined = (priors.sum(1) - priors @ common.C.diagonal() / spread).clip(1e-9)
-    updated: Array = ((priors @ np.square(common.w0)) / determined).clip(scales.least, scales.most)
+    determined = (priors.sum(1) - priors @ fixed.C.diagonal() / spread).clip(1e-9)
+    updated: Array = ((priors @ np.square(fixed.w0)) / determined).clip(scales.least, scales.most)
     return updated
 
 
