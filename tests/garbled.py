@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.communication.codecs.few_bit_words import FewBitTermCoder
+from hmtl.communication.codecs.formats import FORMATS
 from hmtl.communication.messages import (
     ATTENDANCE,
     BROADCAST,
@@ -33,8 +35,6 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
-from hmtl.communication.sum_coders import FewBitTermCoder
-from hmtl.communication.wires import FORMATS
 from hmtl.distributed.frames import DTYPES, KINDS, MAY_SEND, Frame, role
 from hmtl.distributed.post import Post
 

@@ -5,7 +5,7 @@ that, the server decides again (`Server.attend_again`), and the round is attempt
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding.plan import DIGEST_BYTES
-from hmtl.communication.wires import FORMATS, INT64
+from hmtl.communication.codecs.formats import FORMATS, INT64
+from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
@@ -30,7 +31,8 @@ class Report:
         heard: the users whose IVs arrived.
         version: of the relay's state, see `Attempt`.
         payload, overhead: bytes of an IV, and of what travels with it.
-        requested: whether a user within range requests the whole row that its updates add to, see `sum_coders`.
+        requested: whether a user within range requests the whole row that its updates add to, see
+            `codecs.few_bit_words`.
         format: of these IVs, one of FORMATS.
         prepared: the attempt that led to an update of which the relay does not know whether it counted; `version` if
             there is none.
@@ -239,13 +241,3 @@ def check_length(content: bytes | Bytes, nbytes: int) -> None:
     """Raise CodingError if content has another length."""
     if len(content) != nbytes:
         raise CodingError(f"it has {len(content)} bytes instead of {nbytes}")
-
-
-def numbers_to_bytes(numbers: Sequence[int] | NDArray[np.int64]) -> Bytes:
-    """Return integers below 2³¹ as 4 bytes each."""
-    return np.array(numbers, dtype="<i4").view(np.uint8)
-
-
-def bytes_to_numbers(content: Bytes) -> NDArray[np.int64]:
-    """Return the integers that `numbers_to_bytes` wrote."""
-    return np.ascontiguousarray(content).view("<i4").astype(np.int64)

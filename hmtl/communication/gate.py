@@ -12,12 +12,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hmtl.communication.codecs.formats import REQUEST
 from hmtl.communication.flows.flow import Recipe, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, Users, relay_number
 from hmtl.communication.sides import UserSide
 from hmtl.communication.turns import Turn
-from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
 log = logging.getLogger(__name__)

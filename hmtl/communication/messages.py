@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.communication.encoding import put, take
-from hmtl.communication.wires import BYTES
+from hmtl.communication.codecs.formats import BYTES
+from hmtl.communication.codecs.rows import put, take
 from hmtl.errors import CodingError
 
 Users = NDArray[np.int64]
@@ -70,7 +70,7 @@ class Message:
         at: which rows are sent [n], so that one tensor can serve many messages; None: all.
         dtype: for IVs, the type in which the payload's numbers are computed; they may travel in another.
         first: the first of a row's numbers that the payload holds; the others follow in further messages.
-        format: one of `wires.FORMATS`, in which the sender says that the rows are.
+        format: one of `formats.FORMATS`, in which the sender says that the rows are.
     """
 
     round: int

@@ -30,11 +30,11 @@ from hmtl.communication.accounting.ledger import (
     TIERS,
 )
 from hmtl.communication.accounting.network import Network, tier_loads
+from hmtl.communication.codecs.formats import FEW_BITS
+from hmtl.communication.codecs.wires import check_wire, row_bits
 from hmtl.communication.flows.sums import SumsOfRows
-from hmtl.communication.rounding_of_sums import FEW_BITS
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import AddedBits, SecureCosts, added_bits, secure_costs
-from hmtl.communication.wires import check_wire, row_bits
 from hmtl.topology import Names, Topology
 
 BEST = "optimal"  # the scheme by which given aggregators learn all IVs with the smallest load

@@ -6,13 +6,13 @@ from math import inf
 import torch
 
 from hmtl.communication.accounting.network import Network
+from hmtl.communication.codecs.wires import check_wire, row_bits
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.routes import Trip
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.prediction import by_seconds, predict
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.secure_costs import SecureCosts, secure_costs
-from hmtl.communication.wires import check_wire, row_bits
 from hmtl.topology import Names, Topology
 
 

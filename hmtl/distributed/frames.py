@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from hmtl.communication import messages
+from hmtl.communication.codecs.formats import BYTES, FORMATS, NUMBERS
 from hmtl.communication.messages import Users, nothing
-from hmtl.communication.wires import BYTES, FORMATS, NUMBERS
 from hmtl.errors import CodingError
 
 CONTROL = "control values"  # calls of the controller, and answers, see `hmtl.distributed.values`

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hmtl.communication import TIERS, Communicator, InProcess, LinkLedger, Links, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_USERS, USERS_TO_RELAYS
+from hmtl.communication.codecs.formats import Quantiser
 from hmtl.communication.messages import Message, host_name, relay_name
-from hmtl.communication.wires import Quantiser
 from hmtl.errors import CodingError
 from hmtl.testing.scripted import Counting, ScriptedAggregator, ScriptedUsers, random_numbers, rounded, same_bits
 from hmtl.testing.topologies import moving, topologies

@@ -1,7 +1,7 @@
 """Where a learner and a communicator are joined: its rows travel as they are, or as sums where these take less time."""
 
 from hmtl.communication import Communicator, sums_if_faster
-from hmtl.communication.wires import row_bits
+from hmtl.communication.codecs.wires import row_bits
 from hmtl.errors import ConfigError
 from hmtl.mtl import Algorithm
 

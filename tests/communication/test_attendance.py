@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import ATTEMPT, Attempt, Attendance, Report, decide, untagged
+from hmtl.communication.codecs.formats import FORMATS
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.wires import FORMATS
 from hmtl.errors import CodingError
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication.wires import FORMATS
+from hmtl.communication.codecs.formats import FORMATS
 from hmtl.distributed.frames import DTYPES, HEADER, KINDS, MAGIC, Frame, Header
 from hmtl.errors import CodingError
 

@@ -4,13 +4,13 @@ import torch
 
 from hmtl.coding import CODED_SCHEMES, Aggregators, Scheme, scheme_of
 from hmtl.communication.accounting.network import Network
+from hmtl.communication.codecs.formats import FEW_BITS
+from hmtl.communication.codecs.wires import Wire, row_bits
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess
-from hmtl.communication.rounding_of_sums import FEW_BITS
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.communication.wires import Wire, row_bits
 from hmtl.errors import ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -26,7 +26,7 @@ class CodedHierarchical(Communicator):
         topology: who hears whom, in all rounds or round by round.
         network, links: see `Communicator`.
         scheme, max_pieces, generation: which plan, see `hmtl.coding.make_plan`.
-        wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
+        wire: the format in which numbers travel, see `hmtl.communication.codecs.wires`; None: their own type.
         aggregators: who computes the models. `auto`: those relays, or the server, that take the least time on this
             network; `all`: every relay that hears somebody; `server`; or a list of relays, which may contain
             `server`. The remaining relays are helpers, which learn nothing: they send combinations, or the IVs
@@ -61,7 +61,7 @@ class Uncoded(Communicator):
     Args:
         topology: who hears whom, in all rounds or round by round.
         network, links: see `Communicator`; the relays that forward are chosen for the least time.
-        wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
+        wire: the format in which numbers travel, see `hmtl.communication.codecs.wires`; None: their own type.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Sums(Communicator):
         network, links: see `Communicator`; `network.last_hop` says how relays reach their users.
         sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
         aggregators: `auto` or `server`: the server learns the sums.
-        wire: a name in FEW_BITS, for terms and sums of low precision, see `rounding_of_sums`; None: 64 bits.
+        wire: a name in FEW_BITS, for terms and sums of low precision, see `codecs.few_bit_words`; None: 64 bits.
         secure: whether relays and server learn nothing but the sums, see `hmtl.communication.secure.masking`.
         colluding, least: settings of secure sums, see `Secure`.
     """

@@ -24,12 +24,12 @@ from hmtl.communication.accounting.ledger import TIERS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
-from hmtl.communication.coders import AggregatorCoder, UserCoder
+from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
+from hmtl.communication.codecs.wires import Wire
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import Message, Users
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.sides import AggregatorSide, Updating, UserSide
-from hmtl.communication.wires import Wire
 from hmtl.topology import Moving, Topology
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
@@ -214,7 +214,7 @@ class Recipe(ABC):
 
     Attributes:
         aggregators: who computes the models, see `hmtl.coding.resolve`.
-        wire: the format in which numbers travel, see `hmtl.communication.wires`; None: their own type.
+        wire: the format in which numbers travel, see `hmtl.communication.codecs.wires`; None: their own type.
         secure: settings of secure sums; None: relays and server see what users send.
         common: the type of the model that all users receive instead of sums; None: they receive sums, or send none.
         tiers: the tiers whose loads depend on the recipe; on the others, there is a row for each user.
@@ -263,7 +263,7 @@ class Recipe(ABC):
     def lengths(self, users: UserSide) -> Mapping[str, tuple[int, int]]:
         """Return, for each format in which users' rows may travel, the bytes of a row, and of what is learned of rows.
 
-        Formats are in `wires.FORMATS`.
+        Formats are in `formats.FORMATS`.
         """
 
     @abstractmethod

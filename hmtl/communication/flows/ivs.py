@@ -15,20 +15,17 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_REL
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
-from hmtl.communication.coders import (
-    AggregatorCoder,
-    QuantisedAggregatorCoder,
-    QuantisedUserCoder,
-    UserCoder,
-)
-from hmtl.communication.encoding import put, take
+from hmtl.communication.codecs.blocks import QuantisedAggregatorCoder, QuantisedUserCoder
+from hmtl.communication.codecs.formats import FLOATS
+from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
+from hmtl.communication.codecs.rows import put, take
+from hmtl.communication.codecs.wires import check_wire, format_of, quantiser_of, rounding, row_bits
 from hmtl.communication.flows.flow import OF_SERVER, RECEIPT, Content, Copy, Flow, Keeper, Recipe, Shape, Step
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
 from hmtl.communication.meaning import OnBehalf
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, alike, by_user
 from hmtl.communication.sides import AggregatorSide, Updating, UserSide
-from hmtl.communication.wires import FLOATS, check_wire, format_of, quantiser_of, rounding, row_bits
 from hmtl.errors import CodingError, ConfigError
 from hmtl.gf256 import matmul
 from hmtl.topology import Moving, Topology
@@ -87,7 +84,7 @@ class IVs(Recipe):
     def lengths(self, users: UserSide) -> Mapping[str, tuple[int, int]]:
         dtype = users.origin.dtype
         nbytes = row_bits(self.wire, users.numbers, dtype) // 8
-        return {format_of(dtype if self.wire is None else self.wire): (nbytes, nbytes)}
+        return {format_of(self.wire, dtype): (nbytes, nbytes)}
 
     def model(self, users: UserSide, row: Tensor) -> int:
         if row.shape[1] not in [8 * each + RECEIPT // 8 for each in users.answers]:

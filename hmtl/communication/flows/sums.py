@@ -28,17 +28,17 @@ from hmtl.communication.accounting.ledger import (
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
-from hmtl.communication.coders import AggregatorCoder, UserCoder
-from hmtl.communication.encoding import from_bytes, to_bytes
+from hmtl.communication.codecs.few_bit_words import FewBits, FewBitSumCoder, FewBitTermCoder
+from hmtl.communication.codecs.formats import FEW_BITS
+from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
+from hmtl.communication.codecs.rows import from_bytes, to_bytes
+from hmtl.communication.codecs.wires import name_of
+from hmtl.communication.codecs.words import PlainRows, RowFormat, SumCoder, TermCoder, unpacked
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, RECEIPT, Content, Copy, Flow, Keeper, Recipe, Shape
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.meaning import CommonModel, TermsOfUsers
 from hmtl.communication.messages import IVS, Message, Users, alike, relay_number
-from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits
-from hmtl.communication.row_formats import PlainRows, RowFormat
 from hmtl.communication.sides import AggregatorSide, Updating, UserSide
-from hmtl.communication.sum_coders import FewBitSumCoder, FewBitTermCoder, SumCoder, TermCoder, unpacked
-from hmtl.communication.wires import name_of
 from hmtl.errors import CodingError, ConfigError
 from hmtl.topology import Moving, Topology
 
@@ -147,7 +147,7 @@ class SumsOfRows(Recipe):
         return (
             FewBitTermCoder(users, self.formats, members)
             if isinstance(self.formats, FewBits)
-            else TermCoder(users, self.formats, self.common)
+            else TermCoder(users, self.formats.K, self.common)
         )
 
     def aggregator_coder(self, users: UserSide, K: int) -> AggregatorCoder:

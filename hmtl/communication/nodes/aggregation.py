@@ -19,15 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.agreement import Digest
-from hmtl.communication.attendance import (
-    Attendance,
-    bytes_to_numbers,
-    check_length,
-    numbers_to_bytes,
-    tagged,
-    untagged,
-)
-from hmtl.communication.coders import AggregatorCoder
+from hmtl.communication.attendance import Attendance, check_length, tagged, untagged
+from hmtl.communication.codecs.plain import AggregatorCoder
+from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import PARTS, Users

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
-from hmtl.communication.coders import UserCoder
+from hmtl.communication.codecs.formats import REQUEST
+from hmtl.communication.codecs.plain import UserCoder
 from hmtl.communication.flows.flow import Recipe, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import IVS, RECEIPTS, Message, Users, host_name, nothing, relay_name, relay_number
 from hmtl.communication.sides import HandedRows, SentRows, UserSide
 from hmtl.communication.turns import Turn
-from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError
 
 ALL = slice(0, None)

@@ -20,6 +20,7 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import ATTEMPT, DOUBTED, Attempt, Attendance, Report, decide
+from hmtl.communication.codecs.formats import REQUEST
 from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Heard, Recipe, Shape, Step, flow_of
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
@@ -44,7 +45,6 @@ from hmtl.communication.messages import (
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, following
 from hmtl.communication.turns import Turn
-from hmtl.communication.wires import REQUEST
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
-from hmtl.communication.attendance import bytes_to_numbers, check_length, numbers_to_bytes
-from hmtl.communication.encoding import from_bytes, to_bytes
+from hmtl.communication.attendance import check_length
+from hmtl.communication.codecs.formats import DIGEST
+from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes
+from hmtl.communication.codecs.words import RowFormat
 from hmtl.communication.flows.flow import Content, Copy, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.sums import SumsOfRows
@@ -44,13 +46,11 @@ from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
-from hmtl.communication.row_formats import RowFormat
 from hmtl.communication.secure import masking
 from hmtl.communication.secure.crypto import DIGEST_BYTES, digest
 from hmtl.communication.secure.masking import Bytes, Mask, Roster, UnmaskingError
 from hmtl.communication.secure.neighbors import Degree, Secure, lone
 from hmtl.communication.turns import Turn
-from hmtl.communication.wires import DIGEST
 from hmtl.errors import CodingError, few
 from hmtl.topology import Topology
 

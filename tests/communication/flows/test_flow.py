@@ -16,13 +16,13 @@ from hmtl.coding import MEDIA, SumCode
 from hmtl.communication import TIERS, Communicator, Network
 from hmtl.communication.accounting.network import UPLINKS
 from hmtl.communication.attendance import Report, decide
+from hmtl.communication.codecs.words import PlainRows
 from hmtl.communication.flows.flow import Flow, Recipe, flow_of
 from hmtl.communication.flows.ivs import Coded, Forwarded, IVs, OwnModels
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.flows.sums import Added, CommonRow, SumsOfRows
 from hmtl.communication.meaning import Words
 from hmtl.communication.messages import SERVER, Users
-from hmtl.communication.row_formats import PlainRows
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import moving, topologies
 from hmtl.topology import Moving, Topology, any_r, symmetric

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from hmtl.coding import Aggregators, make_plan
 from hmtl.communication import CodedHierarchical, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.codecs.blocks import QUANTISERS
+from hmtl.communication.codecs.formats import Quantiser
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.messages import (
     ATTENDANCE,
@@ -31,7 +33,6 @@ from hmtl.communication.messages import (
     VERDICT,
     Message,
 )
-from hmtl.communication.wires import QUANTISERS, Quantiser
 from hmtl.errors import CodingError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import topologies

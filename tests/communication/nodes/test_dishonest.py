@@ -14,12 +14,12 @@ from apart import Apart
 from hmtl.coding import shamir
 from hmtl.communication import SumsOfRows
 from hmtl.communication.attendance import Report
+from hmtl.communication.codecs.formats import BYTES
 from hmtl.communication.messages import IVS, KEYS, REPORT, SERVER, SHARED, SHARES, UNMASK, Message, nothing
 from hmtl.communication.nodes import secure
 from hmtl.communication.secure.crypto import agree, expand, key_from, unseal
 from hmtl.communication.secure.masking import MaskingUser
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.communication.wires import BYTES
 from hmtl.topology import Topology, symmetric
 
 K, SECURE = 24, Secure(0.1)

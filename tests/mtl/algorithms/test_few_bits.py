@@ -14,8 +14,7 @@ from problems import make
 from torch import nn
 
 from hmtl.communication import CodedHierarchical, Communicator, LinkLedger, Sums, Uncoded
-from hmtl.communication.coders import QuantisedUserCoder
-from hmtl.communication.wires import Blocks
+from hmtl.communication.codecs.blocks import Blocks, QuantisedUserCoder
 from hmtl.errors import RangeError
 from hmtl.mtl import (
     MOCHA,

@@ -1,10 +1,13 @@
-"""How rows of terms and sums travel: as words of some bits, whole or in shares.
+"""Words: terms and sums as integers of some bits, which are not rounded, so that nothing is kept.
 
-n rows, L numbers in a row, int64; x shares, see `hmtl.coding.sum_codes`. A word of w bits holds an integer modulo 2^w,
-in two's complement. The words of a row follow each other without gaps, low bits first, so that 8 words fill w bytes.
+Rows travel whole or in shares. n rows, L numbers in a row, int64; x shares, see `hmtl.coding.sum_codes`; K users. A
+word of w bits holds an integer modulo 2^w, in two's complement. The words of a row follow each other without gaps, low
+bits first, so that 8 words fill w bytes.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,12 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import SumCode, add_terms
-from hmtl.communication.encoding import from_bytes, to_bytes
-from hmtl.communication.wires import INT64
+from hmtl.communication.codecs.formats import INT64
+from hmtl.communication.codecs.plain import AggregatorCoder, Ids, Read, RowsOfUsers, UserCoder
+from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes, unpack
+from hmtl.errors import CodingError, RangeError
 
 INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 """Integers of whole bytes."""
 GROUP = 8  # words that fill whole bytes, whatever their length
+LARGEST = 2**61  # of a term, so that it, and what rounding adds to it, fits in 64 bits
 WORK = 2**16  # numbers that are rounded or added at once, so that they stay in the processor's cache
 
 
@@ -138,3 +144,67 @@ def portions(at: Tensor, L: int) -> Iterator[Tensor]:
     """Yield portions of `at`, numbers of rows of L numbers, that are small enough for the processor's cache."""
     if len(at):
         yield from torch.split(at, max(1, WORK // max(1, L)))
+
+
+class TermCoder(UserCoder):
+    """A host's coder for terms of 64 bits, whose users share one row: of sums, or a model.
+
+    Args:
+        users: what is known of their rows.
+        K: number of users in the network.
+        common: the type of a model that all users receive; None: they receive sums.
+    """
+
+    def __init__(self, users: RowsOfUsers, K: int, common: torch.dtype | None = None) -> None:
+        super().__init__(users, torch.int64)
+        self.K = K
+        self._received = common or torch.int64
+
+    def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
+        end, receipts = unpacked(overhead[0].numpy(), self.K)
+        return Read(users, receipts[users], overhead[:1, :end])
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        return unpack(payload, extras, self._received, self._received).expand(len(users), -1)
+
+
+def unpacked(content: NDArray[np.uint8], K: int) -> tuple[int, Ids]:
+    """Return how many bytes come before the receipts of K users, and the receipts, as `SumCoder.receipts` packed them.
+
+    Raises:
+        CodingError: they are not there, or not of K users.
+    """
+    nbytes = int(bytes_to_numbers(content[-4:])[0]) if len(content) >= 4 else 0
+    before, reader, receipts = len(content) - 4 - nbytes, zlib.decompressobj(), b""
+    if nbytes > 0 and before >= 0:
+        with suppress(zlib.error):
+            receipts = reader.decompress(content[before:-4].tobytes(), 4 * K + 1)  # which may be bombs
+    if len(receipts) != 4 * K or not reader.eof:
+        raise CodingError(f"it has no receipts of K={K} users")
+    return before, bytes_to_numbers(np.frombuffer(receipts, np.uint8))
+
+
+class SumCoder(AggregatorCoder):
+    """An aggregator's coder for sums of 64 bits.
+
+    Args:
+        numbers: m.
+        common: the type of a model that all users receive; None: they receive sums.
+    """
+
+    adds = True
+
+    def __init__(self, numbers: int, common: torch.dtype | None = None) -> None:
+        super().__init__(numbers, torch.int64 if common is None else common)
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
+        """Return the sum; raise RangeError if no terms that users may send add up to it."""
+        sums = unpack(payload, extras, torch.int64, torch.int64)
+        if sums.numel() and max(-int(sums.min()), int(sums.max())) > 2 * LARGEST:
+            raise RangeError("it exceeds what terms of 64 bits may add up to.")
+        return sums
+
+    def receipts(self, counted: Ids) -> Tensor:
+        # Most users' last round is the same, so the compressed receipts take far less than 4 bytes for each user.
+        packed = np.frombuffer(zlib.compress(numbers_to_bytes(counted).tobytes()), np.uint8)
+        return torch.from_numpy(np.concatenate([packed, numbers_to_bytes([len(packed)])]))[None]

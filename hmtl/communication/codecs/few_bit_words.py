@@ -1,4 +1,7 @@
-"""Rounding of sums: terms as integers of b bits on scales that all users share. IVs are rounded in `rounding`.
+"""Words of few bits: terms rounded on scales that all users share; what a user's terms leave over stays in its coder.
+
+It is added to the user's next terms, so that terms sent plus what is owed always equal the terms that counted
+(docs/theory/low_precision.md).
 
 K users, n rows, m numbers in a row of terms; B = ⌈m/64⌉ blocks of 64 numbers, the last of which may be shorter. A row
 has L = m + 2B words. All are int64, and all arithmetic is exact, so that sums have the same bits in any order.
@@ -10,6 +13,10 @@ anything of a single user. After the q's, a row has two votes for each block: wh
 if there is a vote that a block does not fit. It halves once every user has taken part without needing it; a scale that
 has doubled outlasts HOLD rounds before. So what rounding leaves over is bounded, however rarely a user takes part
 (docs/theory/low_precision.md).
+
+S, the row of absolute sums, changes by s·Σq in a round. Users get the sum of the rows, Σq and the votes on scales, and
+add s·Σq to the last S. A user who lacks the last S stays idle and requests it; in that round, everybody gets the whole
+S, with the scales.
 """
 
 import math
@@ -23,16 +30,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hmtl.communication.attendance import bytes_to_numbers
-from hmtl.communication.encoding import BLOCK
-from hmtl.communication.row_formats import RowFormat
-from hmtl.communication.wires import INT64, QUANTISERS
+from hmtl.communication.codecs.formats import BLOCK, INT64
+from hmtl.communication.codecs.plain import Further, Ids, Read, RowsOfUsers, State
+from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes
+from hmtl.communication.codecs.words import LARGEST, RowFormat, SumCoder, TermCoder, portions
 from hmtl.errors import RangeError
 
-FEW_BITS = {name: blocks.width for name, blocks in QUANTISERS.items()}
-"""The bits b of a term, by the names that the setting `wire` may have for sums."""
 STAMP = 4  # bytes before a row's other overhead: its number n, if it is to be added to row n − 1; −n, if it is S itself
-LARGEST = 2**61  # of |x|, so that x, and what rounding adds to it, fits in 64 bits
 HOLD = 8  # rounds in which nobody needs a scale that has doubled, before they count towards its halving
 SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block that was zero soon has its scale
 
@@ -186,3 +190,142 @@ def longest_absence(counted: NDArray[np.int64], round: int) -> int:
 def _spread(s: Tensor, quiet: Tensor) -> Tensor:
     """Return scales, none of which is 0, or much less than the largest."""
     return torch.cat([torch.maximum(s, s.max() >> SPREAD).clamp_min_(1), quiet])
+
+
+class FewBitTermCoder(TermCoder):
+    """A host's coder that rounds terms to few bits, with leftovers.
+
+    Args:
+        users: what is known of their rows.
+        formats: the formats of rows.
+        members: the numbers of these users in the network [n], ascending.
+
+    Attributes:
+        owed: what rounding has left over, for each user: its terms that counted minus what it sent [n, m].
+        owed_if_counted: the same if the user's pending update has counted [n, m].
+        row: S, as the users received it last [1, m].
+        scales: of the next terms, which follow from this row; all zero if none are known [2, B].
+        held: the number of the last row that each user received [n]; 0 before the first one.
+    """
+
+    STATE = ("owed", "owed_if_counted", "row", "scales", "held")
+    whole = True
+
+    def __init__(self, users: RowsOfUsers, formats: FewBits, members: Ids) -> None:
+        super().__init__(users, formats.K)
+        self.formats = formats
+        self.members = members
+        self.owed, self.owed_if_counted = torch.zeros(2, len(members), formats.numbers, dtype=torch.int64)
+        self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
+        self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
+        self.held = torch.zeros(len(members), dtype=torch.int64)
+        self._number, self._absence = 0, 0  # of the row that arrives
+
+    def encode(self, users: Ids, ivs: Tensor, first: int, further: Further | None = None) -> tuple[Tensor, Tensor]:
+        payload, overhead = super().encode(users, ivs, first)
+        terms, places = from_bytes(payload, torch.int64), self._places(users)
+        row_format, _ = self.formats.up[self.format(ivs.dtype)]
+        rows = torch.empty(len(terms), row_format.nbytes, dtype=torch.uint8)
+        for at in portions(torch.arange(len(terms)), self.formats.L):
+            numbers, rest = self.formats.rounded(terms[at] + self.owed[places[at]], self.scales)
+            rows[at], self.owed_if_counted[places[at]] = row_format.pack(numbers), rest
+        return rows, overhead
+
+    def format(self, dtype: torch.dtype) -> str:
+        return f"int{self.formats.bits}" if self.scales.any() else INT64
+
+    def requesting(self, idle: Ids) -> Ids:
+        return idle
+
+    def commit(self, users: Ids) -> None:
+        counted = self._places(users)
+        self.owed[counted] = self.owed_if_counted[counted]
+
+    def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
+        """Return what came with a row; if it is a sum to be added, leave out users who lack the row before it."""
+        self._number = int(bytes_to_numbers(overhead[0, :STAMP].numpy())[0])
+        everybody = np.arange(self.formats.K)
+        _, receipts, extras = super().read(everybody, overhead[:, STAMP:], round)
+        self._absence = longest_absence(receipts, round)
+        if self._number > 0:
+            users = users[self.held[self._places(users)].numpy() == self._number - 1]
+        return Read(users, receipts[users], extras)
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+        if len(users):
+            if self._number > 0:
+                total = self.formats.sums.unpack(payload)
+                self.row = self.row + self.formats.values(total, self.scales)
+                self.scales = self.formats.next_scales(total, self.scales, self._absence)
+            else:
+                row, *scales = self.formats.split(self.formats.whole.unpack(payload))
+                self.row, self.scales = row.clone(), torch.cat(scales)
+                if self.scales.any():
+                    self.scales[0].clamp_(1, LARGEST)  # or a relay that lies could make users divide by zero
+            self.held[self._places(users)] = abs(self._number)
+        return super().decode(users, to_bytes(self.row), extras, dtype)
+
+    def state_dict(self) -> State:
+        return {name: each.clone() for name, each in super().state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        super().load_state_dict({name: state[name].clone() for name in self.STATE})
+
+    def _places(self, users: Ids) -> Tensor:
+        """Return the places of these users among the members."""
+        return torch.from_numpy(np.searchsorted(self.members, users))
+
+
+class FewBitSumCoder(SumCoder):
+    """An aggregator's coder that turns a round's sum of few bits into the change of S, and S into the row for users.
+
+    Args:
+        formats: the formats of rows.
+
+    Attributes:
+        row: S, as it was sent last [1, m].
+        number: the number of this row, counted from 1.
+        scales: of the next terms; all zero if none are known [2, B].
+    """
+
+    STATE = ("row", "number", "scales")
+
+    def __init__(self, formats: FewBits) -> None:
+        super().__init__(formats.numbers)
+        self.formats = formats
+        self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
+        self.number = torch.tensor(0)
+        self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
+        self._total, self._change, self._next, self._requested = self.row, self.row, self.scales, True
+        self._few = False  # whether the round's terms have few bits
+
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
+        """Return the change of S, given the packed sum."""
+        _, sums = self.formats.up[row_format]
+        self._few, self._total = row_format != INT64, sums.unpack(payload)
+        self.formats.check(self._total, self._few, len(users))
+        self._change = self.formats.values(self._total, self.scales if self._few else torch.zeros_like(self.scales))
+        if not self._few:
+            self._next = self.formats.first_scales(self._change, len(users))
+        change = to_bytes(self._change.clone())  # the aggregator may overwrite it
+        return super().decode(users, change, extras, dtype, row_format)
+
+    def hear(self, counted: Ids, round: int, requested: bool) -> None:
+        self._requested = requested
+        if self._few:
+            self._next = self.formats.next_scales(self._total, self.scales, longest_absence(counted, round))
+
+    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the round's sum, or S if users need it, with its stamp before the further numbers."""
+        payload, extras = super().encode(heard, models, dtype)
+        row = from_bytes(payload, torch.int64)
+        as_sum = self._few and len(heard) > 0 and not self._requested and torch.equal(row - self.row, self._change)
+        if len(heard):
+            self.scales = self._next
+        self.row, self.number = row.clone(), self.number + 1
+        stamp = torch.from_numpy(numbers_to_bytes([int(self.number if as_sum else -self.number)]))[None]
+        if as_sum:
+            packed = self.formats.sums.pack(self._total)
+        else:
+            packed = self.formats.whole.pack(torch.cat([row, self.scales.view(1, -1)], dim=1))
+        return packed, torch.cat([stamp, extras], dim=1)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hmtl.communication.rounding_of_sums import FEW_BITS, FewBits, longest_absence
+from hmtl.communication.codecs.few_bit_words import FewBits, longest_absence
+from hmtl.communication.codecs.formats import FEW_BITS
 from hmtl.errors import RangeError
 
 BITS = st.sampled_from(sorted(FEW_BITS.values()))

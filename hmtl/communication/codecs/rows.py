@@ -3,10 +3,14 @@
 Shapes: n users, m numbers per IV or model, e further numbers.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-BLOCK = 64  # numbers with a common scale, if they travel in few bits
+Bytes = NDArray[np.uint8]
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -63,3 +67,13 @@ def joined(x: Tensor, extras: Tensor) -> Tensor:
 def _further(dtype: torch.dtype) -> torch.dtype:
     """Return the type in which further numbers travel beside numbers of type `dtype`."""
     return torch.float64 if dtype.is_floating_point else torch.int64
+
+
+def numbers_to_bytes(numbers: Sequence[int] | NDArray[np.int64]) -> Bytes:
+    """Return integers below 2³¹ as 4 bytes each."""
+    return np.array(numbers, dtype="<i4").view(np.uint8)
+
+
+def bytes_to_numbers(content: Bytes) -> NDArray[np.int64]:
+    """Return the integers that `numbers_to_bytes` wrote."""
+    return np.ascontiguousarray(content).view("<i4").astype(np.int64)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmtl.communication.coders import QuantisedAggregatorCoder, QuantisedUserCoder
-from hmtl.communication.wires import OWN, Blocks
+from hmtl.communication.codecs.blocks import Blocks, QuantisedAggregatorCoder, QuantisedUserCoder
+from hmtl.communication.codecs.formats import OWN
 from hmtl.testing.scripted import ScriptedUsers
 
 K, M = 4, 70

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import sum_code
-from hmtl.communication.row_formats import PlainRows, RowFormat, portions
+from hmtl.communication.codecs.words import PlainRows, RowFormat, portions
 from hmtl.topology import any_r
 
 

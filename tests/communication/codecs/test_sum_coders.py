@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.communication import CodedHierarchical, Network, Sums, SumsOfRows, sums_if_faster
-from hmtl.communication.attendance import numbers_to_bytes
+from hmtl.communication.codecs.formats import REQUEST
+from hmtl.communication.codecs.rows import numbers_to_bytes
+from hmtl.communication.codecs.words import unpacked
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import IVS, MODELS, Message
-from hmtl.communication.sum_coders import unpacked
-from hmtl.communication.wires import REQUEST
 from hmtl.errors import CodingError, RangeError
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, symmetric

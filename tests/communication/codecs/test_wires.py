@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication.rounding import SIGNS
-from hmtl.communication.wires import QUANTISERS, Blocks, Wire, check_wire, rounding, row_bits
+from hmtl.communication.codecs.block_loops import SIGNS
+from hmtl.communication.codecs.blocks import QUANTISERS, Blocks
+from hmtl.communication.codecs.wires import Wire, check_wire, rounding, row_bits
 from hmtl.errors import ConfigError, RangeError
 from hmtl.testing import QuantiserContract
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.communication.encoding import from_bytes, put, to_bytes
+from hmtl.communication.codecs.rows import from_bytes, put, to_bytes
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

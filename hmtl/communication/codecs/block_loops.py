@@ -1,6 +1,4 @@
-"""Rounding of IVs and models: compiled loops that take blocks of numbers to few bits and back.
-
-Terms of sums are rounded in `rounding_of_sums`.
+"""Compiled loops that round blocks of IVs and models to few bits, and take them back; `blocks` keeps the rest.
 
 A row of m numbers consists of blocks of BLOCK numbers, the last one perhaps shorter. A whole block is rotated first:
 some signs are changed, chosen at random once and for all, and it is multiplied by a Hadamard matrix. This spreads a
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.communication.encoding import BLOCK
+from hmtl.communication.codecs.formats import BLOCK
 from hmtl.io.compiled import jit
 from hmtl.rng import generator
 

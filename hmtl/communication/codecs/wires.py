@@ -1,0 +1,59 @@
+"""Wires: what the setting `wire` may be, and what follows from it."""
+
+import torch
+
+from hmtl.communication.codecs.blocks import QUANTISERS, name_of_quantiser
+from hmtl.communication.codecs.formats import FLOATS, Quantiser, name_of_type
+from hmtl.errors import ConfigError
+
+Wire = str | Quantiser | None
+"""What `wire` may be: a name in FLOATS or QUANTISERS, a quantiser of your own, or None for the numbers' own type."""
+
+
+def check_wire(wire: Wire) -> None:
+    """Raise ConfigError if a wire has an unknown name or is not a quantiser."""
+    if wire is not None and not isinstance(wire, str | Quantiser):
+        raise ConfigError(
+            f"wire={name_of(wire)} is not a hmtl.communication.codecs.formats.Quantiser. Define bits, encode and "
+            "decode."
+        )
+    if isinstance(wire, str) and wire not in (*FLOATS, *QUANTISERS):
+        names = ", ".join((*QUANTISERS, *FLOATS))
+        raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, a quantiser, or null for no conversion.")
+
+
+def format_of(wire: Wire, dtype: torch.dtype) -> str:
+    """Return the format of rows whose numbers, of type `dtype`, travel by a wire."""
+    if isinstance(wire, Quantiser):
+        return name_of_quantiser(wire)
+    return wire or name_of_type(dtype)
+
+
+def name_of(wire: Wire) -> str | None:
+    """Return how messages name a wire; a quantiser of your own has the name of its class."""
+    return wire if wire is None or isinstance(wire, str) else type(wire).__name__
+
+
+def quantiser_of(wire: Wire) -> Quantiser | None:
+    """Return the quantiser of a wire, or None if numbers travel as floats."""
+    return QUANTISERS.get(wire) if isinstance(wire, str) else wire
+
+
+def row_bits(wire: Wire, m: int, dtype: torch.dtype) -> int:
+    """Return the bits of a row of m numbers of type `dtype`."""
+    quantiser = quantiser_of(wire)
+    if quantiser:
+        return quantiser.bits(m)
+    return 8 * m * (FLOATS[wire] if isinstance(wire, str) else dtype).itemsize
+
+
+def rounding(wire: Wire, dtype: str) -> str:
+    """Return a note that numbers of type `dtype` are rounded on the way, or "" if they are not."""
+    if not wire or not dtype:
+        return ""
+    if quantiser_of(wire):
+        return f"numbers travel as {name_of(wire)}; what rounding leaves out is sent with later messages"
+    assert isinstance(wire, str)
+    if FLOATS[wire].itemsize >= FLOATS[dtype].itemsize:
+        return ""
+    return f"numbers travel as {wire}, narrower than the model's {dtype}, and are rounded on the way"
