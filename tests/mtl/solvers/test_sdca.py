@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.errors import ConfigError
-from hmtl.io.compiled import jit
 from hmtl.mtl import SDCA, Hinge, Logistic, SmoothHinge, Squared
 from hmtl.mtl.solvers.sdca import DualSubproblem, applies, compiled_pass, torch_pass
 
@@ -149,11 +148,3 @@ def test_which_pass_runs(random_problem):
     job = work(own, 5)
     SDCA()(*job)
     assert own.problem.loss.steps == int(job[-1].max())
-
-
-def test_without_a_folder_for_compiled_code(monkeypatch):
-    """The installation and the home may be read-only."""
-    from numba.core import caching
-
-    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
-    assert jit()(lambda x: x + 1)(1) == 2
