@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.communication.codecs.few_bit_words import FewBits, FewBitTermCoder
 from hmtl.communication.meaning import Words
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.secure.neighbors import Secure
@@ -66,11 +67,25 @@ def fit(secure: Secure, t: Topology) -> bool:
     return True
 
 
+def rounded(formats: FewBits, x: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Return q's and votes of terms of users who owe nothing [n, L], and what is left over [n, m]."""
+    n, errors = len(x), torch.zeros(2 * len(x), formats.numbers, dtype=torch.int64)
+    rows = formats.rounded(x, scales, errors, torch.arange(n), torch.arange(n, 2 * n))
+    return formats.terms.unpack(rows), errors[n:]
+
+
+def left_over(coder: FewBitTermCoder, counts: bool = False) -> Tensor:
+    """What each user of a host owes, or would, if its pending update counted [n, m]."""
+    rows, heard = torch.zeros(len(coder.members), coder.formats.numbers, dtype=torch.int64), coder.owed >= 0
+    rows[heard] = coder.errors.flatten(0, 1)[coder.owed[heard] ^ int(counts)]
+    return rows
+
+
 def owed(hosts: Sequence[Host], counted: set[tuple[int, int]]) -> Tensor:
     """What all users owe: a pending update leaves over what it would, if it counted."""
     total = torch.zeros(hosts[0].coder.formats.numbers, dtype=torch.int64)
     for host in hosts:
         for place, k in enumerate(host.members.tolist()):
             late = host.pending[k] and (int(host.sent[k]), k) in counted
-            total += (host.coder.owed_if_counted if late else host.coder.owed)[place]
+            total += left_over(host.coder, late)[place]
     return total

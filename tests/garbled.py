@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from adding import left_over
 from torch import Tensor
 
 from hmtl.communication.codecs.few_bit_words import FewBitTermCoder
@@ -197,7 +198,7 @@ class Truth:
         def rounds(host: Host) -> list[Message]:
             messages = rows(host)
             if isinstance(host.coder, FewBitTermCoder):  # what rounding leaves over is sent later
-                left = host.coder.owed - host.coder.owed_if_counted
+                left = left_over(host.coder) - left_over(host.coder, counts=True)
                 for k in host._users.tolist():
                     row = left[np.searchsorted(host.members, k)]
                     self.sent[host._round, host._ivs.shape[1], k][-1][: len(row)] += row

@@ -30,10 +30,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hmtl.communication.codecs import word_loops
 from hmtl.communication.codecs.formats import BLOCK, INT64
 from hmtl.communication.codecs.plain import Further, Ids, Read, RowsOfUsers, State
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes
-from hmtl.communication.codecs.words import LARGEST, RowFormat, SumCoder, TermCoder, portions
+from hmtl.communication.codecs.words import LARGEST, RowFormat, SumCoder, TermCoder
 from hmtl.errors import RangeError
 
 STAMP = 4  # bytes before a row's other overhead: its number n, if it is to be added to row n − 1; −n, if it is S itself
@@ -104,24 +105,34 @@ class FewBits:
         """The largest q, 2^(b−1) − 1."""
         return (1 << (self.bits - 1)) - 1
 
-    def rounded(self, x: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rows [n, L] of q's and votes, and x − q·s [n, m], for x [n, m].
+    def rounded(self, terms: Tensor, scales: Tensor, errors: Tensor, owed: Tensor, rest: Tensor) -> Tensor:
+        """Return rows of q's and votes, uint8 [n, bytes], and write what rounding leaves over to errors[rest].
+
+        Args:
+            terms: of n users, without what they owe [n, m].
+            scales: of these terms; zeros: rows have words of 64 bits, and nothing is left over.
+            errors: what rounding left over [h, m].
+            owed: the rows of `errors` with what the users owe [n].
+            rest: the rows of `errors` that receive x − q·s, others than those [n].
 
         Raises:
             RangeError: a number exceeds 2^61.
         """
-        peaks = pad(x.abs(), (0, -self.numbers % BLOCK)).view(len(x), self.blocks, BLOCK).amax(2)
-        if peaks.numel() and int(peaks.max()) > LARGEST:
+        if scales.any():
+            rows = torch.empty(len(terms), self.terms.nbytes, dtype=torch.uint8)
+            words = rows.numpy(), self.terms.bits, self.largest
+            of_users = terms.contiguous().numpy(), owed.numpy(), rest.numpy()
+            fits = word_loops.round_terms(*of_users, errors.numpy(), scales[0].numpy(), LARGEST, *words)
+        else:
+            x = terms + errors[owed]
+            errors[rest], rows = 0, self.whole.pack(pad(x, (0, 2 * self.blocks)))
+            fits = not x.numel() or int(x.abs().max()) <= LARGEST
+        if not fits:
             raise RangeError(
                 "A term of a sum, plus what rounding left over before, exceeds 2^61 units of the grid. "
                 "Lower fraction_bits, or solver.step if training diverges."
             )
-        if not scales.any():
-            return pad(x, (0, 2 * self.blocks)), torch.zeros_like(x)
-        s = self._of_numbers(scales)
-        q = torch.div(x + s // 2, s, rounding_mode="floor").clamp_(-self.largest, self.largest)
-        limits = self.largest * scales[:1] + self.largest * scales[:1] // 2
-        return torch.cat([q, peaks > limits, peaks > limits // 2], dim=1), x - q * s
+        return rows
 
     def values(self, total: Tensor, scales: Tensor) -> Tensor:
         """Return the sum of terms [1, m] for a sum of rows [1, L] and the scales of these rows.
@@ -201,21 +212,24 @@ class FewBitTermCoder(TermCoder):
         members: the numbers of these users in the network [n], ascending.
 
     Attributes:
-        owed: what rounding has left over, for each user: its terms that counted minus what it sent [n, m].
-        owed_if_counted: the same if the user's pending update has counted [n, m].
+        errors: what rounding has left over, for each of h users who took part so far: its terms that counted minus what
+            it sent, and the same if its pending update has counted, or the other way round [h, 2, m].
+        owed: which of these 2·h rows has what each user owes, if its pending update has not counted; its neighbour has
+            the other; −1: the user never took part [n].
         row: S, as the users received it last [1, m].
         scales: of the next terms, which follow from this row; all zero if none are known [2, B].
         held: the number of the last row that each user received [n]; 0 before the first one.
     """
 
-    STATE = ("owed", "owed_if_counted", "row", "scales", "held")
+    STATE = ("errors", "owed", "row", "scales", "held")
     whole = True
 
     def __init__(self, users: RowsOfUsers, formats: FewBits, members: Ids) -> None:
         super().__init__(users, formats.K)
         self.formats = formats
         self.members = members
-        self.owed, self.owed_if_counted = torch.zeros(2, len(members), formats.numbers, dtype=torch.int64)
+        self.errors = torch.zeros(0, 2, formats.numbers, dtype=torch.int64)
+        self.owed = torch.full((len(members),), -1)
         self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
         self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
         self.held = torch.zeros(len(members), dtype=torch.int64)
@@ -223,13 +237,9 @@ class FewBitTermCoder(TermCoder):
 
     def encode(self, users: Ids, ivs: Tensor, first: int, further: Further | None = None) -> tuple[Tensor, Tensor]:
         payload, overhead = super().encode(users, ivs, first)
-        terms, places = from_bytes(payload, torch.int64), self._places(users)
-        row_format, _ = self.formats.up[self.format(ivs.dtype)]
-        rows = torch.empty(len(terms), row_format.nbytes, dtype=torch.uint8)
-        for at in portions(torch.arange(len(terms)), self.formats.L):
-            numbers, rest = self.formats.rounded(terms[at] + self.owed[places[at]], self.scales)
-            rows[at], self.owed_if_counted[places[at]] = row_format.pack(numbers), rest
-        return rows, overhead
+        owed = self._owed(users)
+        terms, errors = from_bytes(payload, torch.int64), self.errors.view(-1, self.formats.numbers)
+        return self.formats.rounded(terms, self.scales, errors, owed, owed ^ 1), overhead
 
     def format(self, dtype: torch.dtype) -> str:
         return f"int{self.formats.bits}" if self.scales.any() else INT64
@@ -238,8 +248,8 @@ class FewBitTermCoder(TermCoder):
         return idle
 
     def commit(self, users: Ids) -> None:
-        counted = self._places(users)
-        self.owed[counted] = self.owed_if_counted[counted]
+        places = self._places(users)
+        self.owed[places] = self._owed(users) ^ 1
 
     def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
         """Return what came with a row; if it is a sum to be added, leave out users who lack the row before it."""
@@ -266,10 +276,28 @@ class FewBitTermCoder(TermCoder):
         return super().decode(users, to_bytes(self.row), extras, dtype)
 
     def state_dict(self) -> State:
-        return {name: each.clone() for name, each in super().state_dict().items()}
+        state = super().state_dict() | {"errors": self.errors[: self._h]}
+        return {name: each.clone() for name, each in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         super().load_state_dict({name: state[name].clone() for name in self.STATE})
+
+    @property
+    def _h(self) -> int:
+        return int((self.owed >= 0).sum())
+
+    def _owed(self, users: Ids) -> Tensor:
+        """Return `owed` of these users; one who never took part owes zeros from now on."""
+        places, h = self._places(users), self._h
+        new = places[self.owed[places] < 0]
+        if len(new):
+            if (rows := h + len(new)) > len(self.errors):
+                rows = min(max(rows, 2 * h), len(self.members))  # seldom, since everything is copied
+                self.errors = torch.cat(
+                    [self.errors, self.errors.new_zeros(rows - len(self.errors), *self.errors.shape[1:])]
+                )
+            self.owed[new] = 2 * torch.arange(h, h + len(new))
+        return self.owed[places]
 
     def _places(self, users: Ids) -> Tensor:
         """Return the places of these users among the members."""

@@ -2,7 +2,7 @@
 
 Rows travel whole or in shares. n rows, L numbers in a row, int64; x shares, see `hmtl.coding.sum_codes`; K users. A
 word of w bits holds an integer modulo 2^w, in two's complement. The words of a row follow each other without gaps, low
-bits first, so that 8 words fill w bytes.
+bits first.
 """
 
 import zlib
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import SumCode, add_terms
+from hmtl.communication.codecs import word_loops
 from hmtl.communication.codecs.formats import INT64
 from hmtl.communication.codecs.plain import AggregatorCoder, Ids, Read, RowsOfUsers, UserCoder
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes, unpack
@@ -24,9 +25,8 @@ from hmtl.errors import CodingError, RangeError
 
 INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 """Integers of whole bytes."""
-GROUP = 8  # words that fill whole bytes, whatever their length
 LARGEST = 2**61  # of a term, so that it, and what rounding adds to it, fits in 64 bits
-WORK = 2**16  # numbers that are rounded or added at once, so that they stay in the processor's cache
+WORK = 2**16  # numbers that are added at once, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,9 @@ class RowFormat:
         """Return the low bits of integers [n, L], uint8 [n, nbytes]; words of 64 bits are not copied."""
         if self.bits in INTEGERS:
             return to_bytes(x.to(INTEGERS[self.bits]))
-        n, groups = len(x), -(-self.L // GROUP)
-        padded = np.zeros((n, groups * GROUP), np.uint64)
-        padded[:, : self.L] = x.numpy().view(np.uint64) & np.uint64(2**self.bits - 1)
-        integers = padded.reshape(n, groups, GROUP)
-        rows = np.zeros((n, groups, self.bits), np.uint8)
-        for word, byte, shift in self._overlaps():
-            part = integers[..., word] >> np.uint64(shift) if shift >= 0 else integers[..., word] << np.uint64(-shift)
-            rows[..., byte] |= part.astype(np.uint8)  # keeps the low 8 bits
-        return torch.from_numpy(rows.reshape(n, groups * self.bits)[:, : self.nbytes])
+        rows = torch.empty(len(x), self.nbytes, dtype=torch.uint8)
+        word_loops.pack(x.contiguous().numpy(), self.bits, rows.numpy())
+        return rows
 
     def read(self, rows: Tensor) -> Tensor:
         """Return the integers that words hold, modulo 2^w, [n, L]: without a copy if words are integers of a type."""
@@ -63,17 +57,9 @@ class RowFormat:
         """Return the integers in −2^(w−1) .. 2^(w−1) − 1 that words hold, int64 [n, L] for uint8 [n, nbytes]."""
         if self.bits in INTEGERS:
             return self.read(rows).to(torch.int64)
-        n, groups = len(rows), -(-self.L // GROUP)
-        padded = np.zeros((n, groups * self.bits), np.uint8)
-        padded[:, : rows.shape[1]] = rows.numpy()
-        content = padded.reshape(n, groups, self.bits)
-        integers = np.zeros((n, groups, GROUP), np.uint64)
-        for word, byte, shift in self._overlaps():
-            part = content[..., byte].astype(np.uint64)
-            integers[..., word] |= part << np.uint64(shift) if shift >= 0 else part >> np.uint64(-shift)
-        unused = 64 - self.bits
-        signed = (integers << np.uint64(unused)).view(np.int64) >> unused  # the shift back extends the sign
-        return torch.from_numpy(signed.reshape(n, groups * GROUP)[:, : self.L])
+        x = torch.empty(len(rows), self.L, dtype=torch.int64)
+        word_loops.unpack(rows.contiguous().numpy(), self.bits, x.numpy())
+        return x
 
     def add(self, rows: Tensor, at: Tensor, A: Tensor, to: Tensor, first: int = 0) -> None:
         """Add A·S to `to`, where S is the sum of the numbers in the rows `at`, cut; see `hmtl.coding.add_terms`."""
@@ -95,12 +81,6 @@ class RowFormat:
         """Return the row, uint8 [1, nbytes], of which `split` made the shares of a set, uint8 [c, bytes]."""
         numbers = self.share(code).read(shares).reshape(-1, code.stretches(self.L))
         return self.pack(code.join(group, numbers, self.L)[None])
-
-    def _overlaps(self) -> Iterator[tuple[int, int, int]]:
-        """Yield the words and bytes of a group that share bits, and where the byte begins in the word [bits]."""
-        for byte in range(self.bits):
-            for word in range(8 * byte // self.bits, (8 * byte + 7) // self.bits + 1):
-                yield word, byte, 8 * byte - word * self.bits
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from adding import Terms, Total, owed, terms
+from adding import Terms, Total, left_over, owed, rounded, terms
 from apart import Apart
 from changed import poisoned
 from hypothesis import given
@@ -202,19 +202,19 @@ def test_what_is_left_over_waits_with_the_update_and_is_saved() -> None:
 
     apart.play(0)
     apart.play(1, change=lose)
-    assert not host.coder.owed[7].any()
+    assert not left_over(host.coder)[7].any()
     state = deepcopy(host.state_dict())
     for name in host.coder.STATE:
-        getattr(host.coder, name)[:] = 0
+        setattr(host.coder, name, torch.zeros_like(getattr(host.coder, name)))
     host.load_state_dict(state)
-    x, scales = users.ivs[2][:, :M] + host.coder.owed, host.coder.scales
+    x, scales = users.ivs[2][:, :M] + left_over(host.coder), host.coder.scales
     apart.play(2, change=lambda node, message: lose("", message) if node != "relay 0" else lose(node, message))
     terms_of_all = [message for message in seen if message.payload.shape[1]][-1]
-    expected, _ = host.coder.formats.rounded(x[terms_of_all.users], scales)
+    expected, _ = rounded(host.coder.formats, x[terms_of_all.users], scales)
     assert torch.equal(host.coder.formats.terms.unpack(terms_of_all.payload), expected)
-    assert host.coder.owed[7].any()
+    assert left_over(host.coder)[7].any()
     true = torch.stack(users.ivs[:3]).sum(0)[:, :M].sum(0) - users.ivs[2][7, :M]
-    assert torch.equal(apart.total.state["last"][0, :M] + host.coder.owed.sum(0), true)
+    assert torch.equal(apart.total.state["last"][0, :M] + left_over(host.coder).sum(0), true)
 
 
 def test_a_host_none_of_whose_users_has_a_row_yet() -> None:
@@ -327,7 +327,7 @@ def left_over_by_rare_users(rounds: int, K: int, visits: Callable[[int, np.rando
     for round in range(rounds):
         communicator.round(round, users, total)
         (host,) = communicator.nodes.hosts  # type: ignore[union-attr]
-        left.append(float((host.coder.owed.abs().amax(1) / largest).max()))
+        left.append(float((left_over(host.coder).abs().amax(1) / largest).max()))
     return left
 
 
@@ -369,7 +369,7 @@ def test_scales_follow_terms_that_shrink_although_a_user_is_gone() -> None:
     for round in range(120):
         communicator.round(round, users, total)
     (host,) = communicator.nodes.hosts  # type: ignore[union-attr]
-    left = host.coder.owed[1:].abs().max()
+    left = left_over(host.coder)[1:].abs().max()
     assert int(left) < 4 * int(ivs[-1].abs().max())
 
 

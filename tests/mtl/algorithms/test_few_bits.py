@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from adding import left_over
 from changed import Change, Changed, losing
 from examples import examples
 from hypothesis import given
@@ -113,7 +114,7 @@ def test_what_rounding_leaves_out_of_sums_is_known(t, wire, loss, kind, gone, lo
     B, grid = learner.aggregator.coupling.B, case.problem.grid
     V = np.stack([s * a @ x for s, a, x in zip(case.s, case.by_user(learner.a), case.X, strict=True)])
     np.testing.assert_allclose(learner.users.meaning.sent.numpy(), V, rtol=0, atol=1e-12)
-    known = learner.aggregator.S[0] + communicator.nodes.hosts[0].coder.owed.sum(0)
+    known = learner.aggregator.S[0] + left_over(communicator.nodes.hosts[0].coder).sum(0)
     assert torch.equal(known, grid.rounded(B.terms(learner.users.meaning.sent)).sum(0))
 
 
