@@ -225,16 +225,16 @@ def decide(
 
 
 def tagged(number: int, row_format: str, requested: bool) -> int:
-    """Return a number below 2²⁶ with a tag of 5 bits: a format of rows, and whether a user requests a whole one."""
-    return number << 5 | FORMATS.index(row_format) << 1 | requested
+    """Return a number below 2²⁵ with a tag of 6 bits: a format of rows, and whether a user requests a whole one."""
+    return number << 6 | FORMATS.index(row_format) << 1 | requested
 
 
 def untagged(number: int) -> tuple[int, str, bool]:
     """Return what `tagged` was given; raise CodingError if the format is unknown."""
-    place = number >> 1 & 15
+    place = number >> 1 & 31
     if place >= len(FORMATS):
         raise CodingError(f"Rows have the unknown format {place}. Install the same version at all nodes.")
-    return number >> 5, FORMATS[place], bool(number & 1)
+    return number >> 6, FORMATS[place], bool(number & 1)
 
 
 def check_length(content: bytes | Bytes, nbytes: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.communication.codecs.formats import REQUEST
-from hmtl.communication.flows.flow import Recipe, Shape
+from hmtl.communication.flows.flow import Recipe, Shape, other_format
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, Users, relay_number
 from hmtl.communication.sides import UserSide
@@ -46,7 +46,7 @@ class Expecting(Protocol):
 class StateOfAggregators(Protocol):
     """What knows the state of aggregators, and with it what other nodes may hand over."""
 
-    def check(self, content: NDArray[np.uint8], agreed: int, gate: "Gate") -> None:
+    def check(self, content: NDArray[np.uint8], content_format: str, agreed: int, gate: "Gate") -> None:
         """Raise CodingError if no other node handed over this content, which leads to the version `agreed`."""
 
 
@@ -92,10 +92,10 @@ class Gate:
         """Return the shape of users' rows; raise CodingError if these have a format in which rows do not travel."""
         lengths = self.recipe.lengths(self.users)
         if message.format == REQUEST and len(lengths) > 1:
-            return Shape(0, 1, True)
+            return Shape(0, 1, True, format=REQUEST)
         if message.format not in lengths:
-            raise CodingError(f"its format is {message.format}. Start all nodes with the same communicator.wire")
-        return Shape(lengths[message.format][0], 8 * self.users.further, True)
+            raise CodingError(other_format(message.format))
+        return Shape(lengths[message.format][0], 8 * self.users.further, True, format=message.format)
 
     def _rows(self, node: Expecting, turn: Turn, kind: str, message: Message) -> Users | None:
         """Return numbers by which the rows of a message differ; None: it has no rows for this host.
@@ -115,6 +115,8 @@ class Gate:
             return None
         if (shape := node.expects(message, turn, self)) is None:
             raise CodingError("it expects no such message")
+        if message.format != shape.format:
+            raise CodingError(f"its format is {message.format}, not {shape.format}")
         rows = len(users) if shape.rows is None else shape.rows
         if (message.users is None) != (shape.users is None) or (len(message), *message.sizes) != (rows, *shape[:2]):
             sizes = " + ".join(map(str, message.sizes))

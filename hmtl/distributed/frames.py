@@ -30,7 +30,7 @@ SECRETS = messages.KEYS, messages.SHARES, messages.SHARED, messages.UNMASK  # of
 # A receiver trusts the indices of a header: change MAGIC along with KINDS, DTYPES or FORMATS.
 KINDS = tuple(dict.fromkeys((CONTROL, BYE, CAST, LACKS, PIECES, *UP, *DOWN, messages.RECEIPTS, *SECRETS)))
 DTYPES = tuple(NUMBERS.values())
-MAGIC = b"hmt7"  # the digit is the version of the layout
+MAGIC = b"hmt8"  # the digit is the version of the layout
 LAYOUT = struct.Struct("<4s B B B I i i I I I")
 HEADER = LAYOUT.size  # bytes
 SERVES, RELAYS, HOSTS = "server", "relay", "host"  # the roles of nodes

@@ -14,6 +14,7 @@ from changed import Changed
 
 from hmtl.coding import sum_code
 from hmtl.communication import Network, Sums, SumsOfRows
+from hmtl.communication.codecs.formats import BYTES, ROUNDS
 from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.messages import IVS, STATE, VERDICT, Message
@@ -85,14 +86,15 @@ def test_a_state_that_says_a_wrong_version_is_handed_over_again(wire: str | None
             return message
         content = message.overhead.clone()
         numbers = content[0, : 12 if wire else 4].numpy().view("<i4")  # one round, its size and its tag; or a version
+        assert message.format == (ROUNDS if wire else BYTES)
         versions.append(int(numbers[0]))
-        numbers[-1] += 99 << 5 if wire else 99
+        numbers[-1] += 99 << 6 if wire else 99
         return replace(message, overhead=content)
 
     for round in range(5):
         apart.play(round, away=[1] if round == 1 else [], change=change)
     assert versions
-    assert all(version == -1 if wire else version > 0 for version in versions)
+    assert all(version == 1 if wire else version > 0 for version in versions)
     assert apart.server.attendance.aggregating[1]
 
 

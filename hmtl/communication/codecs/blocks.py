@@ -75,7 +75,7 @@ QUANTISERS = {name: Blocks(width) for name, width in FEW_BITS.items()}
 
 def name_of_quantiser(quantiser: Quantiser) -> str:
     """Return the format of rows that a quantiser rounds, one of FORMATS."""
-    return next((name for name, known in QUANTISERS.items() if known is quantiser), OWN)
+    return f"blocks{quantiser.width}" if type(quantiser) is Blocks else OWN
 
 
 class QuantisedUserCoder(UserCoder):
@@ -127,13 +127,13 @@ class QuantisedUserCoder(UserCoder):
         at = self._rows(users)
         self.held = replaced(self.held, at, factors[:, None].to(self.held) * take(self.held, at))
 
-    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         at, m = self._rows(users), self.users.numbers
         models = torch.empty(len(users), m, dtype=dtype)
         self.quantiser.decode(payload, models)
         models += take(self.base, at)
         self.newest = replaced(self.newest, at, models)
-        return joined(models, extras)
+        return joined(models, extras, dtype)
 
     def _rows(self, users: Ids) -> Tensor:
         return torch.from_numpy(np.searchsorted(self.members, users))
@@ -178,10 +178,10 @@ class QuantisedAggregatorCoder(AggregatorCoder):
             at = torch.from_numpy(users)
             numbers += take(self.held, at)
             self.held = replaced(self.held, at, numbers.clone())
-        return joined(numbers, extras)
+        return joined(numbers, extras, dtype)
 
-    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, str]:
         known = torch.from_numpy(heard)
         self.base = replaced(self.base, known, take(self.newest, known))
         self.sent = self.quantiser.encode(models[:, : self.numbers].to(self.base) - self.base)
-        return self.sent, pack(models[:, self.numbers :], 0, dtype)[1]
+        return self.sent, pack(models[:, self.numbers :], 0, dtype)[1], name_of_quantiser(self.quantiser)

@@ -37,7 +37,7 @@ from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers
 from hmtl.communication.codecs.words import LARGEST, RowFormat, SumCoder, TermCoder
 from hmtl.errors import RangeError
 
-STAMP = 4  # bytes before a row's other overhead: its number n, if it is to be added to row n − 1; −n, if it is S itself
+STAMP = 4  # bytes before a row's other overhead: its number n; a row of few bits is to be added to row n − 1
 HOLD = 8  # rounds in which nobody needs a scale that has doubled, before they count towards its halving
 SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block that was zero soon has its scale
 
@@ -92,13 +92,9 @@ class FewBits:
         return {INT64: (self.whole, self.whole), f"int{self.bits}": (self.terms, self.sums)}
 
     @property
-    def down(self) -> RowFormat:
-        """Format of a row for users who have the one before."""
-        return self.sums
-
-    def of_row(self, overhead: Tensor) -> RowFormat:
-        """Return the format of a row for users, which its stamp gives, see STAMP."""
-        return self.sums if bytes_to_numbers(overhead[0, :STAMP].numpy())[0] > 0 else self.whole
+    def down(self) -> Mapping[str, RowFormat]:
+        """Formats of a row for users who have the one before, and of the whole row."""
+        return {f"int{self.bits}": self.sums, INT64: self.whole}
 
     @property
     def largest(self) -> int:
@@ -251,29 +247,30 @@ class FewBitTermCoder(TermCoder):
         places = self._places(users)
         self.owed[places] = self._owed(users) ^ 1
 
-    def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
+    def read(self, users: Ids, overhead: Tensor, round: int, row_format: str) -> Read:
         """Return what came with a row; if it is a sum to be added, leave out users who lack the row before it."""
         self._number = int(bytes_to_numbers(overhead[0, :STAMP].numpy())[0])
         everybody = np.arange(self.formats.K)
-        _, receipts, extras = super().read(everybody, overhead[:, STAMP:], round)
+        _, receipts, extras = super().read(everybody, overhead[:, STAMP:], round, row_format)
         self._absence = longest_absence(receipts, round)
-        if self._number > 0:
+        if row_format != INT64:
             users = users[self.held[self._places(users)].numpy() == self._number - 1]
         return Read(users, receipts[users], extras)
 
-    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         if len(users):
-            if self._number > 0:
+            if row_format != INT64:
                 total = self.formats.sums.unpack(payload)
                 self.row = self.row + self.formats.values(total, self.scales)
                 self.scales = self.formats.next_scales(total, self.scales, self._absence)
             else:
                 row, *scales = self.formats.split(self.formats.whole.unpack(payload))
                 self.row, self.scales = row.clone(), torch.cat(scales)
-                if self.scales.any():
-                    self.scales[0].clamp_(1, LARGEST)  # or a relay that lies could make users divide by zero
-            self.held[self._places(users)] = abs(self._number)
-        return super().decode(users, to_bytes(self.row), extras, dtype)
+                if self.scales.any():  # a relay that lies may have sent others than powers of two
+                    _, exponents = torch.frexp(self.scales[0].clamp(1, LARGEST).double())
+                    self.scales[0] = torch.ones_like(self.scales[0]) << (exponents - 1)
+            self.held[self._places(users)] = self._number
+        return super().decode(users, to_bytes(self.row), extras, dtype, INT64)
 
     def state_dict(self) -> State:
         state = super().state_dict() | {"errors": self.errors[: self._h]}
@@ -343,17 +340,17 @@ class FewBitSumCoder(SumCoder):
         if self._few:
             self._next = self.formats.next_scales(self._total, self.scales, longest_absence(counted, round))
 
-    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the round's sum, or S if users need it, with its stamp before the further numbers."""
-        payload, extras = super().encode(heard, models, dtype)
+    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, str]:
+        """Return the round's sum, or S if users need it, with its stamp before the further numbers, and its format."""
+        payload, extras, row_format = super().encode(heard, models, dtype)
         row = from_bytes(payload, torch.int64)
         as_sum = self._few and len(heard) > 0 and not self._requested and torch.equal(row - self.row, self._change)
         if len(heard):
             self.scales = self._next
         self.row, self.number = row.clone(), self.number + 1
-        stamp = torch.from_numpy(numbers_to_bytes([int(self.number if as_sum else -self.number)]))[None]
+        stamp = torch.from_numpy(numbers_to_bytes([int(self.number)]))[None]
         if as_sum:
-            packed = self.formats.sums.pack(self._total)
+            packed, row_format = self.formats.sums.pack(self._total), f"int{self.formats.bits}"
         else:
             packed = self.formats.whole.pack(torch.cat([row, self.scales.view(1, -1)], dim=1))
-        return packed, torch.cat([stamp, extras], dim=1)
+        return packed, torch.cat([stamp, extras], dim=1), row_format

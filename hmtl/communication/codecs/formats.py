@@ -14,12 +14,14 @@ FLOATS = {"float64": torch.float64, "float32": torch.float32, "float16": torch.f
 PLANES = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,)}
 """How the bits of an integer of few bits are stored in blocks, see `block_loops`."""
 FEW_BITS = {f"int{width}": width for width in PLANES}
-"""The bits b of an integer, by the names that the setting `wire` may have."""
+"""The bits b of an integer, by the names that the setting `wire` may have, and of words of few bits."""
+BLOCKS = {f"blocks{width}": width for width in PLANES}
+"""The bits b of an integer in blocks."""
 INT64, OWN = "int64", "own"  # words of 64 bits; a quantiser of your own
-NOTHING, BYTES, REQUEST, DIGEST = "nothing", "bytes", "request", "digest"  # rows without numbers
+BYTES, REQUEST, DIGEST, ROUNDS = "bytes", "request", "digest", "rounds"  # rows without numbers
 NUMBERS = FLOATS | {INT64: torch.int64}
 """Types in which numbers travel as they are."""
-FORMATS = (NOTHING, BYTES, *NUMBERS, *FEW_BITS, OWN, REQUEST, DIGEST)
+FORMATS = (BYTES, *NUMBERS, *FEW_BITS, *BLOCKS, OWN, REQUEST, DIGEST, ROUNDS)
 """The formats of rows, of which a message names one; readers go by this name."""
 
 

@@ -105,13 +105,13 @@ class UserCoder(Remembering):
     def rescale(self, users: Ids, factors: Tensor) -> None:
         """Multiply what is owed to these users' next changes by factors [n]."""
 
-    def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
+    def read(self, users: Ids, overhead: Tensor, round: int, row_format: str) -> Read:
         """Return what came with the models of these users in a round, given overhead as `AggregatorCoder` made it."""
         return Read(users, bytes_to_numbers(overhead[:, -4:].numpy().ravel()), overhead[:, :-4])
 
-    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the models [n, m + e′] of these users, as `dtype`."""
-        return unpack(payload, extras, self.wire or dtype, dtype)
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
+        """Return the models [n, m + e′] of these users, which arrived in a format, as `dtype`."""
+        return unpack(payload, extras, NUMBERS[row_format], dtype)
 
 
 class AggregatorCoder(Remembering):
@@ -148,12 +148,13 @@ class AggregatorCoder(Remembering):
         """Return the round in which the user's IV counted last, for each row of models, uint8 [rows, bytes]."""
         return torch.from_numpy(numbers_to_bytes(counted).reshape(-1, 4))
 
-    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return payload and overhead, uint8 [rows, bytes] each, of models [rows, m + e′].
+    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, str]:
+        """Return payload and overhead, uint8 [rows, bytes] each, of models [rows, m + e′], and their format.
 
         Args:
             heard: the users whose IVs counted in this round.
             models: the models.
             dtype: the type of the users' numbers.
         """
-        return pack(models, self.numbers, self.wire or dtype)
+        wire = self.wire or dtype
+        return *pack(models, self.numbers, wire), name_of_type(wire)

@@ -46,8 +46,8 @@ def put(rows: Tensor, to: Tensor, source: Tensor, at: Tensor) -> None:
 
 
 def pack(x: Tensor, m: int, wire: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return rows x [n, m + e] as bytes on the CPU: m numbers as `wire`, further ones as float64 or int64."""
-    extras = x[:, m:].to(_further(x.dtype)) if x.shape[1] > m else x.new_zeros(len(x), 0, dtype=torch.float64)
+    """Return rows x [n, m + e] as bytes on the CPU: m numbers as `wire`, further ones as `_further` of it."""
+    extras = x[:, m:].to(_further(wire)) if x.shape[1] > m else x.new_zeros(len(x), 0, dtype=torch.float64)
     return to_bytes(x[:, :m].to(wire)).cpu(), to_bytes(extras).cpu()
 
 
@@ -56,16 +56,16 @@ def unpack(numbers: Tensor, extras: Tensor, wire: torch.dtype, dtype: torch.dtyp
 
     If there are no further numbers, the result may share memory with `numbers`.
     """
-    return joined(from_bytes(numbers, wire).to(dtype), extras)
+    return joined(from_bytes(numbers, wire).to(dtype), extras, wire)
 
 
-def joined(x: Tensor, extras: Tensor) -> Tensor:
-    """Return rows [n, m + e] of the numbers x [n, m], and of further numbers as `pack` returned them."""
-    return torch.cat([x, from_bytes(extras, _further(x.dtype)).to(x)], dim=1) if extras.shape[1] else x
+def joined(x: Tensor, extras: Tensor, wire: torch.dtype) -> Tensor:
+    """Return rows [n, m + e] of the numbers x [n, m], and of further numbers as `pack` returned them beside `wire`."""
+    return torch.cat([x, from_bytes(extras, _further(wire)).to(x)], dim=1) if extras.shape[1] else x
 
 
 def _further(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which further numbers travel beside numbers of type `dtype`."""
+    """Return the type in which further numbers travel beside numbers that travel as `dtype`."""
     return torch.float64 if dtype.is_floating_point else torch.int64
 
 

@@ -24,9 +24,10 @@ def check_wire(wire: Wire) -> None:
 
 def format_of(wire: Wire, dtype: torch.dtype) -> str:
     """Return the format of rows whose numbers, of type `dtype`, travel by a wire."""
-    if isinstance(wire, Quantiser):
-        return name_of_quantiser(wire)
-    return wire or name_of_type(dtype)
+    quantiser = quantiser_of(wire)
+    if quantiser:
+        return name_of_quantiser(quantiser)
+    return name_of_type(FLOATS[wire] if isinstance(wire, str) else dtype)
 
 
 def name_of(wire: Wire) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hmtl.coding import SumCode, add_terms
 from hmtl.communication.codecs import word_loops
-from hmtl.communication.codecs.formats import INT64
+from hmtl.communication.codecs.formats import INT64, NUMBERS, name_of_type
 from hmtl.communication.codecs.plain import AggregatorCoder, Ids, Read, RowsOfUsers, UserCoder
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes, unpack
 from hmtl.errors import CodingError, RangeError
@@ -88,16 +88,16 @@ class PlainRows:
     """The formats of rows that are always L words of 64 bits.
 
     Attributes:
-        bits_down: bits of a number in the row for users: 64 for sums, or those of an average.
+        received: the type of the numbers in the row for users: int64 for sums, or that of an average.
         K: number of users.
         stamp: bytes of a row for users before its further numbers.
         terms, sums: formats of a user's terms, and of sums of such terms.
         up: the same, by the format that users' messages name.
-        down: format of the row for users, as a rule.
+        down: formats of the row for users, by the format that their messages name, the usual one first.
     """
 
     L: int
-    bits_down: int = 64
+    received: torch.dtype = torch.int64
     K: int = 0
     stamp: ClassVar[int] = 0
 
@@ -112,12 +112,8 @@ class PlainRows:
         return {INT64: (self.terms, self.sums)}
 
     @property
-    def down(self) -> RowFormat:
-        return RowFormat(self.L, self.bits_down)
-
-    def of_row(self, overhead: Tensor) -> RowFormat:
-        """Return the format of a row for users, given its further numbers, uint8 [1, bytes]."""
-        return self.down
+    def down(self) -> Mapping[str, RowFormat]:
+        return {name_of_type(self.received): RowFormat(self.L, 8 * self.received.itemsize)}
 
 
 def portions(at: Tensor, L: int) -> Iterator[Tensor]:
@@ -132,20 +128,20 @@ class TermCoder(UserCoder):
     Args:
         users: what is known of their rows.
         K: number of users in the network.
-        common: the type of a model that all users receive; None: they receive sums.
     """
 
-    def __init__(self, users: RowsOfUsers, K: int, common: torch.dtype | None = None) -> None:
+    def __init__(self, users: RowsOfUsers, K: int) -> None:
         super().__init__(users, torch.int64)
         self.K = K
-        self._received = common or torch.int64
 
-    def read(self, users: Ids, overhead: Tensor, round: int) -> Read:
+    def read(self, users: Ids, overhead: Tensor, round: int, row_format: str) -> Read:
         end, receipts = unpacked(overhead[0].numpy(), self.K)
         return Read(users, receipts[users], overhead[:1, :end])
 
-    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype) -> Tensor:
-        return unpack(payload, extras, self._received, self._received).expand(len(users), -1)
+    def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
+        """Return the sums, int64, or the model as it travelled [n, m + e′], for each of these users."""
+        received = NUMBERS[row_format]
+        return unpack(payload, extras, received, received).expand(len(users), -1)
 
 
 def unpacked(content: NDArray[np.uint8], K: int) -> tuple[int, Ids]:

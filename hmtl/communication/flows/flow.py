@@ -24,6 +24,7 @@ from hmtl.communication.accounting.ledger import TIERS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
+from hmtl.communication.codecs.formats import BYTES
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.wires import Wire
 from hmtl.communication.flows.planner import Planner
@@ -35,6 +36,11 @@ from hmtl.topology import Moving, Topology
 OF_SERVER = -1  # number of the server among the nodes that learn something
 OTHER_PLAN = "its plan differs from that of others; install the same versions of hmtl and scipy at all nodes"
 RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
+
+
+def other_format(row_format: str) -> str:
+    """Return why rows of a format are refused, if no rows travel in it."""
+    return f"its format is {row_format}. Start all nodes with the same communicator.wire"
 
 
 class Keeper(Protocol):
@@ -63,6 +69,7 @@ class Content(NamedTuple):
     overhead: Tensor
     users: Users | None = None
     at: Tensor | None = None
+    format: str = BYTES
 
 
 class Copy(NamedTuple):
@@ -81,6 +88,7 @@ class Shape(NamedTuple):
         users: whose rows they may be; True: anybody for whom the sender may speak; None: rows of no user.
         rows: how many there are; None: one for each user, or one of no user.
         places: how many rows a user may have, if the first byte of each is its place among them; 0: one, without it.
+        format: of the rows, see `Message`.
     """
 
     payload: int
@@ -88,6 +96,7 @@ class Shape(NamedTuple):
     users: Users | bool | None = None
     rows: int | None = None
     places: int = 0
+    format: str = BYTES
 
 
 class Heard(Protocol):
@@ -150,14 +159,14 @@ class Delivery(Protocol):
     def up(self, i: int, models: Content) -> Content | None:
         """Return the models that aggregator i sends the server for users whom no aggregator hears."""
 
-    def passed(self, i: int, up: bool, row: Tensor, nbytes: int) -> Shape:
+    def passed(self, i: int, up: bool, message: Message, nbytes: int) -> Shape:
         """Return the shape of models that relay i sends the server, or gets from it; raise CodingError if it does not.
 
         Args:
             i: number of the relay.
             up: whether it sends them.
-            row: overhead of one of these models, uint8 [1, bytes].
-            nbytes: bytes of its payload.
+            message: with these models.
+            nbytes: bytes of the payload of one of them.
         """
 
     def down(self, models: Content) -> Iterator[Copy]:
@@ -267,16 +276,17 @@ class Recipe(ABC):
         """
 
     @abstractmethod
-    def model(self, users: UserSide, row: Tensor) -> int:
-        """Return the bytes of the payload of a model with this overhead, uint8 [1, bytes].
+    def model(self, users: UserSide, row: Tensor, row_format: str) -> int:
+        """Return the bytes of the payload of a model with this overhead, uint8 [1, bytes], and in this format.
 
         Raises:
-            CodingError: no model has such an overhead.
+            CodingError: no model has such an overhead, or such a format.
         """
 
     def delivered(self, planner: Planner, users: UserSide, message: Message) -> Shape:
         """Return the shape of models that a relay sends users; raise CodingError if it sends none such."""
-        return Shape(self.model(users, message.overhead[:1]), message.overhead.shape[1], True)
+        nbytes = self.model(users, message.overhead[:1], message.format)
+        return Shape(nbytes, message.overhead.shape[1], True, format=message.format)
 
     @abstractmethod
     def user_coder(self, users: UserSide, members: Users) -> UserCoder:
@@ -293,8 +303,8 @@ class Recipe(ABC):
     @abstractmethod
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
-    ) -> tuple[Users, Tensor, Tensor] | None:
-        """Return those of a host's users whose models arrived, and the payload and overhead of these models.
+    ) -> tuple[Users, Tensor, Tensor, str] | None:
+        """Return those of a host's users whose models arrived, and payload, overhead and format of these models.
 
         There is one row for each of these users, or one row for all of them. None: there are no such users.
         """

@@ -20,7 +20,18 @@ from hmtl.communication.codecs.formats import FLOATS
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import put, take
 from hmtl.communication.codecs.wires import check_wire, format_of, quantiser_of, rounding, row_bits
-from hmtl.communication.flows.flow import OF_SERVER, RECEIPT, Content, Copy, Flow, Keeper, Recipe, Shape, Step
+from hmtl.communication.flows.flow import (
+    OF_SERVER,
+    RECEIPT,
+    Content,
+    Copy,
+    Flow,
+    Keeper,
+    Recipe,
+    Shape,
+    Step,
+    other_format,
+)
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
 from hmtl.communication.meaning import OnBehalf
@@ -86,11 +97,12 @@ class IVs(Recipe):
         nbytes = row_bits(self.wire, users.numbers, dtype) // 8
         return {format_of(self.wire, dtype): (nbytes, nbytes)}
 
-    def model(self, users: UserSide, row: Tensor) -> int:
+    def model(self, users: UserSide, row: Tensor, row_format: str) -> int:
         if row.shape[1] not in [8 * each + RECEIPT // 8 for each in users.answers]:
             raise CodingError(f"models have no {row.shape[1]} bytes of further numbers")
-        ((nbytes, _),) = self.lengths(users).values()
-        return nbytes
+        if row_format not in (lengths := self.lengths(users)):
+            raise CodingError(other_format(row_format))
+        return lengths[row_format][0]
 
     def user_coder(self, users: UserSide, members: Users) -> UserCoder:
         quantiser = quantiser_of(self.wire)
@@ -112,7 +124,7 @@ class IVs(Recipe):
         steps: list[Step[Kept]] = []
         digest = Flow.digest
         if planner.server:
-            steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard), sizes))
+            steps.append(Forwarded(attendance.relays, planner.forwarders(attendance.heard), sizes, attendance.format))
         if attendance.aggregators:
             steps += coded_steps(planner, attendance, sizes)
             digest = planner.plan_of(attendance).digest
@@ -121,11 +133,12 @@ class IVs(Recipe):
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
-    ) -> tuple[Users, Tensor, Tensor] | None:
+    ) -> tuple[Users, Tensor, Tensor, str] | None:
         if not messages:
             return None
-        users, rows = by_user(alike(messages, lambda message: message.sizes))
-        return users, rows["payload"], rows["overhead"]
+        messages = alike(messages, lambda message: (message.format, message.sizes))
+        users, rows = by_user(messages)
+        return users, rows["payload"], rows["overhead"], messages[0].format
 
     def loads(self, planner: Planner) -> Loads:
         if self.coded:
@@ -184,11 +197,13 @@ class Forwarded:
         senders: all relays that take part.
         forwarders: the relay that forwards each user's row [K].
         sizes: bytes of payload and overhead of a row.
+        format: of the rows.
     """
 
     senders: tuple[int, ...]
     forwarders: NDArray[np.int64]
     sizes: tuple[int, int]
+    format: str
 
     kinds = IVS, ""
     receivers = ()
@@ -196,11 +211,11 @@ class Forwarded:
 
     def up(self, i: int, heard: Kept) -> Content:
         users = np.flatnonzero(self.forwarders == i)
-        return Content(heard.parts["payload"], heard.parts["overhead"], users, heard.at(users))
+        return Content(heard.parts["payload"], heard.parts["overhead"], users, heard.at(users), self.format)
 
     def shape(self, i: int, up: bool) -> Shape:
         users = np.flatnonzero(self.forwarders == i)
-        return Shape(*self.sizes, users, len(users))
+        return Shape(*self.sizes, users, len(users), format=self.format)
 
     def down(self, heard: Kept, received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
@@ -356,26 +371,26 @@ class OwnModels:
 
     def up(self, i: int, models: Content) -> Content | None:
         users = np.flatnonzero(self.carriers == i)
-        return Content(models.payload, models.overhead, users, torch.from_numpy(users)) if len(users) else None
+        return models._replace(users=users, at=torch.from_numpy(users)) if len(users) else None
 
-    def passed(self, i: int, up: bool, row: Tensor, nbytes: int) -> Shape:
+    def passed(self, i: int, up: bool, message: Message, nbytes: int) -> Shape:
         users = np.flatnonzero(self.carriers == i if up else self.via_server & (self.serving == i))
-        return Shape(nbytes, row.shape[1], users, len(users) if up else None)
+        rows = len(users) if up else None
+        return Shape(nbytes, message.overhead.shape[1], users, rows, format=message.format)
 
     def down(self, models: Content) -> Iterator[Copy]:
-        payload, overhead, users, at = models
-        of = np.arange(len(self.serving)) if users is None else users
-        rows = torch.arange(len(of)) if at is None else at
+        of = np.arange(len(self.serving)) if models.users is None else models.users
+        rows = torch.arange(len(of)) if models.at is None else models.at
         for i in np.unique(self.serving[of][self.via_server[of]]).tolist():
             chosen = np.flatnonzero(self.via_server[of] & (self.serving[of] == i))
-            yield Copy((i,), i, Content(payload, overhead, of[chosen], rows[torch.from_numpy(chosen)]))
+            yield Copy((i,), i, models._replace(users=of[chosen], at=rows[torch.from_numpy(chosen)]))
 
     def last_hop(
         self, i: int, models: Content | None, passed: Sequence[Message]
     ) -> Iterator[tuple[int | Users, Content]]:
         for message in passed:
             users = message.of_users()
-            yield users, Content(message.payload, message.overhead, users, message.rows())
+            yield users, Content(message.payload, message.overhead, users, message.rows(), message.format)
         if models:
             users = np.flatnonzero((self.serving == i) & ~self.via_server)
-            yield users, Content(models.payload, models.overhead, users, torch.from_numpy(users))
+            yield users, models._replace(users=users, at=torch.from_numpy(users))

@@ -34,7 +34,18 @@ from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import from_bytes, to_bytes
 from hmtl.communication.codecs.wires import name_of
 from hmtl.communication.codecs.words import PlainRows, RowFormat, SumCoder, TermCoder, unpacked
-from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, RECEIPT, Content, Copy, Flow, Keeper, Recipe, Shape
+from hmtl.communication.flows.flow import (
+    OF_SERVER,
+    OTHER_PLAN,
+    RECEIPT,
+    Content,
+    Copy,
+    Flow,
+    Keeper,
+    Recipe,
+    Shape,
+    other_format,
+)
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.meaning import CommonModel, TermsOfUsers
 from hmtl.communication.messages import IVS, Message, Users, alike, relay_number
@@ -116,7 +127,7 @@ class SumsOfRows(Recipe):
 
     def of_numbers(self, m: int, K: int) -> "SumsOfRows":
         """Return this recipe for rows of m numbers and K users."""
-        formats: Formats = PlainRows(m, 8 * (self.common or torch.int64).itemsize, K)
+        formats: Formats = PlainRows(m, self.common or torch.int64, K)
         if self.bits:
             formats = FewBits(self.bits, K, m, masked=self.secure is not None)
         return replace(self, formats=formats)
@@ -124,30 +135,32 @@ class SumsOfRows(Recipe):
     def lengths(self, users: UserSide) -> Mapping[str, tuple[int, int]]:
         return {name: (terms.nbytes, sums.nbytes) for name, (terms, sums) in self.formats.up.items()}
 
-    def model(self, users: UserSide, row: Tensor) -> int:
+    def model(self, users: UserSide, row: Tensor, row_format: str) -> int:
         before, _ = unpacked(row.numpy().ravel(), self.formats.K)
         if before - self.formats.stamp not in [8 * each for each in users.answers]:
             raise CodingError(f"rows for users have no {before} bytes of further numbers")
-        return self.formats.of_row(row).nbytes
+        if row_format not in self.formats.down:
+            raise CodingError(other_format(row_format))
+        return self.formats.down[row_format].nbytes
 
     def delivered(self, planner: Planner, users: UserSide, message: Message) -> Shape:
         to, i, n = message.of_users(), relay_number(message.sender), len(message)
         if not n:
             raise CodingError("it has no row")
         row, code = self._spread(planner, message)
-        self.model(users, row)
+        self.model(users, row, message.format)
         needs = code.needs(i)[to]
         shares = needs[0] if planner.network.last_hop == "unicast" else np.ones_like(needs[0])
         if not needs.any(axis=1).all() or (needs & ~shares).any():
             raise CodingError("it has shares that some of these users do not need")
-        nbytes = int(shares.sum()) * self.formats.of_row(row).share(code).nbytes
-        return Shape(nbytes, message.overhead.shape[1], True, n)
+        nbytes = int(shares.sum()) * self.formats.down[message.format].share(code).nbytes
+        return Shape(nbytes, message.overhead.shape[1], True, n, format=message.format)
 
     def user_coder(self, users: UserSide, members: Users) -> UserCoder:
         return (
             FewBitTermCoder(users, self.formats, members)
             if isinstance(self.formats, FewBits)
-            else TermCoder(users, self.formats.K, self.common)
+            else TermCoder(users, self.formats.K)
         )
 
     def aggregator_coder(self, users: UserSide, K: int) -> AggregatorCoder:
@@ -158,7 +171,7 @@ class SumsOfRows(Recipe):
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> "Flow[Sum]":
         terms, sums = self.formats.up[attendance.format]
         code = planner.sum_code(attendance.heard, self.formats.L)
-        added = Added(code, terms, sums, sizes[1], attendance.users)
+        added = Added(code, terms, sums, attendance.format, sizes[1], attendance.users)
         delivery = CommonRow(planner, attendance, self.formats)
         for planned in (code, delivery.code):
             _ = planned.inverses  # otherwise the first node that needs them makes them during its turn
@@ -167,16 +180,16 @@ class SumsOfRows(Recipe):
 
     def arrived(
         self, planner: Planner, members: Users, messages: Sequence[Message]
-    ) -> tuple[Users, Tensor, Tensor] | None:
+    ) -> tuple[Users, Tensor, Tensor, str] | None:
         """Return the users all of whose shares arrived, and the row that these are shares of.
 
         If relays say different things about it, what most of them say holds.
         """
         if not messages:
             return None
-        messages = alike(messages, lambda message: message.overhead[0].numpy().tobytes())
+        messages = alike(messages, lambda message: (message.format, message.overhead[0].numpy().tobytes()))
         messages.sort(key=lambda message: relay_number(message.sender))  # as shares are joined
-        overhead, code = self._spread(planner, messages[0])
+        row_format, (overhead, code) = messages[0].format, self._spread(planner, messages[0])
         arrived = np.zeros(len(code.of_user), dtype=np.int64)
         for message in messages:
             needs = code.needs(relay_number(message.sender)).sum(axis=1)
@@ -192,7 +205,7 @@ class SumsOfRows(Recipe):
             if planner.network.last_hop == "unicast":  # only what these users need was sent
                 needed = needed[needed]
             rows.append(message.payload[:1].reshape(len(needed), -1)[torch.from_numpy(needed)])
-        return users, self.formats.of_row(overhead).join(torch.cat(rows), code, group), overhead
+        return users, self.formats.down[row_format].join(torch.cat(rows), code, group), overhead, row_format
 
     def _spread(self, planner: Planner, message: Message) -> tuple[Tensor, SumCode]:
         """Return the overhead of the row of which a relay sends shares, and the code by which relays make these.
@@ -229,7 +242,8 @@ class SumsOfRows(Recipe):
 
     def row_bits(self, V_bits: int) -> dict[str, int]:
         """Return the bits of a row of each tier; before the scales are known, rows are longer."""
-        up, sums, down = (8 * each.nbytes for each in (self.formats.terms, self.formats.sums, self.formats.down))
+        usual = next(iter(self.formats.down.values()))
+        up, sums, down = (8 * each.nbytes for each in (self.formats.terms, self.formats.sums, usual))
         return dict(zip(TIERS, (up, sums, down, down), strict=True))
 
     def uncoded(self, sent: dict[str, Any], users: UserSide, attendance: Attendance) -> dict[str, Any]:
@@ -281,6 +295,7 @@ class Added:
     Attributes:
         code: makes shares of the terms.
         terms, sums: formats of a user's terms and of their sums.
+        format: the name of both.
         overhead: bytes of further numbers beside a user's terms.
         users: whose terms are added.
     """
@@ -288,6 +303,7 @@ class Added:
     code: SumCode
     terms: RowFormat
     sums: RowFormat
+    format: str
     overhead: int
     users: Users
 
@@ -301,11 +317,11 @@ class Added:
 
     def up(self, i: int, heard: "Sum") -> Content:
         shares = self.sums.share(self.code).pack(heard.shares.view(len(self.code.shares_of(i)), -1))
-        return Content(shares.reshape(1, -1), to_bytes(heard.further))
+        return Content(shares.reshape(1, -1), to_bytes(heard.further), format=self.format)
 
     def shape(self, i: int, up: bool) -> Shape:
         shares, leads = len(self.code.shares_of(i)), i in self.code.leaders
-        return Shape(shares * self.sums.share(self.code).nbytes, self.overhead * leads)
+        return Shape(shares * self.sums.share(self.code).nbytes, self.overhead * leads, format=self.format)
 
     def down(self, heard: "Sum", received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
@@ -379,17 +395,17 @@ class CommonRow:
     def up(self, i: int, models: Content) -> Content | None:
         return None
 
-    def passed(self, i: int, up: bool, row: Tensor, nbytes: int) -> Shape:
+    def passed(self, i: int, up: bool, message: Message, nbytes: int) -> Shape:
         if up or i not in self.code.relays:
             raise CodingError("no models are sent this way")
         if self.splits:
-            nbytes = len(self.code.shares_of(i)) * self.formats.of_row(row).share(self.code).nbytes
-        return Shape(nbytes, row.shape[1])
+            nbytes = len(self.code.shares_of(i)) * self.formats.down[message.format].share(self.code).nbytes
+        return Shape(nbytes, message.overhead.shape[1], format=message.format)
 
     def down(self, models: Content) -> Iterator[Copy]:
         for relays, link in self.copies:
             payload = self._shares(models, relays[0]).reshape(1, -1) if self.splits else models.payload
-            yield Copy(relays, link, Content(payload, models.overhead))
+            yield Copy(relays, link, models._replace(payload=payload))
 
     def last_hop(
         self, i: int, models: Content | None, passed: Sequence[Message]
@@ -397,25 +413,28 @@ class CommonRow:
         own, needs = self.code.shares_of(i), self.code.needs(i)
         if not passed or not len(own):
             return
-        row = Content(passed[0].payload, passed[0].overhead)
+        row = Content(passed[0].payload, passed[0].overhead, format=passed[0].format)
         shares = row.payload.reshape(len(own), -1) if self.splits else self._shares(row, i)
         present = np.isin(np.arange(self.code.H), self.relays)
         header = np.concatenate([np.packbits(present), np.frombuffer(self.code.digest, np.uint8)])
         overhead = torch.cat([row.overhead, torch.from_numpy(header)[None]], dim=1)
         if self.last_medium == "broadcast":
             users = np.flatnonzero(needs.any(axis=1))
-            yield self.K + i, Content(shares.reshape(1, -1), overhead, users)  # the link for all users of this relay
+            yield (
+                self.K + i,
+                Content(shares.reshape(1, -1), overhead, users, format=row.format),
+            )  # the link for all users of this relay
             return
         for needed in np.unique(needs[needs.any(axis=1)], axis=0):
             users = np.flatnonzero((needs == needed).all(axis=1))
             payload, at = shares[torch.from_numpy(needed)].reshape(1, -1), torch.zeros(len(users), dtype=torch.int64)
-            yield users, Content(payload, overhead, users, at)
+            yield users, Content(payload, overhead, users, at, row.format)
 
     def _shares(self, row: Content, i: int) -> Tensor:
         """Return relay i's shares of a row, uint8 [x, bytes]."""
         if self.code.pieces == 1:
             return row.payload
-        return self.formats.of_row(row.overhead).split(row.payload, self.code, self.code.shares_of(i))
+        return self.formats.down[row.format].split(row.payload, self.code, self.code.shares_of(i))
 
 
 def _nbytes(H: int) -> int:

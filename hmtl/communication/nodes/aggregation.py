@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance, check_length, tagged, untagged
+from hmtl.communication.codecs.formats import BYTES, ROUNDS
 from hmtl.communication.codecs.plain import AggregatorCoder
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.flows.flow import Content
@@ -41,14 +42,16 @@ class PackedModels:
     Attributes:
         payload: numbers of the models, uint8 [rows, bytes].
         overhead: further numbers and receipts, see `AggregatorCoder.receipts`, uint8 [rows, bytes].
+        format: of these rows.
     """
 
     payload: Tensor
     overhead: Tensor
+    format: str
 
     @property
     def content(self) -> Content:
-        return Content(self.payload, self.overhead)
+        return Content(self.payload, self.overhead, format=self.format)
 
     @cached_property
     def digest(self) -> bytes:
@@ -159,8 +162,8 @@ class Aggregation:
                 f"return {len(receipts)} rows of m={m} numbers and as many further ones as `answers` of the user side "
                 f"says: {' or '.join(map(str, self.answers))}."
             )
-        payload, extras = self.coder.encode(self.users, models, dtype)
-        return PackedModels(payload, torch.cat([extras, receipts], dim=1))
+        payload, extras, models_format = self.coder.encode(self.users, models, dtype)
+        return PackedModels(payload, torch.cat([extras, receipts], dim=1), models_format)
 
     def _updated(self, dtype: torch.dtype, row_format: str) -> Tensor:
         """Update the aggregator, and return the models; if a sum is out of range, as in a round without terms."""
@@ -219,56 +222,53 @@ class Aggregation:
         """Release the round's IVs and models, which may be large."""
         self.ivs, self._models = {}, None
 
-    def missed(self, since: int, adopted: int = 0) -> NDArray[np.uint8]:
+    def missed(self, since: int, adopted: int = 0) -> tuple[NDArray[np.uint8], str]:
         """Return what a relay needs whose state has version `since`: the IVs of later rounds, or the state.
 
-        A relay that adopted a state does not know the IVs before; `adopted` is the version of this state.
+        A relay that adopted a state does not know the IVs before; `adopted` is the version of this state. The format
+        says which it is: ROUNDS or BYTES.
         """
         if since < max(self.since, adopted):
-            return self.state_bytes()
+            return self.state_bytes(), BYTES
         rows = [row.numpy() for row in self.past if _attempt_of(row.numpy()) > since]
-        return np.concatenate([numbers_to_bytes([-len(rows), *map(len, rows)]), *rows])
+        return np.concatenate([numbers_to_bytes([len(rows), *map(len, rows)]), *rows]), ROUNDS
 
-    def catch_up(self, content: NDArray[np.uint8], dtype: torch.dtype) -> bool:
+    def catch_up(self, content: NDArray[np.uint8], content_format: str, dtype: torch.dtype) -> bool:
         """Load what another node's `missed` returned; return whether it was the whole state."""
-        rows = self._rows(content)
-        if not rows:
+        if content_format != ROUNDS:
             self.adopt(content)
-        for row in rows:
+            return True
+        for row in _rounds(content):
             if _attempt_of(row) > self.version:  # another relay of this process may have taken part
                 self._repeat(row, dtype)
-        return not rows
+        return False
 
-    def check(self, content: NDArray[np.uint8], agreed: int, gate: Gate) -> None:
-        """Raise CodingError if no other node's `missed` returned this content, which leads to the version `agreed`."""
-        rows, lengths, nbytes = self._rows(content), gate.recipe.lengths(gate.users), -(-len(self.counted) // 8)
-        for row in rows:
-            check_length(row[: 20 + nbytes], 20 + nbytes)
-            tag, _, *shape = bytes_to_numbers(row[:20]).tolist()
-            _, row_format, _ = untagged(tag)
-            n = int(np.unpackbits(row[20 : 20 + nbytes], count=len(self.counted)).sum())
-            each = lengths.get(row_format, (-1, -1))[1], 8 * gate.users.further
-            check_length(row, 20 + nbytes + n * sum(each))
-            if shape != [n, *each]:
-                raise CodingError("it has rows of other sizes than it says")
-        versions = [_attempt_of(row) for row in rows] or [int(bytes_to_numbers(content[:4])[0])]
+    def check(self, content: NDArray[np.uint8], content_format: str, agreed: int, gate: Gate) -> None:
+        """Raise CodingError if no other node's `missed` returned this, or it does not lead to the version `agreed`."""
+        if content_format == BYTES:
+            parts = self.aggregator.state_dict(), self.coder.state_dict()
+            state = sum(tensor.nbytes for state in parts for tensor in state.values())
+            check_length(content, 4 + state + 4 * len(self.counted))
+            versions = bytes_to_numbers(content[:4]).tolist()
+        elif content_format == ROUNDS:
+            versions = [self._check_round(row, gate) for row in _rounds(content)]
+        else:
+            raise CodingError(f"no state has the format {content_format}")
         if not max(versions) == versions[-1] == agreed:
             raise CodingError(f"it leads to the state of attempt {versions[-1]}, not of {agreed}")
 
-    def _rows(self, content: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """Return the past rounds in what another node's `missed` returned; none if it is the whole state.
-
-        Raises:
-            CodingError: it is neither.
-        """
-        rounds = max(0, -int(bytes_to_numbers(content[:4])[0])) if len(content) >= 4 else 0
-        start = 4 + 4 * rounds
-        check_length(content[:start], start)
-        sizes = bytes_to_numbers(content[4:start])
-        parts = self.aggregator.state_dict(), self.coder.state_dict()
-        state = sum(tensor.nbytes for state in parts for tensor in state.values()) + 4 * len(self.counted)
-        check_length(content, start + (int(sizes.sum()) if rounds else state))
-        return np.split(content[start:], np.cumsum(sizes)[:-1]) if rounds else []
+    def _check_round(self, row: NDArray[np.uint8], gate: Gate) -> int:
+        """Return the attempt of a past round; raise CodingError if it is not as `_remember` made it."""
+        lengths, nbytes = gate.recipe.lengths(gate.users), -(-len(self.counted) // 8)
+        check_length(row[: 20 + nbytes], 20 + nbytes)
+        tag, _, *shape = bytes_to_numbers(row[:20]).tolist()
+        attempt, row_format, _ = untagged(tag)
+        n = int(np.unpackbits(row[20 : 20 + nbytes], count=len(self.counted)).sum())
+        each = lengths.get(row_format, (-1, -1))[1], 8 * gate.users.further
+        check_length(row, 20 + nbytes + n * sum(each))
+        if shape != [n, *each]:
+            raise CodingError("it has rows of other sizes than it says")
+        return attempt
 
     def _repeat(self, row: NDArray[np.uint8], dtype: torch.dtype) -> None:
         """Aggregate a past round."""
@@ -321,3 +321,12 @@ class Aggregation:
 def _attempt_of(row: NDArray[np.uint8]) -> int:
     """Return the attempt of a past round."""
     return untagged(int(bytes_to_numbers(row[:4])[0]))[0]
+
+
+def _rounds(content: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Return the past rounds in what another node's `missed` returned; raise CodingError if there are none."""
+    n = int(bytes_to_numbers(content[:4])[0]) if len(content) >= 4 else 0
+    check_length(content[: 4 + 4 * max(n, 1)], 4 + 4 * n)
+    sizes = bytes_to_numbers(content[4 : 4 + 4 * n])
+    check_length(content, 4 + 4 * n + int(sizes.sum()))
+    return np.split(content[4 + 4 * n :], np.cumsum(sizes)[:-1])

@@ -196,12 +196,12 @@ class Host:
         """
         if (arrived := self.recipe.arrived(self.planner, self.members, models)) is None:
             return
-        users, payload, overhead = arrived
-        read = self.coder.read(users, overhead, models[0].round)
+        users, payload, overhead, row_format = arrived
+        read = self.coder.read(users, overhead, models[0].round, row_format)
         if not len(read.users):
             return
         self._settle(read.users, read.last)
-        numbers = self.coder.decode(read.users, payload, read.extras, self.dtype)
+        numbers = self.coder.decode(read.users, payload, read.extras, self.dtype, row_format)
         factors = self.users.receive(read.users, numbers.to(self.device))
         if factors is not None:
             self.coder.rescale(read.users, factors)

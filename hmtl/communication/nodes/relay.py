@@ -20,7 +20,7 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import ATTEMPT, DOUBTED, Attempt, Attendance, Report, decide
-from hmtl.communication.codecs.formats import REQUEST
+from hmtl.communication.codecs.formats import BYTES, REQUEST
 from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Heard, Recipe, Shape, Step, flow_of
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
@@ -191,14 +191,15 @@ class Relay(Node):
         """Send the rows of missed rounds, or this aggregator's state, if the server names this relay as the source."""
         if self.attendance.source != self.i:
             return []
-        return [self._to_server(STATE, *overhead_only(self._aggregation.missed(self.attempt.since, self.adopted)))]
+        content, row_format = self._aggregation.missed(self.attempt.since, self.adopted)
+        return [self._to_server(STATE, *overhead_only(content), row_format=row_format)]
 
     def adopt_state(self, messages: Sequence[Message]) -> None:
         """Repeat the rounds that this relay missed, or adopt another node's state."""
         if self.attendance.behind[self.i] and not messages:
             self._on(Event.MISS)
         for message in messages:
-            whole = self._computes(partial(self._aggregation.catch_up, message.only_row, self.dtype))
+            whole = self._computes(partial(self._aggregation.catch_up, message.only_row, message.format, self.dtype))
             self.version = self._aggregation.version
             self.adopted = self.version if whole else self.adopted
 
@@ -316,7 +317,7 @@ class Relay(Node):
         payload, overhead = message.sizes
         if message.kind == IVS:
             shape = gate.row(message)  # only links within a process carry blocks of rows
-            return Shape(payload, overhead, True) if turn.action == "take" else shape
+            return Shape(payload, overhead, True, format=message.format) if turn.action == "take" else shape
         if message.kind == BROADCAST and self.i in (step := self._step(*turn.numbers)).learners:
             return step.shape(self.i, up=False)
         if message.kind == VERDICT:
@@ -326,11 +327,11 @@ class Relay(Node):
         if message.kind == ATTENDANCE and self._may_attend(message.only_row, gate.recipe.lengths(gate.users)):
             return Shape(0, overhead)
         if message.kind == STATE and self.attendance.behind[self.i]:
-            self._aggregation.check(message.only_row, self.attempt.agreed, gate)
-            return Shape(0, overhead)
+            self._aggregation.check(message.only_row, message.format, self.attempt.agreed, gate)
+            return Shape(0, overhead, format=message.format)
         if message.kind == MODELS:
-            row = message.overhead[:1]
-            return self.flow.delivery.passed(self.i, False, row, self.recipe.model(gate.users, row))
+            nbytes = self.recipe.model(gate.users, message.overhead[:1], message.format)
+            return self.flow.delivery.passed(self.i, False, message, nbytes)
         return None
 
     def _may_attend(self, content: NDArray[np.uint8], formats: Collection[str]) -> bool:
@@ -358,11 +359,18 @@ class Relay(Node):
         self.phase = following(self.phase, event)
 
     def _to_server(
-        self, kind: str, payload: Tensor, overhead: Tensor, users: Users | None = None, at: Tensor | None = None
+        self,
+        kind: str,
+        payload: Tensor,
+        overhead: Tensor,
+        users: Users | None = None,
+        at: Tensor | None = None,
+        row_format: str = BYTES,
     ) -> Message:
         """Return a message with the fields of `Content`."""
-        content = payload, overhead, users, at
-        return Message(self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i, *content, self.dtype)
+        content = payload, overhead, users, at, self.dtype
+        header = self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i
+        return Message(*header, *content, format=row_format)
 
     def _to_users(
         self,
@@ -372,7 +380,9 @@ class Relay(Node):
         overhead: Tensor,
         users: Users | None = None,
         at: Tensor | None = None,
+        row_format: str = BYTES,
     ) -> Message:
         """Return a message with the fields of `Content`, which is counted on these links."""
-        content = payload, overhead, users, at
-        return Message(self.round, RELAYS_TO_USERS, kind, self.name, self.hosts, links, *content, self.dtype)
+        content = payload, overhead, users, at, self.dtype
+        header = self.round, RELAYS_TO_USERS, kind, self.name, self.hosts, links
+        return Message(*header, *content, format=row_format)

@@ -176,7 +176,7 @@ class SecureHost(Host):
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         k, K, kind, rows = self._neighbors, len(self.waiting), message.kind, message.overhead
         if kind == KEYS and message.format == DIGEST:
-            return Shape(0, DIGEST_BYTES, True)
+            return Shape(0, DIGEST_BYTES, True, format=DIGEST)
         if kind == KEYS:
             n = {*bytes_to_numbers(rows[:, :NUMBER].numpy().ravel()).tolist()} if rows.shape[1] >= NUMBER else {0}
             chosen = self.secure.accepted(max(n), K, rows.shape[1] // ENTRY) if len(n) == 1 else None

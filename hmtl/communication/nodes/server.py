@@ -15,6 +15,7 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
 from hmtl.communication.agreement import DIGEST_BYTES, Digest
 from hmtl.communication.attendance import DOUBTED, Attempt, Report, decide
+from hmtl.communication.codecs.formats import BYTES
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Recipe, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
@@ -105,9 +106,10 @@ class Server(Node):
         """Send the relays that missed a round what another aggregator sent for them, or what the server holds."""
         attendance, behind = self.attendance, np.flatnonzero(self.attendance.behind).tolist()
         self._lacks([attendance.source] if attendance.source >= 0 else [], messages)
-        states = [(message.payload, message.overhead) for message in messages]
+        states = [(message.payload, message.overhead, message.format) for message in messages]
         if self.aggregation and behind:
-            states = [overhead_only(self.aggregation.missed(self.attempt.since))]
+            content, row_format = self.aggregation.missed(self.attempt.since)
+            states = [(*overhead_only(content), row_format)]
         copies = [copy for state in states for copy in self._to(behind, STATE, *state)]
         self.handover_bits += 8 * sum(message.overhead.numel() for message in (*messages, *copies))
         return copies
@@ -151,7 +153,7 @@ class Server(Node):
             return self._verdict(IN_VAIN, self.attendance.relays)
         if self.empty:
             return []
-        sent = [Content(m.payload, m.overhead, m.users, m.at) for m in models]
+        sent = [Content(m.payload, m.overhead, m.users, m.at, m.format) for m in models]
         if self.aggregation and (computed := self.aggregation.models(self._value)):
             sent = [computed.content]
         self.version = self.attempt.number
@@ -162,7 +164,7 @@ class Server(Node):
 
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         """Return the shape of such a message; None: the node expects none."""
-        i, kind, row, (_, overhead) = relay_of(message), message.kind, message.overhead[:1], message.sizes
+        i, kind, (_, overhead) = relay_of(message), message.kind, message.sizes
         if kind == REPORT:
             report = Report.from_bytes(message.only_row, self.topology, i)
             nbytes, _ = self.recipe.lengths(gate.users).get(report.format, (-1, -1))
@@ -172,12 +174,13 @@ class Server(Node):
         elif turn.action == "down" and i in (step := self._step(*turn.numbers)).senders:
             return step.shape(i, up=True)
         elif kind == STATE and i == self.attendance.source:
-            gate.aggregation.check(message.only_row, self.version, gate)
-            return Shape(0, overhead)
+            gate.aggregation.check(message.only_row, message.format, self.version, gate)
+            return Shape(0, overhead, format=message.format)
         elif kind == DIGESTS and i in self.attendance.aggregators:
             return Shape(0, 2 * DIGEST_BYTES)
         elif kind == MODELS:
-            return self.flow.delivery.passed(i, True, row, self.recipe.model(gate.users, row))
+            nbytes = self.recipe.model(gate.users, message.overhead[:1], message.format)
+            return self.flow.delivery.passed(i, True, message, nbytes)
         return None
 
     @property
@@ -239,14 +242,18 @@ class Server(Node):
     def _verdict(self, agreed: bool, relays: Sequence[int]) -> list[Message]:
         return self._to(relays, VERDICT, *overhead_only(np.array([agreed], np.uint8)))
 
-    def _to(self, relays: Sequence[int], kind: str, payload: Tensor, overhead: Tensor) -> list[Message]:
+    def _to(
+        self, relays: Sequence[int], kind: str, payload: Tensor, overhead: Tensor, row_format: str = BYTES
+    ) -> list[Message]:
         """Return a message to some relays: one broadcast, or a copy for each."""
-        content = Content(payload, overhead)
+        content = Content(payload, overhead, format=row_format)
         return [self._copy(kind, Copy(to, link, content)) for to, link in self.planner.copies(tuple(relays))]
 
     def _copy(self, kind: str, copy: Copy) -> Message:
         names = tuple(relay_name(i) for i in copy.relays)
-        return Message(self.round, SERVER_TO_RELAYS, kind, SERVER, names, copy.link, *copy.content)
+        payload, overhead, users, at, row_format = copy.content
+        header = self.round, SERVER_TO_RELAYS, kind, SERVER, names, copy.link
+        return Message(*header, payload, overhead, users, at, format=row_format)
 
 
 def relay_of(message: Message) -> int:

@@ -132,7 +132,7 @@ def stated(flow: Flow, nbytes: int, K: int, H: int) -> dict[str, NDArray[np.int6
         np.add.at(down, delivery.serving[delivery.via_server], nbytes)
         np.add.at(up, delivery.carriers[delivery.carriers >= 0], nbytes)
     if isinstance(delivery, CommonRow):
-        code, L, bits = delivery.code, delivery.formats.L, delivery.formats.down.bits
+        code, L, bits = delivery.code, delivery.formats.L, next(iter(delivery.formats.down.values())).bits
         share, shares = share_nbytes(code, L, bits), np.bincount(code.owners, minlength=H)
         for relays, link in delivery.copies:
             down[link] += share * shares[relays[0]] if delivery.splits else L * bits // 8
