@@ -45,12 +45,13 @@ class TermsOfUsers:
     Args:
         inner: the user side.
         meaning: makes terms of its rows.
+        sums: whether users receive sums; otherwise a model that is the same for all of them.
     """
 
     deltas = False
 
-    def __init__(self, inner: UserSide, meaning: RowMeaning) -> None:
-        self.inner, self.meaning, self.origin = inner, meaning, inner.origin
+    def __init__(self, inner: UserSide, meaning: RowMeaning, sums: bool) -> None:
+        self.inner, self.meaning, self.sums, self.origin = inner, meaning, sums, inner.origin
         self.numbers, self.further = meaning.words, meaning.further
         self.answers: Collection[int] = (meaning.answers,)
 
@@ -70,8 +71,7 @@ class TermsOfUsers:
 
     def receive(self, users: Users, models: Tensor) -> Tensor | None:
         """Take a row of sums, once for each of these users, or the model that follows from it for all of them."""
-        is_sum = models.dtype == torch.int64 and len(users) > 0
-        return self.inner.receive(users, self.meaning.models(users, models[:1]) if is_sum else models)
+        return self.inner.receive(users, self.meaning.models(users, models[:1]) if self.sums else models)
 
 
 class OnBehalf:

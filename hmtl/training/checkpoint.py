@@ -9,7 +9,7 @@ import torch
 from hmtl.errors import CheckpointError
 from hmtl.io.files import add_digest, check_digest, replacing
 
-VERSION = 10
+VERSION = 11
 """Version of the layout; a checkpoint of another version is refused."""
 
 

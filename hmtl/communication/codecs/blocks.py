@@ -1,6 +1,6 @@
-"""Blocks: IVs and models rounded to few bits; what is left over stays with the differences that coders send.
+"""Blocks: IVs and models in floats, rounded to few bits; hosts' coders keep the rest of IVs, in `held`.
 
-They are floats [n, m]. Coders send differences to what the receiver is known to hold, so that a rounding error is part
+Coders send differences to what the receiver is known to hold, so that a rounding error is part
 of the next difference, and none is lost for good.
 
 Up: to IVs that are changes, which aggregators add up, what rounding left over of the last one is added first. Other

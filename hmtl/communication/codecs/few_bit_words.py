@@ -1,4 +1,4 @@
-"""Words of few bits: terms rounded on scales that all users share; what a user's terms leave over stays in its coder.
+"""Words of few bits: terms rounded on scales that all users share; hosts' coders keep the rest, in `errors`.
 
 It is added to the user's next terms, so that terms sent plus what is owed always equal the terms that counted
 (docs/theory/low_precision.md).
@@ -234,7 +234,7 @@ class FewBitTermCoder(TermCoder):
     def encode(self, users: Ids, ivs: Tensor, first: int, further: Further | None = None) -> tuple[Tensor, Tensor]:
         payload, overhead = super().encode(users, ivs, first)
         owed = self._owed(users)
-        terms, errors = from_bytes(payload, torch.int64), self.errors.view(-1, self.formats.numbers)
+        terms, errors = from_bytes(payload, torch.int64), self.errors.flatten(0, 1)
         return self.formats.rounded(terms, self.scales, errors, owed, owed ^ 1), overhead
 
     def format(self, dtype: torch.dtype) -> str:
@@ -281,6 +281,7 @@ class FewBitTermCoder(TermCoder):
 
     @property
     def _h(self) -> int:
+        """h; `errors` may have further rows."""
         return int((self.owed >= 0).sum())
 
     def _owed(self, users: Ids) -> Tensor:
@@ -288,11 +289,9 @@ class FewBitTermCoder(TermCoder):
         places, h = self._places(users), self._h
         new = places[self.owed[places] < 0]
         if len(new):
-            if (rows := h + len(new)) > len(self.errors):
-                rows = min(max(rows, 2 * h), len(self.members))  # seldom, since everything is copied
-                self.errors = torch.cat(
-                    [self.errors, self.errors.new_zeros(rows - len(self.errors), *self.errors.shape[1:])]
-                )
+            if h + len(new) > len(self.errors):  # twice as many rows, since all are copied
+                rows = min(max(h + len(new), 2 * h), len(self.members)) - len(self.errors)
+                self.errors = torch.cat([self.errors, self.errors.new_zeros(rows, *self.errors.shape[1:])])
             self.owed[new] = 2 * torch.arange(h, h + len(new))
         return self.owed[places]
 

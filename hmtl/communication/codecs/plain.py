@@ -1,4 +1,4 @@
-"""Numbers that travel as they are, or as a narrower type: nothing is kept of what a conversion rounds.
+"""Plain numbers: floats as they are, or as a narrower type; nothing is kept of what this conversion rounds.
 
 Coders turn IVs and models into bytes and back, at hosts and at aggregators; those of other modules extend these.
 

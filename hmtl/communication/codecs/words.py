@@ -1,4 +1,4 @@
-"""Words: terms and sums as integers of some bits, which are not rounded, so that nothing is kept.
+"""Words: terms and sums, which are integers, as they are, so there is no rest; and how words of any bits travel.
 
 Rows travel whole or in shares. n rows, L numbers in a row, int64; x shares, see `hmtl.coding.sum_codes`; K users. A
 word of w bits holds an integer modulo 2^w, in two's complement. The words of a row follow each other without gaps, low

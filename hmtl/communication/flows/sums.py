@@ -113,9 +113,10 @@ class SumsOfRows(Recipe):
                 f"{type(aggregator).__name__} needs the rows of all users, not only sums of them. Set "
                 "communicator=coded or uncoded."
             )
-        if meaning.common and not self.bits and (of_sums := aggregator.means()):
-            return TermsOfUsers(users, meaning), CommonModel(aggregator, of_sums)
-        return TermsOfUsers(users, meaning), aggregator
+        if meaning.common and not self.bits:
+            of_sums = aggregator.means()
+            return TermsOfUsers(users, meaning, False), CommonModel(aggregator, of_sums) if of_sums else aggregator
+        return TermsOfUsers(users, meaning, True), aggregator
 
     def of_rows(self, users: UserSide, planner: Planner) -> "SumsOfRows":
         meaning = users.means()

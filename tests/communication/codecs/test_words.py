@@ -1,13 +1,19 @@
 """Rows as bytes: words as of Python's integers, added, and in shares that have the same bits modulo a word's length."""
 
+import tracemalloc
+import zlib
+
 import numpy as np
+import pytest
 import torch
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import sum_code
-from hmtl.communication.codecs.words import PlainRows, RowFormat, portions
+from hmtl.communication.codecs.rows import numbers_to_bytes
+from hmtl.communication.codecs.words import PlainRows, RowFormat, portions, unpacked
+from hmtl.errors import CodingError
 from hmtl.topology import any_r
 
 
@@ -124,3 +130,18 @@ def test_portions_are_small() -> None:
         assert torch.cat(pieces).tolist() == [0, 1, 2, 3, 4]
         assert all(len(piece) == 1 or len(piece) * L <= 2**16 for piece in pieces)
     assert not list(portions(torch.arange(0), 8))
+
+
+def test_receipts_that_would_grow_take_no_memory() -> None:
+    """3 MB of receipts would grow to 3 GB."""
+    packer, zeros = zlib.compressobj(), bytes(2**20)
+    first, block = (packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    packed = np.frombuffer(first + 3071 * block, np.uint8)
+    content = np.concatenate([packed, numbers_to_bytes([len(packed)])])
+    tracemalloc.start()
+    with pytest.raises(CodingError, match="receipts"):
+        unpacked(content, 10)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert zlib.decompressobj().decompress(first + block) == 2 * zeros
+    assert most < 4 * len(packed)
