@@ -26,20 +26,26 @@ def pack(x: Integers, bits: int, rows: Bytes) -> None:
 @jit()
 def unpack(rows: Bytes, bits: int, x: Integers) -> None:
     """Write the integers that words hold in two's complement to x [n, L]."""
-    low = min(bits, HALF)
-    unused, mask = 64 - bits, np.uint64((1 << low) - 1)
+    low, unused = min(bits, HALF), np.uint64(64 - bits)
+    high = bits - low
+    mask, rest = np.uint64((1 << low) - 1), np.uint64((1 << high) - 1)
     for k in range(len(x)):
-        row, held, filled, place = rows[k], np.uint64(0), 0, 0
-        for i in range(x.shape[1]):
-            word, shift = np.uint64(0), 0
-            for width, part in ((low, mask), (bits - low, np.uint64((1 << (bits - low)) - 1))):
-                while filled < width:
+        row, numbers, held, filled, place = rows[k], x[k], np.uint64(0), 0, 0
+        for i in range(len(numbers)):
+            while filled < low:
+                held |= np.uint64(row[place]) << np.uint64(filled)
+                place, filled = place + 1, filled + 8
+            word = held & mask
+            held >>= np.uint64(low)
+            filled -= low
+            if high > 0:
+                while filled < high:
                     held |= np.uint64(row[place]) << np.uint64(filled)
                     place, filled = place + 1, filled + 8
-                word |= (held & part) << np.uint64(shift)
-                held >>= np.uint64(width)
-                filled, shift = filled - width, width
-            x[k, i] = np.int64(word << np.uint64(unused)) >> unused  # the shift back extends the sign
+                word |= (held & rest) << np.uint64(low)
+                held >>= np.uint64(high)
+                filled -= high
+            numbers[i] = np.int64(word << unused) >> np.int64(unused)  # the shift back extends the sign
 
 
 @jit()
