@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hmtl.communication.codecs import block_loops
 from hmtl.communication.codecs.formats import BLOCK, FEW_BITS, OWN, PLANES, Quantiser
-from hmtl.communication.codecs.plain import AggregatorCoder, Further, Ids, RowsOfUsers, UserCoder
+from hmtl.communication.codecs.plain import AggregatorCoder, Further, HeardUsers, Ids, RowsOfUsers, UserCoder
 from hmtl.communication.codecs.rows import joined, pack, replaced, take
 from hmtl.errors import ConfigError, RangeError
 
@@ -180,8 +180,9 @@ class QuantisedAggregatorCoder(AggregatorCoder):
             self.held = replaced(self.held, at, numbers.clone())
         return joined(numbers, extras, dtype)
 
-    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, str]:
-        known = torch.from_numpy(heard)
+    def encode(self, models: Tensor, dtype: torch.dtype, heard: HeardUsers) -> tuple[Tensor, Tensor, str]:
+        known = torch.from_numpy(heard.users)
         self.base = replaced(self.base, known, take(self.newest, known))
         self.sent = self.quantiser.encode(models[:, : self.numbers].to(self.base) - self.base)
-        return self.sent, pack(models[:, self.numbers :], 0, dtype)[1], name_of_quantiser(self.quantiser)
+        _, extras = pack(models[:, self.numbers :], 0, dtype)
+        return self.sent, torch.cat([extras, self._receipts(heard.last)], dim=1), name_of_quantiser(self.quantiser)

@@ -32,7 +32,7 @@ from torch.nn.functional import pad
 
 from hmtl.communication.codecs import word_loops
 from hmtl.communication.codecs.formats import BLOCK, INT64
-from hmtl.communication.codecs.plain import Further, Ids, Read, RowsOfUsers, State
+from hmtl.communication.codecs.plain import Further, HeardUsers, Ids, Read, RowsOfUsers, State
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes
 from hmtl.communication.codecs.words import LARGEST, RowFormat, SumCoder, TermCoder
 from hmtl.errors import RangeError
@@ -320,7 +320,7 @@ class FewBitSumCoder(SumCoder):
         self.row = torch.zeros(1, formats.numbers, dtype=torch.int64)
         self.number = torch.tensor(0)
         self.scales = torch.zeros(2, formats.blocks, dtype=torch.int64)
-        self._total, self._change, self._next, self._requested = self.row, self.row, self.scales, True
+        self._total, self._change, self._next = self.row, self.row, self.scales
         self._few = False  # whether the round's terms have few bits
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
@@ -334,17 +334,14 @@ class FewBitSumCoder(SumCoder):
         change = to_bytes(self._change.clone())  # the aggregator may overwrite it
         return super().decode(users, change, extras, dtype, row_format)
 
-    def hear(self, counted: Ids, round: int, requested: bool) -> None:
-        self._requested = requested
+    def encode(self, models: Tensor, dtype: torch.dtype, heard: HeardUsers) -> tuple[Tensor, Tensor, str]:
+        """Return the round's sum, or S if users need it, with its stamp before the overhead, and its format."""
+        payload, overhead, row_format = super().encode(models, dtype, heard)
+        row, n = from_bytes(payload, torch.int64), len(heard.users)
+        as_sum = self._few and n > 0 and not heard.requested and torch.equal(row - self.row, self._change)
         if self._few:
-            self._next = self.formats.next_scales(self._total, self.scales, longest_absence(counted, round))
-
-    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, str]:
-        """Return the round's sum, or S if users need it, with its stamp before the further numbers, and its format."""
-        payload, extras, row_format = super().encode(heard, models, dtype)
-        row = from_bytes(payload, torch.int64)
-        as_sum = self._few and len(heard) > 0 and not self._requested and torch.equal(row - self.row, self._change)
-        if len(heard):
+            self._next = self.formats.next_scales(self._total, self.scales, longest_absence(heard.last, heard.round))
+        if n:
             self.scales = self._next
         self.row, self.number = row.clone(), self.number + 1
         stamp = torch.from_numpy(numbers_to_bytes([int(self.number)]))[None]
@@ -352,4 +349,4 @@ class FewBitSumCoder(SumCoder):
             packed, row_format = self.formats.sums.pack(self._total), f"int{self.formats.bits}"
         else:
             packed = self.formats.whole.pack(torch.cat([row, self.scales.view(1, -1)], dim=1))
-        return packed, torch.cat([stamp, extras], dim=1), row_format
+        return packed, torch.cat([stamp, overhead], dim=1), row_format

@@ -63,6 +63,22 @@ class Read(NamedTuple):
     extras: Tensor
 
 
+class HeardUsers(NamedTuple):
+    """The users whose IVs counted in a round.
+
+    Attributes:
+        users: their numbers [n].
+        last: the round in which each user's IV counted last [K], this round included.
+        round: the round.
+        requested: whether a user needs more than the round's change, see `UserCoder.requesting`.
+    """
+
+    users: Ids
+    last: Ids
+    round: int
+    requested: bool
+
+
 class UserCoder(Remembering):
     """A host's coder for floats.
 
@@ -135,26 +151,20 @@ class AggregatorCoder(Remembering):
         """Return the IVs [n, m + e] of these users, which arrived in a format, as `dtype`."""
         return unpack(payload, extras, NUMBERS[row_format], dtype)
 
-    def hear(self, counted: Ids, round: int, requested: bool) -> None:
-        """Note who took part, before models are encoded.
-
-        Args:
-            counted: the round in which each user's IV counted last [K], this round included.
-            round: the round.
-            requested: whether a user needs more than the round's change, see `UserCoder.requesting`.
-        """
-
-    def receipts(self, counted: Ids) -> Tensor:
-        """Return the round in which the user's IV counted last, for each row of models, uint8 [rows, bytes]."""
-        return torch.from_numpy(numbers_to_bytes(counted).reshape(-1, 4))
-
-    def encode(self, heard: Ids, models: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, str]:
+    def encode(self, models: Tensor, dtype: torch.dtype, heard: HeardUsers) -> tuple[Tensor, Tensor, str]:
         """Return payload and overhead, uint8 [rows, bytes] each, of models [rows, m + e′], and their format.
 
+        The overhead ends with the round in which the user's IV counted last, for each row.
+
         Args:
-            heard: the users whose IVs counted in this round.
             models: the models.
             dtype: the type of the users' numbers.
+            heard: whose IVs they follow from.
         """
         wire = self.wire or dtype
-        return *pack(models, self.numbers, wire), name_of_type(wire)
+        payload, extras = pack(models, self.numbers, wire)
+        return payload, torch.cat([extras, self._receipts(heard.last)], dim=1), name_of_type(wire)
+
+    def _receipts(self, last: Ids) -> Tensor:
+        """Return the round in which the user's IV counted last, for each row of models, uint8 [rows, bytes]."""
+        return torch.from_numpy(numbers_to_bytes(last).reshape(-1, 4))

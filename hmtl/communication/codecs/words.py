@@ -145,7 +145,7 @@ class TermCoder(UserCoder):
 
 
 def unpacked(content: NDArray[np.uint8], K: int) -> tuple[int, Ids]:
-    """Return how many bytes come before the receipts of K users, and the receipts, as `SumCoder.receipts` packed them.
+    """Return how many bytes come before the receipts of K users, and the receipts, as `SumCoder` packed them.
 
     Raises:
         CodingError: they are not there, or not of K users.
@@ -180,7 +180,7 @@ class SumCoder(AggregatorCoder):
             raise RangeError("it exceeds what terms of 64 bits may add up to.")
         return sums
 
-    def receipts(self, counted: Ids) -> Tensor:
+    def _receipts(self, last: Ids) -> Tensor:
         # Most users' last round is the same, so the compressed receipts take far less than 4 bytes for each user.
-        packed = np.frombuffer(zlib.compress(numbers_to_bytes(counted).tobytes()), np.uint8)
+        packed = np.frombuffer(zlib.compress(numbers_to_bytes(last).tobytes()), np.uint8)
         return torch.from_numpy(np.concatenate([packed, numbers_to_bytes([len(packed)])]))[None]

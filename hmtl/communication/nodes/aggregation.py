@@ -21,7 +21,7 @@ from torch import Tensor
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance, check_length, tagged, untagged
 from hmtl.communication.codecs.formats import BYTES, ROUNDS
-from hmtl.communication.codecs.plain import AggregatorCoder
+from hmtl.communication.codecs.plain import AggregatorCoder, HeardUsers
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.gate import Gate
@@ -154,16 +154,15 @@ class Aggregation:
     def _aggregate(self, dtype: torch.dtype, row_format: str, requested: bool) -> PackedModels:
         models = self._updated(dtype, row_format)
         self.counted[self.users] = self._round
-        self.coder.hear(self.counted, self._round, requested)
-        receipts, m = self.coder.receipts(self.counted), self.coder.numbers
-        if len(models) != len(receipts) or models.shape[1] - m not in self.answers:
+        rows, m = 1 if self.coder.adds else len(self.counted), self.coder.numbers
+        if len(models) != rows or models.shape[1] - m not in self.answers:
             raise CodingError(
                 f"The aggregator returned models of shape {tuple(models.shape)} for {len(self.counted)} users. Let it "
-                f"return {len(receipts)} rows of m={m} numbers and as many further ones as `answers` of the user side "
+                f"return {rows} rows of m={m} numbers and as many further ones as `answers` of the user side "
                 f"says: {' or '.join(map(str, self.answers))}."
             )
-        payload, extras, models_format = self.coder.encode(self.users, models, dtype)
-        return PackedModels(payload, torch.cat([extras, receipts], dim=1), models_format)
+        heard = HeardUsers(self.users, self.counted, self._round, requested)
+        return PackedModels(*self.coder.encode(models, dtype, heard))
 
     def _updated(self, dtype: torch.dtype, row_format: str) -> Tensor:
         """Update the aggregator, and return the models; if a sum is out of range, as in a round without terms."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hmtl.communication.codecs.block_loops import SIGNS
 from hmtl.communication.codecs.blocks import Blocks, QuantisedAggregatorCoder, QuantisedUserCoder
+from hmtl.communication.codecs.plain import HeardUsers
 from hmtl.errors import ConfigError, RangeError
 from hmtl.testing import QuantiserContract
 from hmtl.testing.scripted import ScriptedUsers
@@ -31,6 +32,11 @@ def numbers(seed: int) -> Tensor:
 def ends() -> tuple[QuantisedUserCoder, QuantisedAggregatorCoder]:
     users = ScriptedUsers([numbers(0)], [set()], extras=0)
     return QuantisedUserCoder(users, Blocks(4), ALL), QuantisedAggregatorCoder(users, Blocks(4), len(ALL))
+
+
+def counted(users: np.ndarray) -> HeardUsers:
+    """These users' IVs counted in round 3."""
+    return HeardUsers(users, np.where(np.isin(ALL, users), 3, 2), 3, requested=False)
 
 
 def test_an_aggregator_may_overwrite_ivs() -> None:
@@ -51,16 +57,16 @@ def test_a_model_is_a_change_of_what_the_user_is_known_to_hold(lost: bool) -> No
     """If the IV of user 2 is lost, its base stays; so it does at both ends."""
     host, aggregator = ends()
     nobody = np.empty(0, np.int64)
-    payload, extras, row_format = aggregator.encode(nobody, numbers(2), torch.float64)
+    payload, overhead, row_format = aggregator.encode(numbers(2), torch.float64, counted(nobody))
     assert row_format == "blocks4"
-    got: Tensor = host.decode(ALL, payload, extras, torch.float64, row_format)
+    got: Tensor = host.decode(ALL, payload, overhead[:, :-4], torch.float64, row_format)
     heard = ALL[ALL != 2] if lost else ALL
     host.commit(heard)
-    payload, extras, row_format = aggregator.encode(heard, numbers(3), torch.float64)
+    payload, overhead, row_format = aggregator.encode(numbers(3), torch.float64, counted(heard))
     assert torch.equal(aggregator.base, host.base)
     assert torch.equal(host.base[heard], got[heard])
     assert torch.equal(host.base[2], torch.zeros(M, dtype=torch.float64)) == lost
-    assert torch.equal(host.decode(ALL, payload, extras, torch.float64, row_format), aggregator.newest)
+    assert torch.equal(host.decode(ALL, payload, overhead[:, :-4], torch.float64, row_format), aggregator.newest)
 
 
 @pytest.mark.parametrize("deltas", [False, True])
