@@ -18,9 +18,8 @@ def plan(cfg: DictConfig) -> None:
     """Print loads, bounds and times, and write `topology.png` to `cfg.output_dir` if it can be written to."""
     # Imported here so that --help does not wait for torch and matplotlib.
     from hmtl.coding import resolve
-    from hmtl.communication.round_costs import compare
+    from hmtl.communication.prices.comparison import comparison
     from hmtl.communication.secure.neighbors import Secure
-    from hmtl.communication.timetable import timetable
     from hmtl.config.build import build_topology, check, make_part
     from hmtl.reporting.console import Console, progress
     from hmtl.reporting.network_picture import draw
@@ -42,9 +41,9 @@ def plan(cfg: DictConfig) -> None:
     contacts = build_topology(cfg)
     network = make_part(cfg, "network")
     topology = contacts.at(0)
-    compute = timetable if network.links else compare
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
-        result: Any = compute(topology, network, cfg.V_bits, cfg.wire, Secure(cfg.colluding) if cfg.secure else None)
+        secure = Secure(cfg.colluding) if cfg.secure else None
+        result: Any = comparison(topology, network, cfg.V_bits, cfg.wire, secure)
     if network.links:
         best = resolve(topology, result.choices[0][0])
         tables, facts = [time_table(result)], {}

@@ -81,7 +81,7 @@ class Apart:
         ]
         self.server = server(planners[0], recipe, aggregation() if self.central else None)
         self.links = Changed(LinkLedger(t.K, t.H))
-        self.names = names, [relay.name for relay in self.relays]
+        self.names = [relay.name for relay in self.relays]
         homes = {host.name: host.members for host in self.hosts}
         self.links.members = homes
         self.gate = Gate(recipe, sides[0], homes, self.seats()[-1])
@@ -90,7 +90,7 @@ class Apart:
         self.links.change = change
         self.links.ledger.begin_round()
         there = [relay for relay in self.relays if relay.i not in away]
-        nodes = Nodes(self.hosts, there, self.server, self.seats()[-1], self.schedule, *self.names, self.gate)
+        nodes = Nodes(self.hosts, there, self.server, self.seats()[-1], self.schedule, self.names, self.gate)
         play(round, nodes, self.links, Stopwatch())
 
     def seats(self) -> list[Aggregation]:

@@ -7,9 +7,9 @@ models.
 """
 
 from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger
-from hmtl.communication.accounting.network import Network, tier_loads
+from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator
-from hmtl.communication.communicators.choices import CodedHierarchical, Sums, Uncoded, sums_if_faster
+from hmtl.communication.communicators.choices import CodedHierarchical, Sums, Uncoded
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess, Links
@@ -30,6 +30,4 @@ __all__ = [
     "Sums",
     "SumsOfRows",
     "Uncoded",
-    "sums_if_faster",
-    "tier_loads",
 ]

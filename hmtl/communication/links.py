@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,10 @@ class Links(ABC):
     Attributes:
         reliable: whether every posted message arrives.
         streams: whether rows follow in blocks once it is known who takes part, if links are reliable.
-        seconds: how long the messages of the last round took, on links that know it.
         stand_ins: makes stand-ins for nodes that other processes play, see `Communicator`; None: all are here.
     """
 
     reliable = streams = False
-    seconds: float | None = None
     stand_ins: Callable[..., Any] | None = None
 
     def __init__(self, ledger: LinkLedger) -> None:
@@ -38,9 +36,6 @@ class Links(ABC):
     def homes(self, K: int) -> dict[str, Users]:
         """Return the users of each host; by default, one host has all users."""
         return {host_name(0): np.arange(K)}
-
-    def turn(self, node: str) -> None:  # noqa: B027, most links need not know
-        """Announce whose turn it is to collect and to send."""
 
     def post(self, message: Message) -> None:
         """Send a message, and count its bits on the link of each of its rows; announced rows are counted later."""
@@ -59,9 +54,6 @@ class Links(ABC):
     @abstractmethod
     def send(self, message: Message) -> None:
         """Send a message to its receivers."""
-
-    def end(self, kind: str, receivers: Sequence[str]) -> None:  # noqa: B027, in one process nobody waits
-        """Announce that no more messages of this kind follow for now; on timed links, an empty frame says so."""
 
     @abstractmethod
     def collect(self, node: str, kind: str) -> list[Message]:

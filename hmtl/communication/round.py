@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.flows.flow import Flow, Step, flow_of
@@ -17,12 +17,10 @@ from hmtl.communication.messages import (
     MODELS,
     RECEIPTS,
     REPORT,
-    SERVER,
     STATE,
     VERDICT,
     Message,
     Users,
-    relay_name,
 )
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
@@ -59,7 +57,7 @@ class Nodes:
         hosts, relays, server: the nodes of this process.
         aggregation: what the aggregators among them share; None: each has its own.
         schedule: the turns that they take.
-        host_names, relay_names: names of all hosts and relays, in this process or not.
+        relay_names: names of all relays, in this process or not.
         gate: decides which messages they take; None: others play them.
     """
 
@@ -68,7 +66,6 @@ class Nodes:
     server: Server | None
     aggregation: Aggregation | None
     schedule: "Schedule"
-    host_names: Sequence[str]
     relay_names: Sequence[str]
     gate: Gate | None
 
@@ -136,8 +133,8 @@ class Outcome:
 class Stage:
     """Gives nodes their turns: hands over messages, and posts the answers.
 
-    A turn is a method of a node, which gets `numbers` and, for each kind in `hears`, the messages of this kind. After
-    the turn, the node sends no more messages of the kinds in `says`.
+    A turn is a method of a node, which gets `numbers` and, for each kind in `hears`, the messages of this kind. It
+    `tells` if what it returns is needed before the next turns.
 
     Attributes:
         acting: the relays that take part at present.
@@ -150,20 +147,16 @@ class Stage:
         self.acting = nodes.relays
 
     def hosts(self, action: Callable[..., Answers], *numbers: Any, **turn: Any) -> None:
-        """Give each host a turn; it answers relays."""
-        self._turns(self.nodes.hosts, action, numbers, receivers=self.nodes.relay_names, **turn)
+        """Give each host a turn."""
+        self._turns(self.nodes.hosts, action, numbers, **turn)
 
     def relays(self, action: Callable[..., Answers], *numbers: Any, **turn: Any) -> None:
-        """Give each relay that takes part a turn; by default, it answers the server."""
+        """Give each relay that takes part a turn."""
         self._turns(self.acting, action, numbers, **turn)
 
-    def server(
-        self, action: Callable[..., Answers], *numbers: Any, peers: Sequence[str] | None = None, **turn: Any
-    ) -> None:
-        """Give the server a turn; by default, it answers the relays that take part."""
-        if peers is None:
-            peers = [relay_name(i) for i in self.attendance.relays]
-        self._turns([self._server], action, numbers, receivers=peers, **turn)
+    def server(self, action: Callable[..., Answers], *numbers: Any, **turn: Any) -> None:
+        """Give the server a turn."""
+        self._turns([self._server], action, numbers, **turn)
 
     def flow(self) -> Flow[Any]:
         """Return the flow of this attempt."""
@@ -192,22 +185,16 @@ class Stage:
         numbers: tuple[Any, ...],
         *,
         hears: Sequence[str] = (),
-        says: Sequence[str] = (),
-        receivers: Sequence[str] = (SERVER,),
         tells: bool = False,
         task: str = "",
     ) -> None:
         links, turns = self.links, []
         for node in nodes:
-            links.turn(node.name)
             heard = [links.collect(node.name, kind) for kind in hears]
-            turns.append(Turn(node.name, action.__name__, self.round, numbers, hears, heard, tells or bool(says), task))
-        for turn, answers in zip(turns, self.nodes.play(turns, self.watch), strict=True):
-            links.turn(turn.node)
+            turns.append(Turn(node.name, action.__name__, self.round, numbers, hears, heard, tells, task))
+        for answers in self.nodes.play(turns, self.watch):
             for message in answers:
                 links.post(message)
-            for kind in says:
-                links.end(kind, receivers)
 
 
 class Schedule:
@@ -216,7 +203,12 @@ class Schedule:
     Users send rows, or say that these follow; relays report; the server announces the attendance. In an *attempt*, rows
     are collected and models are computed. If a message that other nodes need does not arrive from a relay, there is
     another attempt without it.
+
+    Attributes:
+        turns: how often nodes wait for messages of each tier in a round, beside those of steps and for digests.
     """
+
+    turns: ClassVar[tuple[int, ...]] = (1, 1, 2, 1)  # rows; report; attendance and verdict; models
 
     def begin(self, stage: Stage, round: int) -> None:
         """Let users compute their rows."""
@@ -245,7 +237,7 @@ def hear_rows(stage: Stage) -> None:
     """Let relays hear rows: those that arrived before the attendance, or block by block those that were announced."""
     stage.relays(Relay.begin)
     while stage.streams and any(host.unsent for host in stage.nodes.hosts):
-        stage.hosts(Host.block, says=[IVS])
+        stage.hosts(Host.block, tells=True)
         stage.relays(Relay.take, hears=[IVS])
 
 
@@ -254,8 +246,8 @@ def play_step(stage: Stage, n: int, step: Step[Any]) -> None:
     up, down = step.kinds
     rises, falls = [up] * bool(step.senders), [down] * bool(step.receivers)
     if rises:
-        stage.relays(Relay.up, n, says=rises)
-    stage.server(Server.down, n, hears=rises, says=falls)
+        stage.relays(Relay.up, n, tells=True)
+    stage.server(Server.down, n, hears=rises, tells=bool(falls))
     stage.relays(Relay.learn, n, hears=falls)
 
 
@@ -266,8 +258,8 @@ def hand_over_state(stage: Stage) -> None:
         return
     from_relay = [STATE] * (attendance.source >= 0)
     if from_relay:
-        stage.relays(Relay.send_state, says=from_relay)
-    stage.server(Server.pass_state, hears=from_relay, says=[STATE])
+        stage.relays(Relay.send_state, tells=True)
+    stage.server(Server.pass_state, hears=from_relay, tells=True)
     stage.relays(Relay.adopt_state, hears=[STATE])
 
 
@@ -277,8 +269,8 @@ def compute(stage: Stage) -> None:
     stage.server(Server.aggregate, task="global update")
     stage.relays(Relay.aggregate, task="global update")
     if confirm:
-        stage.relays(Relay.confirm, says=confirm)
-    stage.server(Server.compare, hears=confirm, says=[VERDICT, MODELS])
+        stage.relays(Relay.confirm, tells=True)
+    stage.server(Server.compare, hears=confirm, tells=True)
 
 
 def conclude(stage: Stage) -> None:
@@ -305,10 +297,9 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
     links.begin(round)
     try:
         schedule.begin(stage, round)
-        stage.hosts(Host.announce if stage.streams else Host.rows, says=[IVS])
-        stage.relays(Relay.report, round, hears=[IVS], says=[REPORT])
-        told: dict[str, Any] = {"says": [ATTENDANCE], "task": "planning"}
-        stage.server(Server.attend, round, peers=nodes.relay_names, hears=[REPORT], **told)
+        stage.hosts(Host.announce if stage.streams else Host.rows, tells=True)
+        stage.relays(Relay.report, round, hears=[IVS], tells=True)
+        stage.server(Server.attend, round, hears=[REPORT], tells=True, task="planning")
         while True:
             stage.relays(Relay.attend, hears=[ATTENDANCE], tells=True)
             stage.keep_attending()
@@ -317,11 +308,11 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
             if not server.silent:
                 break
             stage.acting = [relay for relay in stage.acting if relay.phase in (Phase.IN_VAIN, Phase.UNCONFIRMED)]
-            stage.server(Server.attend_again, **told)
+            stage.server(Server.attend_again, tells=True, task="planning")
         stage.acting = nodes.relays
         schedule.end(stage)
         stage.acting = nodes.relays
-        stage.relays(Relay.deliver, says=[RECEIPTS, MODELS], receivers=nodes.host_names)
+        stage.relays(Relay.deliver, tells=True)
         stage.hosts(Host.conclude, hears=[RECEIPTS, MODELS], tells=True)
     finally:
         nodes.close()

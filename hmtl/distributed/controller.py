@@ -164,7 +164,7 @@ class Controller(Engine):
         none: set[int] = set()
         server = node(SERVER, attendance=planner.everybody, silent=none, empty=False, sizes=(0, 0), handover_bits=0)
         server.version, server.recipe = 0, recipe
-        stand_ins = StandIns(hosts, relays, server, None, schedule, self.hosts, self.relays, None, name, self, side)
+        stand_ins = StandIns(hosts, relays, server, None, schedule, self.relays, None, name, self, side)
         if name.startswith("set-up"):
             self.make(name, side, {})
         return stand_ins

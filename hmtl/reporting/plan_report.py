@@ -8,9 +8,7 @@ from rich.table import Table
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
-from hmtl.communication.round_costs import Comparison
-from hmtl.communication.secure_costs import SecureCosts
-from hmtl.communication.timetable import Timetable
+from hmtl.communication.prices.comparison import Comparison, SecureCosts, Timetable
 from hmtl.reporting.console import LEAST_SAVED, as_table, compared, saved
 
 MOST_CHOICES = 5  # that a table of seconds shows
@@ -29,7 +27,7 @@ def plan_table(comparison: Comparison) -> Table:
         who = f"{'all relays' if scheme in CODED_SCHEMES else 'server'}, {scheme}"
         mark = " *" * (scheme in comparison.not_trainable)
         down = (comparison.downlinks[medium][scheme] for medium in MEDIA)
-        seconds = (comparison.seconds[medium][scheme] for medium in MEDIA if scheme in CODED_SCHEMES)
+        seconds = [comparison.seconds[medium][scheme] for medium in MEDIA if scheme in CODED_SCHEMES and not mark]
         rows.append(row(who + mark, comparison.loads[scheme][RELAYS_TO_SERVER], down, seconds))
     for medium, best in comparison.aggregators.items():
         who = f"{'best' if best.proven else 'found'} for {medium}"

@@ -1,7 +1,7 @@
 """Where a learner and a communicator are joined: its rows travel as they are, or as sums where these take less time."""
 
-from hmtl.communication import Communicator, sums_if_faster
-from hmtl.communication.codecs.wires import row_bits
+from hmtl.communication import Communicator
+from hmtl.communication.prices.pricing import chosen
 from hmtl.errors import ConfigError
 from hmtl.mtl import Algorithm
 
@@ -17,10 +17,7 @@ def carrier_of(algorithm: Algorithm, communicator: Communicator) -> Communicator
     """
     users, recipe = algorithm.users, communicator.recipe
     if not recipe.adds:
-        m, dtype, meaning = users.numbers, users.origin.dtype, users.make_meaning()
-        communicator = communicator.for_rows(row_bits(recipe.wire, m, dtype))
-        sums = sums_if_faster(communicator, meaning.words, dtype, m, meaning.common is not None) if meaning else None
-        communicator = sums or communicator
+        communicator = chosen(communicator, users.make_meaning(), users.numbers, users.origin.dtype)
     elif users.numbers and not users.means():
         raise _needs_rows(algorithm)
     communicator.recipe.joined(users, algorithm.aggregator, algorithm.problem.K)

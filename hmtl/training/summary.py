@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from hmtl.communication import Communicator
+from hmtl.communication.prices.pricing import added_by_secure_sums
 from hmtl.mtl import Algorithm
 from hmtl.training.history import Measurements
 
@@ -74,8 +75,8 @@ class Summary(BaseModel):
         bits_per_number: bits of a number in the rows of each tier, if sums travel and these differ.
         adding: relays that send sums to the server, if sums travel.
         pieces: pieces of a row of sums, each as long as a share; 1: relays send whole rows.
-        secure: settings of secure sums (see `SecureCosts`), and the `overhead` that they add to a round in which all
-            users take part [bits by tier]; absent if sums are not secure.
+        secure: what secure sums promise (see `Secure.describe`), and the `overhead` that they add to a round in which
+            all users take part [bits by tier]; absent if sums are not secure.
         note: remarks on the communicator, such as that another one would be cheaper.
         error_measure: what the errors measure.
         passes: local passes over a user's rows per round.
@@ -175,8 +176,11 @@ def summarize(
     figures: dict[str, Any] = {
         key: value for key, value in last.items() if key not in of_one_round and value == value
     }  # not NaN
+    described = communicator.describe()
+    if "secure" in described:
+        described["secure"]["overhead"] = added_by_secure_sums(communicator)
     return Summary.model_construct(
-        **communicator.describe(),
+        **described,
         **algorithm.describe(),
         **(figures | settings),  # ε also of sums that were released before a run was killed
         K=communicator.topology.K,

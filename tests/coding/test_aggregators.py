@@ -2,9 +2,11 @@
 
 import re
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 from coding_oracles import execute
 from examples import examples
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from hmtl.coding import (
+    MEDIA,
     AggregatorSet,
     Uplinks,
     aggregators,
@@ -22,6 +25,7 @@ from hmtl.coding import (
     obstacle,
     rates,
     resolve,
+    sum_codes,
     uplink_bound,
 )
 from hmtl.coding.formulas import optimal_loads
@@ -495,3 +499,40 @@ def test_invalid_choices(choice):
 def test_unknown_media():
     with pytest.raises(CodingError, match="medium=smoke"):
         best_aggregators(symmetric(20, 5, 3), medium="smoke")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bps", "most"), [(None, 10**6), ([25e6, 50e6, 75e6, 100e6] * 15, 10**7)])
+def test_a_large_network_takes_bounded_work(
+    monkeypatch: pytest.MonkeyPatch, bps: list[float] | None, most: int
+) -> None:
+    """Flows, and the entries of programmes times the nodes of their search trees: 1,000 users and 60 or 100 relays."""
+    flows, work, flow, solve = 0, 0, rates.maximum_flow, scipy.optimize.milp
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal flows
+        flows += 1
+        return flow(*arguments)
+
+    def worked(c: Any, *, constraints: Any, **options: Any) -> Any:
+        nonlocal work
+        solution = solve(c, constraints=constraints, **options)
+        given = constraints if isinstance(constraints, list) else [constraints]
+        work += sum(np.count_nonzero(each.A) if isinstance(each.A, np.ndarray) else each.A.nnz for each in given) * (
+            solution.get("mip_node_count") or 1
+        )
+        return solution
+
+    monkeypatch.setattr(rates, "maximum_flow", counted)
+    monkeypatch.setattr(scipy.optimize, "milp", worked)
+    t, uplinks = any_r(1000, len(bps or range(100)), 3), Uplinks(tuple(bps), downlink=1e8) if bps else None
+    choices = [best_aggregators(t, "optimal", uplinks, medium) for medium in MEDIA]
+    for choice in choices:
+        loads(t, "optimal", uplinks, aggregators=choice.nodes.setting)
+    loads(t, "optimal", uplinks)
+    sum_codes(t, uplinks)
+    assert flows <= 10_000
+    assert work <= most
+    for best in choices:
+        assert best.bound <= best.cost <= best.bound * (1 + best.excess) + 1e-6
+        assert best.excess < 0.05

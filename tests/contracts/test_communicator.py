@@ -17,7 +17,6 @@ from hmtl.communication import (
     Links,
     Network,
     Uncoded,
-    tier_loads,
 )
 from hmtl.communication.messages import Message
 from hmtl.testing.communication import INHERITED, CommunicatorContract, LinksContract
@@ -44,8 +43,8 @@ class Loads(CommunicatorContract):
         aggregator, V = ScriptedAggregator(topology.K, m), 64 * m
         for round in range(2):
             communicator.round(round, users, aggregator)
-        measured, theory = communicator.ledger.loads(V), tier_loads(communicator.theory, topology.K, medium)
-        formula = {tier: ivs.sum() for tier, ivs in theory.items()}
+        measured, theory = communicator.ledger.loads(V), communicator.theory
+        formula = dict(zip(TIERS, (topology.K, theory.uplink, theory.down(medium), topology.K), strict=True))
         assert measured["users_to_relays"] == measured["relays_to_users"] == topology.K
         blocks = communicator.plan.blocks if isinstance(communicator, CodedHierarchical) else ()
         largest = max((block.pieces for block in blocks), default=1)

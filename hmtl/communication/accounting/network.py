@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from hmtl.coding import MEDIA, Loads, Uplinks
+from hmtl.coding import MEDIA, Uplinks
 from hmtl.communication.accounting.access import Access, LinkFile, access_of, read_links
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
@@ -121,20 +121,3 @@ class Network:
                 f"network.uplink_bps has {len(bandwidths)} entries for H={H} relays. Name one bandwidth for each relay."
             )
         return Uplinks(bandwidths, self.uplink == "parallel", self.W2)
-
-
-def tier_loads(
-    load: Loads, users: int, medium: str = "broadcast", last_hop: str = "broadcast"
-) -> dict[str, NDArray[np.float64]]:
-    """Return the loads of all four tiers, given that between relays and server, in rows.
-
-    Loads from relays to server are by relay [H], all other loads in total.
-
-    Args:
-        load: a load by formula, or that of a plan.
-        users: how many users are present.
-        medium, last_hop: see `Network`.
-    """
-    last = load.last_hop if load.last_hop and last_hop == "broadcast" else users
-    by_tier = (users, load.by_relay, load.down(medium), last)
-    return {tier: np.asarray(value, dtype=np.float64) for tier, value in zip(TIERS, by_tier, strict=True)}

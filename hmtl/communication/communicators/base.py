@@ -4,14 +4,15 @@ K users, H relays, m numbers per IV.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from hmtl.coding import AggregatorSet, Loads, Plan
+from hmtl.communication.accounting.access import Paths
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -21,9 +22,9 @@ from hmtl.communication.accounting.ledger import (
     USERS_TO_RELAYS,
     LinkLedger,
 )
-from hmtl.communication.accounting.network import Network, tier_loads
+from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import ATTEMPT, Attendance, Report
-from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.flow import Flow, Recipe, flow_of
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
@@ -35,7 +36,6 @@ from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
 from hmtl.communication.sides import AggregatorSide, Updating, UserSide
-from hmtl.communication.timed import TimedLinks
 from hmtl.topology import Moving, Names, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
@@ -120,10 +120,7 @@ class Communicator:
         self.planner: Planner = self._planner_of(self.topology)
         self.planning = Planning()
         self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H, self.topology.names), Stopwatch()
-        access = network.access(self.topology)
         self.make_links, self._links = links, links(self.ledger)
-        if access and type(self._links) is InProcess:
-            self._links = TimedLinks(self.ledger, contacts, access)
         self.V_bits, self.note = 0, ""
         self._dtype = ""  # of the models
         self._sides: tuple[UserSide, AggregatorSide] | None = None
@@ -131,7 +128,6 @@ class Communicator:
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is in this process
         self._theory: dict[tuple[Recipe, Topology], NDArray[np.float64]] = {}
-        self._predictions: dict[tuple[Recipe, Topology, int], float] = {}
         self.setup_seconds: tuple[float, ...] = (0.0, 0.0)
         self._setup_exchanges = 0
 
@@ -144,34 +140,6 @@ class Communicator:
     def theory(self) -> Loads:
         """The loads of a round in which everybody takes part."""
         return self.recipe.loads(self.planner)
-
-    def for_rows(self, V_bits: float) -> "Communicator":
-        """Return this communicator with those aggregators with which rows of V bits take the least time.
-
-        It is itself unless it chooses its aggregators (`aggregators=auto`) by a file of links. Its rows are IVs.
-        """
-        if self.network.links is None or self.aggregators != "auto":
-            return self
-        from hmtl.communication.prediction import by_seconds  # late, since it imports this module
-
-        best = next(iter(by_seconds(self.recipe, self.topology, self.network, V_bits)))
-        if best == AggregatorSet(self.planner.preferred, self.planner.server):
-            return self
-        recipe = replace(self.recipe, aggregators=best.setting)
-        chosen = Communicator(self.contacts, self.network, recipe, self.make_links)
-        chosen.aggregators, chosen.note = self.aggregators, self.note
-        _ = chosen.theory  # plans before the first round
-        return chosen
-
-    def seconds_of(self, V_bits: float) -> float:
-        """Return the time that rows of V bits take: between relays and server, or over all links if there is a file."""
-        if self.network.links is None:
-            rows = tier_loads(self.theory, 0, self.network.medium, "unicast")  # to nobody on the last hop
-            bits = self.recipe.row_bits(round(V_bits))
-            return self.network.seconds({tier: bits[tier] * rows[tier] for tier in TIERS})
-        from hmtl.communication.prediction import predict  # late, since it imports this module
-
-        return predict(self.recipe, self.topology, self.network, V_bits)
 
     def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Make the nodes of this learner, unless they exist already."""
@@ -194,8 +162,9 @@ class Communicator:
         server = self._play(SETUP_ROUND, self.setup_nodes(users, aggregator, number))
         self._setup_exchanges += 1
         if server:
-            uncoded = self._uncoded_seconds(self._sent(SETUP), server, self._setup_exchanges)
-            self.setup_seconds = self.seconds(SETUP), uncoded
+            sent, times = self._sent(SETUP), self._setup_exchanges
+            paths = self._paths(server, server.flow(), Schedule(), times)
+            self.setup_seconds = self._time(sent, paths), self._uncoded_seconds(sent, server, times)
 
     def round(
         self, number: int, users: UserSide, aggregator: AggregatorSide, absent_relays: Collection[int] = ()
@@ -240,21 +209,21 @@ class Communicator:
         counted = NOBODY if empty else attendance.users
         return Outcome(counted, attendance.relays, attendance.aggregators, empty)
 
-    def seconds(self, round: int | str = -1) -> float:
-        """Return the communication time of the last round, or of SETUP; see `Network.seconds`.
+    def seconds(self, round: int = -1) -> float:
+        """Return the communication time of the last round, see `Network.seconds` and `Access.seconds`."""
+        return self.time_of(self._sent(round))
 
-        With a file of links, it is that of all messages as they wait for each other; between processes, that of a round
-        in which everybody takes part.
+    def time_of(self, bits: Mapping[str, ArrayLike], sizes: tuple[int, int] | None = None) -> float:
+        """Return the time of the last round if each link of each tier had carried these bits.
+
+        Args:
+            bits: by tier and link, as the ledger counts them.
+            sizes: bytes of payload and overhead of a row; None: those of the round.
         """
-        if self.network.links is None:
-            return self.network.seconds(self._sent(round))
-        if self._links.seconds is not None:
-            return self._links.seconds
-        if round == SETUP:
-            return self._predicted(UNCODED, self._sent(round)[USERS_TO_RELAYS])
-        rows = self.ledger.per_link(USERS_TO_RELAYS, round)
-        # The round that is played adds the overhead of secure sums.
-        return self._predicted(self.recipe, rows[:, 0] if self.recipe.secure else rows.sum(axis=1))
+        if (server := self._server) is None:
+            return self.network.seconds(bits)
+        flow = flow_of(self.recipe, self.planner, server.attendance, sizes) if sizes else server.flow()
+        return self._time(bits, self._paths(server, flow, _kinds(self.recipe).schedule))
 
     def uncoded_seconds(self) -> float:
         """Return the communication time that the last round would take uncoded."""
@@ -281,11 +250,7 @@ class Communicator:
             "bounds": dict(zip(tiers, figures[len(tiers) :], strict=True)),
         }
         if recipe.secure:
-            from hmtl.communication.secure_costs import secure_costs  # late, since it plays a round, too
-
-            costs = secure_costs(self.contacts.at(0), recipe.secure, self.network.medium)
-            described["secure"] = {key: value for key, value in asdict(costs).items() if key != "bits"}
-            described["secure"]["overhead"] = costs.by_tier
+            described["secure"] = recipe.secure.describe(self.contacts.K, self.contacts.at(0).G)
         if self.planning.handover_bits:
             described["handover_bits"] = self.planning.handover_bits
         if note := "; ".join(filter(None, [self.note, described.pop("note")])):
@@ -337,7 +302,6 @@ class Communicator:
             kinds.server(planner, recipe, at_server) if plays(SERVER) else None,
             aggregation,
             kinds.schedule,
-            list(homes),
             names,
             Gate(recipe, users, homes, aggregation),
         )
@@ -380,31 +344,36 @@ class Communicator:
     def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:
         return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
 
+    def _paths(self, server: Server, flow: Flow, schedule: Schedule, times: int = 1) -> Paths:
+        """Return who sent to whom in a round by this flow, or in several by flows alike."""
+        attendance, steps, turns = server.attendance, flow.collect, np.array(schedule.turns)
+        turns[1] += sum(len(step.senders) > 0 for step in steps) + (len(attendance.aggregators) > 0)
+        turns[2] += sum(len(step.receivers) > 0 for step in steps)
+        near = self.topology.restricted(relays=attendance.relays).G
+        return Paths(near, attendance.heard.G, flow.delivery.served, times * turns)
+
+    def _time(self, bits: Mapping[str, ArrayLike], paths: Paths) -> float:
+        access = self.planner.access
+        return access.seconds(bits, paths) if access else self.network.seconds(bits)
+
     def _uncoded_seconds(self, sent: Mapping[str, NDArray[np.int64]], server: Server, times: int = 1) -> float:
         """Return the time that the messages `sent` would take uncoded.
 
         Relays then forward what users send and receive; reports and the attendance stay the same.
         """
-        if self.network.links is not None:
-            return self._predicted(UNCODED, sent[USERS_TO_RELAYS])
-        attendance = server.attendance
-        present, relays = attendance.users, attendance.relays
-        up = np.zeros(self.topology.H)
-        np.add.at(up, self.planner.forwarders(attendance.heard)[present], sent[USERS_TO_RELAYS][present])
-        for i in relays:
-            up[i] += 8 * times * Report.nbytes(self.topology, i)
-        copies = len(relays) if self.network.medium == "unicast" else min(len(relays), 1)
-        down = sent[RELAYS_TO_USERS].sum() + 8 * times * copies * (ATTEMPT + Attendance.nbytes(self.topology))
-        return self.network.seconds({**sent, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down})
-
-    def _predicted(self, recipe: Recipe, rows: NDArray[np.int64]) -> float:
-        """Return the seconds of a round over access links whose rows are as long as the longest of these bits."""
-        from hmtl.communication.prediction import predict  # late, since it imports this module
-
-        key = recipe, self.topology, int(rows.max())
-        if key[-1] and key not in self._predictions:
-            self._predictions[key] = predict(recipe, self.topology, self.network, key[-1])
-        return self._predictions.get(key, 0.0)
+        attendance, t, turns = server.attendance, self.topology, np.add(Schedule.turns, (0, 1, 0, 0))
+        rows, last = sent[USERS_TO_RELAYS], sent[RELAYS_TO_USERS][: t.K]
+        forwards, delivers = self.planner.forwarding(attendance, (int(rows.max()) // 8, 0))
+        heard, served = (np.arange(t.H)[:, None] == relays for relays in (forwards, delivers))
+        up, down = (heard * rows).sum(axis=1), np.append((served * last).sum(axis=1), 0)
+        for i in attendance.relays:
+            up[i] += 8 * times * Report.nbytes(t, i)
+        for _, link in self.planner.copies(attendance.relays):
+            down[link] += 8 * times * (ATTEMPT + Attendance.nbytes(t))
+        near = t.restricted(relays=attendance.relays).G
+        bits = {USERS_TO_RELAYS: rows, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down}
+        bits[RELAYS_TO_USERS] = np.append(last, np.zeros(t.H))
+        return self._time(bits, Paths(near, heard, served, times * turns))
 
 
 def _named(names: Names, nodes: AggregatorSet) -> str | list[int | str]:

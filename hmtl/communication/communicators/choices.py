@@ -1,11 +1,8 @@
-"""Communicators by name, each of which chooses a recipe, and the choice of sums instead of IVs. K users."""
-
-import torch
+"""Communicators by name, each of which chooses a recipe."""
 
 from hmtl.coding import CODED_SCHEMES, Aggregators, Scheme, scheme_of
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.codecs.formats import FEW_BITS
-from hmtl.communication.codecs.wires import Wire, row_bits
+from hmtl.communication.codecs.wires import Wire
 from hmtl.communication.communicators.base import Communicator, MakeLinks
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.sums import SumsOfRows
@@ -111,33 +108,3 @@ class Sums(Communicator):
             )
         recipe = SumsOfRows(sums=sums, aggregators=aggregators, wire=wire, secure=settings if secure else None)
         super().__init__(topology, network, recipe, links)
-
-
-def sums_if_faster(
-    coded: Communicator, words: int, dtype: torch.dtype, numbers: int = 1, averaged: bool = False
-) -> Communicator | None:
-    """Return a communicator of sums to replace `coded`, or None if it is not faster.
-
-    Without a file of links, only the time between relays and server is compared. Sums replace coding only if
-    `aggregators=auto`, and if numbers travel in their own type or in few bits.
-
-    Args:
-        coded: the communicator that sums may replace.
-        words: in a row of sums.
-        dtype: of the numbers of an IV.
-        numbers: in an IV.
-        averaged: whether users receive their average instead of sums.
-    """
-    wire, K = coded.recipe.wire, coded.contacts.K
-    if coded.aggregators != "auto" or (wire is not None and not (isinstance(wire, str) and wire in FEW_BITS)):
-        return None
-    recipe = SumsOfRows(wire=wire, common=dtype if averaged and not wire else None).of_numbers(words, K)
-    IV_bits, sum_bits = row_bits(wire, numbers, dtype), 8 * recipe.formats.sums.nbytes
-    sums = Communicator(coded.contacts, coded.network, recipe, coded.make_links)
-    adding, coding = sums.seconds_of(sum_bits), coded.seconds_of(IV_bits)
-    between = " between relays and server" * (coded.network.links is None)
-    sums.note = (
-        f"relays add instead of coding, since this learner needs only sums: a round{between} takes {adding:.3g} s "
-        f"instead of {coding:.3g} s (a row of sums has {sum_bits / IV_bits:.2g} times the bits of an IV)"
-    )
-    return sums if adding < coding else None

@@ -15,7 +15,9 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import Aggregators, AggregatorSet, Loads
@@ -154,7 +156,14 @@ class Step(Protocol[H]):
 
 
 class Delivery(Protocol):
-    """How models reach the users: from aggregators to the server, from the server to relays, from relays to users."""
+    """How models reach the users: from aggregators to the server, from the server to relays, from relays to users.
+
+    Attributes:
+        served: the share of what each user receives that each relay sends it [H, K].
+    """
+
+    @property
+    def served(self) -> NDArray[np.float64]: ...
 
     def up(self, i: int, models: Content) -> Content | None:
         """Return the models that aggregator i sends the server for users whom no aggregator hears."""
@@ -262,6 +271,10 @@ class Recipe(ABC):
 
     def of_rows(self, users: UserSide, planner: Planner) -> "Recipe":
         """Return this recipe for the rows of a learner, with what can be planned before the first round."""
+        return self
+
+    def of_numbers(self, m: int, K: int) -> "Recipe":
+        """Return this recipe for rows of m numbers and K users."""
         return self
 
     def dtype(self, users: UserSide) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding import AggregatorSet, Loads, Scheme, bounds, loads, make_plan, resolve, scheme_of
+from hmtl.coding import AggregatorSet, Loads, Plan, Scheme, bounds, loads, make_plan, resolve, scheme_of
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
@@ -79,7 +79,7 @@ class IVs(Recipe):
 
     def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> Planner:
         make = partial(
-            make_plan, scheme=self.scheme, seed=self.seed, max_pieces=self.max_pieces, generation=self.generation
+            _plan, scheme=self.scheme, seed=self.seed, max_pieces=self.max_pieces, generation=self.generation
         )
         return Planner(topology, network, nodes.relays, make, server=nodes.server)
 
@@ -154,6 +154,11 @@ class IVs(Recipe):
 
 
 UNCODED = IVs("uncoded")
+
+
+@lru_cache(4)  # plans are large; a round that was played for its price and the run then share one
+def _plan(heard: Topology, **settings: Any) -> Plan:
+    return make_plan(heard, **settings)
 
 
 @dataclass(eq=False)
@@ -368,6 +373,7 @@ class OwnModels:
             users = np.flatnonzero(self.via_server)
             plan = planner.plan_of(attendance)  # without aggregators if nobody was heard
             self.carriers[users] = plan.carriers(len(users)) if plan.aggregators else attendance.aggregators[0]
+        self.served = (np.arange(planner.topology.H)[:, None] == self.serving).astype(np.float64)
 
     def up(self, i: int, models: Content) -> Content | None:
         users = np.flatnonzero(self.carriers == i)

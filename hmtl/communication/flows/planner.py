@@ -35,6 +35,7 @@ class Planner:
 
     Attributes:
         server: whether the server aggregates.
+        access: the links from the network's file; None: it has none.
         scale: how many times longer rows are than those that travel, which stand for them in a round for its price.
         attendance: function from bytes to the attendance that they encode.
         copies_to: function from relays, and the bytes of a row, to the relay to which each user sends its row [K], or
@@ -42,6 +43,8 @@ class Planner:
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
         routes: function from an attendance, and the bytes of a row, to the relay that sends each user its model [K], -1
             if none does, and whether that relay gets it from the server, because it does not aggregate [K].
+        forwarding: function from an attendance, and the bytes of a row, to the relays by which plain forwarding would
+            take each user's row to the server, and its model back [K] each.
         sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
             these users' terms.
         spread_code: function from the relays that take part, and the numbers in a row, to the code by which they hand
@@ -58,11 +61,12 @@ class Planner:
         server: bool = False,
     ) -> None:
         self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
-        self.server, self.scale, self._access = server or not preferred, 1.0, network.access(topology)
+        self.server, self.scale, self.access = server or not preferred, 1.0, network.access(topology)
         few, many = lru_cache(8), lru_cache(64)  # plans are large
         self._plans = few(self._plan)
         self.attendance = many(lambda content: Attendance.from_bytes(content, topology))
         self.copies_to, self.routes = many(self._copies_to), many(self._routes)
+        self.forwarding = many(self._forwarding)
         self.forwarders = many(lambda heard: forwarders(heard, network.uplinks(heard)))
         self.sum_code = few(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
         self.spread_code = few(self._spread_code)
@@ -101,23 +105,30 @@ class Planner:
         return ((relays, self.topology.H),) if relays else ()
 
     def _copies_to(self, relays: tuple[int, ...], sizes: tuple[int, int]) -> NDArray[np.int64] | None:
-        if self._access is None or self.preferred:
+        if self.access is None or self.preferred:
             return None
-        return Trip(self._access, self.topology.restricted(relays=relays).G, self._bits(sizes), up=True).fastest()
+        return Trip(self.access, self.topology.restricted(relays=relays).G, self._bits(sizes), up=True).fastest()
 
     def _routes(self, attendance: Attendance, sizes: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         t, here, serving = attendance.reached, attendance.aggregating, attendance.reached.serving
-        if self._access:
-            serving = Trip(self._access, t.G, self._bits(sizes), up=False, here=here).fastest()
+        if self.access:
+            serving = Trip(self.access, t.G, self._bits(sizes), up=False, here=here).fastest()
         return serving, (serving >= 0) & ~here[serving]
+
+    def _forwarding(self, attendance: Attendance, sizes: tuple[int, int]) -> tuple[NDArray[np.int64], ...]:
+        t = self.topology.restricted(relays=attendance.relays)
+        if not self.access:
+            return self.forwarders(attendance.heard), t.serving
+        tables, bits = (attendance.heard.G, t.G), self._bits(sizes)
+        return tuple(Trip(self.access, G, bits, up).fastest() for G, up in zip(tables, (True, False), strict=True))
 
     def _bits(self, sizes: tuple[int, int]) -> float:
         return max(1.0, 8 * (sizes[0] * self.scale + sizes[1]))
 
     def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
         t = self.topology.restricted(relays=relays)
-        if self._access:  # rows come to relays, and go to users
-            up, down, _ = self._access.links[1 : 1 + t.H].T
+        if self.access:  # rows come to relays, and go to users
+            up, down, _ = self.access.links[1 : 1 + t.H].T
             seconds_of = (1 / down + 1 / up)[list(t.active)]
             return self._sum_code(t, Uplinks(tuple((1 / seconds_of).tolist()), parallel=True), L)
         shares = self._sum_code(t, None, L)
@@ -137,8 +148,8 @@ class Planner:
         return sum_code(t, uplinks, 1 if self.sums == "whole" else MOST_PIECES, L if self.sums == "auto" else 0)
 
     def _plan(self, heard: Topology, aggregators: tuple[int, ...]) -> Plan:
-        uplinks, nodes = self.network.uplinks(heard), AggregatorSet(aggregators, self.server)
-        return self._make(heard, uplinks=uplinks, aggregators=nodes.setting)
+        uplinks, nodes = self.network.uplinks(heard), AggregatorSet(aggregators, self.server).setting
+        return self._make(heard, uplinks=uplinks, aggregators=nodes if isinstance(nodes, str) else tuple(nodes))
 
 
 def who_may_aggregate(contacts: Topology | Moving) -> Topology:

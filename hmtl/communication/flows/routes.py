@@ -1,7 +1,7 @@
 """Routes over access links: which relay forwards each user's row, and which sends it its model, in the least time.
 
-Times are those of `TimedLinks`: a node sends to one receiver after another, first what takes longest to receive, and
-goes on when all that it needs has arrived. Shapes: K users, H relays, n batches of rows between two nodes.
+A node sends to one receiver after another, first what takes longest to receive, and goes on when all that it needs has
+arrived. Computing takes no time. Shapes: K users, H relays, n batches of rows between two nodes.
 """
 
 from collections.abc import Iterator

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import AggregatorSet, Loads, SumCode, sum_bounds
@@ -392,6 +393,10 @@ class CommonRow:
         self.copies = planner.copies(self.code.relays)
         # What a relay gets of the server: the row, or its own shares if each relay gets its own copy.
         self.splits = planner.network.medium == "unicast"
+
+    @property
+    def served(self) -> NDArray[np.float64]:
+        return np.array([self.code.needs(i).sum(axis=1) for i in range(self.code.H)]) / self.code.pieces
 
     def up(self, i: int, models: Content) -> Content | None:
         return None

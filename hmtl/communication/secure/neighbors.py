@@ -133,6 +133,14 @@ class Secure:
                 f"users{of_one}. Take more users, let more of them reach two relays, or lower colluding or least."
             )
 
+    def describe(self, K: int, G: NDArray[np.uint8]) -> dict[str, int]:
+        """Return what a round of K users with links G [H, K] promises: k and t, T, and how few users a sum may have."""
+        alone = tuple(lone(G).sum(axis=1).tolist())
+        chosen = self.degree(K, K, alone)
+        assert chosen is not None, "there are enough users"
+        secret = {"neighbors": chosen.neighbors, "threshold": chosen.threshold}
+        return secret | {"colluding": self.colluders(K, K), "fewest": self.fewest(K, K, alone)}
+
     def colluders(self, n: int, K: int) -> int:
         """Return T, how many of n users who take part may collude, of K: all who may, but at most n − 2."""
         return max(0, min(self._most(n, K), n - HONEST))

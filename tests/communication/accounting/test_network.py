@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.coding import Uplinks, loads
-from hmtl.communication import Network, tier_loads
+from hmtl.coding import Loads, Uplinks, loads
+from hmtl.communication import TIERS, Network
 from hmtl.errors import ConfigError
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r, symmetric
@@ -22,10 +22,15 @@ def test_equation_13(ue: int, es: int, se: int, eu: int, W1: float, W2: float) -
     assert Network(W1, W2).seconds(tiers) == pytest.approx((ue + eu) / W1 + (es + se) / W2)
 
 
+def of_tiers(load: Loads, K: int) -> dict[str, Any]:
+    """Return loads between relays and server with a row for each user on the others."""
+    return dict(zip(TIERS, (K, load.by_relay, load.downlink, K), strict=True))
+
+
 def test_largest_saving_on_the_symmetric_topology() -> None:
     """27.5 % with W1 = W2, H = 5, r = 3: (20 + 20 + 10 + 8) / 80."""
     topology, network = symmetric(K=20, H=5, r=3), Network()
-    coded, uncoded = (network.seconds(tier_loads(loads(topology, scheme), 20)) for scheme in ("optimal", "uncoded"))
+    coded, uncoded = (network.seconds(of_tiers(loads(topology, scheme), 20)) for scheme in ("optimal", "uncoded"))
     assert 1 - coded / uncoded == pytest.approx(0.275)
 
 
@@ -57,7 +62,7 @@ def test_plans_made_for_unequal_uplinks_are_faster_on_them(uplink: str) -> None:
     network = Network(uplink_bps=(1e8, 1e6, 1e8, 2e8, 5e6, 1e8), uplink=uplink)
     links = network.uplinks(topology)
     aware, unaware = (loads(topology, "optimal", known) for known in (links, None))
-    fast, slow, paper = (network.seconds(tier_loads(load, 30)) for load in (aware, unaware, loads(topology, "paper")))
+    fast, slow, paper = (network.seconds(of_tiers(load, 30)) for load in (aware, unaware, loads(topology, "paper")))
     assert fast < 0.9 * slow
     assert fast < paper
     assert aware.downlink == unaware.downlink

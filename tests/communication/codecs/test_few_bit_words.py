@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hmtl.communication import CodedHierarchical, Network, Sums, SumsOfRows, sums_if_faster
+from hmtl.communication import Network, Sums, SumsOfRows
 from hmtl.communication.codecs.few_bit_words import FewBits, FewBitTermCoder, longest_absence
 from hmtl.communication.codecs.formats import FEW_BITS, REQUEST
 from hmtl.communication.flows.planner import SUMS
@@ -483,21 +483,6 @@ def test_terms_that_are_too_large_are_refused() -> None:
     users = Terms([terms(0, 5).sign() * 2**62], [set()])
     with pytest.raises(RangeError):
         Sums(symmetric(K=5, H=5, r=1), wire="int4").round(0, users, Total(M + 1))
-
-
-@pytest.mark.parametrize(("q", "faster"), [(1, True), (4, False)])
-def test_few_bits_count_for_sums_and_for_coding(q: int, faster: bool) -> None:
-    """K = 20, 3 of 5: 8 + 8 IVs against 3 + 1 rows of 9.25/4.25 the bits each."""
-    coded = CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="all")
-    coded.aggregators, coded.recipe = "auto", replace(coded.recipe, wire="int4")
-    sums = sums_if_faster(coded, q * 640, 8, 640)
-    assert (sums is not None) is faster
-    if sums:
-        assert sums.recipe.bits == 4
-        sums.round(0, Terms([terms(0, 20, 641)], [set()]), Total(641))
-        note = sums.describe()["note"]
-        assert "2.2 times the bits" in note
-        assert f"instead of {(coded.theory.uplink + coded.theory.downlink) * 640 * 4.25 / 1e8:.3g} s" in note
 
 
 def left_over_by_rare_users(rounds: int, K: int, visits: Callable[[int, np.random.Generator], set[int]]) -> list[float]:

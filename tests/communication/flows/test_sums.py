@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.coding import MEDIA, Aggregators, cover, sum_code
-from hmtl.communication import TIERS, CodedHierarchical, Communicator, IVs, Network, Sums, SumsOfRows, sums_if_faster
+from hmtl.communication import TIERS, Network, Sums, SumsOfRows
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import ATTENDANCE, IVS, MODELS, REPORT, SERVER, Message
 from hmtl.errors import CodingError, ConfigError
@@ -382,20 +382,6 @@ def test_a_relay_without_the_attendance_is_left_out() -> None:
 
     apart.play(0, change=lose)  # no relay of the cover
     assert set(users.models) == set(range(20))
-
-
-@pytest.mark.parametrize(("q", "faster"), [(1, True), (100, False)])
-def test_sums_replace_coding_if_they_take_less_time(q: int, faster: bool) -> None:
-    coded = CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="auto")
-    sums = sums_if_faster(coded, q, torch.float64)
-    assert (sums is not None) == faster
-    if sums:
-        sums.round(0, Terms([terms(0, 20)], [set()]), Total(7))
-        assert "adding" in sums.describe()
-        assert "instead of coding" in sums.describe()["note"]
-    assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), aggregators="all"), q, torch.float64) is None
-    assert sums_if_faster(Communicator(symmetric(K=20, H=5, r=3), Network(), IVs("uncoded")), q, torch.float64) is None
-    assert sums_if_faster(CodedHierarchical(symmetric(K=20, H=5, r=3), wire="float32"), q, torch.float64) is None
 
 
 def test_refusals() -> None:

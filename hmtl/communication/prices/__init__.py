@@ -1,0 +1,1 @@
+"""What rounds cost, by dry rounds; nothing below this package knows of it."""

@@ -1,0 +1,334 @@
+"""What a round costs for each choice of who aggregates, and what travels: the content of `hmtl.plan`.
+
+Loads are in IVs per round, times in seconds. Tiers and media are dictionary keys, as in `plan format=json`.
+"""
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+import torch
+
+from hmtl.coding import (
+    CODED_SCHEMES,
+    MEDIA,
+    SCHEMES,
+    AggregatorSet,
+    Loads,
+    best_aggregators,
+    bounds,
+    demand_of,
+    loads,
+    obstacle,
+    sum_codes,
+)
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
+from hmtl.communication.accounting.network import Network
+from hmtl.communication.codecs.formats import FEW_BITS
+from hmtl.communication.codecs.wires import Wire, check_wire, row_bits
+from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.ivs import UNCODED, IVs
+from hmtl.communication.flows.routes import Trip
+from hmtl.communication.flows.sums import SumsOfRows
+from hmtl.communication.prices.pricing import cheapest, price
+from hmtl.communication.secure.neighbors import Secure
+from hmtl.topology import Names, Topology
+
+BEST = "optimal"  # the scheme by which given aggregators learn all IVs with the smallest load
+
+
+@dataclass(frozen=True)
+class SecureCosts:
+    """What secure sums promise, and what they add to a round, all of it overhead.
+
+    Attributes:
+        neighbors, threshold: k and t, see `Degree`.
+        colluding: how many users may collude with relays and server.
+        fewest: how few users may be behind a sum.
+        bits: bits by kind of message and tier.
+    """
+
+    neighbors: int
+    threshold: int
+    colluding: int
+    fewest: int
+    bits: dict[str, dict[str, int]]
+
+    @property
+    def by_tier(self) -> dict[str, int]:
+        """The bits of all kinds by tier."""
+        return {tier: sum(bits[tier] for bits in self.bits.values()) for tier in TIERS}
+
+
+@dataclass(frozen=True)
+class ChosenRelays:
+    """Relays that aggregate, or that add terms of sums.
+
+    Attributes:
+        relays: the relays; empty if the server alone aggregates.
+        relays_to_server: load from relays to server.
+        proven: whether `cost` reaches `bound`, so that nothing in the class of `bound` is better.
+        downlinks: the load from server to relays on each medium.
+        seconds: the communication time on each medium.
+    """
+
+    relays: list[int]
+    relays_to_server: float
+    proven: bool
+    downlinks: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class BestAggregators(ChosenRelays):
+    """The best aggregators for one medium.
+
+    Attributes:
+        server: whether the server aggregates, alone or beside relays.
+        cost: time between relays and server, in IVs at the speed of the server's downlink.
+        bound: a lower bound of `cost` for all aggregators, with the loads of scheme `optimal` in `hmtl.coding.loads`.
+        excess: by what fraction `cost` can be above that of the best aggregators at most.
+    """
+
+    server: bool
+    cost: float
+    bound: float
+    excess: float
+
+    @property
+    def nodes(self) -> AggregatorSet:
+        """The aggregators."""
+        return AggregatorSet(tuple(self.relays), self.server)
+
+
+@dataclass(frozen=True)
+class AddingRelays(ChosenRelays):
+    """The relays that send the server sums of terms.
+
+    Attributes:
+        cost: time from relays to server, in rows at the speed of the slowest relay.
+        bound: a lower bound of `cost` for every scheme in which the server learns the sums.
+        pieces: number of pieces of a row, so that a share is as long as one of them; 1: relays send whole rows.
+    """
+
+    cost: float
+    bound: float
+    pieces: int
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """The cost of a round in one format of numbers.
+
+    Attributes:
+        bits: bits between relays and server, in both directions.
+        seconds: the communication time over all hops.
+    """
+
+    bits: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What comparisons have in common.
+
+    Attributes:
+        K, H, r: users, relays, and relays per user.
+        names: names of relays and users.
+        V_bits: bits of one IV; with a file of links, as it travels.
+        network: the links.
+        secure: what secure sums add to a round; None: nobody asked for it.
+    """
+
+    K: int
+    H: int
+    r: float
+    names: Names
+    V_bits: int
+    network: Network
+    secure: SecureCosts | None
+
+
+@dataclass(frozen=True)
+class Comparison(Compared):
+    """Every choice of aggregators on one network.
+
+    Attributes:
+        loads: loads by scheme and tier; all relays aggregate, or the server (uncoded).
+        aggregators: the best aggregators by medium.
+        sums: the relays that add, for learners that need only sums; loads on a broadcast downlink.
+        downlinks: loads from server to relays by medium and scheme.
+        bounds: lower bounds by tier of schemes in which all relays learn all IVs (Hu et al. 2022, Theorem 2).
+        proof: the least load from relays to server of such schemes, and a partition of the relays that certifies it.
+        not_trainable: schemes without a plan on this network, with the reason.
+        seconds: communication time of one round by medium and scheme that has a plan.
+        formats: the cost of a round by wire (`null`, 64 bits, and the one that is asked for) and by what travels:
+            `uncoded`, `coded` with the best aggregators, `sums`, or `secure` sums, with all that these add.
+        secure_sums: the relays that send the server secure sums; seconds are those of all that is sent for them.
+    """
+
+    loads: dict[str, dict[str, float]]
+    aggregators: dict[str, BestAggregators]
+    sums: AddingRelays
+    downlinks: dict[str, dict[str, float]]
+    bounds: dict[str, float]
+    proof: dict[str, Any]
+    not_trainable: dict[str, str]
+    seconds: dict[str, dict[str, float]]
+    formats: dict[str, dict[str, RoundCost]]
+    secure_sums: AddingRelays | None
+
+
+@dataclass(frozen=True)
+class Timetable(Compared):
+    """The seconds of a round over access links, by who aggregates.
+
+    Attributes:
+        uncoded: the time of plain forwarding.
+        uncoded_bound: what plain forwarding takes at least, whichever relays forward rows and deliver models.
+        choices: the nodes that aggregate, as in the setting `aggregators`, and the time, the shortest first.
+        sums_seconds: the time for learners that need only sums, of 64 bits.
+        every: whether these are all choices.
+        secure_seconds: the time of secure sums of 64 bits.
+    """
+
+    uncoded: float
+    uncoded_bound: float
+    choices: list[tuple[str | list[int | str], float]]
+    sums_seconds: float
+    every: bool
+    secure_seconds: float | None
+
+
+def comparison(
+    t: Topology, network: Network, V_bits: int, wire: str | None = None, secure: Secure | None = None
+) -> Comparison | Timetable:
+    """Compare the server (uncoded), all relays (each scheme), and the best relays for each medium.
+
+    With a file of links, the seconds of each choice of aggregators are compared instead.
+
+    Args:
+        t: who hears whom.
+        network: the links.
+        V_bits: bits of an IV whose numbers have 64 bits each; they are rounded up to whole numbers.
+        wire: another format of numbers, in which a round's cost is computed, too; None: none. With a file of links, the
+            only one for IVs.
+        secure: settings of secure sums, whose cost is computed, too; None: it is not.
+
+    Raises:
+        ConfigError: the format is unknown, or there are too few users for secure sums.
+    """
+    check_wire(wire)
+    m = -(-V_bits // 64)
+    if secure:
+        secure.check(t.K, t.G)
+    compared: dict[str, Any] = {"K": t.K, "H": t.H, "r": t.r, "names": t.names, "V_bits": V_bits, "network": network}
+    compared["secure"] = _secure_costs(t, network, m, secure) if secure else None
+    if network.links:
+        return _by_seconds(t, network, m, wire, secure, compared)
+    media, uplinks = {medium: replace(network, medium=medium) for medium in MEDIA}, network.uplinks(t)
+    recipes = {scheme: IVs(scheme, aggregators="all") for scheme in CODED_SCHEMES} | {"uncoded": UNCODED}
+    by_scheme = {scheme: loads(t, scheme, uplinks) for scheme in SCHEMES}
+    obstacles = {scheme: reason for scheme in CODED_SCHEMES if (reason := obstacle(t, scheme))}
+    least, partition = demand_of(t).optimum
+    best = {medium: _best(t, media, medium, m) for medium in MEDIA}
+    return Comparison(
+        **compared,
+        loads={scheme: _between(by_scheme[scheme]) for scheme in SCHEMES},
+        aggregators=best,
+        sums=_adding(t, media, m, SumsOfRows()),
+        downlinks={medium: {scheme: by_scheme[scheme].down(medium) for scheme in SCHEMES} for medium in MEDIA},
+        bounds=_between(bounds(t)),
+        proof={RELAYS_TO_SERVER: float(least), "partition": [[t.active[i] for i in part] for part in partition]},
+        not_trainable=obstacles,
+        seconds={
+            medium: {
+                scheme: price(recipes[scheme], t, media[medium], m).seconds
+                for scheme in SCHEMES
+                if scheme not in obstacles
+            }
+            for medium in MEDIA
+        },
+        formats={
+            each or "null": _in_format(t, network, best[network.medium].nodes, m, each, secure)
+            for each in dict.fromkeys((None, wire))
+        },
+        secure_sums=_adding(t, media, m, SumsOfRows(secure=secure)) if secure else None,
+    )
+
+
+def _by_seconds(
+    t: Topology, network: Network, m: int, wire: Wire, secure: Secure | None, compared: dict[str, Any]
+) -> Timetable:
+    access, bits = network.access(t), row_bits(wire, m, torch.float64)
+    assert access is not None
+    coded = cheapest(IVs(wire=wire), t, network, m)
+    return Timetable(
+        **{**compared, "V_bits": bits},
+        uncoded=price(IVs("uncoded", wire=wire), t, network, m).seconds,
+        uncoded_bound=sum(Trip(access, t.G, bits, up).bound for up in (True, False)),
+        choices=[(nodes.setting, seconds) for nodes, seconds in coded.items() if seconds < inf],
+        sums_seconds=price(SumsOfRows(), t, network, m).seconds,
+        every=len(coded) == (2 << len(t.active)) - 1,
+        secure_seconds=price(SumsOfRows(secure=secure), t, network, m).seconds if secure else None,
+    )
+
+
+def _secure_costs(t: Topology, network: Network, m: int, secure: Secure) -> SecureCosts:
+    return SecureCosts(**secure.describe(t.K, t.G), bits=price(SumsOfRows(secure=secure), t, network, m).added)
+
+
+def _best(t: Topology, media: dict[str, Network], medium: str, m: int) -> BestAggregators:
+    uplinks = media[medium].uplinks(t)
+    choice = best_aggregators(t, BEST, uplinks, medium)
+    load, recipe = loads(t, BEST, uplinks, aggregators=choice.nodes.setting), _coded(choice.nodes)
+    return BestAggregators(
+        relays=list(choice.relays),
+        server=choice.server,
+        relays_to_server=load.uplink,
+        cost=round(choice.cost, 9),
+        bound=choice.bound,
+        excess=choice.excess,
+        proven=choice.proven,
+        downlinks={name: load.down(name) for name in MEDIA},
+        seconds={name: price(recipe, t, media[name], m).seconds for name in MEDIA},
+    )
+
+
+def _coded(nodes: AggregatorSet, wire: Wire = None) -> IVs:
+    return IVs(BEST, aggregators=nodes.setting, wire=wire)
+
+
+def _in_format(
+    t: Topology, network: Network, nodes: AggregatorSet, m: int, wire: str | None, secure: Secure | None
+) -> dict[str, RoundCost]:
+    """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
+    recipes: dict[str, Recipe] = {"uncoded": IVs("uncoded", wire=wire), "coded": _coded(nodes, wire)}
+    if wire is None or wire in FEW_BITS:
+        recipes["sums"] = SumsOfRows(wire=wire)
+        if secure:
+            recipes["secure"] = SumsOfRows(wire=wire, secure=secure)
+    prices = {what: price(recipe, t, network, m) for what, recipe in recipes.items()}
+    inner = RELAYS_TO_SERVER, SERVER_TO_RELAYS
+    return {what: RoundCost(sum(float(p.bits[tier].sum()) for tier in inner), p.seconds) for what, p in prices.items()}
+
+
+def _adding(t: Topology, media: dict[str, Network], m: int, recipe: SumsOfRows) -> AddingRelays:
+    up, spread = sum_codes(t, media["broadcast"].uplinks(t))
+    load = up.loads(spread)
+    return AddingRelays(
+        relays=list(up.relays),
+        pieces=up.pieces,
+        cost=up.cost,
+        bound=up.bound,
+        proven=up.proven,
+        relays_to_server=load.uplink,
+        downlinks={name: load.down(name) for name in MEDIA},
+        seconds={name: price(recipe, t, media[name], m).seconds for name in MEDIA},
+    )
+
+
+def _between(load: Loads) -> dict[str, float]:
+    """Return the loads between relays and server, on a broadcast downlink."""
+    return {RELAYS_TO_SERVER: load.uplink, SERVER_TO_RELAYS: load.downlink}

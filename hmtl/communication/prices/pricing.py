@@ -1,0 +1,255 @@
+"""The price of a round in which everybody takes part, and which way of rows has the lowest.
+
+A *dry round* is played in this process, with short rows of zeros. Its ledger says how many rows and how many bits of
+overhead each link carries. The price is so many rows of the length that they have in their format, and this overhead.
+
+K users, H relays, m numbers in an IV, or words in a row of sums.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import combinations
+from math import inf
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hmtl.coding import AggregatorSet
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS, USERS_TO_RELAYS, LinkLedger
+from hmtl.communication.accounting.network import Network
+from hmtl.communication.codecs.formats import FEW_BITS
+from hmtl.communication.codecs.wires import row_bits
+from hmtl.communication.communicators.base import Communicator
+from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.sums import SumsOfRows
+from hmtl.communication.links import InProcess
+from hmtl.communication.meaning import Words
+from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message, Users
+from hmtl.communication.sides import AggregatorSide, RowMeaning, UserSide
+from hmtl.errors import CodingError
+from hmtl.topology import Topology
+
+log = logging.getLogger(__name__)
+
+LONGEST_IV = 420  # numbers of a dry IV: up to 8 pieces of its bytes need no padding
+LONGEST_SUMS = 10_080  # words of a dry row of sums: up to 8 pieces of 1 to 4 stretches need no padding
+OF_SECURE_SUMS = (KEYS, SHARED, SHARES, UNMASK)  # the kinds of messages that secure sums add, all of them overhead
+MOST_ENUMERATED = 6  # relays; up to this number, all sets are tried if the network is small
+MOST_WORK = 10**5  # sets that are tried times users and relays, at least two
+
+
+@dataclass(frozen=True, eq=False)
+class Price:
+    """What a round costs in which everybody takes part.
+
+    Attributes:
+        bits: payload and overhead on each link of each tier, in the order of the ledger.
+        seconds: the communication time of the round.
+        between: the time that the bits between relays and server take; with a file of links, that of the round.
+        added: bits that secure sums add, by kind of message and tier.
+    """
+
+    bits: dict[str, NDArray[np.float64]]
+    seconds: float
+    between: float
+    added: dict[str, dict[str, int]]
+
+
+def price(recipe: Recipe, t: Topology, network: Network, m: int, dtype: torch.dtype = torch.float64) -> Price:
+    """Return the price of a round by a recipe.
+
+    Args:
+        recipe: how rows travel.
+        t, network: of the round.
+        m: numbers in an IV, or words in a row of sums.
+        dtype: type of the numbers in IVs.
+
+    Raises:
+        CodingError: the recipe has no plan for this network.
+        ConfigError: it does not fit this network.
+    """
+    row = recipe.of_numbers(m, t.K).row_bits(row_bits(recipe.wire, m, dtype))
+    numbers, routed = min(m, LONGEST_SUMS if recipe.adds else LONGEST_IV), row[USERS_TO_RELAYS] if network.links else 0
+    dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers, routed)
+    bits, dry_row = {}, dry.recipe.row_bits(64 * numbers)
+    for tier in TIERS:
+        payload, overhead = dry.ledger.per_link(tier, -1).T
+        bits[tier] = payload / dry_row[tier] * row[tier] + overhead
+    seconds = dry.time_of(bits, (row[USERS_TO_RELAYS] // 8, 0))
+    between = {tier: bits[tier] * (tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)) for tier in TIERS}
+    added = {kind: {tier: counted[kind, tier] for tier in TIERS} for kind in OF_SECURE_SUMS if recipe.secure}
+    return Price(bits, seconds, seconds if network.links else network.seconds(between), added)
+
+
+def cheapest(
+    recipe: Recipe, t: Topology, network: Network, m: int, dtype: torch.dtype = torch.float64
+) -> dict[AggregatorSet, float]:
+    """Return the seconds of a round by sets of aggregators, the shortest first: all sets if there are few relays.
+
+    Otherwise, a relay more or less is tried as long as this takes less time and not too many sets were tried.
+
+    Args:
+        recipe, t, network, m, dtype: see `price`; the rows are IVs.
+    """
+    seconds: dict[AggregatorSet, float] = {}
+    most = max(2, MOST_WORK // (t.K * t.H))
+
+    def shortest(sets: Iterable[AggregatorSet]) -> AggregatorSet:
+        for nodes in [nodes for nodes in sets if nodes not in seconds][: most - len(seconds)]:
+            try:
+                seconds[nodes] = price(replace(recipe, aggregators=nodes.setting), t, network, m, dtype).seconds
+            except CodingError:  # these relays cannot aggregate by this scheme
+                seconds[nodes] = inf
+            log.debug("choices of aggregators tried: %d of at most %d", len(seconds), most)
+        return min(seconds, key=lambda nodes: (seconds[nodes], len(nodes.relays)))
+
+    alone, everyone = AggregatorSet((), server=True), AggregatorSet(t.active, server=False)
+    if len(t.active) <= MOST_ENUMERATED and (2 << len(t.active)) <= most:
+        sets = [A for n in range(1, len(t.active) + 1) for A in combinations(t.active, n)]
+        best = shortest([alone, *(AggregatorSet(A, server) for A in sets for server in (False, True))])
+    else:
+        singles = [AggregatorSet((i,), server) for i in t.active for server in (False, True)]
+        best, before = shortest([alone, everyone, *singles]), None
+        while best != before:
+            before, A = best, set(best.relays)
+            near = [tuple(sorted(A ^ {i})) for i in t.active]
+            best = shortest([AggregatorSet(B, server) for B in near if B for server in (False, True)])
+    return dict(sorted(seconds.items(), key=lambda item: (item[0] != best, item[1])))
+
+
+def chosen(communicator: Communicator, meaning: RowMeaning | None, m: int, dtype: torch.dtype) -> Communicator:
+    """Return the communicator whose rounds take the least time: the given one, one with other aggregators, or sums.
+
+    It is the given one unless that has `aggregators=auto`. Aggregators are chosen again only by a file of links.
+    Without such a file, sums are compared with IVs by the time between relays and server alone. Sums replace IVs only
+    if numbers travel in their own type or in few bits.
+
+    Args:
+        communicator: its rows are IVs.
+        meaning: what rows mean if sums of them suffice; None: every row is needed.
+        m: numbers in an IV.
+        dtype: type of these numbers.
+    """
+    if communicator.aggregators != "auto" or not m:
+        return communicator
+    t, network, wire = communicator.topology, communicator.network, communicator.recipe.wire
+    if network.links:
+        communicator = _with_aggregators(communicator, next(iter(cheapest(communicator.recipe, t, network, m, dtype))))
+    if meaning is None or not (wire is None or wire in FEW_BITS):
+        return communicator
+    recipe = SumsOfRows(wire=wire, common=None if wire else meaning.common)
+    adding, coding = price(recipe, t, network, meaning.words, dtype), price(communicator.recipe, t, network, m, dtype)
+    if adding.between >= coding.between:
+        return communicator
+    made = Communicator(communicator.contacts, network, recipe, communicator.make_links)
+    size = 8 * recipe.of_numbers(meaning.words, t.K).formats.sums.nbytes / row_bits(wire, m, dtype)
+    between = " between relays and server" * (network.links is None)
+    made.note = (
+        f"relays add instead of coding, since this learner needs only sums: a round{between} takes "
+        f"{adding.between:.3g} s instead of {coding.between:.3g} s (a row of sums has {size:.2g} times the bits of an "
+        "IV)"
+    )
+    return made
+
+
+def added_by_secure_sums(communicator: Communicator) -> dict[str, int]:
+    """Return the bits of each tier that secure sums add to a round in which everybody takes part.
+
+    Unless all users are neighbours, how many sealed shares pass the server, since no relay hears both users, is drawn
+    in every round.
+    """
+    added = price(communicator.recipe, communicator.contacts.at(0), communicator.network, 1).added
+    return {tier: sum(bits[tier] for bits in added.values()) for tier in TIERS}
+
+
+@lru_cache(8)
+def dry_round(
+    recipe: Recipe, t: Topology, network: Network, numbers: int, V_bits: int = 0
+) -> tuple[Communicator, Counter[tuple[str, str]]]:
+    """Play a round of zeros in which everybody takes part.
+
+    Args:
+        recipe: how rows travel; their numbers have 64 bits.
+        t, network: of the round.
+        numbers: in a row.
+        V_bits: of the rows by which routes are chosen if there is a file of links; 0: of these rows.
+
+    Returns:
+        The communicator, whose ledger has the bits, and the bits of each kind of message and tier.
+    """
+    if recipe.secure:
+        log.info("playing a round of secure sums of %d users for its price", t.K)
+    counted = Counter[tuple[str, str]]()
+    communicator = Communicator(t, network, recipe, partial(_Counting, counted=counted))
+    communicator.planner.scale = V_bits / 64 / numbers if V_bits else 1.0
+    users, aggregator = _Users(t.K, numbers, recipe.row_type, recipe.common), _Aggregator()
+    communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a round calls no other members
+    communicator.planner.scale = 1.0  # from now on, rows have their own length
+    return communicator, counted
+
+
+def _with_aggregators(communicator: Communicator, nodes: AggregatorSet) -> Communicator:
+    """Return a communicator that differs from this one in its aggregators; itself if it has these."""
+    if nodes == AggregatorSet(communicator.planner.preferred, communicator.planner.server):
+        return communicator
+    recipe = replace(communicator.recipe, aggregators=nodes.setting)
+    made = Communicator(communicator.contacts, communicator.network, recipe, communicator.make_links)
+    made.aggregators = communicator.aggregators
+    _ = made.theory  # plans before the first round
+    return made
+
+
+class _Counting(InProcess):
+    """Links that also count the bits of each kind of message and tier."""
+
+    def __init__(self, ledger: LinkLedger, counted: Counter[tuple[str, str]]) -> None:
+        super().__init__(ledger)
+        self.counted = counted
+
+    def post(self, message: Message) -> None:
+        super().post(message)
+        if not message.announces:
+            self.counted[message.kind, message.tier] += 8 * len(message) * sum(message.sizes)
+
+
+class _Users:
+    """Users who send zeros, see `hmtl.communication.sides.UserSide`."""
+
+    deltas, further, answers = False, 0, (0,)
+
+    def __init__(self, K: int, numbers: int, dtype: torch.dtype, common: torch.dtype | None) -> None:
+        self.numbers, self.origin, self.common = numbers, torch.zeros(numbers, dtype=dtype), common
+        self._ivs = self.origin.expand(K, -1)
+
+    def means(self) -> RowMeaning | None:
+        return Words(self.numbers, common=self.common) if self.origin.dtype == torch.int64 else None
+
+    def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, Tensor]:  # noqa: B008, nobody writes to it
+        return np.arange(len(self._ivs)), self._ivs
+
+    def commit(self, users: Users) -> None: ...
+
+    def roll_back(self, users: Users) -> None: ...
+
+    def receive(self, users: Users, models: Tensor) -> None: ...
+
+
+class _Aggregator:
+    """An aggregator that returns what it gets, see `hmtl.communication.sides.AggregatorSide`."""
+
+    def update(self, users: Users, ivs: Tensor) -> Tensor:
+        return ivs
+
+    def means(self) -> RowMeaning | None:
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
