@@ -54,7 +54,7 @@ def plan(cfg: DictConfig) -> None:
         tables += [format_table(result, cfg.wire)] if cfg.wire else []
         facts = {"verdict": verdict(result)}
     if result.secure:
-        tables.append(secure_table(result.secure, topology.K))
+        tables.append(secure_table(result.secure["bits"], topology.K))
         lines += ["", secure_remark(result.secure, topology.K)]
     if isinstance(contacts, Moving):
         lines.append("The users move: all of this holds for the first contacts only.")

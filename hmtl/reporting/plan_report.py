@@ -1,6 +1,7 @@
 """What `plan` prints: tables of loads, savings and choices, and whether coding pays."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -8,7 +9,7 @@ from rich.table import Table
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
-from hmtl.communication.prices.comparison import Comparison, SecureCosts, Timetable
+from hmtl.communication.prices.comparison import Comparison, Timetable
 from hmtl.reporting.console import LEAST_SAVED, as_table, compared, saved
 
 MOST_CHOICES = 5  # that a table of seconds shows
@@ -77,7 +78,7 @@ def choices_table(comparison: Comparison) -> Table:
     ]
     if sums.relays:
         how = "send sums, whole rows" if sums.pieces == 1 else f"send sums, shares of 1/{sums.pieces} row"
-        rows.append([how, _listed(names(sums.relays)), _distance(sums.proven, sums.cost / sums.bound - 1)])
+        rows.append([how, _listed(names(sums.relays)), _distance(sums.proven, sums.excess)])
     return as_table("Choices", ("", "nodes", "optimal"), rows, words=3)
 
 
@@ -108,22 +109,23 @@ def verdict(comparison: Comparison) -> str:
     return f"Coding does not pay on a {medium} downlink: no choice tried takes clearly less time than plain forwarding."
 
 
-def secure_table(costs: SecureCosts, K: int) -> Table:
-    """Return what secure sums add to a round of K users, one row for each tier."""
+def secure_table(bits: Mapping[str, Mapping[str, int]], K: int) -> Table:
+    """Return the bits that secure sums add to a round of K users, by kind of message and tier: a row for each tier."""
     rows = []
     for tier in TIERS:
-        keys, shared, shares, unmasking = (costs.bits[kind][tier] for kind in (KEYS, SHARED, SHARES, UNMASK))
-        bits, total = (keys, shared + shares, unmasking), costs.by_tier[tier]
-        rows.append([tier.replace("_", " "), *(f"{each / 1e6:.4g}" for each in (*bits, total)), f"{total / K:,.0f}"])
+        keys, shared, shares, unmasking = (bits[kind][tier] for kind in (KEYS, SHARED, SHARES, UNMASK))
+        each, total = (keys, shared + shares, unmasking), keys + shared + shares + unmasking
+        rows.append([tier.replace("_", " "), *(f"{n / 1e6:.4g}" for n in (*each, total)), f"{total / K:,.0f}"])
     headers = ("Mbit per round", "keys", "shares", "unmasking", "all", "bits per user")
     return as_table("What secure sums add to a round in which everybody is present", headers, rows)
 
 
-def secure_remark(costs: SecureCosts, K: int) -> str:
+def secure_remark(secure: Mapping[str, Any], K: int) -> str:
     """Return the sentence under `secure_table`: who protects whom."""
     return (
-        f"Secure sums: {costs.neighbors} neighbours of a user, {costs.threshold} of whom can reveal a mask; "
-        f"{costs.colluding} of {K} users may collude with relays and server; at least {costs.fewest} terms in a sum."
+        f"Secure sums: {secure['neighbors']} neighbours of a user, {secure['threshold']} of whom can reveal a mask; "
+        f"{secure['colluding']} of {K} users may collude with relays and server; at least {secure['fewest']} terms in "
+        "a sum."
     )
 
 

@@ -11,10 +11,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 
 
-def balanced(
-    G: NDArray[np.uint8], speeds: NDArray[np.float64] | None = None, starts: NDArray[np.float64] | None = None
-) -> NDArray[np.int64]:
-    """Assign users to relays that hear them so that the last relay ends soonest, at its start + load / speed.
+def balanced(G: NDArray[np.uint8], speeds: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+    """Assign users to relays that hear them so that the last relay ends soonest, after load / speed.
 
     Users move along chains of relays, from the slowest relay to one that stays faster even with one more user. If no
     chain leads to such a relay, the users of all reachable relays have no other relays, so the assignment is optimal.
@@ -22,7 +20,6 @@ def balanced(
     Args:
         G: which relay hears which user [H, K].
         speeds: of the relays [H], positive, in any unit; None: all equal.
-        starts: when each relay starts [H], in the unit of 1 / speed; None: all at once.
 
     Returns:
         [K] the relay of each user; -1 for users that no relay hears.
@@ -30,22 +27,22 @@ def balanced(
     present = np.flatnonzero(G.any(axis=0))
     if len(present) < G.shape[1]:
         relays = np.full(G.shape[1], -1)
-        relays[present] = balanced(G[:, present], speeds, starts)
+        relays[present] = balanced(G[:, present], speeds)
         return relays
     H, K = G.shape
-    speed, start = np.ones(H) if speeds is None else speeds, np.zeros(H) if starts is None else starts
+    speed = np.ones(H) if speeds is None else speeds
     turn = np.arange(K) % G.sum(axis=0, dtype=np.int64)  # user k starts at the (k mod r_k)-th of its relays
     serving: NDArray[np.int64] = np.argmax(G.cumsum(axis=0, dtype=np.int32) > turn, axis=0)
     movable = np.stack([G[:, serving == i].sum(axis=1, dtype=np.int64) for i in range(H)])  # i serves, j hears too
     while True:
         load = movable.diagonal()
-        source = int(np.where(load, start + load / speed, -np.inf).argmax())
+        source = int((load / speed).argmax())
         reachable, previous = breadth_first_order(csr_array(movable > 0), source)
-        target = min(reachable.tolist(), key=lambda j: start[j] + (load[j] + 1) / speed[j])
-        if start[target] + (load[target] + 1) / speed[target] >= start[source] + load[source] / speed[source]:
+        target = min(reachable.tolist(), key=lambda j: (load[j] + 1) / speed[j])
+        if (load[target] + 1) / speed[target] >= load[source] / speed[source]:
             return serving
         a, b = speed[source], speed[target]
-        excess = (load[source] * b - load[target] * a + (start[source] - start[target]) * a * b) / (a + b)
+        excess = (load[source] * b - load[target] * a) / (a + b)
         chain = [target]
         while chain[0] != source:
             chain.insert(0, int(previous[chain[0]]))

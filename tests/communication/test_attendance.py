@@ -75,7 +75,7 @@ def test_each_model_comes_by_an_aggregator_where_one_hears_the_user(
 ) -> None:
     t, made, version = case
     decided = decide(t, made, version, home)
-    serving, by_way = Planner(t, Network(), tuple(home)).routes(decided, (0, 0))
+    serving, by_way = Planner(t, Network(), tuple(home)).routes(decided)
     for k in range(t.K):
         there = set(t.relays_of(k)) & set(made)
         near = there & set(decided.aggregators)

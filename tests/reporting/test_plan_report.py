@@ -71,7 +71,7 @@ def test_sums_meet_their_bound_or_whole_rows_do() -> None:
     assert row(comparison(symmetric(20, 5, 3), Network(), 1000), "send sums, shares of 1/3 row")[1] == "proven"
     whole = comparison(heterogeneous(20, 4, 2, 0.2), Network(), 1000)
     assert row(whole, "send sums, whole rows") == ["0, 1, 2, 3", "proven"]
-    worse = replace(whole, sums=replace(whole.sums, pieces=2, cost=4.0, bound=3.2, proven=False))
+    worse = replace(whole, sums=replace(whole.sums, pieces=2, excess=0.25, proven=False))
     assert "25.00%" in row(worse, "send sums, shares of 1/2 row")[1]
 
 

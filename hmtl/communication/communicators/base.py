@@ -363,7 +363,7 @@ class Communicator:
         """
         attendance, t, turns = server.attendance, self.topology, np.add(Schedule.turns, (0, 1, 0, 0))
         rows, last = sent[USERS_TO_RELAYS], sent[RELAYS_TO_USERS][: t.K]
-        forwards, delivers = self.planner.forwarding(attendance, (int(rows.max()) // 8, 0))
+        forwards, delivers = self.planner.forwarding(attendance)
         heard, served = (np.arange(t.H)[:, None] == relays for relays in (forwards, delivers))
         up, down = (heard * rows).sum(axis=1), np.append((served * last).sum(axis=1), 0)
         for i in attendance.relays:

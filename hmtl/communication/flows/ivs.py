@@ -128,7 +128,7 @@ class IVs(Recipe):
         if attendance.aggregators:
             steps += coded_steps(planner, attendance, sizes)
             digest = planner.plan_of(attendance).digest
-        delivery = OwnModels(planner, attendance, sizes)
+        delivery = OwnModels(planner, attendance)
         return Flow(lambda i: Kept(planner.topology.G[i] == 1), tuple(steps), delivery, digest)
 
     def arrived(
@@ -365,8 +365,8 @@ def coded_steps(planner: Planner, attendance: Attendance, sizes: tuple[int, int]
 class OwnModels:
     """The delivery of a model to each user, by an aggregator that hears the user or else via the server."""
 
-    def __init__(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> None:
-        self.serving, self.via_server = planner.routes(attendance, sizes)
+    def __init__(self, planner: Planner, attendance: Attendance) -> None:
+        self.serving, self.via_server = planner.routes(attendance)
         # The aggregator that sends the server each user's model; OF_SERVER: none does.
         self.carriers = np.full(planner.topology.K, OF_SERVER)
         if not planner.server and attendance.aggregators:

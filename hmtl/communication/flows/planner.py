@@ -36,15 +36,14 @@ class Planner:
     Attributes:
         server: whether the server aggregates.
         access: the links from the network's file; None: it has none.
-        scale: how many times longer rows are than those that travel, which stand for them in a round for its price.
         attendance: function from bytes to the attendance that they encode.
-        copies_to: function from relays, and the bytes of a row, to the relay to which each user sends its row [K], or
-            None: to all within range. If only the server needs rows, further copies take a link's time in vain.
+        copies_to: function from relays to the relay to which each user sends its row [K], or None: to all within range.
+            If only the server needs rows, further copies take a link's time in vain.
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
-        routes: function from an attendance, and the bytes of a row, to the relay that sends each user its model [K], -1
-            if none does, and whether that relay gets it from the server, because it does not aggregate [K].
-        forwarding: function from an attendance, and the bytes of a row, to the relays by which plain forwarding would
-            take each user's row to the server, and its model back [K] each.
+        routes: function from an attendance to the relay that sends each user its model [K], -1 if none does, and
+            whether that relay gets it from the server, because it does not aggregate [K].
+        forwarding: function from an attendance to the relays by which plain forwarding would take each user's row to
+            the server, and its model back [K] each.
         sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
             these users' terms.
         spread_code: function from the relays that take part, and the numbers in a row, to the code by which they hand
@@ -61,7 +60,7 @@ class Planner:
         server: bool = False,
     ) -> None:
         self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
-        self.server, self.scale, self.access = server or not preferred, 1.0, network.access(topology)
+        self.server, self.access = server or not preferred, network.access(topology)
         few, many = lru_cache(8), lru_cache(64)  # plans are large
         self._plans = few(self._plan)
         self.attendance = many(lambda content: Attendance.from_bytes(content, topology))
@@ -104,26 +103,22 @@ class Planner:
             return tuple(((i,), i) for i in relays)
         return ((relays, self.topology.H),) if relays else ()
 
-    def _copies_to(self, relays: tuple[int, ...], sizes: tuple[int, int]) -> NDArray[np.int64] | None:
+    def _copies_to(self, relays: tuple[int, ...]) -> NDArray[np.int64] | None:
         if self.access is None or self.preferred:
             return None
-        return Trip(self.access, self.topology.restricted(relays=relays).G, self._bits(sizes), up=True).fastest()
+        return Trip(self.access, self.topology.restricted(relays=relays).G, up=True).fastest()
 
-    def _routes(self, attendance: Attendance, sizes: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _routes(self, attendance: Attendance) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         t, here, serving = attendance.reached, attendance.aggregating, attendance.reached.serving
         if self.access:
-            serving = Trip(self.access, t.G, self._bits(sizes), up=False, here=here).fastest()
+            serving = Trip(self.access, t.G, up=False, here=here).fastest()
         return serving, (serving >= 0) & ~here[serving]
 
-    def _forwarding(self, attendance: Attendance, sizes: tuple[int, int]) -> tuple[NDArray[np.int64], ...]:
+    def _forwarding(self, attendance: Attendance) -> tuple[NDArray[np.int64], ...]:
         t = self.topology.restricted(relays=attendance.relays)
         if not self.access:
             return self.forwarders(attendance.heard), t.serving
-        tables, bits = (attendance.heard.G, t.G), self._bits(sizes)
-        return tuple(Trip(self.access, G, bits, up).fastest() for G, up in zip(tables, (True, False), strict=True))
-
-    def _bits(self, sizes: tuple[int, int]) -> float:
-        return max(1.0, 8 * (sizes[0] * self.scale + sizes[1]))
+        return Trip(self.access, attendance.heard.G, up=True).fastest(), Trip(self.access, t.G, up=False).fastest()
 
     def _spread_code(self, relays: tuple[int, ...], L: int) -> SumCode:
         t = self.topology.restricted(relays=relays)

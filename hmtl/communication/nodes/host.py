@@ -149,7 +149,7 @@ class Host:
         )
         whole = self._message(self._users, payload, overhead)
         relays = tuple(relay_number(name) for name in self._relays)
-        routes = None if self.recipe.adds else self.planner.copies_to(relays, whole.sizes)
+        routes = None if self.recipe.adds else self.planner.copies_to(relays)
         if routes is None:
             return [whole, *requests]
         rows = []

@@ -305,7 +305,7 @@ class Relay(Node):
         if self.phase is Phase.ABSENT:
             return []
         if not self.planner.server and not self.attendance.aggregating.any():
-            users = np.flatnonzero(self.planner.routes(self.attendance, self.sizes)[0] == self.i)
+            users = np.flatnonzero(self.planner.routes(self.attendance)[0] == self.i)
             not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
             return [self._to_users(RECEIPTS, users, nothing(len(users)), not_counted, users)]
         models = self._models.content if self._models else None

@@ -22,7 +22,7 @@ from hmtl.coding import (
     obstacle,
     sum_codes,
 )
-from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.codecs.formats import FEW_BITS
 from hmtl.communication.codecs.wires import Wire, check_wire, row_bits
@@ -38,82 +38,39 @@ BEST = "optimal"  # the scheme by which given aggregators learn all IVs with the
 
 
 @dataclass(frozen=True)
-class SecureCosts:
-    """What secure sums promise, and what they add to a round, all of it overhead.
-
-    Attributes:
-        neighbors, threshold: k and t, see `Degree`.
-        colluding: how many users may collude with relays and server.
-        fewest: how few users may be behind a sum.
-        bits: bits by kind of message and tier.
-    """
-
-    neighbors: int
-    threshold: int
-    colluding: int
-    fewest: int
-    bits: dict[str, dict[str, int]]
-
-    @property
-    def by_tier(self) -> dict[str, int]:
-        """The bits of all kinds by tier."""
-        return {tier: sum(bits[tier] for bits in self.bits.values()) for tier in TIERS}
-
-
-@dataclass(frozen=True)
 class ChosenRelays:
-    """Relays that aggregate, or that add terms of sums.
+    """The best relays to aggregate for one medium, or to send the server sums of terms.
 
     Attributes:
         relays: the relays; empty if the server alone aggregates.
+        server: whether the server aggregates, alone or beside relays, or learns the sums.
         relays_to_server: load from relays to server.
-        proven: whether `cost` reaches `bound`, so that nothing in the class of `bound` is better.
         downlinks: the load from server to relays on each medium.
         seconds: the communication time on each medium.
+        cost: for aggregators, time between relays and server, in IVs at the speed of the server's downlink; for sums,
+            time from relays to server, in rows at the speed of the slowest relay.
+        bound: a lower bound of `cost`: for all aggregators, with the loads of scheme `optimal` in `hmtl.coding.loads`;
+            or for every scheme in which the server learns the sums.
+        excess: by what fraction `cost` can be above the least one at most.
+        proven: whether `cost` reaches `bound`, so that nothing in its class is better.
+        pieces: number of pieces of a row of sums, so that a share is as long as one of them; 1: relays send whole rows.
     """
 
     relays: list[int]
+    server: bool
     relays_to_server: float
-    proven: bool
     downlinks: dict[str, float]
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class BestAggregators(ChosenRelays):
-    """The best aggregators for one medium.
-
-    Attributes:
-        server: whether the server aggregates, alone or beside relays.
-        cost: time between relays and server, in IVs at the speed of the server's downlink.
-        bound: a lower bound of `cost` for all aggregators, with the loads of scheme `optimal` in `hmtl.coding.loads`.
-        excess: by what fraction `cost` can be above that of the best aggregators at most.
-    """
-
-    server: bool
     cost: float
     bound: float
     excess: float
+    proven: bool
+    pieces: int = 1
 
     @property
     def nodes(self) -> AggregatorSet:
         """The aggregators."""
         return AggregatorSet(tuple(self.relays), self.server)
-
-
-@dataclass(frozen=True)
-class AddingRelays(ChosenRelays):
-    """The relays that send the server sums of terms.
-
-    Attributes:
-        cost: time from relays to server, in rows at the speed of the slowest relay.
-        bound: a lower bound of `cost` for every scheme in which the server learns the sums.
-        pieces: number of pieces of a row, so that a share is as long as one of them; 1: relays send whole rows.
-    """
-
-    cost: float
-    bound: float
-    pieces: int
 
 
 @dataclass(frozen=True)
@@ -138,7 +95,8 @@ class Compared:
         names: names of relays and users.
         V_bits: bits of one IV; with a file of links, as it travels.
         network: the links.
-        secure: what secure sums add to a round; None: nobody asked for it.
+        secure: what secure sums promise, see `Secure.describe`, and the `bits` that they add to a round, by kind of
+            message and tier, all of them overhead; None: nobody asked for it.
     """
 
     K: int
@@ -147,7 +105,7 @@ class Compared:
     names: Names
     V_bits: int
     network: Network
-    secure: SecureCosts | None
+    secure: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -169,15 +127,15 @@ class Comparison(Compared):
     """
 
     loads: dict[str, dict[str, float]]
-    aggregators: dict[str, BestAggregators]
-    sums: AddingRelays
+    aggregators: dict[str, ChosenRelays]
+    sums: ChosenRelays
     downlinks: dict[str, dict[str, float]]
     bounds: dict[str, float]
     proof: dict[str, Any]
     not_trainable: dict[str, str]
     seconds: dict[str, dict[str, float]]
     formats: dict[str, dict[str, RoundCost]]
-    secure_sums: AddingRelays | None
+    secure_sums: ChosenRelays | None
 
 
 @dataclass(frozen=True)
@@ -221,10 +179,9 @@ def comparison(
     """
     check_wire(wire)
     m = -(-V_bits // 64)
-    if secure:
-        secure.check(t.K, t.G)
     compared: dict[str, Any] = {"K": t.K, "H": t.H, "r": t.r, "names": t.names, "V_bits": V_bits, "network": network}
-    compared["secure"] = _secure_costs(t, network, m, secure) if secure else None
+    added = price(SumsOfRows(secure=secure), t, network, m).added if secure else {}
+    compared["secure"] = secure.describe(t.K, t.G) | {"bits": added} if secure else None
     if network.links:
         return _by_seconds(t, network, m, wire, secure, compared)
     media, uplinks = {medium: replace(network, medium=medium) for medium in MEDIA}, network.uplinks(t)
@@ -263,11 +220,13 @@ def _by_seconds(
 ) -> Timetable:
     access, bits = network.access(t), row_bits(wire, m, torch.float64)
     assert access is not None
-    coded = cheapest(IVs(wire=wire), t, network, m)
+    trips = [Trip(access, t.G, up) for up in (True, False)]
+    beyond = bits * sum(trip.seconds(trip.fastest()) - trip.bound for trip in trips)
+    plain, coded = price(IVs("uncoded", wire=wire), t, network, m).seconds, cheapest(IVs(wire=wire), t, network, m)
     return Timetable(
         **{**compared, "V_bits": bits},
-        uncoded=price(IVs("uncoded", wire=wire), t, network, m).seconds,
-        uncoded_bound=sum(Trip(access, t.G, bits, up).bound for up in (True, False)),
+        uncoded=plain,
+        uncoded_bound=plain - beyond,
         choices=[(nodes.setting, seconds) for nodes, seconds in coded.items() if seconds < inf],
         sums_seconds=price(SumsOfRows(), t, network, m).seconds,
         every=len(coded) == (2 << len(t.active)) - 1,
@@ -275,25 +234,40 @@ def _by_seconds(
     )
 
 
-def _secure_costs(t: Topology, network: Network, m: int, secure: Secure) -> SecureCosts:
-    return SecureCosts(**secure.describe(t.K, t.G), bits=price(SumsOfRows(secure=secure), t, network, m).added)
-
-
-def _best(t: Topology, media: dict[str, Network], medium: str, m: int) -> BestAggregators:
+def _best(t: Topology, media: dict[str, Network], medium: str, m: int) -> ChosenRelays:
     uplinks = media[medium].uplinks(t)
     choice = best_aggregators(t, BEST, uplinks, medium)
-    load, recipe = loads(t, BEST, uplinks, aggregators=choice.nodes.setting), _coded(choice.nodes)
-    return BestAggregators(
+    load = loads(t, BEST, uplinks, aggregators=choice.nodes.setting)
+    return ChosenRelays(
         relays=list(choice.relays),
         server=choice.server,
-        relays_to_server=load.uplink,
+        **_costs(_coded(choice.nodes), load, t, media, m),
         cost=round(choice.cost, 9),
         bound=choice.bound,
         excess=choice.excess,
         proven=choice.proven,
-        downlinks={name: load.down(name) for name in MEDIA},
-        seconds={name: price(recipe, t, media[name], m).seconds for name in MEDIA},
     )
+
+
+def _adding(t: Topology, media: dict[str, Network], m: int, recipe: SumsOfRows) -> ChosenRelays:
+    up, spread = sum_codes(t, media["broadcast"].uplinks(t))
+    return ChosenRelays(
+        relays=list(up.relays),
+        server=True,
+        **_costs(recipe, up.loads(spread), t, media, m),
+        cost=up.cost,
+        bound=up.bound,
+        excess=0.0 if up.proven else up.cost / up.bound - 1,
+        proven=up.proven,
+        pieces=up.pieces,
+    )
+
+
+def _costs(recipe: Recipe, load: Loads, t: Topology, media: dict[str, Network], m: int) -> dict[str, Any]:
+    """Return the load between relays and server, and the seconds of a round, on each medium."""
+    seconds = {medium: price(recipe, t, network, m).seconds for medium, network in media.items()}
+    downlinks = {medium: load.down(medium) for medium in media}
+    return {"relays_to_server": load.uplink, "downlinks": downlinks, "seconds": seconds}
 
 
 def _coded(nodes: AggregatorSet, wire: Wire = None) -> IVs:
@@ -312,21 +286,6 @@ def _in_format(
     prices = {what: price(recipe, t, network, m) for what, recipe in recipes.items()}
     inner = RELAYS_TO_SERVER, SERVER_TO_RELAYS
     return {what: RoundCost(sum(float(p.bits[tier].sum()) for tier in inner), p.seconds) for what, p in prices.items()}
-
-
-def _adding(t: Topology, media: dict[str, Network], m: int, recipe: SumsOfRows) -> AddingRelays:
-    up, spread = sum_codes(t, media["broadcast"].uplinks(t))
-    load = up.loads(spread)
-    return AddingRelays(
-        relays=list(up.relays),
-        pieces=up.pieces,
-        cost=up.cost,
-        bound=up.bound,
-        proven=up.proven,
-        relays_to_server=load.uplink,
-        downlinks={name: load.down(name) for name in MEDIA},
-        seconds={name: price(recipe, t, media[name], m).seconds for name in MEDIA},
-    )
 
 
 def _between(load: Loads) -> dict[str, float]:

@@ -75,8 +75,8 @@ def price(recipe: Recipe, t: Topology, network: Network, m: int, dtype: torch.dt
         ConfigError: it does not fit this network.
     """
     row = recipe.of_numbers(m, t.K).row_bits(row_bits(recipe.wire, m, dtype))
-    numbers, routed = min(m, LONGEST_SUMS if recipe.adds else LONGEST_IV), row[USERS_TO_RELAYS] if network.links else 0
-    dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers, routed)
+    numbers = min(m, LONGEST_SUMS if recipe.adds else LONGEST_IV)
+    dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers)
     bits, dry_row = {}, dry.recipe.row_bits(64 * numbers)
     for tier in TIERS:
         payload, overhead = dry.ledger.per_link(tier, -1).T
@@ -170,7 +170,7 @@ def added_by_secure_sums(communicator: Communicator) -> dict[str, int]:
 
 @lru_cache(8)
 def dry_round(
-    recipe: Recipe, t: Topology, network: Network, numbers: int, V_bits: int = 0
+    recipe: Recipe, t: Topology, network: Network, numbers: int
 ) -> tuple[Communicator, Counter[tuple[str, str]]]:
     """Play a round of zeros in which everybody takes part.
 
@@ -178,7 +178,6 @@ def dry_round(
         recipe: how rows travel; their numbers have 64 bits.
         t, network: of the round.
         numbers: in a row.
-        V_bits: of the rows by which routes are chosen if there is a file of links; 0: of these rows.
 
     Returns:
         The communicator, whose ledger has the bits, and the bits of each kind of message and tier.
@@ -187,10 +186,8 @@ def dry_round(
         log.info("playing a round of secure sums of %d users for its price", t.K)
     counted = Counter[tuple[str, str]]()
     communicator = Communicator(t, network, recipe, partial(_Counting, counted=counted))
-    communicator.planner.scale = V_bits / 64 / numbers if V_bits else 1.0
     users, aggregator = _Users(t.K, numbers, recipe.row_type, recipe.common), _Aggregator()
     communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a round calls no other members
-    communicator.planner.scale = 1.0  # from now on, rows have their own length
     return communicator, counted
 
 

@@ -99,7 +99,7 @@ def test_what_secure_sums_cost() -> None:
     t, network = symmetric(20, 5, 3), Network(2000, 1000)
     plain, secure = comparison(t, network, 1024), comparison(t, network, 1024, "int4", Secure(0.1))
     assert secure.sums == plain.sums
-    up, between_up, between_down, down = secure.secure.by_tier.values()
+    up, between_up, between_down, down = (sum(bits[tier] for bits in secure.secure["bits"].values()) for tier in TIERS)
     seconds = (up + down) / 2000 + (between_up + between_down) / 1000
     assert secure.secure_sums.seconds["broadcast"] == pytest.approx(plain.sums.seconds["broadcast"] + seconds)
     assert secure.secure_sums.seconds["unicast"] > plain.sums.seconds["unicast"] + seconds  # a copy for each relay
