@@ -1,7 +1,7 @@
 """A site of `hmtl.node` in namespaces with narrow and long links: planned and played.
 
 `python experiments/network/real_site.py FOLDER`, as root, starts a server, three relays and two hosts, each in a
-namespace behind a link of its own (`switch.py`). `hmtl.plan` predicts the seconds of a round for each choice of
+namespace behind a link of its own (`switch.py`). `hmtl.plan` computes the seconds of a round for each choice of
 aggregators, with the links in `field_links.yaml`. Then the site trains MOCHA with each of them, and the seconds from
 round to round are compared with the plan. Prints a table, and writes FOLDER/site.csv.
 """

@@ -220,7 +220,7 @@ class Communicator:
             bits: by tier and link, as the ledger counts them.
             sizes: bytes of payload and overhead of a row; None: those of the round.
         """
-        if (server := self._server) is None:
+        if (server := self._server) is None or not self.planner.access:
             return self.network.seconds(bits)
         flow = flow_of(self.recipe, self.planner, server.attendance, sizes) if sizes else server.flow()
         return self._time(bits, self._paths(server, flow, _kinds(self.recipe).schedule))

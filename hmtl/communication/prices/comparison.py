@@ -34,8 +34,6 @@ from hmtl.communication.prices.pricing import cheapest, price
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.topology import Names, Topology
 
-BEST = "optimal"  # the scheme by which given aggregators learn all IVs with the smallest load
-
 
 @dataclass(frozen=True)
 class ChosenRelays:
@@ -236,12 +234,12 @@ def _by_seconds(
 
 def _best(t: Topology, media: dict[str, Network], medium: str, m: int) -> ChosenRelays:
     uplinks = media[medium].uplinks(t)
-    choice = best_aggregators(t, BEST, uplinks, medium)
-    load = loads(t, BEST, uplinks, aggregators=choice.nodes.setting)
+    choice = best_aggregators(t, uplinks=uplinks, medium=medium)
+    load = loads(t, uplinks=uplinks, aggregators=choice.nodes.setting)
     return ChosenRelays(
         relays=list(choice.relays),
         server=choice.server,
-        **_costs(_coded(choice.nodes), load, t, media, m),
+        **_costs(IVs(aggregators=choice.nodes.setting), load, t, media, m),
         cost=round(choice.cost, 9),
         bound=choice.bound,
         excess=choice.excess,
@@ -270,15 +268,12 @@ def _costs(recipe: Recipe, load: Loads, t: Topology, media: dict[str, Network], 
     return {"relays_to_server": load.uplink, "downlinks": downlinks, "seconds": seconds}
 
 
-def _coded(nodes: AggregatorSet, wire: Wire = None) -> IVs:
-    return IVs(BEST, aggregators=nodes.setting, wire=wire)
-
-
 def _in_format(
     t: Topology, network: Network, nodes: AggregatorSet, m: int, wire: str | None, secure: Secure | None
 ) -> dict[str, RoundCost]:
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
-    recipes: dict[str, Recipe] = {"uncoded": IVs("uncoded", wire=wire), "coded": _coded(nodes, wire)}
+    coded = IVs(aggregators=nodes.setting, wire=wire)
+    recipes: dict[str, Recipe] = {"uncoded": IVs("uncoded", wire=wire), "coded": coded}
     if wire is None or wire in FEW_BITS:
         recipes["sums"] = SumsOfRows(wire=wire)
         if secure:
