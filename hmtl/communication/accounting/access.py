@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import yaml
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -112,10 +113,8 @@ class Access:
 
 def read_links(path: str | Path) -> LinkFile:
     """Return the content of a file of links; raise ConfigError if it is not one."""
-    from omegaconf import OmegaConf  # late: most networks have no such file
-
     try:
-        return LinkFile.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+        return LinkFile.model_validate(yaml.safe_load(Path(path).read_text()))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

@@ -33,8 +33,10 @@ from hmtl.communication.messages import SERVER, relay_name
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
+from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
+from hmtl.communication.secure_round import SecureSchedule
 from hmtl.communication.sides import AggregatorSide, Updating, UserSide
 from hmtl.topology import Moving, Names, Topology
 
@@ -73,9 +75,6 @@ class Kinds:
 def _kinds(recipe: Recipe) -> Kinds:
     if not recipe.secure:
         return Kinds()
-    from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServer  # late, as cryptography is
-    from hmtl.communication.secure_round import SecureSchedule
-
     return Kinds(SecureHost, SecureRelay, SecureServer, SecureSchedule())
 
 
@@ -163,7 +162,7 @@ class Communicator:
         self._setup_exchanges += 1
         if server:
             sent, times = self._sent(SETUP), self._setup_exchanges
-            paths = self._paths(server, server.flow(), Schedule(), times)
+            paths = self._paths(server, _flow(server, server.sizes), Schedule(), times)
             self.setup_seconds = self._time(sent, paths), self._uncoded_seconds(sent, server, times)
 
     def round(
@@ -222,7 +221,7 @@ class Communicator:
         """
         if (server := self._server) is None or not self.planner.access:
             return self.network.seconds(bits)
-        flow = flow_of(self.recipe, self.planner, server.attendance, sizes) if sizes else server.flow()
+        flow = _flow(server, sizes or server.sizes)
         return self._time(bits, self._paths(server, flow, _kinds(self.recipe).schedule))
 
     def uncoded_seconds(self) -> float:
@@ -344,7 +343,7 @@ class Communicator:
     def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:
         return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
 
-    def _paths(self, server: Server, flow: Flow, schedule: Schedule, times: int = 1) -> Paths:
+    def _paths(self, server: Server, flow: Flow[Any], schedule: Schedule, times: int = 1) -> Paths:
         """Return who sent to whom in a round by this flow, or in several by flows alike."""
         attendance, steps, turns = server.attendance, flow.collect, np.array(schedule.turns)
         turns[1] += sum(len(step.senders) > 0 for step in steps) + (len(attendance.aggregators) > 0)
@@ -374,6 +373,11 @@ class Communicator:
         bits = {USERS_TO_RELAYS: rows, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down}
         bits[RELAYS_TO_USERS] = np.append(last, np.zeros(t.H))
         return self._time(bits, Paths(near, heard, served, times * turns))
+
+
+def _flow(server: Server, sizes: tuple[int, int]) -> Flow[Any]:
+    """Return the flow of the server's last attempt if a row has these bytes of payload and overhead."""
+    return flow_of(server.recipe, server.planner, server.attendance, sizes)
 
 
 def _named(names: Names, nodes: AggregatorSet) -> str | list[int | str]:
