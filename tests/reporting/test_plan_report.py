@@ -83,5 +83,5 @@ def test_schemes_that_cannot_be_trained_are_marked(capsys: pytest.CaptureFixture
 
 def test_the_text_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for topology in (heterogeneous(20, 4, 2, 0.2), any_r(300, 12, 4, 0)):
+    for topology in (heterogeneous(20, 4, 2, 0.2), any_r(100, 12, 4, 0)):
         assert max(len(line) for line in text(comparison(topology, Network(), 50_176), capsys).splitlines()) <= 80
