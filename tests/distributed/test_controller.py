@@ -93,6 +93,25 @@ def test_a_run_ends_as_one_in_one_process(configure: Callable[..., DictConfig], 
     check_bits(ours)
 
 
+LINK = "{up_bps: RATE, down_bps: 2e6, latency_s: 0.01}"
+
+
+@pytest.mark.parametrize("words", [(), ("communicator=uncoded",), ("algorithm=cocoa", *SUMS)], ids=" ".join)
+def test_rounds_over_links_take_as_long_as_in_one_process(
+    configure: Callable[..., DictConfig], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    lines = ["server: " + LINK.replace("RATE", "3e6"), "relays:"]
+    lines += [f"  {i}: " + LINK.replace("RATE", f"{1 + i}e6") for i in range(3)]
+    lines += ["hosts:", *(f"  {k}: " + LINK.replace("RATE", f"{1 + k % 4}e5") for k in range(10))]
+    (tmp_path / "links.yaml").write_text("\n".join(lines))
+    cfg = configure(*for_cells("network=links", f"network.links={tmp_path}/links.yaml", *words))
+    ours, alone = (each.run.communicator for each in (train_in_cells(cfg), train(cfg)))
+    assert ours.seconds() == pytest.approx(alone.seconds())
+    assert ours.uncoded_seconds() == pytest.approx(alone.uncoded_seconds())
+    assert ours.setup_seconds == pytest.approx(alone.setup_seconds)
+    assert ours.seconds() > 0.08
+
+
 @pytest.mark.slow
 def test_features_of_raw_tables_are_those_of_one_process(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     """The answers of an aggregator are what the features are fitted to."""
