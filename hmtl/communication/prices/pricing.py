@@ -2,6 +2,7 @@
 
 A *dry round* is played in this process, with short rows of zeros. Its ledger says how many rows and how many bits of
 overhead each link carries. The price is so many rows of the length that they have in their format, and this overhead.
+Plans of large networks take minutes, so their rows are those of the formulas in `hmtl.coding`, without overhead.
 
 K users, H relays, m numbers in an IV, or words in a row of sums.
 """
@@ -20,13 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding import AggregatorSet
+from hmtl.coding import AggregatorSet, loads, sum_loads
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS, USERS_TO_RELAYS, LinkLedger
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.codecs.formats import FEW_BITS
 from hmtl.communication.codecs.wires import row_bits
 from hmtl.communication.communicators.base import Communicator
 from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess
 from hmtl.communication.meaning import Words
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 LONGEST_IV = 420  # numbers of a dry IV: up to 8 pieces of its bytes need no padding
 LONGEST_SUMS = 10_080  # words of a dry row of sums: up to 8 pieces of 1 to 4 stretches need no padding
 OF_SECURE_SUMS = (KEYS, SHARED, SHARES, UNMASK)  # the kinds of messages that secure sums add, all of them overhead
+MOST_PLAYED = 5000  # users times relays of a network that is priced by a dry round
 MOST_ENUMERATED = 6  # relays; up to this number, all sets are tried if the network is small
 MOST_WORK = 10**5  # sets that are tried times users and relays, at least two
 
@@ -49,7 +52,8 @@ class Price:
     """What a round costs in which everybody takes part.
 
     Attributes:
-        bits: payload and overhead on each link of each tier, in the order of the ledger.
+        bits: payload and overhead on each link of each tier, in the order of the ledger; of a large network, payload
+            alone, by relay from relays to server, and in total otherwise.
         seconds: the communication time of the round.
         between: the time that the bits between relays and server take; with a file of links, that of the round.
         added: bits that secure sums add, by kind of message and tier.
@@ -75,6 +79,9 @@ def price(recipe: Recipe, t: Topology, network: Network, m: int, dtype: torch.dt
         ConfigError: it does not fit this network.
     """
     row = recipe.of_numbers(m, t.K).row_bits(row_bits(recipe.wire, m, dtype))
+    if t.K * t.H > MOST_PLAYED and not (recipe.secure or network.links):
+        bits = {tier: row[tier] * rows for tier, rows in _rows_by_formula(recipe, t, network).items()}
+        return _price(bits, network.seconds(bits), network, {})
     numbers = min(m, LONGEST_SUMS if recipe.adds else LONGEST_IV)
     dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers)
     bits, dry_row = {}, dry.recipe.row_bits(64 * numbers)
@@ -82,9 +89,27 @@ def price(recipe: Recipe, t: Topology, network: Network, m: int, dtype: torch.dt
         payload, overhead = dry.ledger.per_link(tier, -1).T
         bits[tier] = payload / dry_row[tier] * row[tier] + overhead
     seconds = dry.time_of(bits, (row[USERS_TO_RELAYS] // 8, 0))
-    between = {tier: bits[tier] * (tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)) for tier in TIERS}
     added = {kind: {tier: counted[kind, tier] for tier in TIERS} for kind in OF_SECURE_SUMS if recipe.secure}
+    return _price(bits, seconds, network, added)
+
+
+def _price(
+    bits: dict[str, NDArray[np.float64]], seconds: float, network: Network, added: dict[str, dict[str, int]]
+) -> Price:
+    between = {tier: bits[tier] * (tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS)) for tier in TIERS}
     return Price(bits, seconds, seconds if network.links else network.seconds(between), added)
+
+
+def _rows_by_formula(recipe: Recipe, t: Topology, network: Network) -> dict[str, NDArray[np.float64]]:
+    """Return how many rows each relay sends the server [H], and how many the links of other tiers carry in total."""
+    uplinks, users = network.uplinks(t), len(t.present)
+    if isinstance(recipe, IVs):
+        load = loads(t, recipe.scheme, uplinks, aggregators=recipe.nodes(t, network).setting)
+    else:
+        load = sum_loads(t, uplinks)
+    last = load.last_hop if load.last_hop and network.last_hop == "broadcast" else users
+    by_tier = users, load.by_relay, load.down(network.medium), last
+    return {tier: np.asarray(rows, np.float64) for tier, rows in zip(TIERS, by_tier, strict=True)}
 
 
 def cheapest(

@@ -66,6 +66,23 @@ def test_of_sums(t: Topology, medium: str, last_hop: str, m: int, seed: int) -> 
         assert tier in ("server_to_relays", "relays_to_users") or np.allclose(beyond, 0)
 
 
+@pytest.mark.parametrize(
+    "recipe", [IVs("uncoded"), IVs(), IVs(aggregators="all"), IVs("paper", aggregators="all"), SumsOfRows()], ids=str
+)
+@given(seed=st.integers(0, 99), medium=st.sampled_from(MEDIA), last_hop=st.sampled_from(MEDIA))
+def test_formulas_of_large_networks_lead_to_nearly_the_same(recipe: Recipe, seed: int, medium: str, last_hop: str):
+    """Of long rows, beside which the overhead of a dry round is small."""
+    t, network = any_r(12, 4, 2, seed), Network(medium=medium, last_hop=last_hop)
+    with pytest.MonkeyPatch.context() as patch:
+        dry = price(recipe, t, network, 10**6)
+        patch.setattr(pricing, "MOST_PLAYED", 0)
+        formula = price(recipe, t, network, 10**6)
+    assert formula.seconds == pytest.approx(dry.seconds, rel=0.002)
+    assert formula.between == pytest.approx(dry.between, rel=0.002)
+    for tier in TIERS:
+        assert formula.bits[tier].sum() == pytest.approx(dry.bits[tier].sum(), rel=0.002)
+
+
 class Bare(Terms):
     """Users whose terms have no further number."""
 
