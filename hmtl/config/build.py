@@ -201,7 +201,7 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
                 "of your own a parameter `partition`, or choose another dataset, such as files."
             )
         arguments["partition"] = make_part(cfg, "partition")
-    tasks = from_datasets(make_part(cfg, "dataset", **arguments))
+    tasks = from_datasets(make_part(cfg, "dataset", **arguments), networks="model" in cfg.algorithm)
     loss = make_part(cfg, "loss")
     tasks = classified(tasks) if loss.labels or loss.classes else tasks
     return with_validation(tasks, cfg.validation_fraction, cfg.seed) if cfg.validation_fraction else tasks

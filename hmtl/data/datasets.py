@@ -1,13 +1,16 @@
 """Tasks from torch Datasets of the users, and users from one Dataset that a partition divides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from hmtl.data.items import Collate, Items, each_tensor, tensors_of
 from hmtl.data.partitions import Partition
 from hmtl.data.splitting import split
 from hmtl.data.tasks import Task
@@ -20,7 +23,7 @@ UserData = Task | Source | tuple[Source, Source]
 AT_ONCE = 256  # rows that are read together
 
 
-def from_datasets(users: Sequence[UserData], classes: int | None = None) -> tuple[Task, ...]:
+def from_datasets(users: Sequence[UserData], classes: int | None = None, networks: bool = False) -> tuple[Task, ...]:
     """Return the tasks of users who have torch Datasets, or DataLoaders, whose Datasets are then taken.
 
     Items are pairs of a row, which is a tensor or an array, and its target. Integers from 0 are class numbers, −1 and 1
@@ -30,25 +33,19 @@ def from_datasets(users: Sequence[UserData], classes: int | None = None) -> tupl
     Args:
         users: the data of each user; Tasks stay as they are.
         classes: C; None: as many as the largest class number of all users needs, at least 2.
+        networks: whether networks are trained. They read rows from the Datasets whenever they need them, as `Items`,
+            unless all rows are vectors or arrays of floats in TensorDatasets. Targets may then have any shape.
 
     Raises:
         DataError: a Dataset cannot be read, or users have different kinds of targets.
     """
     if isinstance(users, Dataset | DataLoader | Mapping):
         raise DataError("Data has to be a list with a Dataset for each user. `hmtl.data.deal` divides one Dataset.")
-    read: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    own: dict[int, Dataset[Any]] = {}
-    for k, user in enumerate(users):
-        if isinstance(user, Task):
-            continue
-        sources = user if isinstance(user, tuple) else (user,)
-        if len(sources) not in (1, 2) or None in sources:
-            raise DataError(
-                f"User {k} has {len(sources)} Datasets, or None. Give training rows, or training and test rows."
-            )
-        own[k], *test = (source.dataset if isinstance(source, DataLoader) else source for source in sources)
-        held_out = [each for each in test if len(each)]  # type: ignore[arg-type]  # a Dataset need not have a length
-        read[k] = [_rows(dataset, k) for dataset in (own[k], *held_out)]
+    sources = {k: _sources(user, k) for k, user in enumerate(users) if not isinstance(user, Task)}
+    are_items = networks and len(sources) == len(users) and not all(map(_is_matrix, chain(*sources.values())))
+    read: dict[int, list[tuple[Any, Tensor]]] = {
+        k: [(_targets if are_items else _rows)(*source, k) for source in own] for k, own in sources.items()
+    }
     labels = [y for parts in read.values() for _, y in parts]
     is_integer = {not y.is_floating_point() for y in labels}
     if len(is_integer) > 1:
@@ -61,16 +58,65 @@ def from_datasets(users: Sequence[UserData], classes: int | None = None) -> tupl
         if isinstance(user, Task):
             made.append(user)
             continue
-        (x, y), (x_test, y_test) = (*read[k], tuple(rows[:0] for rows in read[k][0]))[:2]
-        made.append(Task(f"user {k}", x, y, x_test, y_test, classes, dataset=None if _is_stored(own[k]) else own[k]))
+        (x, y), (x_test, y_test) = (*read[k], (read[k][0][0][:0], read[k][0][1][:0]))[:2]
+        dataset, _ = sources[k][0]
+        about: dict[str, Any] = {"dataset": None if tensors_of(dataset) else dataset}
+        if are_items:
+            n, n_test = len(y), len(y_test)
+            items = Items(sources[k])
+            numbers = torch.arange(n + n_test)[:, None]
+            x, x_test = numbers[:n], numbers[n:]
+            about = {"items": items, "example": _example(items, n)}
+        made.append(Task(f"user {k}", x, y, x_test, y_test, classes, **about))
     return tuple(made)
 
 
-def _is_stored(dataset: Dataset[Any]) -> bool:
-    """Whether items are rows of tensors, and thus the same whenever they are read."""
-    while type(dataset) is Subset:
-        dataset = dataset.dataset
-    return type(dataset) is TensorDataset
+def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
+    """Return the Datasets of user k that have rows, the training rows first, and what makes batches of each."""
+    given = user if isinstance(user, tuple) else (user,)
+    if len(given) not in (1, 2) or any(each is None for each in given):
+        raise DataError(f"User {k} has {len(given)} Datasets, or None. Give training rows, or training and test rows.")
+    sources: list[tuple[Dataset[Any], Collate]] = []
+    for each in given:
+        dataset, collate = (each.dataset, each.collate_fn) if isinstance(each, DataLoader) else (each, default_collate)
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            raise DataError(
+                f"User {k} has a {type(dataset).__name__}, whose rows have no numbers, so that they cannot be counted "
+                "or shuffled. Give a Dataset with a length and items, such as list(dataset)."
+            )
+        sources.append((dataset, collate))
+    train, *test = sources
+    return [train, *(each for each in test if len(each[0]))]  # type: ignore[arg-type]  # see above
+
+
+def _is_matrix(source: tuple[Dataset[Any], Collate]) -> bool:
+    """Return whether rows are stored as floats of one shape, each with a number as its target."""
+    dataset, collate = source
+    tensors, _ = tensors_of(dataset) or ((), None)
+    if len(tensors) != 2 or collate is not default_collate:
+        return False
+    x, y = tensors
+    return x.ndim > 1 and x.dtype in (torch.float32, torch.float64) and y.numel() == len(y)
+
+
+def _targets(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Any, Tensor]:
+    """Return nothing, and the targets of a Dataset's items as numbers [n]; zeros if they are no numbers."""
+    with _reading(dataset, user):
+        items, targets = Items([(dataset, collate)]), list[Tensor]()
+        n = len(items)
+        for at in torch.split(torch.arange(n), AT_ONCE):
+            _, y = items.batch(at)
+            if not isinstance(y, Tensor) or y.numel() != len(at):
+                return (), torch.zeros(n)
+            targets.append(y.flatten())
+        return (), torch.cat(targets)
+
+
+def _example(items: Items, n: int) -> Any:
+    """Return the inputs and targets of two of the first n items, tensors without content."""
+    with torch.random.fork_rng([]):
+        inputs, targets = items.batch(torch.tensor([0, min(1, n - 1)]))
+    return each_tensor((inputs, targets), lambda each: each.to("meta"))
 
 
 def deal(
@@ -89,7 +135,7 @@ def deal(
         ConfigError, DataError: see the partition.
     """
     targets = getattr(dataset, "targets", None)
-    y = np.asarray(_rows(dataset, 0)[1] if targets is None else targets)
+    y = np.asarray(_targets(dataset, default_collate, 0)[1] if targets is None else targets)
     users: list[tuple[Dataset[Any], Dataset[Any]]] = []
     for k, rows in enumerate(partition(y, K, generator(seed, "data", "partition"))):
         parts = split(f"user {k}", y[rows], test_fraction, generator(seed, "data", "split", k), classes=2)
@@ -98,22 +144,31 @@ def deal(
     return users
 
 
-def _rows(dataset: Dataset[Any], user: int) -> tuple[Tensor, Tensor]:
-    """Return the rows and targets of a Dataset; random transforms draw by the user's number."""
+def _rows(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Tensor, Tensor]:
+    """Return the rows and targets of a Dataset."""
+    with _reading(dataset, user):
+        n = len(dataset)  # type: ignore[arg-type]  # see `_sources`
+        if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
+            rows, targets = dataset.tensors  # not copied
+            return rows, targets.flatten() if targets.numel() == n else targets
+        x, y = torch.empty(0), list[Tensor]()
+        for at, (rows, targets) in enumerate(DataLoader(dataset, AT_ONCE)):
+            x = x if at else rows.new_empty(n, *rows.shape[1:])  # whole at once, not twice when parts are joined
+            x[at * AT_ONCE :][: len(rows)] = rows
+            y.append(targets.flatten() if targets.numel() == len(targets) else targets)
+        return x, torch.cat(y)
+
+
+@contextmanager
+def _reading(dataset: Dataset[Any], user: int) -> Iterator[None]:
+    """Let random transforms draw by the user's number, and say what is wrong if a Dataset cannot be read."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(user)
         try:
-            if not (n := len(dataset)):  # type: ignore[arg-type]  # a Dataset need not have a length
+            if not len(dataset):  # type: ignore[arg-type]  # a Dataset need not have a length
                 raise ValueError("it has no rows")
-            if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-                return dataset.tensors[0], dataset.tensors[1]  # not copied
-            x, y = torch.empty(0), list[Tensor]()
-            for at, (rows, targets) in enumerate(DataLoader(dataset, AT_ONCE)):
-                x = x if at else rows.new_empty(n, *rows.shape[1:])  # whole at once, not twice when parts are joined
-                x[at * AT_ONCE :][: len(rows)] = rows
-                y.append(targets)
-            return x, torch.cat(y)
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            yield
+        except (TypeError, ValueError, RuntimeError, AttributeError, DataError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise DataError(
                 f"The Dataset of user {user} cannot be read ({reason}). Give a Dataset with a length, whose items are "

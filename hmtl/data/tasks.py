@@ -17,6 +17,7 @@ from scipy.sparse import issparse
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from hmtl.data.items import Items
 from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.data.sparse import Features, checked, finite, stored
 from hmtl.data.table_features import FittedTable
@@ -50,6 +51,9 @@ class Task:
         dataset: the training rows as a torch Dataset, with whose transforms networks are trained (see `LocalTrainer`);
             None: networks are trained on x_train. All else uses x_train, which holds the same rows in the same order.
         table: the features of raw tables with categories or missing numbers; None: the features are the columns.
+        items: the rows as networks read them; x then holds their numbers [n, 1], int64. None: x holds the rows.
+        example: inputs and targets of two `items`, tensors without content, which also processes know that do not hold
+            the rows; None: there are no items.
 
     Attributes:
         has_integers: whether y was given as integers or booleans, see `classified`.
@@ -72,6 +76,8 @@ class Task:
     prepared: "Prepared | None" = None
     dataset: Dataset[Any] | None = None
     table: FittedTable | None = None
+    items: Items | None = None
+    example: Any = None
     x_validation: Features = None
     y_validation: Tensor = None  # type: ignore[assignment]  # becomes a tensor without rows
     has_integers: bool = field(default=False, init=False)
@@ -90,7 +96,7 @@ class Task:
             values = torch.as_tensor(values)
             if name == "y_train":
                 object.__setattr__(self, "has_integers", not values.is_floating_point())
-            narrow = name.startswith("x") and values.dtype == torch.float32
+            narrow = name.startswith("x") and (values.dtype == torch.float32 or self.example is not None)
             object.__setattr__(self, name, values if narrow else values.to(torch.float64))
         self._check()
         if self.classes is not None:
@@ -138,7 +144,7 @@ class Task:
             mean, scale = (fitted.to("meta") for fitted in (self.scaling.mean, self.scaling.scale))
             scaling = Scaling(mean, scale, self.scaling.intercept)
             prepared = Prepared(prepared.raw.without_rows(), prepared.preprocessing, scaling)
-        return self._with(**empty, prepared=prepared, sample_weight=None, dataset=None, table=table)
+        return self._with(**empty, prepared=prepared, sample_weight=None, dataset=None, items=None, table=table)
 
     def held_out(self, rows: NDArray[np.int64], split: Literal["test", "validation"]) -> "Task":
         """Return this raw task with the training rows of these numbers as those of a split; rows keep their order."""
@@ -193,6 +199,16 @@ class Task:
             return self
         return self._with(**{f"x_{split}": getattr(self, f"x_{split}").flatten(1) for split in SPLITS})
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether y holds the targets: class numbers, ±1 or numbers; otherwise only `items` have them."""
+        return self.example is None or _are_numbers(self.example[1])
+
+    def numbered(self, classes: int | None) -> "Task":
+        """Return this task with targets that are class numbers 0..C−1, or with None numbers to predict."""
+        kind = torch.float64 if classes is None else torch.int64
+        return self._with(classes=classes, **{f"y_{split}": getattr(self, f"y_{split}").to(kind) for split in SPLITS})
+
     def _faults(self) -> Iterator[str]:
         """Yield what is wrong and how to fix it; each check relies on the ones before it."""
         for part in SPLITS:
@@ -234,6 +250,11 @@ class Task:
                     f"y_{part} is {y[first]:g} in row {first} (from 0), which is not one of {self.classes} classes. "
                     f"Number them 0..{self.classes - 1}."
                 )
+
+
+def _are_numbers(targets: Any) -> bool:
+    """Return whether the targets of two rows are two numbers."""
+    return isinstance(targets, Tensor) and targets.ndim > 0 and targets.numel() == len(targets)
 
 
 @cache

@@ -4,6 +4,7 @@ Shapes: K users, n rows, d raw features, C classes, m numbers per model.
 """
 
 import difflib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from hmtl.errors import ConfigError, DataError, few
 from hmtl.io.files import add_digest, check_digest, replacing
 from hmtl.io.npz import load_arrays, open_file
 from hmtl.mtl import Algorithm, MixedEffects
-from hmtl.mtl.networks.flat import FlatModel, MakeModel
+from hmtl.mtl.networks.calls import called, scores_of
+from hmtl.mtl.networks.flat import FlatModel, MakeModel, loaded
 
 
 class UserModel(nn.Module):
@@ -75,11 +77,12 @@ class Models:
         intercept: whether the last of the D weights is an intercept.
         labels: names of the classes, [C] or, for two classes, [2]; empty if numbers are predicted.
         seed: seed of the networks' untrained numbers.
-        shape: shape of a raw row: [d], or that of an image with d pixels.
+        shape: shape of a raw row: [d], or that of an image with d pixels; () if networks read rows as they are.
         columns: names of the features, [d], or of the raw columns of `table`; empty if they have none.
         maker: function that creates the network; None: the models are linear.
         table: how raw rows with categories or missing numbers become features; None: they are the features.
         outputs: number of scores of a row; 0: one for each class if there are more than two, else 1.
+        network: outline of the network, see `FlatModel.outline`; empty if the models are linear.
     """
 
     names: tuple[str, ...]
@@ -95,9 +98,12 @@ class Models:
     maker: MakeModel | None = None
     table: TableFeatures | None = None
     outputs: int = 0
+    network: str = ""
 
-    def model(self, user: str) -> UserModel:
+    def model(self, user: str) -> nn.Module:
         """Return a new module with this user's model, which maps raw rows, or their features by `table`, to scores.
+
+        If the network was trained on rows as they are, it is the network itself.
 
         Raises:
             DataError: if there is no such user.
@@ -106,19 +112,12 @@ class Models:
         k, C = self._number(user), self._outputs
         mean, scale, w = (torch.tensor(rows[k]) for rows in (self.mean, self.scale, self.W))
         scaling, D = Scaling(mean, scale, self.intercept, float(self.target_mean[k])), len(mean) + self.intercept
-        if self.maker is None:
-            layer = nn.Linear(D, C, bias=False, device="meta")  # draws no random weights
-            layer.weight = nn.Parameter(w.view(C, D))
-            return UserModel(layer, scaling, (D,)).eval()
-        shape = self.shape if len(self.shape) > 1 else ()
-        network = FlatModel(self.maker, torch.zeros(1, D), C, self.seed, shape)
-        if len(network.start) != len(w):
-            raise ConfigError(
-                f"model creates a network with {len(network.start)} parameters, but {len(w)} were trained. Give the "
-                "algorithm.model of the run."
-            )
-        network.module.load_state_dict(network.split(w), strict=False)  # untrained numbers come from the seed
-        return UserModel(network.module, scaling, network.shape).eval()
+        if self.maker is not None:
+            network, about = loaded(self.maker, self.network, w, self.seed), json.loads(self.network)
+            return network.eval() if about["as_given"] else UserModel(network, scaling, tuple(about["shape"])).eval()
+        layer = nn.Linear(D, C, bias=False, device="meta")  # draws no random weights
+        layer.weight = nn.Parameter(w.view(C, D))
+        return UserModel(layer, scaling, (D,)).eval()
 
     @property
     def _outputs(self) -> int:
@@ -147,6 +146,11 @@ class Models:
             DataError: if there is no such user, columns are missing, a value is not a finite number, or rows are sparse
                 and the models are networks.
         """
+        if not self.shape:
+            with torch.no_grad():
+                inputs = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+                own: NDArray[Any] = scores_of(called(self.model(user), inputs)).float().numpy()
+            return own
         rows = self.table.features(self.table.table(x, "x")) if self.table else features(x, "x", self.columns)
         if rows.shape == (0,):  # an empty list
             rows = rows.reshape(0, *self.shape)
@@ -186,7 +190,7 @@ class Models:
         arrays = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "maker"}
         arrays["table"] = self.table.to_json() if self.table else ""
         with replacing(path) as file:
-            np.savez(file, **arrays, network=self.maker is not None)
+            np.savez(file, **arrays)
             add_digest(file)
 
 
@@ -201,7 +205,8 @@ def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], Ma
         with open_file(file) as stream:
             check_digest(stream)
         saved: dict[str, Any] = dict(load_arrays(file))
-        is_network = bool(saved.pop("network"))
+        saved["network"] = str(saved["network"])
+        is_network = bool(saved["network"])
         for name in ("names", "shape", "columns"):
             saved[name] = tuple(saved[name].tolist())
         saved |= {"intercept": bool(saved["intercept"]), "seed": int(saved["seed"])}
@@ -252,6 +257,7 @@ def models_of(
         labels = range(tasks[0].classes) if tasks[0].classes else problem.loss.labels or ()
     labels = np.asarray(labels)
     network: FlatModel | None = getattr(algorithm, "model", None)
+    shape = problem.shape if len(problem.shape) > 1 else tasks[0].raw.x_train.shape[1:]
     return Models(
         names=tuple(task.name for task in tasks),
         W=(algorithm.W if W is None else W).T.detach().cpu().numpy(),
@@ -261,11 +267,12 @@ def models_of(
         intercept=scalings[0].intercept,
         labels=labels.astype(str) if labels.dtype == object else labels,
         seed=algorithm.seed,
-        shape=tuple(problem.shape if len(problem.shape) > 1 else tasks[0].raw.x_train.shape[1:]),
+        shape=() if problem.items else tuple(shape),
         columns=tasks[0].columns or (),
         table=tasks[0].table.features if tasks[0].table else None,
         maker=network.make if network else None,
         outputs=problem.outputs,
+        network=network.outline if network else "",
     )
 
 

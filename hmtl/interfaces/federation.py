@@ -20,12 +20,13 @@ from hmtl.communication import LinkLedger
 from hmtl.config.build import KINDS, build, build_topology, compose, conf_dir
 from hmtl.config.schema import flat
 from hmtl.config.targets import description, given, no_setting
-from hmtl.data import Task, from_datasets
+from hmtl.data import from_datasets
 from hmtl.data.datasets import UserData
 from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, TopologyError
 from hmtl.inference.models import models_of
-from hmtl.mtl import Learner, NetworkAlgorithm
+from hmtl.interfaces.matching import are_signs, matched
+from hmtl.mtl import Learner, Loss, NetworkAlgorithm, TorchLoss
 from hmtl.mtl.measures import OwnMeasure
 from hmtl.reporting.console_logger import ConsoleLogger
 from hmtl.reporting.run_header import run_header
@@ -115,7 +116,7 @@ class Federation:
         parts = {name: part for name in KINDS if (part := settings.pop(name, None)) is not None}
         parts |= {"algorithm": algorithm, **{f"measures.{name}": each for name, each in (measures or {}).items()}}
         settings |= {"output_dir": str(output_dir)}
-        self._cfg = _configuration(model, classified(from_datasets(dataset)), parts, settings)
+        self._cfg = _configuration(model, dataset, parts, settings)
         self._loggers = [each if isinstance(each, Logger) else _calling(each) for each in logger]
         self._build()
         self._state: Mapping[str, Any] | None = self._run.checkpoint
@@ -234,7 +235,7 @@ def _calling(function: Callable[[Measurements], None]) -> Any:
 
 
 def _configuration(
-    model: Model, tasks: Sequence[Task], parts: Mapping[str, Any], settings: Mapping[str, Any]
+    model: Model, dataset: Sequence[UserData], parts: dict[str, Any], settings: Mapping[str, Any]
 ) -> DictConfig:
     """Return the configuration of `hmtl.train` with these parts, by name or as objects, and settings."""
     named = {"algorithm": "own"} | {name: part for name, part in parts.items() if isinstance(part, str)}
@@ -243,6 +244,19 @@ def _configuration(
     if is_network == (model is None):
         kinds = ("networks", "a module") if is_network else ("linear models", "None")
         raise ConfigError(f"algorithm={named['algorithm']} trains {kinds[0]}. Set model to {kinds[1]}.")
+    tasks = classified(from_datasets(dataset, networks=is_network))
+    if (loss := parts.get("loss")) is not None and not isinstance(loss, str | Loss) and callable(loss):
+        parts["loss"] = TorchLoss(loss)
+    usual: dict[str, Any] = {"solver": "torch"} if is_network else {}
+    if model is not None and tasks:
+        usual["loss"], tasks = matched(model, tasks, parts.get("loss"), getattr(parts.get("solver"), "loss", None))
+    elif tasks and not tasks[0].classes and not are_signs(tasks):
+        usual["loss"] = "squared"
+    for group in usual.keys() - parts.keys():
+        if isinstance(usual[group], str):
+            cfg[group] = OmegaConf.load(conf_dir() / group / f"{usual[group]}.yaml")
+        else:
+            parts[group] = usual[group]
     objects = {"dataset": given(tasks)}
     for name, part in parts.items():
         if not isinstance(part, str):
@@ -257,14 +271,6 @@ def _configuration(
         OmegaConf.update(cfg, name, OmegaConf.create(part, flags={"allow_objects": True}), merge=False, force_add=True)
     if "topology" in objects:
         cfg.K = cfg.H = cfg.r = None
-    loss = "squared"
-    if tasks and tasks[0].classes:
-        loss = "cross_entropy"
-    elif all(set(y.tolist()) <= {-1.0, 1.0} for task in tasks for y in (task.y_train, task.y_test)):
-        loss = "logistic"
-    usual = {"solver": "torch", "loss": loss} if is_network else {"loss": loss} if loss == "squared" else {}
-    for group in usual.keys() - parts.keys():
-        cfg[group] = OmegaConf.load(conf_dir() / group / f"{usual[group]}.yaml")
     for name, value in settings.items():
         if name.partition(".")[0] not in cfg:
             raise ConfigError(no_setting(name, list(map(str, cfg))))

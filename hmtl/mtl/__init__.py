@@ -31,6 +31,7 @@ from hmtl.mtl.solvers.sdca import SDCA
 from hmtl.mtl.solvers.sgd import LocalSGD
 from hmtl.mtl.solvers.trainers import LocalTrainer, TorchTrainer
 from hmtl.mtl.symmetric import Dense, LowRank, Symmetric
+from hmtl.mtl.torch_loss import TorchLoss
 
 __all__ = [
     "APFL",
@@ -83,6 +84,7 @@ __all__ = [
     "Squared",
     "Symmetric",
     "TaskRelationship",
+    "TorchLoss",
     "TorchTrainer",
     "Train",
     "Users",

@@ -62,6 +62,10 @@ class Loss(nn.Module, ABC):
         """What the mean of `error` measures."""
         return "mean squared error" if self.labels is None and not self.classes else "share misclassified"
 
+    def scores(self, prediction: Tensor) -> Tensor:
+        """Return what own measures get of predictions: all of them."""
+        return prediction
+
     def error(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Return the test error per row: 1 for a wrong class or sign (0 has the wrong sign), or the squared error."""
         if self.classes:

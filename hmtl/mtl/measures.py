@@ -46,7 +46,7 @@ def measures_for(loss: Loss, own: Mapping[str, OwnMeasure]) -> dict[str, Measure
                 f"measures.{name}: the name is taken, ends like that of a summary ({', '.join(SUMMARIES)}), or is not "
                 "an identifier. Choose another one."
             )
-        measures[name] = _by_user(name, function)
+        measures[name] = _by_user(name, function, loss)
     return measures
 
 
@@ -123,13 +123,14 @@ def means(name: str, sums: Tensor) -> dict[str, float]:
     return figures | ({f"{name}_users": int(users)} if users < with_rows else {})
 
 
-def _by_user(name: str, function: OwnMeasure) -> Measure:
+def _by_user(name: str, function: OwnMeasure, loss: Loss) -> Measure:
     """Return a measure that calls a function for each user that has rows."""
 
     def measure(predictions: Tensor, y: Tensor, counts: Tensor) -> Tensor:
         values = torch.full((len(counts),), math.nan, dtype=torch.float64)
         lengths = counts.tolist()
-        for k, pair in enumerate(zip(*(torch.split(each.cpu(), lengths) for each in (predictions, y)), strict=True)):
+        both = (torch.split(each.cpu(), lengths) for each in (loss.scores(predictions), y))
+        for k, pair in enumerate(zip(*both, strict=True)):
             if not lengths[k]:
                 continue
             try:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from hmtl.data import Task
+from hmtl.data.items import each_tensor
 from hmtl.data.sparse import Features, times
 from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, DataError
@@ -32,8 +33,10 @@ from hmtl.mtl.measures import OwnMeasure, means, measures_for, summarize, terms_
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid
 from hmtl.mtl.symmetric import Symmetric
+from hmtl.mtl.torch_loss import TorchLoss
 from hmtl.rng import generator
 
+ITEMS_AT_ONCE = 128  # rows that networks read as they are, and may be large
 AT_ONCE = 1024  # rows, of many, for which intermediate results are in memory at the same time
 SPLITS = ("train", "test", "validation")
 """Parts of the rows that may be measured."""
@@ -124,6 +127,7 @@ class Problem:
         users: their numbers [K].
         here: n_k of these users.
         counts: n_k of all users.
+        items: whether networks read rows as `Items`; then all others know only their numbers.
         shape: shape of a row before it was flattened.
         splits: names of the parts of the rows that are measured.
         outputs: numbers in a prediction.
@@ -156,10 +160,14 @@ class Problem:
             raise DataError("The data set has no tasks, but a problem needs at least one user. Check its K.")
         if loss.labels or loss.classes:
             tasks = classified(tasks)
+        if isinstance(loss, TorchLoss):
+            loss = copy.copy(loss)
+            loss.classes = tasks[0].classes is not None  # type: ignore[misc]  # see there
         if tasks[0].classes and loss.labels == (-1.0, 1.0):
             loss = OneVsRest(loss)
         for task in tasks:
             _check_task(task, tasks[0], loss)
+        self.items = tasks[0].example is not None
         self.shape = tuple(tasks[0].x_train.shape[1:])
         self.grid = Grid(fraction_bits, len(tasks))
         self.users = np.array([k for k, task in enumerate(tasks) if task.is_local], dtype=np.int64)
@@ -193,6 +201,11 @@ class Problem:
     def _prepare(self, regularizer: Regularizer) -> None:
         self.regularizer = regularizer
         facts = self.facts()
+        if self.items and facts.shape[1]:
+            raise ConfigError(
+                f"{type(regularizer).__name__} compares users by vectors of features, which these rows are not. Choose "
+                "another regularizer, or give TensorDatasets of floats."
+            )
         if len(facts) < self.K:  # the set-up brings the facts of other processes, and prepares the regularizer again
             facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
         self.regularizer = regularizer.prepared(facts).to(self.s.device)
@@ -241,7 +254,10 @@ class Problem:
         if dtype in self._rows:
             return self._rows[dtype]
         X: Features
-        if self.is_sparse:
+        if self.items:
+            X = torch.cat([torch.empty(0, 1, dtype=torch.int64), *(task.x_train for task in self.tasks)])
+            square_norms = torch.zeros(len(X))
+        elif self.is_sparse:
             X = vstack([task.x_train for task in self.tasks], format="csr")
             square_norms = torch.from_numpy((X * X).sum(1))
         elif (joined := self._joined(dtype)) is not None:
@@ -254,7 +270,7 @@ class Problem:
                 if x.is_cpu and task.x_train.dtype == dtype:  # at once, to free a task's rows before others are copied
                     self.tasks[k] = self.everybody[user] = copy.copy(task)
                     object.__setattr__(self.tasks[k], "x_train", x)
-        if not self.is_sparse:
+        if not self.is_sparse and not self.items:
             square_norms = torch.cat([torch.linalg.vecdot(x, x) for x in torch.split(X, AT_ONCE)])  # it copies rows
         y, _ = self._targets["train"]
         self._rows[dtype] = Rows(X, y.to(dtype), square_norms, self.here, self.weights.to(dtype))
@@ -274,10 +290,12 @@ class Problem:
         return joined
 
     def datasets(self, dtype: torch.dtype, shape: Sequence[int]) -> tuple[Dataset[Any], ...]:
-        """Return each user's training rows as a torch Dataset: the user's own, or rows of this shape and their targets.
+        """Return each user's training rows as a torch Dataset: `Items`, the user's own, or rows of a shape and targets.
 
         Classes are int64; all other numbers have the given type.
         """
+        if self.items:
+            return tuple(task.items.of(task.x_train[:, 0]) for task in self.tasks if task.items)
         rows = self.rows_in(dtype)
         y = rows.y.long() if self.loss.classes else rows.y
         own = (torch.split(each, list(self.here)) for each in (rows.X.view(-1, *shape), y))
@@ -285,6 +303,41 @@ class Problem:
             TensorDataset(*pair) if task.dataset is None else task.dataset
             for task, *pair in zip(self.tasks, *own, strict=True)
         )
+
+    def stack(self, dtype: torch.dtype) -> None:
+        """Read all training rows once, so that `rows_in` has them as vectors in their own type.
+
+        Raises:
+            ConfigError: rows are not tensors of one shape.
+        """
+        if not self.items:
+            return
+        parts = [inputs for k in range(len(self.tasks)) for inputs, _ in self.batches("train", k)]
+        alike = all(isinstance(each, Tensor) for each in parts) and len({each.shape[1:] for each in parts}) <= 1
+        if not alike:
+            raise ConfigError("solver=sgd needs rows that are tensors of one shape. Choose solver=torch.")
+        rows = self.rows_in(dtype)
+        X = torch.cat(parts).flatten(1).to(self.s.device) if parts else rows.X
+        self._rows[dtype] = replace(rows, X=X)
+
+    def batches(self, split: str, user: int) -> Iterator[tuple[Any, Any]]:
+        """Yield the rows of a split of one of this process's users, as inputs and targets of batches."""
+        task = self.tasks[user]
+        x, y = getattr(task, f"x_{split}"), getattr(task, f"y_{split}")
+        for at in torch.split(torch.arange(len(y)), ITEMS_AT_ONCE if self.items else AT_ONCE):
+            if len(at):
+                yield (x[at], y[at]) if task.items is None else task.items.batch(x[at, 0])
+
+    def example(self) -> Any:
+        """Return the inputs of two rows, on which a network is tried out; zeros if this process has no rows."""
+        if not self.tasks:
+            if not self.items:
+                return self.s.new_zeros(2, self.d)
+            inputs, _ = self.everybody[0].example
+            return each_tensor(inputs, lambda each: torch.zeros_like(each, device="cpu"))
+        task = self.tasks[0]
+        at = torch.tensor([0, min(1, len(task.y_train) - 1)])
+        return task.x_train[at].to(self.s) if task.items is None else task.items.batch(at)[0]
 
     @property
     def rows(self) -> Rows:
@@ -446,6 +499,13 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
         fault = (
             f"{own} columns, but task {first.name!r} has {other}: coupled models need the same features. Give all "
             "tasks the same columns."
+        )
+    elif (task.example is None) != (first.example is None):
+        fault = f"rows of another kind than task {first.name!r}. Give all users Datasets, or all users Tasks."
+    elif not task.has_numbers and not isinstance(loss, TorchLoss):
+        fault = (
+            f"targets that are not one number for each row, as {name} needs. Name a loss of torch, such as "
+            "loss=torch.nn.BCEWithLogitsLoss()."
         )
     elif task.classes != first.classes:
         fault = (

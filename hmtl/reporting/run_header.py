@@ -2,6 +2,7 @@
 
 from hmtl.communication import Communicator
 from hmtl.communication.flows.ivs import IVs
+from hmtl.data.items import described
 from hmtl.mtl import Algorithm
 
 
@@ -16,8 +17,12 @@ def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, st
     meaning = users.means() if recipe.adds and users.numbers else None
     numbers = meaning.words if meaning else users.numbers
     how = f"{'secure ' * bool(recipe.secure)}{kind} of {numbers:,} numbers" + f" in {recipe.wire}" * bool(recipe.wire)
+    row = f"{problem.d} numbers"
+    if problem.items:
+        inputs, _ = problem.everybody[0].example
+        row = described(inputs)
     return {
-        "users": f"{problem.K}: {sum(problem.counts):,} training and {tests:,} test rows of {problem.d} numbers",
+        "users": f"{problem.K}: {sum(problem.counts):,} training and {tests:,} test rows of {row}",
         "network": f"{network.H} relays, {network.r:.3g} hear each user; {communicator.network.medium}",
         "learner": f"{about['algorithm']}; {about['loss']}{regularizer}",
         "travels": f"{how}; aggregators: {nodes}" if users.numbers else "nothing",

@@ -23,6 +23,7 @@ from hmtl.errors import ConfigError, DataError
 from hmtl.inference.models import Models, models_of
 from hmtl.io.files import add_digest, replacing
 from hmtl.mtl import MOCHA, SDCA, Hinge, Problem, Ridge, Squared, cnn, mlp
+from hmtl.mtl.networks.flat import FlatModel
 from hmtl.train import train
 
 Configure = Callable[..., DictConfig]
@@ -113,10 +114,11 @@ def test_the_graph_of_a_model_takes_any_number_of_rows(net: str) -> None:
     """That of `torch.export`, from which ONNX models are made."""
     rng, shape = np.random.default_rng(0), (1, 12, 12) if net == "cnn" else (5,)
     d, maker = int(np.prod(shape)), {"linear": None, "mlp": mlp, "cnn": cnn}[net]
+    D, network = d if net == "cnn" else d + 1, None
     m = 3 * (d + 1)
     if maker:
-        with_shape = {"shape": shape} if net == "cnn" else {}
-        m = sum(w.numel() for w in maker(d if net == "cnn" else d + 1, 3, **with_shape).parameters())
+        network = FlatModel(maker, torch.zeros(2, D), 3, 0, shape if net == "cnn" else ())
+        m = len(network.start)
     models = Models(
         names=("north", "south"),
         W=rng.normal(size=(2, m)).astype(np.float32 if maker else float) * 0.3,
@@ -128,6 +130,7 @@ def test_the_graph_of_a_model_takes_any_number_of_rows(net: str) -> None:
         seed=0,
         shape=shape,
         maker=maker,
+        network=network.outline if network else "",
     )
     for user, n in zip(models.names, (1, 7), strict=True):
         x = torch.tensor(rng.normal(size=(n, *shape)), dtype=torch.float32 if maker else torch.float64)
@@ -243,7 +246,7 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
     train(configure(*where, "r=2", "rounds=2", "logger=none", "algorithm=fedu"))
     with pytest.raises(ConfigError, match=r"holds networks, but its .hydra/config.yaml"):
         hmtl.load_run(tmp_path)
-    with pytest.raises(ConfigError, match="parameters, but"):
+    with pytest.raises(ConfigError, match="model creates a network"):
         hmtl.load_run(tmp_path, hmtl_mlp).predict("town 1", np.ones((1, 4)))
 
 

@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmtl.data.items import each_tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.user_rows import Ids
 from hmtl.mtl.learners.base import Learner
+from hmtl.mtl.networks.calls import scores_of, with_targets
 from hmtl.mtl.networks.copies import copies
-from hmtl.mtl.networks.flat import FlatModel
+from hmtl.mtl.networks.flat import FlatModel, seeded
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
 from hmtl.mtl.problem import AT_ONCE, Problem
 from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem
+from hmtl.mtl.torch_loss import TorchLoss
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,16 +47,42 @@ class Setting:
     def predictions(self, split: str, users: Ids, models: Tensor) -> Tensor:
         """Return the predictions [N] or, with several outputs, [N, C] on users' rows of a split, of models [b, m]."""
         self.model.module.eval()
+        if self.problem.items or isinstance(self.problem.loss, TorchLoss):
+            return self._predictions_of_batches(split, users, models)
         if split == "train":
             rows = self.problem.rows_in(self.model.start.dtype)
             x = [rows.X[i : i + n] for i, n in zip(rows.starts[users].tolist(), rows.n[users].tolist(), strict=True)]
         else:
             x = [getattr(self.problem.tasks[k], f"x_{split}") for k in users]
         shared = len(users) > 1 and models.stride(0) == 0
-        predictions = [models.new_empty(0, *[self.model.C][: self.model.C > 1])]
+        predictions = [self._no_predictions]
         for w, own in [(models[0], x)] if shared else zip(models, ([each] for each in x), strict=True):
             one = copies(self.model, w[None])
-            predictions += [one.predict(part.to(w)[None])[0] for part in batches(own)]
+            predictions += [one.predict(part.to(w)[None])[0].to(w) for part in batches(own)]
+        return torch.cat(predictions)
+
+    @property
+    def _no_predictions(self) -> Tensor:
+        C, loss = self.model.C or 1, self.problem.loss
+        if isinstance(loss, TorchLoss):
+            return self.model.start.new_empty(0, C + 1 if loss.classes else 1)
+        return self.model.start.new_empty(0, *[C][: C > 1])
+
+    def _predictions_of_batches(self, split: str, users: Ids, models: Tensor) -> Tensor:
+        """Return predictions user by user, for rows that are read as they are, or losses of batches."""
+        model, loss, predictions = self.model, self.problem.loss, [self._no_predictions]
+        for k, w in zip(users.tolist(), models, strict=True):
+            parameters, user = model.placed(w), int(self.problem.users[k])
+            with seeded(self.seed, "measure", split, user, device=w.device):  # transforms of rows may draw
+                for x, y in self.problem.batches(split, k):
+                    inputs = model.inputs(x)
+                    if isinstance(loss, TorchLoss):
+                        y = each_tensor(y, model.to_device)
+                        inputs = inputs if loss.function else with_targets(model.module, inputs, y)
+                        predictions.append(loss.prediction(model.output(parameters, inputs), y).to(w))
+                    else:
+                        output = model.output(parameters, inputs)
+                        predictions.append(model.predictions(scores_of(output)).to(w))
         return torch.cat(predictions)
 
 
@@ -125,6 +154,8 @@ def batches(x: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield the rows of all these tensors, about AT_ONCE at a time."""
     few, n = list[Tensor](), 0
     for part in chain.from_iterable(torch.split(each, AT_ONCE) for each in x):
+        if not len(part):
+            continue
         if few and n + len(part) > AT_ONCE:
             yield torch.cat(few)
             few, n = [], 0

@@ -29,6 +29,7 @@ from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.mtl.sums import LazyRows, RowsByUsers
 from hmtl.mtl.symmetric import Symmetric
+from hmtl.mtl.torch_loss import TorchLoss
 
 BLOCK = 2**26  # bytes of models that are held at once; more are trained as they are sent
 RECEIVED = "averaged", "coupled"  # rows that change when they are received, unlike own state
@@ -313,7 +314,10 @@ class NetworkAlgorithm(Algorithm):
         self.seed = seed
         self.participation = participation = participation.among(problem.counts)
         self.privacy = privacy
-        self.model = FlatModel(model, problem.s.new_zeros(2, problem.d), problem.outputs, seed, problem.shape)
+        C = None if isinstance(problem.loss, TorchLoss) and not problem.loss.classes else problem.outputs
+        self.model = FlatModel(
+            model, problem.example(), C, seed, problem.shape, as_given=problem.items, device=problem.s.device
+        )
         solver.check_network(self.model, self.problem)
         self.solver = solver
         self.learner = copy.copy(learner)

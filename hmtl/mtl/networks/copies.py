@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.networks.flat import FlatModel
+from hmtl.mtl.networks.flat import FlatModel, channels_last
 from hmtl.mtl.networks.layers import outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -46,8 +46,12 @@ class Copies:
 
     def predict(self, x: Tensor) -> Tensor:
         """Return predictions [G, B], or [G, B, C] for several outputs, for rows x [G, B, d]."""
-        each = [{name: channels_last(part[g]) for name, part in self.parameters.items()} for g in range(len(x))]
-        return torch.stack([self.model(parameters, rows) for parameters, rows in zip(each, x, strict=True)])
+        return torch.stack([self.model(self._placed(g), rows) for g, rows in enumerate(x)])
+
+    def _placed(self, g: int) -> dict[str, Tensor]:
+        """Return the parameters of one copy as the module runs fastest with them."""
+        ordered = channels_last if self.model.channels_last else Tensor.detach
+        return {name: ordered(part[g]) for name, part in self.parameters.items()}
 
     def step(self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, rate: float) -> None:
         """Set w ← w − rate · Σ_b weight_b ∇ℓ_b for each copy, for rows x [G, B, d], y and weights [G, B]."""
@@ -60,8 +64,7 @@ class Copies:
             gradients = vmap(grad(minibatch), randomness="different")(self.parameters, x, y, weights)
         else:  # autograd alone is faster than vmap over one copy
             parameters = {
-                name: channels_last(part[0]).detach().requires_grad_(name in self.trained)
-                for name, part in self.parameters.items()
+                name: part.detach().requires_grad_(name in self.trained) for name, part in self._placed(0).items()
             }
             trained = {name: part for name, part in parameters.items() if name in self.trained}
             value = minibatch(parameters, x[0], y[0], weights[0])
@@ -69,16 +72,6 @@ class Copies:
             gradients = dict(zip(trained, each, strict=True))
         for name in self.trained:
             self.parameters[name].sub_(gradients[name], alpha=rate)
-
-
-def channels_last(w: Tensor) -> Tensor:
-    """Return the kernel of a convolution on a CPU with its channels last in memory, and any other parameter as it is.
-
-    Layers pass this order on to their outputs, and convolutions and pooling are faster with it.
-    """
-    if w.ndim != 4 or not w.is_cpu:
-        return w
-    return torch.empty_like(w, memory_format=torch.channels_last).copy_(w)  # unlike `contiguous`, also for one channel
 
 
 class LayeredCopies(Copies):

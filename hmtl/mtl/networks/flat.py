@@ -5,18 +5,23 @@ d features, C outputs (classes, or 1), m numbers, n rows.
 
 import copy
 import inspect
+import json
+import math
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.parameter import is_lazy
 
+from hmtl.data.items import described, each_tensor
 from hmtl.errors import ConfigError
+from hmtl.mtl.networks.calls import arguments, called, scores_of
 from hmtl.mtl.networks.layers import layers_of
 from hmtl.rng import generator
 
@@ -38,68 +43,124 @@ class FlatModel:
 
     Args:
         make: makes the module.
-        x: rows [n, d] on which the module is tried out.
-        C: number of outputs. Predictions are [n] for one output, otherwise [n, C].
+        x: rows on which the module is tried out, real ones if there are any: [n, d], or with `as_given` any inputs.
+        C: number of outputs. Predictions are [n] for one output, otherwise [n, C]. None: they have any shape.
         seed: seed of the first parameters.
         shape: shape of a row, for a module that is made with it; (): rows are vectors.
+        as_given: whether rows are passed to the module as they are, see `arguments`; otherwise they are vectors [n, d].
+        device: where the module is.
 
     Attributes:
         module: the module.
         shapes: shape of each trained parameter, and then of each buffer in w, by name.
         buffers: names of the buffers in w.
-        start: the first numbers [m].
+        start: the first numbers [m], float64 if the first parameter is, and float32 otherwise.
         layers: the layers of a network of linear maps and activations, otherwise none; see `layers_of`.
         random: whether a training step draws random numbers, as dropout does; known after `check_training`.
+        channels_last: whether the module runs with kernels whose channels are last in memory, see `channels_last`.
 
     Raises:
         ConfigError: the module cannot be made or applied.
     """
 
-    def __init__(self, make: MakeModel, x: Tensor, C: int, seed: int, shape: tuple[int, ...] = ()) -> None:
-        d, remedy = x.shape[1], "In a configuration, name a class or function that takes d and C, with _partial_: true"
-        self.make = make
-        self.C = C
+    def __init__(
+        self,
+        make: MakeModel,
+        x: Any,
+        C: int | None,
+        seed: int,
+        shape: tuple[int, ...] = (),
+        as_given: bool = False,
+        device: str | torch.device | None = None,
+    ) -> None:
+        remedy = "In a configuration, name a class or function that takes d and C, with _partial_: true"
+        if as_given:
+            shape = tuple(x.shape[1:]) if isinstance(x, Tensor) else ()
+        d = math.prod(shape) if as_given else x.shape[1]
+        device = device or (x.device if isinstance(x, Tensor) else "cpu")
+        self.make, self.C, self.as_given = make, C, as_given
         self.shape: tuple[int, ...] = (d,)
         try:
-            shaped = "shape" in inspect.signature(make).parameters
-            self.shape = shape if shape and shaped else (d,)
             with seeded(seed, "model"):
-                self.module = make(d, C, **({"shape": self.shape} if shaped else {}))
+                self.module, self.shape = made(make, d, C or 1, shape)
+                self.shape = shape if as_given else self.shape
                 remedy = "Make a module that takes such rows and has parameters to train"
                 if any(map(is_lazy, chain(self.module.parameters(), self.module.buffers()))):
-                    self.module.eval()(self._rows(x.to("cpu", torch.get_default_dtype())))
+                    lazy = each_tensor(x, Tensor.cpu)
+                    self.row_dtype = torch.get_default_dtype()
+                    with torch.no_grad():
+                        called(self.module.eval(), self._rows(lazy))
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
             self._places = _places(self.module, trained)
-            self.module.to(x.device)
+            self.module.to(device)
             if not trained:
                 raise ValueError("it has no parameters to train")
             first = next(iter(trained.values()))
-            trial = torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])]).to(first)
-            self.buffers = _changing(self.module, self._rows(trial))
+            like = first.new_empty(0, dtype=torch.float64 if first.dtype == torch.float64 else torch.float32)
+            x = each_tensor(x, lambda each: each.to(device))
+            self.row_dtype = self._dtype_of_rows(x, like.dtype)
+            self.buffers = _changing(self.module, self._rows(x))
             tensors = trained | {name: each for name, each in self.module.named_buffers() if name in self.buffers}
             self.shapes = {name: each.shape for name, each in tensors.items()}
+            self._types = {name: each.dtype for name, each in tensors.items() if each.dtype != like.dtype}
             self._places |= {name: name for name in self.buffers}
-            self.start = torch.cat([each.detach().flatten().to(first) for each in tensors.values()])
-            self.layers = layers_of(self.module.eval(), self.shape)
+            self.start = torch.cat([each.detach().flatten().to(like) for each in tensors.values()])
+            self.module.eval()
+            self.layers = () if as_given or self._types else layers_of(self.module, self.shape)
             self.random = not self.layers
             with torch.no_grad():
-                output = self.module(self._rows(x.to(self.start)))
-        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+                scores = scores_of(called(self.module, self._rows(x)))
+            self.channels_last = self._runs_with_channels_last(x)
+        except (TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
+            reason = " ".join(str(error).split())
+            if as_given:
+                raise ConfigError(
+                    f"The model does not work with a batch of two items, {described(x)} ({reason}). {remedy}: call it "
+                    "on such a batch."
+                ) from error
             raise ConfigError(
-                f"The model does not work with d={d} features and C={C} outputs ({error}). The module gets rows "
+                f"The model does not work with d={d} features and C={C} outputs ({reason}). The module gets rows "
                 f"of shape {self.shape}. {remedy}; a function with a parameter `shape` gets rows in their own shape."
             ) from error
-        if not isinstance(output, Tensor):
-            raise ConfigError(
-                f"The model returns a {type(output).__name__}. Return a tensor with C={C} numbers per row."
-            )
-        if output.shape != (len(x), C):
+        n = len(x) if isinstance(x, Tensor) else len(scores)
+        if C and tuple(scores.shape) not in ((n, C), (n,) * (C == 1)):
             numbers = f" (classes are 0..{C - 1}: subtract 1 if yours begin at 1)" if C > 1 else ""
             raise ConfigError(
-                f"The model returns shape {tuple(output.shape)} for {len(x)} rows, not {(len(x), C)}. Return C={C} "
+                f"The model returns shape {tuple(scores.shape)} for {n} rows, not {(n, C)}. Return C={C} "
                 f"numbers per row{numbers}. If there are more classes than anybody's rows show, give the data as "
                 "hmtl.data.from_datasets(data, classes=C)."
             )
+
+    def _dtype_of_rows(self, x: Any, dtype: torch.dtype) -> torch.dtype:
+        """Return the type of vectors with which the module runs: this one, or that of its first parameter."""
+        first = next(self.module.parameters()).dtype
+        if self.as_given or first == dtype or not first.is_floating_point:
+            return dtype
+        self.row_dtype = dtype
+        try:
+            with torch.no_grad():
+                called(self.module.eval(), self._rows(x))
+        except RuntimeError:
+            return first
+        return dtype
+
+    def _runs_with_channels_last(self, x: Any) -> bool:
+        """Return whether the module runs with kernels whose channels are last; `view` may need the usual order."""
+        parameters = self.split(self.start)
+        if not self.start.is_cpu or all(w.ndim != 4 for w in parameters.values()):
+            return False
+        try:
+            with torch.no_grad():
+                self.output({name: channels_last(w) for name, w in parameters.items()}, self._rows(x))
+        except RuntimeError:
+            return False
+        return True
+
+    @property
+    def outline(self) -> str:
+        """What a process needs to know of this network to load its numbers, as JSON."""
+        tensors = {name: list(shape) for name, shape in self.shapes.items()}
+        return json.dumps({"C": self.C or 1, "shape": self.shape, "as_given": self.as_given, "tensors": tensors})
 
     def check_training(self, x: Tensor) -> None:
         """Check on rows x [n, d] that the module can be trained for several users at once.
@@ -110,17 +171,17 @@ class FlatModel:
         """
         if self.layers:
             return  # linear maps and activations can
-        module, x = copy.deepcopy(self.module).train(), x.to(self.start)
+        module, x = copy.deepcopy(self.module).train(), x.to(self.start.device)
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
         def total(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-            scores: Tensor = functional_call(module, parameters, (self._rows(x),))
-            return scores.sum()
+            args, named = arguments(module, self._rows(x))
+            return scores_of(functional_call(module, parameters, args, named)).sum()
 
         with seeded(0, "check", device=x.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a slow layer warns again when it trains
             state = _generator_state(x.device)
-            module(self._rows(x))
+            called(module, self._rows(x))
             self.random = not torch.equal(state, _generator_state(x.device))
             norms = [type(part).__name__ for part in module.modules() if isinstance(part, BATCH_NORMS)]
             others = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
@@ -174,7 +235,7 @@ class FlatModel:
         """Return the parameters and buffers [..., *shape] as views of W [..., m]."""
         parts = torch.split(W, [shape.numel() for shape in self.shapes.values()], dim=-1)
         return {
-            name: part.view(*W.shape[:-1], *shape)
+            name: part.view(W.shape[:-1] + shape)  # a shape may be ()
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
@@ -187,27 +248,89 @@ class FlatModel:
 
     def __call__(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """Return the predictions for rows x [n, d]."""
+        return self.predictions(scores_of(self.output(parameters, self._rows(x))))
+
+    def output(self, parameters: dict[str, Tensor], inputs: Any) -> Any:
+        """Return the module's output for inputs, with these parameters and buffers."""
+        typed = {name: w.to(self._types[name]) if name in self._types else w for name, w in parameters.items()}
         # tie_weights=False: if a module occurs twice, torch would set its weights twice and not restore them
-        placed = {place: parameters[name] for place, name in self._places.items()}
-        prediction: Tensor = functional_call(self.module, placed, (self._rows(x),), tie_weights=False)
-        return self.predictions(prediction)
+        placed = {place: typed[name] for place, name in self._places.items()}
+        args, named = arguments(self.module, inputs)
+        return functional_call(self.module, placed, args, named, tie_weights=False)
 
-    def predictions(self, output: Tensor) -> Tensor:
-        """Return the module's output [..., C] as predictions, [...] if C = 1."""
-        return output if self.C > 1 else output.squeeze(-1)
+    def placed(self, w: Tensor) -> dict[str, Tensor]:
+        """Return the parameters and buffers in w [m] as the module runs fastest with them."""
+        return {name: channels_last(each) if self.channels_last else each for name, each in self.split(w).items()}
 
-    def _rows(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], *self.shape)
+    def inputs(self, x: Any) -> Any:
+        """Return rows as the module takes them, on its device: [n, d] or, if they are passed as given, any inputs."""
+        return self._rows(each_tensor(x, self.to_device))
+
+    def to_device(self, each: Tensor) -> Tensor:
+        """Return a tensor on the device of the module."""
+        return each.to(self.start.device)
+
+    def predictions(self, scores: Tensor) -> Tensor:
+        """Return the module's scores [..., C] as predictions, [...] if C = 1."""
+        return scores.squeeze(-1) if self.C == 1 and scores.shape[-1:] == (1,) else scores
+
+    def _rows(self, x: Any) -> Any:
+        """Return rows [..., n, d] as the module takes them; those that are passed as given, with float64 narrowed."""
+        if self.as_given:
+            x = each_tensor(x, lambda each: each.to(self.row_dtype) if each.dtype == torch.float64 else each)
+            is_flat = isinstance(x, Tensor) and x.shape[1:] == (math.prod(self.shape),)
+            return x.view(len(x), *self.shape) if is_flat else x
+        return x.to(self.row_dtype).view(*x.shape[:-1], *self.shape)
 
 
-def _changing(module: nn.Module, rows: Tensor) -> list[str]:
+def made(make: MakeModel, d: int, C: int, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a module, and the shape of its rows: this one, or [d] if the module is not made with it."""
+    shaped = "shape" in inspect.signature(make).parameters
+    shape = shape if shape and shaped else (d,)
+    return make(d, C, **({"shape": shape} if shaped else {})), shape
+
+
+def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
+    """Return a new module with the numbers w [m] of a trained network, of which `outline` tells, without its rows.
+
+    Raises:
+        ConfigError: `make` creates another network.
+    """
+    about = json.loads(outline)
+    shapes = {name: torch.Size(shape) for name, shape in about["tensors"].items()}
+    with seeded(seed, "model"):  # numbers that were not trained come from the seed
+        module, _ = made(make, math.prod(about["shape"]), about["C"], tuple(about["shape"]))
+    named = dict(chain(module.named_parameters(), module.named_buffers()))
+    for name, shape in shapes.items():
+        if name not in named or not (is_lazy(named[name]) or named[name].shape == shape):
+            raise ConfigError(
+                f"model creates a network without {name} of shape {list(shape)}, which was trained. Give the "
+                "algorithm.model of the run."
+            )
+    parts = torch.split(w, [shape.numel() for shape in shapes.values()])
+    numbers = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    module.load_state_dict(numbers, strict=False)
+    return module
+
+
+def channels_last(w: Tensor) -> Tensor:
+    """Return the kernel of a convolution on a CPU with its channels last in memory, and any other parameter as it is.
+
+    Layers pass this order on to their outputs, and convolutions and pooling are faster with it.
+    """
+    if w.ndim != 4 or not w.is_cpu:
+        return w
+    return torch.empty_like(w, memory_format=torch.channels_last).copy_(w)  # unlike `contiguous`, also for one channel
+
+
+def _changing(module: nn.Module, rows: Any) -> list[str]:
     """Return the floating-point buffers of the layers whose buffers change in a training pass over rows."""
     saved = {name: each for name, each in module.named_buffers() if name in module.state_dict()}
     if not saved:
         return []
     trial = copy.deepcopy(module).train()
-    with seeded(0, "check", device=rows.device), torch.no_grad():
-        trial(rows)
+    with seeded(0, "check", device=next(module.parameters()).device), torch.no_grad():
+        called(trial, rows)
     after = dict(trial.named_buffers())
     layers = {name.rpartition(".")[0] for name, each in saved.items() if not torch.equal(each, after[name])}
     return [name for name, each in saved.items() if name.rpartition(".")[0] in layers and each.is_floating_point()]

@@ -18,6 +18,7 @@ from hmtl.mtl.networks.copies import copies, group_size
 from hmtl.mtl.networks.flat import FlatModel, seeded
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.networks import MinibatchSolver, NetworkSubproblem
+from hmtl.mtl.torch_loss import TorchLoss
 
 MAX_STEP = torch.finfo(torch.float32).max  # networks may be of this type
 LOOKED_UP = 1 << 16  # rows of minibatches that are looked up at once
@@ -51,7 +52,14 @@ class LocalSGD(MinibatchSolver):
         return self.step / (1 + self.decay * round)
 
     def check_network(self, model: FlatModel, problem: Problem) -> None:
-        model.check_training(problem.s.new_zeros(2, problem.d))
+        if isinstance(problem.loss, TorchLoss):
+            raise ConfigError(f"solver=sgd cannot use {problem.loss.name}, a loss of batches. Choose solver=torch.")
+        problem.stack(model.start.dtype)
+        if problem.tasks:
+            X = problem.rows_in(model.start.dtype).X
+            model.check_training(X[torch.tensor([0, min(1, len(X) - 1)])])
+        else:
+            model.check_training(problem.example())
 
     def check_correction(self) -> None:
         pass

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
+from hmtl.data.items import Items, each_tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
+from hmtl.mtl.networks.calls import called, scores_of, with_targets
 from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, seeded
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.base import Ids
 from hmtl.mtl.solvers.networks import MinibatchSolver, NetworkSolver, NetworkSubproblem
+from hmtl.mtl.torch_loss import TorchLoss, paired
 from hmtl.rng import generator
 
 Train = Callable[[int, nn.Module], nn.Module]
@@ -87,7 +90,8 @@ class LocalTrainer(NetworkSolver):
             seed, *name = subproblem.stream
             number = generator(seed, "trainer", *name, int(subproblem.users[k])).integers(2**63)
             own = torch.Generator().manual_seed(int(number))
-            trained = self.train(module, subproblem.data[k], subproblem.round, own)
+            data = subproblem.data[k]
+            trained = self.train(module, data.dataset if isinstance(data, Items) else data, subproblem.round, own)
             if not isinstance(trained, nn.Module):
                 raise ConfigError(
                     f"{type(self).__name__}.train returned a {type(trained).__name__}. Return the trained module."
@@ -159,13 +163,17 @@ class TorchTrainer(MinibatchSolver):
 
     def check_network(self, model: FlatModel, problem: Problem) -> None:
         """Raise ConfigError if a step on this network fails."""
+        if not problem.tasks:
+            return  # processes that train try it
         like, counts = model.start, torch.tensor(problem.here, dtype=torch.int64)
         scale = problem.weights * counts.repeat_interleave(counts).to(problem.weights)
-        x, y = like.new_zeros(2, problem.d), like.new_ones(2)  # 1: a class, one of ±1, or a number
-        ends = torch.stack(scale.aminmax()) if len(scale) else y
-        rows = Rows(x, y, y, (2,), ends.to(like) / 2)
-        data = [TensorDataset(x.view(2, *model.shape), y)]
-        start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), data)
+        ends = torch.stack(scale.aminmax())  # the rows with the least and the largest weight, as it were
+        at = torch.tensor([0, min(1, problem.here[0] - 1)])
+        X, y = problem.rows_in(like.dtype).X[at], problem.rows_in(like.dtype).y[at]
+        data = problem.datasets(like.dtype, model.shape)[0]
+        own = data.of(at) if isinstance(data, Items) else Subset(data, at.tolist())
+        rows = Rows(X, y, y, (2,), ends.to(like) / 2)
+        start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), [own])
         try:
             self(problem.loss, rows, start, torch.arange(2)[None], torch.ones(1, dtype=torch.int64))
         except ConfigError:
@@ -194,11 +202,16 @@ class TorchTrainer(MinibatchSolver):
                 at = numbers[numbers >= 0]
                 if normalised and len(at) == 1:
                     continue
-                x, y = self._minibatch(loss, model, subproblem.data[k], at)
-                weights = rows.s[first_rows[k] + at.to(x.device)] * (rows.counts[k] / len(at))
-                predictions = model.predictions(module(x))
-                losses = loss(predictions, y) if self.loss is None else self.loss(predictions, y)
+                places = first_rows[k] + at.to(rows.y.device)
+                x, y = self._minibatch(loss, model, subproblem.data[k], at, rows.y[places])
+                weights = rows.s[places] * (rows.counts[k] / len(at))
+                if isinstance(loss, TorchLoss) and self.loss is None:
+                    losses = loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)
+                else:
+                    predictions, y = paired(model.predictions(scores_of(called(module, x))), y)
+                    losses = (self.loss or loss)(predictions, y)
                 if losses.ndim:
+                    losses = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
                     losses = (weights * losses).sum()
                 elif (weights * len(at) - 1).abs().max() > 1e-5:
                     raise ConfigError(
@@ -209,7 +222,7 @@ class TorchTrainer(MinibatchSolver):
                     distances = [(w - anchor[name]).square().sum() for name, w in named.items()]
                     losses = losses + lam / 2 * torch.stack(distances).sum()
                 optimizer.zero_grad()
-                losses.backward()
+                losses.backward()  # type: ignore[no-untyped-call]
                 for name, w in named.items() if extra else ():
                     w.grad = extra[name] if w.grad is None else w.grad + extra[name]
                 if self.clip is not None:
@@ -219,11 +232,25 @@ class TorchTrainer(MinibatchSolver):
 
         return one_by_one(subproblem, budgets, train)
 
-    def _minibatch(self, loss: Loss, model: FlatModel, data: Dataset[Any], at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows [B, ...] and targets [B] with these numbers, on the device of the model."""
-        x, y = data[at] if type(data) is TensorDataset else default_collate([data[i] for i in at.tolist()])
-        x = x.to(model.start).reshape(len(at), *model.shape)
-        y = y.to(model.start.device, torch.int64 if loss.classes else model.start.dtype)
+    def _minibatch(
+        self, loss: Loss, model: FlatModel, data: Dataset[Any], at: Tensor, numbers: Tensor
+    ) -> tuple[Any, Any]:
+        """Return the inputs and the targets of the rows with these numbers, on the device of the model.
+
+        A loss of torch gets the targets that were read, any other those of the problem, `numbers` [B].
+        """
+        if isinstance(data, Items):
+            inputs, y = data.batch(at)
+            x = model.inputs(inputs)
+        else:
+            rows, y = data[at] if type(data) is TensorDataset else default_collate([data[i] for i in at.tolist()])
+            x = rows.to(model.start.device, model.row_dtype).reshape(len(at), *model.shape)
+        if isinstance(loss, TorchLoss):
+            y = each_tensor(y, model.to_device)
+        else:
+            y = (numbers if isinstance(data, Items) else y).to(
+                model.start.device, torch.int64 if loss.classes else model.start.dtype
+            )
         return x if self.transform is None else self.transform(x), y
 
     def _make(self, parameters: Sequence[nn.Parameter] = ()) -> Optimizer:

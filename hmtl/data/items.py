@@ -1,0 +1,136 @@
+"""Rows as networks read them: batches of the items of a Dataset, as a DataLoader makes them.
+
+Linear models need a matrix; a network takes whatever its module takes. Here a row is an item of a Dataset, and a task
+knows it by its number.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate
+
+from hmtl.errors import DataError
+
+Collate = Callable[[list[Any]], Any]
+"""Makes a batch of a list of items, like `torch.utils.data.default_collate`."""
+TARGETS = ("labels", "label", "targets", "target", "y")
+"""Keys of a dictionary's entry that may hold the targets; the first of them does."""
+
+
+class Items(Dataset[Any]):
+    """Items of Datasets, numbered through, the training rows first, of which batches are made.
+
+    Args:
+        sources: Datasets, each with what makes a batch of its items.
+        rows: numbers of the items that these are [n]; None: all.
+    """
+
+    def __init__(self, sources: Sequence[tuple[Dataset[Any], Collate]], rows: Tensor | None = None) -> None:
+        self.sources = tuple(sources)
+        count = sum(map(length, (dataset for dataset, _ in sources)))
+        self.rows = torch.arange(count) if rows is None else rows
+        self._stored = [tensors_of(dataset) if collate is default_collate else None for dataset, collate in sources]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Any:
+        source, at = self._place(int(self.rows[row]))
+        dataset, _ = self.sources[source]
+        return dataset[at]
+
+    def of(self, rows: Tensor) -> "Items":
+        """Return the items with these numbers [n]."""
+        return Items(self.sources, self.rows[rows])
+
+    @property
+    def dataset(self) -> Dataset[Any]:
+        """The items as a Dataset: the user's own, if these are all items of the first one."""
+        first, _ = self.sources[0]
+        if torch.equal(self.rows, torch.arange(length(first))):
+            return first
+        return Subset(ConcatDataset([dataset for dataset, _ in self.sources]), self.rows.tolist())
+
+    def batch(self, at: Tensor) -> tuple[Any, Any]:
+        """Return the inputs and the targets of the items at these places, which belong to one of the Datasets."""
+        numbers = self.rows[at]
+        source, first = self._place(int(numbers[0]))
+        numbers = numbers - (int(numbers[0]) - first)
+        dataset, collate = self.sources[source]
+        if stored := self._stored[source]:
+            tensors, rows = stored
+            numbers = numbers if rows is None else rows[numbers]
+            return parted([each[numbers] for each in tensors])
+        places = numbers.tolist()
+        together = getattr(dataset, "__getitems__", None)
+        return parted(collate(together(places) if together else [dataset[i] for i in places]))
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Return the number of the Dataset of an item, and the item's number in it."""
+        for source, (dataset, _) in enumerate(self.sources):
+            if number < (n := length(dataset)):
+                return source, number
+            number -= n
+        raise IndexError(number)
+
+
+def length(dataset: Dataset[Any]) -> int:
+    """Return the number of items of a Dataset, which torch does not ask it to have."""
+    return len(dataset)  # type: ignore[arg-type]
+
+
+def tensors_of(dataset: Dataset[Any]) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
+    """Return the tensors whose rows are the items, and the numbers of these rows, None for all; None: there are none.
+
+    Such items are the same whenever they are read.
+    """
+    rows = None
+    while type(dataset) is Subset:
+        own = torch.as_tensor(dataset.indices)
+        rows, dataset = own if rows is None else own[rows], dataset.dataset
+    return (dataset.tensors, rows) if type(dataset) is TensorDataset else None
+
+
+def parted(batch: Any) -> tuple[Any, Any]:
+    """Return the inputs and the targets of a batch: all entries but one, and the last one or that named in TARGETS.
+
+    Raises:
+        DataError: there are no targets.
+    """
+    if isinstance(batch, Mapping):
+        if name := target_name(batch):
+            return {key: value for key, value in batch.items() if key != name}, batch[name]
+        raise DataError(f"A batch has no targets: name one of its entries ({', '.join(map(str, batch))}) labels.")
+    if not isinstance(batch, list | tuple) or len(batch) < 2:
+        raise DataError("A batch has no targets. Give items that are pairs of a row and its target, or dictionaries.")
+    *inputs, y = batch
+    return inputs[0] if len(inputs) == 1 else inputs, y
+
+
+def described(inputs: Any) -> str:
+    """Return a phrase on the inputs of a batch: the types and shapes of its tensors, without the number of rows."""
+    if isinstance(inputs, Tensor):
+        return f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape[1:])}"
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name} {described(each)}" for name, each in inputs.items())
+    if type(inputs) in (list, tuple):
+        return ", ".join(map(described, inputs))
+    return type(inputs).__name__
+
+
+def target_name(batch: Mapping[Any, Any]) -> Any:
+    """Return the key of the targets in a batch, None if there is none."""
+    return next((name for name in TARGETS if name in batch), None)
+
+
+def each_tensor(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return inputs with every tensor in them replaced; other objects that have tensors are left as they are."""
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: each_tensor(each, change) for name, each in inputs.items()}
+    if type(inputs) in (list, tuple):
+        return type(inputs)(each_tensor(each, change) for each in inputs)
+    return inputs

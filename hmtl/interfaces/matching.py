@@ -1,0 +1,111 @@
+"""Which loss suits a module's output and the users' targets, and what kind of targets these then are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from inspect import Parameter, signature
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from hmtl.data import Task
+from hmtl.data.items import TARGETS, each_tensor
+from hmtl.data.tasks import SPLITS, classified
+from hmtl.errors import ConfigError
+from hmtl.mtl import Loss, Squared, TorchLoss
+from hmtl.mtl.networks.calls import called, loss_of, scores_of, with_targets
+from hmtl.mtl.networks.flat import seeded
+
+Tasks = tuple[Task, ...]
+
+
+def matched(
+    model: nn.Module | Callable[[], nn.Module], tasks: Tasks, loss: str | Loss | None, own: Any = None
+) -> tuple[str | Loss, Tasks]:
+    """Return the loss that is used if none is named, and the tasks with targets of the kind that the module predicts.
+
+    Integers are classes if the module returns several scores for a row, as many as it has; with one score, 0 and 1 are
+    two classes, and other integers are numbers.
+
+    Args:
+        model: the module, or what makes it.
+        tasks: as `from_datasets` returns them.
+        loss: the loss that is named, or a part's name; None: none is.
+        own: a function with which the solver trains, if any.
+    """
+    scores, y, has_own = _tried(model, tasks[0])
+    first, C = tasks[0], 0
+    if scores is not None:
+        C = scores.shape[1] if scores.ndim == 2 else 1
+    if isinstance(loss, TorchLoss) or (has_own and loss is None):
+        return TorchLoss(), _numbered(tasks, C if first.classes and C > 1 else None)
+    if not first.has_numbers:
+        is_alike = scores is not None and isinstance(y, Tensor) and y.is_floating_point() and y.shape == scores.shape
+        return TorchLoss(own or half_squares) if own or is_alike else "squared", tasks
+    if first.classes and C == 1 and first.labels is None:
+        largest = max(max(getattr(task, f"y_{split}").tolist(), default=0) for task in tasks for split in SPLITS)
+        numbers = _numbered(tasks, None)
+        if largest == 1 and loss != "squared" and not isinstance(loss, Squared):
+            return "logistic", classified(numbers)
+        return "squared", numbers
+    if first.classes:
+        return "cross_entropy", _numbered(tasks, C) if first.classes < C and first.labels is None else tasks
+    return "logistic" if are_signs(tasks) else "squared", tasks
+
+
+def are_signs(tasks: Sequence[Task]) -> bool:
+    """Return whether all targets are −1 or 1."""
+    return all(set(y.tolist()) <= {-1.0, 1.0} for task in tasks for y in (task.y_train, task.y_test))
+
+
+def half_squares(predictions: Tensor, y: Tensor) -> Tensor:
+    """Return half the mean square of the differences in each row [n]."""
+    return (predictions - y).square().flatten(1).mean(1) / 2
+
+
+def _numbered(tasks: Tasks, classes: int | None) -> Tasks:
+    return tuple(task if task.classes == classes else task.numbered(classes) for task in tasks)
+
+
+def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tensor | None, Any, bool]:
+    """Return the predictions for two rows, their targets, and whether the module computes a loss itself.
+
+    None instead of predictions: the module does not run; whoever trains it says why.
+    """
+    at = torch.tensor([0, min(1, len(task.y_train) - 1)])
+    inputs, y = (task.x_train[at], task.y_train[at]) if task.items is None else task.items.batch(at)
+    try:
+        with seeded(0, "model"), torch.no_grad():
+            module = _like(model) if isinstance(model, nn.Module) else model()
+            first = next(p for p in module.parameters())
+            kind = first.dtype if first.is_floating_point() and task.items is None else torch.get_default_dtype()
+
+            def place(each: Tensor) -> Tensor:
+                narrow = task.items is None or each.dtype == torch.float64 != first.dtype
+                return each.to(first.device, kind if narrow else each.dtype)
+
+            inputs, y = each_tensor(inputs, place), each_tensor(y, lambda each: each.to(first.device))
+            scores = scores_of(called(module.eval(), inputs))
+            return scores, y, _has_own_loss(module, inputs, y)
+    except Exception:  # a module may raise anything
+        return None, y, False
+
+
+def _has_own_loss(module: nn.Module, inputs: Any, y: Any) -> bool:
+    """Return whether a module that gets targets, in a dictionary, returns a loss."""
+    known = signature(module.forward).parameters.values()
+    takes = any(each.name in TARGETS or each.kind is Parameter.VAR_KEYWORD for each in known)
+    if not isinstance(inputs, Mapping) or not takes:
+        return False
+    try:
+        return loss_of(called(module, with_targets(module, inputs, y))) is not None
+    except (TypeError, ValueError, RuntimeError, ConfigError, LookupError):
+        return False
+
+
+def _like(module: nn.Module) -> nn.Module:
+    """Return a copy of a module that shares its numbers, unless rows are still to say how many they are."""
+    tensors = [*chain(module.parameters(), module.buffers())]
+    return deepcopy(module, {} if any(map(is_lazy, tensors)) else {id(each): each for each in tensors})

@@ -1,0 +1,76 @@
+"""How a plain loop calls a module, and what it reads of the module's output."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hmtl.data.items import TARGETS
+from hmtl.errors import ConfigError
+
+
+def arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of `module(**inputs)` for a dictionary, `module(*inputs)` for a list, or `module(inputs)`.
+
+    A module that does not take several arguments gets the dictionary or the list itself.
+    """
+    several: tuple[tuple[Any, ...], dict[str, Any]] = (inputs,), {}
+    if isinstance(inputs, Mapping):
+        several = (), dict(inputs)
+    elif type(inputs) in (list, tuple):
+        several = tuple(inputs), {}
+    else:
+        return several
+    args, named = several
+    try:
+        inspect.signature(module.forward).bind(*args, **named)
+    except TypeError:
+        return (inputs,), {}
+    return several
+
+
+def with_targets(module: nn.Module, inputs: Any, y: Any) -> Any:
+    """Return inputs with targets among them, for a module that computes its loss: by the name that it takes."""
+    if isinstance(inputs, Mapping):
+        known = inspect.signature(module.forward).parameters
+        return {**inputs, next((name for name in TARGETS if name in known), TARGETS[0]): y}
+    return [*(inputs if type(inputs) in (list, tuple) else [inputs]), y]
+
+
+def called(module: nn.Module, inputs: Any) -> Any:
+    """Return the module's output for inputs, see `arguments`."""
+    args, named = arguments(module, inputs)
+    return module(*args, **named)
+
+
+def scores_of(output: Any) -> Tensor:
+    """Return the predictions in an output: a tensor, its `logits`, or the first entry that is no loss.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(getattr(output, "logits", None), Tensor):
+        scores: Tensor = output.logits
+        return scores
+    parts = list(output.values()) if isinstance(output, Mapping) else output
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        parts = [output["logits"]]
+    if isinstance(parts, list | tuple):
+        for part in parts:
+            if isinstance(part, Tensor) and part.ndim:
+                return part
+    raise ConfigError(
+        f"The model returns a {type(output).__name__} without predictions. Return a tensor, a tuple whose first entry "
+        "it is, or something with `logits`."
+    )
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """Return the loss that a module has computed itself, if it has."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if loss is None and type(output) is tuple and isinstance(output[0], Tensor) and not output[0].ndim:
+        loss = output[0]
+    return loss if isinstance(loss, Tensor) else None

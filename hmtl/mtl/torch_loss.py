@@ -1,0 +1,90 @@
+"""The loss of a plain PyTorch loop: a function of a batch's predictions and targets, or the module's own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmtl.errors import ConfigError
+from hmtl.mtl.losses import Loss
+from hmtl.mtl.networks.calls import loss_of, scores_of
+
+
+class TorchLoss(Loss):
+    """A loss of torch, or a function of your own, or what the module itself returns as `loss`.
+
+    It is evaluated batch by batch, in training and in measuring, since it may be a mean over other things than rows,
+    such as words. Targets may have any shape, and get the type of predictions where both have the same shape. To be
+    measured, a row has the prediction [s + 1]: its scores, if it has a class, and then its loss, that of its batch if
+    the function returns a mean. `solver=sgd` cannot use it.
+
+    Args:
+        function: maps predictions and targets of a batch of n rows to their mean loss, or to losses [n]; None: the
+            module gets the targets, too, and returns its loss, as the models of transformers do.
+
+    Attributes:
+        classes: whether rows have class numbers, and thus scores beside their loss; the problem sets it.
+    """
+
+    labels = None
+
+    def __init__(self, function: Callable[[Tensor, Any], Tensor] | None = None) -> None:
+        super().__init__()
+        self.function = function() if isinstance(function, type) else function
+        self.classes = False  # type: ignore[misc]  # depends on the data
+
+    @property
+    def name(self) -> str:
+        if self.function is None:
+            return "the module's own"
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    @property
+    def measure(self) -> str:
+        return "share misclassified" if self.classes else "mean loss"
+
+    def of_batch(self, output: Any, y: Any) -> Tensor:
+        """Return the loss of a module's output, a mean or one for each row [n].
+
+        Raises:
+            ConfigError: the module returns none.
+        """
+        if self.function is not None:
+            return self.function(*paired(scores_of(output), y))
+        if (loss := loss_of(output)) is None:
+            raise ConfigError("The module returns no loss of its own. Name one, such as loss=torch.nn.MSELoss().")
+        return loss
+
+    def prediction(self, output: Any, y: Any) -> Tensor:
+        """Return the predictions of a batch of rows for measuring [n, s + 1]."""
+        scores, losses = scores_of(output), self.of_batch(output, y)
+        n = len(y) if isinstance(y, Tensor) else len(scores)
+        losses = (losses.flatten(1).mean(1) if losses.ndim > 1 else losses.expand(n))[:, None].float()
+        return torch.cat([scores.float(), losses], dim=1) if self.classes else losses
+
+    def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return prediction[..., -1]
+
+    def scores(self, prediction: Tensor) -> Tensor:
+        return prediction[..., :-1] if self.classes else prediction[..., -1]
+
+    def error(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """Return 1 for a wrong class, or the loss of a row if it has no class."""
+        return (self.scores(prediction).argmax(-1) != y).double() if self.classes else prediction[..., -1].double()
+
+
+def paired(scores: Tensor, y: Any) -> tuple[Tensor, Any]:
+    """Return predictions and targets as a loss takes them.
+
+    A last dimension of 1 is dropped where targets do not have it. Targets get the type of the predictions if they are
+    floats, or if both have the same shape, so that a target is a number and not a class.
+    """
+    if isinstance(y, Tensor):
+        if scores.ndim == y.ndim + 1 and scores.shape[-1] == 1:
+            scores = scores.squeeze(-1)
+        elif y.ndim == scores.ndim + 1 and y.shape[-1] == 1:
+            y = y.squeeze(-1)
+        if y.is_floating_point() or y.shape == scores.shape:
+            y = y.to(scores.dtype)
+    return scores, y

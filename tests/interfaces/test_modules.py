@@ -1,0 +1,542 @@
+"""What a plain PyTorch loop trains, `Federation` trains to the same numbers: public idioms of modules and Datasets.
+
+One user, all rows in one minibatch: each idiom states the loss of a batch as a loop would compute it.
+"""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+
+import hmtl
+from hmtl.errors import ConfigError, DataError
+from hmtl.mtl import TorchTrainer
+from hmtl.topology import symmetric
+
+ADAMW = TorchTrainer(partial(torch.optim.AdamW, lr=0.01, eps=1e-3))  # eps: for parameters whose gradient is rounding
+N, C, T, WORDS = 16, 3, 6, 30
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def words(n, *shape, high=WORDS):
+    return torch.randint(1, high, (n, *shape), generator=torch.Generator().manual_seed(1))
+
+
+def labels(n):
+    return torch.arange(n) % C
+
+
+class Listed(Dataset):
+    """Items of any kind, from a function of their number."""
+
+    def __init__(self, n, item):
+        self.n, self.item = n, item
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if not 0 <= i < self.n:
+            raise IndexError(i)
+        return self.item(i)
+
+
+class Called(nn.Module):
+    """Parts, and what `forward` does with them."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._forward = forward
+
+    def forward(self, *args):
+        return self._forward(self, *args)
+
+
+class View(nn.Module):
+    def __init__(self, flatten):
+        super().__init__()
+        self.conv, self.out, self.flatten = nn.Conv2d(2, 4, 3), nn.Linear(4 * 9, C), flatten
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv(x)), 2)
+        return self.out(self.flatten(x))
+
+
+def encoder():
+    return nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+
+
+class Text(nn.Module):
+    def __init__(self, reader=None):
+        super().__init__()
+        self.embedding, self.reader, self.out = nn.Embedding(WORDS, 8), reader, nn.Linear(8, C)
+
+    def forward(self, x):
+        x = self.embedding(x)
+        return self.out(x.mean(1) if self.reader is None else self.reader(x)[0][:, -1])
+
+
+class Tied(nn.Module):
+    """A language model whose last layer is its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.reader = nn.Embedding(WORDS, 8), nn.GRU(8, 8, batch_first=True)
+        self.out = nn.Linear(8, WORDS, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.out(self.reader(self.embedding(x))[0])
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.reader, self.out = nn.Embedding(WORDS, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, C)
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(self.embedding(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return self.out(self.reader(packed)[1][0])
+
+
+class Attended(nn.Module):
+    """Takes the entries of a dictionary, and computes its loss if it gets labels."""
+
+    def __init__(self, own=False):
+        super().__init__()
+        self.embedding, self.out, self.own = nn.Embedding(WORDS, 8), nn.Linear(8, C), own
+
+    def forward(self, input_ids, attention_mask=None, **rest):
+        mask = attention_mask[..., None].to(self.out.weight.dtype)
+        logits = self.out((self.embedding(input_ids) * mask).sum(1) / mask.sum(1))
+        if self.own and "labels" in rest:
+            return {"loss": F.cross_entropy(logits, rest["labels"], label_smoothing=0.1), "logits": logits}
+        return {"logits": logits}
+
+
+class Quantised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(12, C)
+
+    def forward(self, x):
+        assert x.dtype == torch.uint8
+        return self.out(x.flatten(1).float() / 255)
+
+
+def buffered():
+    module = Called(lambda m, x: m.out(x * m.mask), out=nn.Linear(5, C))
+    module.register_buffer("mask", torch.arange(5.0))
+    return module
+
+
+def halves():
+    """A frozen trunk in bfloat16, and a head in float32."""
+    trunk = nn.Sequential(nn.Linear(5, 8), nn.GELU()).to(torch.bfloat16).requires_grad_(False)
+    return Called(lambda m, x: m.head(m.trunk(x.to(torch.bfloat16)).float()), trunk=trunk, head=nn.Linear(8, C))
+
+
+def padded(items):
+    x, y = zip(*items, strict=True)
+    return pad_sequence(list(x), batch_first=True), torch.tensor([len(each) for each in x]), torch.stack(y)
+
+
+def padded_tags(items):
+    x, y = zip(*items, strict=True)
+    return pad_sequence(list(x), batch_first=True), pad_sequence(list(y), batch_first=True, padding_value=-100)
+
+
+def cross_entropy(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def by_number(model, batch):
+    x, y = batch
+    return (model(x).squeeze(-1) - y.view(-1)).square().mean() / 2
+
+
+def of_many(function):
+    def loss(model, batch):
+        x, y = batch
+        return function(model(x), y)
+
+    return loss
+
+
+def of_words(p, y):
+    return F.cross_entropy(p.flatten(0, 1), y.flatten())
+
+
+def of_tags(p, y):
+    return F.cross_entropy(p.transpose(1, 2), y, ignore_index=-100)
+
+
+def of_dicts(model, batch, own=False):
+    if own:
+        return model(**batch)["loss"]
+    y = batch.pop("labels")
+    return F.cross_entropy(model(**batch)["logits"], y)
+
+
+def dicts(n):
+    x, y, mask = words(n, T), labels(n), torch.ones(T, dtype=torch.int64)
+    return Listed(n, lambda i: {"input_ids": x[i], "attention_mask": mask, "labels": y[i]})
+
+
+def ragged(n):
+    x, y = words(n, T), labels(n)
+    return DataLoader(Listed(n, lambda i: (x[i, : 2 + i % (T - 2)], y[i])), collate_fn=padded)
+
+
+def tagged(n):
+    x, y = words(n, T), words(n, T, high=C)
+    cut = [slice(0, 2 + i % (T - 2)) for i in range(n)]
+    return DataLoader(Listed(n, lambda i: (x[i, cut[i]], y[i, cut[i]])), collate_fn=padded_tags)
+
+
+def floats(*shape, y=labels):
+    return lambda n: TensorDataset(draw(n, *shape), y(n))
+
+
+def tokens(n):
+    return TensorDataset(words(n, T), labels(n))
+
+
+def numbers(n):
+    return draw(n, seed=3)
+
+
+def mlp(outputs=C, *, hidden=6, norm=None):
+    return nn.Sequential(nn.Linear(5, hidden), *([norm] if norm else []), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+def heads(n):
+    x = draw(n, 5)
+    return Listed(n, lambda i: ((x[i], x[i] * 2), i % C))
+
+
+IDIOMS = {
+    "view": (lambda: View(lambda x: x.view(x.size(0), -1)), floats(2, 8, 8), cross_entropy, {}),
+    "reshape": (lambda: View(lambda x: x.reshape(len(x), -1)), floats(2, 8, 8), cross_entropy, {}),
+    "embedding": (Text, tokens, cross_entropy, {}),
+    "tied": (Tied, lambda n: TensorDataset(words(n, T), words(n, T)), of_many(of_words), {"loss": of_words}),
+    "gru": (lambda: Text(nn.GRU(8, 8, batch_first=True)), tokens, cross_entropy, {}),
+    "transformer": (
+        lambda: Text(Called(lambda m, x: (m.layer(x),), layer=encoder())),
+        tokens,
+        cross_entropy,
+        {},
+    ),
+    "packed": (Packed, ragged, lambda m, b: F.cross_entropy(m(*b[:2]), b[2]), {}),
+    "tags": (
+        lambda: Called(lambda m, x: m.out(m.e(x)), e=nn.Embedding(WORDS, 8), out=nn.Linear(8, C)),
+        tagged,
+        of_many(of_tags),
+        {"loss": of_tags},
+    ),
+    "dictionaries": (Attended, dicts, of_dicts, {}),
+    "own loss": (lambda: Attended(own=True), dicts, partial(of_dicts, own=True), {}),
+    "two inputs": (
+        lambda: Called(lambda m, a, b: m.out(a * b), out=nn.Linear(5, C)),
+        heads,
+        lambda m, b: F.cross_entropy(m(*b[0]), b[1]),
+        {},
+    ),
+    "three tensors": (
+        lambda: Called(lambda m, a, b: m.out(a + b), out=nn.Linear(5, C)),
+        lambda n: TensorDataset(draw(n, 5), draw(n, 5, seed=2), labels(n)),
+        lambda m, b: F.cross_entropy(m(*b[:2]), b[2]),
+        {},
+    ),
+    "multi-label": (
+        partial(mlp, 4),
+        floats(5, y=lambda n: (draw(n, 4, seed=4) > 0).float()),
+        of_many(nn.BCEWithLogitsLoss()),
+        {"loss": nn.BCEWithLogitsLoss()},
+    ),
+    "column": (partial(mlp, 1), floats(5, y=lambda n: draw(n, 1, seed=5)), by_number, {}),
+    "squeezed": (lambda: nn.Sequential(mlp(1), nn.Flatten(0)), floats(5, y=numbers), by_number, {}),
+    "three numbers": (mlp, floats(5, y=lambda n: draw(n, 3, seed=5)), of_many(nn.MSELoss()), {"loss": nn.MSELoss()}),
+    "integer numbers": (partial(mlp, 1), floats(5, y=lambda n: torch.arange(n) * 2), by_number, {}),
+    "absolute error": (
+        partial(mlp, 1),
+        floats(5, y=numbers),
+        lambda m, b: F.l1_loss(m(b[0])[:, 0], b[1]),
+        {"loss": nn.L1Loss()},
+    ),
+    "two classes, one score": (
+        partial(mlp, 1),
+        floats(5, y=lambda n: torch.arange(n) % 2),
+        lambda m, b: F.binary_cross_entropy_with_logits(m(b[0])[:, 0], b[1].float()),
+        {},
+    ),
+    "smoothed": (
+        mlp,
+        floats(5),
+        of_many(nn.CrossEntropyLoss(label_smoothing=0.2)),
+        {"loss": nn.CrossEntropyLoss(label_smoothing=0.2)},
+    ),
+    "more classes": (partial(mlp, 7), floats(5), cross_entropy, {}),
+    "bfloat16": (
+        lambda: mlp().to(torch.bfloat16),
+        lambda n: TensorDataset(draw(n, 5).bfloat16(), labels(n)),
+        cross_entropy,
+        {},
+    ),
+    "bfloat16 trunk": (halves, floats(5), cross_entropy, {}),
+    "float64": (lambda: mlp().double(), lambda n: TensorDataset(draw(n, 5).double(), labels(n)), cross_entropy, {}),
+    "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(C)), floats(2, 3), cross_entropy, {}),
+    "batch norm": (lambda: mlp(norm=nn.BatchNorm1d(6)), floats(5), cross_entropy, {}),
+    "group norm": (lambda: mlp(norm=nn.GroupNorm(2, 6)), floats(5), cross_entropy, {}),
+    "weight norm": (lambda: weight_norm(nn.Linear(5, C)), floats(5), cross_entropy, {}),
+    "tuple": (
+        lambda: Called(lambda m, x: (m.out(x), x), out=nn.Linear(5, C)),
+        floats(5),
+        lambda m, b: F.cross_entropy(m(b[0])[0], b[1]),
+        {},
+    ),
+    "buffer": (buffered, floats(5), cross_entropy, {}),
+    "uint8": (
+        Quantised,
+        lambda n: TensorDataset(words(n, 3, 2, 2, high=256).to(torch.uint8), labels(n)),
+        cross_entropy,
+        {},
+    ),
+    "arrays": (mlp, lambda n: Listed(n, lambda i: (draw(n, 5)[i].numpy(), i % C)), cross_entropy, {}),
+    "a list": (mlp, lambda n: [(x, k % C) for k, x in enumerate(draw(n, 5))], cross_entropy, {}),
+    "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
+}
+
+
+def trained_by_a_loop(module, data, loss, optimizer):
+    """Return the module after five passes, each a step on all rows."""
+    collate = data.collate_fn if isinstance(data, DataLoader) else default_collate
+    rows = data.dataset if isinstance(data, DataLoader) else data
+    optimizer = optimizer([w for w in module.train().parameters() if w.requires_grad])
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss(module, collate([rows[i] for i in range(len(rows))])).backward()
+        optimizer.step()
+    return module
+
+
+def compare(make, data, loss, options, solver, with_test):
+    torch.manual_seed(0)
+    module = make()
+    train = data(N)
+    if any(isinstance(w, nn.parameter.UninitializedParameter) for w in module.parameters()):
+        module(default_collate([train[0]])[0])
+    optimizer = partial(torch.optim.SGD, lr=0.03)
+    if solver is not None:
+        optimizer = solver.optimizer
+        options = options | {"solver": solver}
+    want = trained_by_a_loop(copy.deepcopy(module), train, loss, optimizer)
+    users = [(train, data(4)) if with_test else train]
+    federation = hmtl.Federation(module, users, topology=symmetric(1, 1, 1), evaluate_every=1, **options)
+    (got,) = federation.train(1)
+    error = 2e-2 if next(got.parameters()).dtype == torch.bfloat16 else 1e-5
+    before = dict(module.named_parameters())
+    moved = False
+    for name, w in want.state_dict().items():
+        if w.is_floating_point():
+            torch.testing.assert_close(got.state_dict()[name], w, rtol=error, atol=error)
+        moved |= name in before and not torch.equal(before[name], w)
+    assert moved
+    assert ("test_error" in federation.history[0]) == with_test
+    return federation, got
+
+
+@pytest.mark.parametrize("with_test", [True, False], ids=["test rows", "no test rows"])
+@pytest.mark.parametrize("solver", [None, ADAMW], ids=["default", "AdamW"])
+@pytest.mark.parametrize("name", IDIOMS)
+def test_it_trains_as_a_loop_does(name, solver, with_test):
+    compare(*IDIOMS[name], solver, with_test)
+
+
+def bert(**options):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=WORDS,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=T,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **{"num_labels": C, **options},
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def vit():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        image_size=8,
+        patch_size=4,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=C,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+def gpt():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=WORDS, n_positions=T, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def lora():
+    peft = pytest.importorskip("peft")
+    model = bert()
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"], lora_dropout=0.0)
+    return peft.get_peft_model(model, config)
+
+
+class Columns(Dataset):
+    """Rows that are read together, as `datasets.Dataset.with_format("torch")` reads them."""
+
+    def __init__(self, n):
+        self.columns = {"input_ids": words(n, T), "attention_mask": torch.ones(n, T).long(), "labels": labels(n)}
+
+    def __len__(self):
+        return len(self.columns["labels"])
+
+    def __getitem__(self, i):
+        return {name: column[i] for name, column in self.columns.items()}
+
+    def __getitems__(self, places):
+        return [self[i] for i in places]
+
+
+def regression(n):
+    x, y = words(n, T), draw(n, seed=3)
+    return Listed(n, lambda i: {"input_ids": x[i], "labels": y[i]})
+
+
+def images(n):
+    x = draw(n, 3, 8, 8)
+    return Listed(n, lambda i: {"pixel_values": x[i], "labels": i % C})
+
+
+def texts(n):
+    x = words(n, T)
+    return Listed(n, lambda i: {"input_ids": x[i], "labels": x[i]})
+
+
+def own_of(model, batch):
+    return model(**batch).loss
+
+
+HUGGING_FACE = {
+    "bert": (bert, dicts, own_of, {}),
+    "bert, regression": (partial(bert, num_labels=1), regression, own_of, {}),
+    "columns": (bert, Columns, own_of, {}),
+    "vit": (vit, images, own_of, {}),
+    "causal": (gpt, texts, own_of, {}),
+    "lora": (lora, dicts, own_of, {}),
+    "named loss": (
+        bert,
+        dicts,
+        lambda m, b: F.cross_entropy(m(b["input_ids"], b["attention_mask"]).logits, b["labels"], label_smoothing=0.1),
+        {"loss": partial(F.cross_entropy, label_smoothing=0.1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("with_test", [True, False], ids=["test rows", "no test rows"])
+@pytest.mark.parametrize("solver", [None, ADAMW], ids=["default", "AdamW"])
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_models_of_hugging_face(name, solver, with_test):
+    compare(*HUGGING_FACE[name], solver, with_test)
+
+
+def test_transforms_draw_anew_and_figures_repeat():
+    """A Dataset whose items are noise: training and measuring draw, by the seed alone."""
+
+    def make():
+        data = Listed(N, lambda i: (torch.randn(5), i % C))
+        federation = hmtl.Federation(mlp, [(data, data)] * 5)
+        return numbers_of(federation.train(2)), federation.history
+
+    (first, rows), (second, again) = make(), make()
+    assert torch.equal(first, second)
+    assert [row["test_error"] for row in rows] == [row["test_error"] for row in again]
+
+
+def numbers_of(models):
+    return torch.stack([nn.utils.parameters_to_vector(model.parameters()).detach() for model in models])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from tokens(N)
+
+
+REFUSED = {
+    "a stream": (Text, Stream(), DataError, "numbers"),
+    "no targets": (mlp, TensorDataset(draw(N, 5)), DataError, "targets"),
+    "no labels": (Attended, Listed(N, lambda i: {"input_ids": words(T)}), DataError, "labels"),
+    "no loss for labels of several": (
+        partial(mlp, 4),
+        TensorDataset(draw(N, 5), torch.ones(N, 4, dtype=torch.int64)),
+        DataError,
+        "loss=",
+    ),
+    "other rows": (partial(mlp), TensorDataset(draw(N, 7), labels(N)), ConfigError, "7"),
+    "too few scores": (partial(mlp, 2), floats(5)(N), ConfigError, "2"),
+    "nothing to train": (lambda: mlp().requires_grad_(False), floats(5)(N), ConfigError, "train"),
+    "text": (Attended, Listed(N, lambda i: {"input_ids": "a", "labels": i % C}), ConfigError, "input_ids"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(name):
+    make, data, kind, named = REFUSED[name]
+    with pytest.raises(kind, match=named) as error:
+        hmtl.Federation(make(), [data] * 5).train(1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["embedding", "dictionaries", "uint8", "arrays", "packed"])
+def test_many_users_are_saved_and_loaded(name, tmp_path):
+    """Five users, coded; `load_run` needs the module alone, and gives the same scores."""
+    make, data, _, options = IDIOMS[name]
+    federation = hmtl.Federation(make(), [(data(N), data(4))] * 5, output_dir=tmp_path, algorithm="ditto", **options)
+    models = federation.train(2)
+    loaded = hmtl.load_run(tmp_path, lambda d, C: make()).model("user 3")
+    for got, want in zip(loaded.parameters(), models[3].parameters(), strict=True):
+        assert torch.equal(got, want)
+    assert federation.summary.rounds == 2
+
+
+@pytest.mark.parametrize("name", ["embedding", "uint8", "view"])
+def test_many_users_train_side_by_side(name):
+    """`solver=sgd` takes the steps of the default, on integers, too."""
+    make, data, _, options = IDIOMS[name]
+    torch.manual_seed(0)
+    module = make()
+    models = [
+        numbers_of(hmtl.Federation(module, [data(N)] * 5, solver=solver, **options).train(1))
+        for solver in ("sgd", "torch")
+    ]
+    torch.testing.assert_close(*models, rtol=1e-5, atol=1e-5)
