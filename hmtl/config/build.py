@@ -227,6 +227,10 @@ def build_measures(cfg: DictConfig) -> dict[str, OwnMeasure]:
 
 def build_algorithm(cfg: DictConfig, problem: Problem, **options: Any) -> Algorithm:
     """Return the algorithm for `problem`, with further keywords, such as `privacy` (see `Algorithm`)."""
+    if "model" in cfg.algorithm:
+        options["frozen"] = cfg.frozen
+    elif cfg.frozen != "eval":
+        raise ConfigError(f"frozen={cfg.frozen} has no effect: it is for networks. Leave frozen out.")
     if "participation" not in options:
         options["participation"] = make_part(cfg, "participation")
     algorithm: Algorithm = make_part(cfg, "algorithm", problem=problem, solver=make_part(cfg, "solver"), **options)

@@ -81,6 +81,7 @@ class TrainConfig(NetworkConfig):
     rounds: int = MISSING
     lam: float = MISSING
     reduction: str = MISSING
+    frozen: str = MISSING
     device: str = MISSING
     fraction_bits: int = MISSING
     scheme: str = MISSING
@@ -149,7 +150,11 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
         raise ConfigError(
             "early_stopping needs validation rows, but validation_fraction is 0. Set it to 0.1, for example."
         )
-    for name, first, other in (("metrics", "users", "sums"), ("baseline", "local", None)):
+    for name, first, other in (
+        ("metrics", "users", "sums"),
+        ("baseline", "local", None),
+        ("frozen", "eval", "train"),
+    ):
         if cfg.get(name, first) not in (first, other):
             raise ConfigError(f"{name}={cfg[name]} is unknown. Choose {first} or {other or 'null'}.")
     known = [each.name for each in fields(TrainConfig if "algorithm" in cfg else PlanConfig)]

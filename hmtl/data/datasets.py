@@ -100,7 +100,7 @@ def _is_matrix(source: tuple[Dataset[Any], Collate]) -> bool:
 
 
 def _targets(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Any, Tensor]:
-    """Return nothing, and the targets of a Dataset's items as numbers [n]; zeros if they are no numbers."""
+    """Return nothing, and the targets of a Dataset's items as numbers [n]; zeros if they have another shape."""
     with _reading(dataset, user):
         items, targets = Items([(dataset, collate)]), list[Tensor]()
         n = len(items)

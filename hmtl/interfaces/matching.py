@@ -72,7 +72,7 @@ def _numbered(tasks: Tasks, classes: int | None) -> Tasks:
 def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tensor | None, Any, bool]:
     """Return the predictions for two rows, their targets, and whether the module computes a loss itself.
 
-    None instead of predictions: the module does not run; whoever trains it says why.
+    Instead of predictions, None says that the module does not run; its first training will say why.
     """
     at = torch.tensor([0, min(1, len(task.y_train) - 1)])
     inputs, y = (task.x_train[at], task.y_train[at]) if task.items is None else task.items.batch(at)

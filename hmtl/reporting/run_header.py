@@ -3,7 +3,9 @@
 from hmtl.communication import Communicator
 from hmtl.communication.flows.ivs import IVs
 from hmtl.data.items import described
+from hmtl.errors import few
 from hmtl.mtl import Algorithm
+from hmtl.mtl.networks.flat import FlatModel
 
 
 def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, str]:
@@ -21,9 +23,16 @@ def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, st
     if problem.items:
         inputs, _ = problem.everybody[0].example
         row = described(inputs)
+    model: FlatModel | None = getattr(algorithm, "model", None)
+    trains = {}
+    if model and (frozen := [w for w in model.module.parameters() if not w.requires_grad]):
+        rest = sum(w.numel() for w in frozen)
+        kept = " in evaluation mode" * bool(model.frozen)
+        trains = {"trains": f"{few(list(model.shapes))}: {len(model.start):,} numbers; {rest:,} are frozen{kept}"}
     return {
         "users": f"{problem.K}: {sum(problem.counts):,} training and {tests:,} test rows of {row}",
         "network": f"{network.H} relays, {network.r:.3g} hear each user; {communicator.network.medium}",
         "learner": f"{about['algorithm']}; {about['loss']}{regularizer}",
+        **trains,
         "travels": f"{how}; aggregators: {nodes}" if users.numbers else "nothing",
     }

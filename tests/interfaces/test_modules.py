@@ -487,6 +487,39 @@ def numbers_of(models):
     return torch.stack([nn.utils.parameters_to_vector(model.parameters()).detach() for model in models])
 
 
+class Scaled(nn.Module):
+    """Frozen convolutions with BatchNorm and dropout, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1))
+        self.body.requires_grad_(False)
+        self.head = nn.Linear(4, C)
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+
+
+def test_frozen_layers_stay_in_evaluation_mode():
+    """Neither their BatchNorm nor their dropout changes; `frozen="train"` is the other way."""
+    torch.manual_seed(0)
+    first, data = Scaled(), floats(2, 8, 8)(N)
+    want = copy.deepcopy(first)
+    optimizer = torch.optim.SGD(want.head.parameters(), lr=0.03)
+    for _ in range(5):
+        optimizer.zero_grad()
+        cross_entropy(want.eval(), default_collate(list(data))).backward()
+        optimizer.step()
+    federation = hmtl.Federation(first, [data], topology=symmetric(1, 1, 1))
+    (got,) = federation.train(1)
+    torch.testing.assert_close(got.state_dict(), want.state_dict(), rtol=1e-5, atol=1e-5)
+    assert federation.algorithm.users.numbers == 4 * C + C
+    assert "15 numbers; 84 are frozen in evaluation mode" in str(federation)
+    other = hmtl.Federation(first, [data], topology=symmetric(1, 1, 1), frozen="train")
+    assert other.algorithm.users.numbers == 4 * C + C + 8
+    assert not torch.equal(other.train(1)[0].head.weight, got.head.weight)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from tokens(N)

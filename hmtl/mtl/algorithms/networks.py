@@ -6,7 +6,7 @@ learner are one row of numbers: first those that are averaged, then the one that
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -288,6 +288,7 @@ class NetworkAlgorithm(Algorithm):
         participation: who takes part in a round, and how much each user does.
         privacy: how users clip their terms of sums and add noise; None: they do not. All users then weigh the same: a
             number of rows would tell about a user, and one bound holds for the terms of all.
+        frozen: mode in which layers without parameters to train are while others train, see `FlatModel`.
 
     Raises:
         ConfigError: the rows are sparse, the model does not fit the data, the solver or regularizer does not fit the
@@ -307,6 +308,7 @@ class NetworkAlgorithm(Algorithm):
         seed: int = 0,
         participation: Participation = Participation(),  # noqa: B008, it is frozen
         privacy: Privacy | None = None,
+        frozen: Literal["eval", "train"] = "eval",
     ) -> None:
         solver.check(self.improves, problem.loss)
         problem.check_dense(type(learner).__name__)
@@ -316,7 +318,14 @@ class NetworkAlgorithm(Algorithm):
         self.privacy = privacy
         C = None if isinstance(problem.loss, TorchLoss) and not problem.loss.classes else problem.outputs
         self.model = FlatModel(
-            model, problem.example(), C, seed, problem.shape, as_given=problem.items, device=problem.s.device
+            model,
+            problem.example(),
+            C,
+            seed,
+            problem.shape,
+            as_given=problem.items,
+            device=problem.s.device,
+            frozen=frozen,
         )
         solver.check_network(self.model, self.problem)
         self.solver = solver

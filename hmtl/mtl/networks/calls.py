@@ -45,7 +45,7 @@ def called(module: nn.Module, inputs: Any) -> Any:
 
 
 def scores_of(output: Any) -> Tensor:
-    """Return the predictions in an output: a tensor, its `logits`, or the first entry that is no loss.
+    """Return the predictions in an output: a tensor, its `logits`, or the first entry but a loss.
 
     Raises:
         ConfigError: there are none.

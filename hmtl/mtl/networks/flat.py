@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class FlatModel:
         shape: shape of a row, for a module that is made with it; (): rows are vectors.
         as_given: whether rows are passed to the module as they are, see `arguments`; otherwise they are vectors [n, d].
         device: where the module is.
+        frozen: mode of layers that have parameters, but none to train, while others train. In evaluation mode, dropout
+            leaves numbers as they are, and BatchNorm uses the statistics that it has, which then do not travel.
 
     Attributes:
         module: the module.
@@ -57,6 +59,7 @@ class FlatModel:
         start: the first numbers [m], float64 if the first parameter is, and float32 otherwise.
         layers: the layers of a network of linear maps and activations, otherwise none; see `layers_of`.
         random: whether a training step draws random numbers, as dropout does; known after `check_training`.
+        frozen: names of the layers that stay in evaluation mode.
         channels_last: whether the module runs with kernels whose channels are last in memory, see `channels_last`.
 
     Raises:
@@ -72,6 +75,7 @@ class FlatModel:
         shape: tuple[int, ...] = (),
         as_given: bool = False,
         device: str | torch.device | None = None,
+        frozen: Literal["eval", "train"] = "eval",
     ) -> None:
         remedy = "In a configuration, name a class or function that takes d and C, with _partial_: true"
         if as_given:
@@ -95,11 +99,12 @@ class FlatModel:
             self.module.to(device)
             if not trained:
                 raise ValueError("it has no parameters to train")
+            self.frozen = _frozen(self.module) if frozen == "eval" else ()
             first = next(iter(trained.values()))
             like = first.new_empty(0, dtype=torch.float64 if first.dtype == torch.float64 else torch.float32)
             x = each_tensor(x, lambda each: each.to(device))
             self.row_dtype = self._dtype_of_rows(x, like.dtype)
-            self.buffers = _changing(self.module, self._rows(x))
+            self.buffers = self._changing(self._rows(x))
             tensors = trained | {name: each for name, each in self.module.named_buffers() if name in self.buffers}
             self.shapes = {name: each.shape for name, each in tensors.items()}
             self._types = {name: each.dtype for name, each in tensors.items() if each.dtype != like.dtype}
@@ -144,6 +149,19 @@ class FlatModel:
             return first
         return dtype
 
+    def _changing(self, rows: Any) -> list[str]:
+        """Return the floating-point buffers of the layers whose buffers change in a training pass over rows."""
+        module = self.module
+        saved = {name: each for name, each in module.named_buffers() if name in module.state_dict()}
+        if not saved:
+            return []
+        trial = self.to_train(copy.deepcopy(module))
+        with seeded(0, "check", device=next(module.parameters()).device), torch.no_grad():
+            called(trial, rows)
+        after = dict(trial.named_buffers())
+        layers = {name.rpartition(".")[0] for name, each in saved.items() if not torch.equal(each, after[name])}
+        return [name for name, each in saved.items() if name.rpartition(".")[0] in layers and each.is_floating_point()]
+
     def _runs_with_channels_last(self, x: Any) -> bool:
         """Return whether the module runs with kernels whose channels are last; `view` may need the usual order."""
         parameters = self.split(self.start)
@@ -171,7 +189,7 @@ class FlatModel:
         """
         if self.layers:
             return  # linear maps and activations can
-        module, x = copy.deepcopy(self.module).train(), x.to(self.start.device)
+        module, x = self.to_train(copy.deepcopy(self.module)), x.to(self.start.device)
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
         def total(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -183,7 +201,9 @@ class FlatModel:
             state = _generator_state(x.device)
             called(module, self._rows(x))
             self.random = not torch.equal(state, _generator_state(x.device))
-            norms = [type(part).__name__ for part in module.modules() if isinstance(part, BATCH_NORMS)]
+            norms = [
+                type(each).__name__ for each in module.modules() if isinstance(each, BATCH_NORMS) and each.training
+            ]
             others = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
             if changing := [*norms, *others, *self.buffers]:
                 raise ConfigError(
@@ -207,6 +227,13 @@ class FlatModel:
                 f"{algorithm} moves the numbers of models otherwise than to an average, and the model's "
                 f"{self.buffers[0]} must not be. Choose algorithm=fedavg or fedper, or GroupNorm or LayerNorm for it."
             )
+
+    def to_train(self, module: nn.Module) -> nn.Module:
+        """Set a module to training mode, except for frozen layers, and return it."""
+        module.train()
+        for name in self.frozen:
+            module.get_submodule(name).eval()
+        return module
 
     def holding(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
         """Return a new module with the numbers w [m], of whose parameters only `trained` need gradients; None: all."""
@@ -323,17 +350,15 @@ def channels_last(w: Tensor) -> Tensor:
     return torch.empty_like(w, memory_format=torch.channels_last).copy_(w)  # unlike `contiguous`, also for one channel
 
 
-def _changing(module: nn.Module, rows: Any) -> list[str]:
-    """Return the floating-point buffers of the layers whose buffers change in a training pass over rows."""
-    saved = {name: each for name, each in module.named_buffers() if name in module.state_dict()}
-    if not saved:
-        return []
-    trial = copy.deepcopy(module).train()
-    with seeded(0, "check", device=next(module.parameters()).device), torch.no_grad():
-        called(trial, rows)
-    after = dict(trial.named_buffers())
-    layers = {name.rpartition(".")[0] for name, each in saved.items() if not torch.equal(each, after[name])}
-    return [name for name, each in saved.items() if name.rpartition(".")[0] in layers and each.is_floating_point()]
+def _frozen(module: nn.Module) -> tuple[str, ...]:
+    """Return the outermost layers that have parameters, but none to train."""
+    found: list[str] = []
+    for name, part in module.named_modules():
+        parameters = list(part.parameters())
+        is_frozen = parameters and not any(w.requires_grad for w in parameters)
+        if is_frozen and not name.startswith(tuple(f"{outer}." for outer in found)):
+            found.append(name)
+    return tuple(found)
 
 
 def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, str]:

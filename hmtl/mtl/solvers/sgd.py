@@ -95,7 +95,7 @@ class LocalSGD(MinibatchSolver):
                 weights = present * (scale / present.sum(2, keepdim=True).clamp_min(1))
                 yield from zip(*(each.unbind(1) for each in (at, rows.y[at], weights, active.to(W))), strict=True)
 
-        model.module.train()
+        model.to_train(model.module)
         G = group_size(model, B * d, W)
         numbers = subproblem.users if model.random else np.arange(K)  # only draws depend on who trains side by side
         groups, firsts = np.unique(numbers // G, return_index=True)

@@ -39,7 +39,7 @@ def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: Train) -> 
     model, W = subproblem.model, subproblem.W.clone(memory_format=torch.contiguous_format)
     untrained = [name for name in model.shapes if subproblem.trained is not None and name not in subproblem.trained]
     for k in budgets.nonzero()[:, 0].tolist():
-        module = model.holding(W[k], subproblem.trained).train()
+        module = model.to_train(model.holding(W[k], subproblem.trained))
         with seeded(*subproblem.stream, int(subproblem.users[k]), device=W.device), torch.enable_grad():
             trained = train(k, module)
         W[k] = model.vector(trained)
@@ -197,7 +197,7 @@ class TorchTrainer(MinibatchSolver):
             optimizer.param_groups[0].update(settings)
             anchor = {} if anchors is None else model.split(anchors[k])
             extra = {} if correction is None else model.split(correction[k])
-            normalised = any(isinstance(part, BATCH_NORMS) for part in module.modules())
+            normalised = any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules())
             for numbers in order[starts[k] :][: int(budgets[k])]:
                 at = numbers[numbers >= 0]
                 if normalised and len(at) == 1:
