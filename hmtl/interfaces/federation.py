@@ -5,16 +5,17 @@ import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from hmtl.communication import LinkLedger
 from hmtl.config.build import KINDS, build, build_topology, compose, conf_dir
@@ -28,6 +29,7 @@ from hmtl.inference.models import models_of
 from hmtl.interfaces.matching import are_signs, matched
 from hmtl.mtl import Learner, Loss, NetworkAlgorithm, TorchLoss
 from hmtl.mtl.measures import OwnMeasure
+from hmtl.mtl.networks.flat import copied
 from hmtl.reporting.console_logger import ConsoleLogger
 from hmtl.reporting.run_header import run_header
 from hmtl.training.folder import held
@@ -229,6 +231,12 @@ def network(d: int, C: int, shape: tuple[int, ...], given: Callable[[], nn.Modul
     return given()
 
 
+def _like(model: nn.Module, device: str) -> nn.Module:
+    """Return a copy of a module, which shares its frozen parameters if it stays on their device."""
+    frozen = [w for w in model.parameters() if not w.requires_grad and w.device == torch.device(device)]
+    return copied(model, [] if any(map(is_lazy, frozen)) else frozen)
+
+
 def _calling(function: Callable[[Measurements], None]) -> Any:
     """Return a logger that calls a function with the row of each round."""
     return SimpleNamespace(log=function, finish=lambda *_: None, close=lambda: None)
@@ -263,7 +271,7 @@ def _configuration(
             makes = name.startswith(("communicator", "measures."))  # parts that get arguments
             objects["algorithm.learner" if name == "algorithm" else name] = given(part, part if makes else None)
     if is_network:
-        make = (lambda: deepcopy(model)) if isinstance(model, nn.Module) else model
+        make = (lambda: _like(model, cfg.device)) if isinstance(model, nn.Module) else model
         objects["algorithm.model"] = given(model, make) | {"_target_": f"{__name__}.network", "_partial_": True}
         first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         cfg.device = cfg.device if first is None else str(first.device)

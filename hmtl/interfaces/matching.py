@@ -1,7 +1,6 @@
 """Which loss suits a module's output and the users' targets, and what kind of targets these then are."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from inspect import Parameter, signature
 from itertools import chain
 from typing import Any
@@ -16,7 +15,7 @@ from hmtl.data.tasks import SPLITS, classified
 from hmtl.errors import ConfigError
 from hmtl.mtl import Loss, Squared, TorchLoss
 from hmtl.mtl.networks.calls import called, loss_of, scores_of, with_targets
-from hmtl.mtl.networks.flat import seeded
+from hmtl.mtl.networks.flat import copied, seeded
 
 Tasks = tuple[Task, ...]
 
@@ -108,4 +107,4 @@ def _has_own_loss(module: nn.Module, inputs: Any, y: Any) -> bool:
 def _like(module: nn.Module) -> nn.Module:
     """Return a copy of a module that shares its numbers, unless rows are still to say how many they are."""
     tensors = [*chain(module.parameters(), module.buffers())]
-    return deepcopy(module, {} if any(map(is_lazy, tensors)) else {id(each): each for each in tensors})
+    return copied(module, [] if any(map(is_lazy, tensors)) else tensors)

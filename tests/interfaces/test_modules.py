@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 import hmtl
-from hmtl.errors import ConfigError, DataError
-from hmtl.mtl import TorchTrainer
+from hmtl.errors import CheckpointError, ConfigError, DataError
+from hmtl.mtl import LocalTrainer, TorchTrainer
 from hmtl.topology import symmetric
 
 ADAMW = TorchTrainer(partial(torch.optim.AdamW, lr=0.01, eps=1e-3))  # eps: for parameters whose gradient is rounding
@@ -518,6 +518,76 @@ def test_frozen_layers_stay_in_evaluation_mode():
     other = hmtl.Federation(first, [data], topology=symmetric(1, 1, 1), frozen="train")
     assert other.algorithm.users.numbers == 4 * C + C + 8
     assert not torch.equal(other.train(1)[0].head.weight, got.head.weight)
+
+
+def trunk(seed=0):
+    """A frozen layer, a large constant, and a head."""
+    torch.manual_seed(seed)
+    module = Called(
+        lambda m, x: m.head(m.body(x) + m.shift[:8]), body=nn.Linear(5, 8).requires_grad_(False), head=nn.Linear(8, C)
+    )
+    module.register_buffer("shift", torch.randn(2000))
+    return module
+
+
+class Writes(LocalTrainer):
+    def train(self, model, data, round, generator):
+        with torch.no_grad():
+            model.body.weight.mul_(0.9)
+        return model
+
+
+def users_of(kind, count=5):
+    return [(kind(N), kind(4))] * count
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedper", "ditto"])
+def test_a_trunk_exists_once(algorithm, tmp_path):
+    """In the module that was given and in all users' modules; `models.npz` has the head alone."""
+    first = trunk()
+    before = copy.deepcopy(first.state_dict())
+    options = {} if algorithm != "fedper" else {"algorithm.personal": ["head.bias"]}
+    federation = hmtl.Federation(first, users_of(floats(5)), algorithm=algorithm, output_dir=tmp_path, **options)
+    models = federation.train(2)
+    assert {id(model.body.weight) for model in [first, *models]} == {id(first.body.weight)}
+    assert len({model.shift.data_ptr() for model in models}) == 1
+    assert len({model.head.weight.data_ptr() for model in models}) == 5
+    for name in ("body.weight", "shift"):
+        assert torch.equal(first.state_dict()[name], before[name])
+    loaded = hmtl.load_run(tmp_path, lambda d, C: trunk())
+    x = draw(4, 5, seed=9)
+    scores = torch.from_numpy(loaded.scores("user 2", x.numpy()))
+    torch.testing.assert_close(scores, models[2](x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_another_trunk_is_refused(tmp_path):
+    hmtl.Federation(trunk(), users_of(floats(5)), output_dir=tmp_path).train(1)
+    with pytest.raises(ConfigError, match="frozen"):
+        hmtl.load_run(tmp_path, lambda d, C: trunk(1)).model("user 2")
+    with pytest.raises(CheckpointError, match="frozen"):
+        hmtl.Federation(trunk(1), users_of(floats(5)), resume=tmp_path).train(1)
+    assert len(hmtl.Federation(trunk(), users_of(floats(5)), resume=tmp_path).train(1)) == 5
+
+
+def test_code_that_writes_into_a_trunk_is_refused():
+    with pytest.raises(ConfigError, match=r"body\.weight"):
+        hmtl.Federation(trunk(), users_of(floats(5)), solver=Writes()).train(1)
+
+
+def test_adapters_are_saved_and_loaded_by_peft(tmp_path):
+    """What a user's module gives after `save_pretrained`, an ordinary one gives with the same trunk."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = bert()
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"], lora_dropout=0.0)
+    federation = hmtl.Federation(peft.get_peft_model(copy.deepcopy(base), config), users_of(dicts))
+    models = federation.train(1)
+    assert federation.algorithm.users.numbers < 200
+    models[1].save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    x = words(4, T)
+    torch.testing.assert_close(loaded(x).logits, models[1](x).logits)
+    assert len({id(model.get_base_model().bert.embeddings.word_embeddings.weight) for model in models}) == 1
 
 
 class Stream(IterableDataset):

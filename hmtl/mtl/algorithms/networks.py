@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.errors import ConfigError
+from hmtl.errors import CheckpointError, ConfigError
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean, Weights
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, not_bounded
 from hmtl.mtl.algorithms.coupling import Coupler, TermsCoupler, coupler_of
@@ -366,6 +366,17 @@ class NetworkAlgorithm(Algorithm):
             self.aggregator = AggregatorOfTwoParts(self.averages, self.coupler)
         else:
             self.aggregator = self.averages or self.coupler or NoAggregator()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | ({"trunk": trunk} if (trunk := self.model.trunk) else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("trunk", "") != self.model.trunk:
+            raise CheckpointError(
+                "The checkpoint belongs to a network with other frozen numbers. Give the same pretrained numbers, or "
+                "start a new run."
+            )
+        super().load_state_dict(state)
 
     def _weights(self) -> Tensor:
         """Return the users' weights in averages [K, 1]."""

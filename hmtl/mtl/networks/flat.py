@@ -9,8 +9,10 @@ import json
 import math
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
+from hashlib import sha256
 from itertools import chain
 from typing import Any, Literal
 
@@ -30,6 +32,7 @@ MakeModel = Callable[..., nn.Module]
 
 If it has an argument `shape`, it gets the shape of a row, such as (3, 32, 32), and its module gets rows [n, *shape].
 """
+LARGE = 1024  # numbers; a smaller buffer may be a counter that changes later
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _seeding = threading.RLock()  # torch has one set of generators for all threads of a process
 
@@ -59,6 +62,7 @@ class FlatModel:
         start: the first numbers [m], float64 if the first parameter is, and float32 otherwise.
         layers: the layers of a network of linear maps and activations, otherwise none; see `layers_of`.
         random: whether a training step draws random numbers, as dropout does; known after `check_training`.
+        kept: frozen parameters, and large buffers that training leaves alone, by name; all modules share them.
         frozen: names of the layers that stay in evaluation mode.
         channels_last: whether the module runs with kernels whose channels are last in memory, see `channels_last`.
 
@@ -99,6 +103,7 @@ class FlatModel:
             self.module.to(device)
             if not trained:
                 raise ValueError("it has no parameters to train")
+            self._lent: nn.Module | None = None
             self.frozen = _frozen(self.module) if frozen == "eval" else ()
             first = next(iter(trained.values()))
             like = first.new_empty(0, dtype=torch.float64 if first.dtype == torch.float64 else torch.float32)
@@ -106,6 +111,7 @@ class FlatModel:
             self.row_dtype = self._dtype_of_rows(x, like.dtype)
             self.buffers = self._changing(self._rows(x))
             tensors = trained | {name: each for name, each in self.module.named_buffers() if name in self.buffers}
+            self.kept = self._kept()
             self.shapes = {name: each.shape for name, each in tensors.items()}
             self._types = {name: each.dtype for name, each in tensors.items() if each.dtype != like.dtype}
             self._places |= {name: name for name in self.buffers}
@@ -155,11 +161,12 @@ class FlatModel:
         saved = {name: each for name, each in module.named_buffers() if name in module.state_dict()}
         if not saved:
             return []
-        trial = self.to_train(copy.deepcopy(module))
+        trial = self.to_train(copied(module, module.parameters()))
         with seeded(0, "check", device=next(module.parameters()).device), torch.no_grad():
             called(trial, rows)
         after = dict(trial.named_buffers())
-        layers = {name.rpartition(".")[0] for name, each in saved.items() if not torch.equal(each, after[name])}
+        changed = {name for name, each in saved.items() if not torch.equal(each, after[name])}
+        layers = {name.rpartition(".")[0] for name in changed}
         return [name for name, each in saved.items() if name.rpartition(".")[0] in layers and each.is_floating_point()]
 
     def _runs_with_channels_last(self, x: Any) -> bool:
@@ -178,7 +185,8 @@ class FlatModel:
     def outline(self) -> str:
         """What a process needs to know of this network to load its numbers, as JSON."""
         tensors = {name: list(shape) for name, shape in self.shapes.items()}
-        return json.dumps({"C": self.C or 1, "shape": self.shape, "as_given": self.as_given, "tensors": tensors})
+        about = {"C": self.C or 1, "shape": self.shape, "as_given": self.as_given, "tensors": tensors}
+        return json.dumps(about | {"kept": list(self.kept), "trunk": self.trunk})
 
     def check_training(self, x: Tensor) -> None:
         """Check on rows x [n, d] that the module can be trained for several users at once.
@@ -189,7 +197,7 @@ class FlatModel:
         """
         if self.layers:
             return  # linear maps and activations can
-        module, x = self.to_train(copy.deepcopy(self.module)), x.to(self.start.device)
+        module, x = self.to_train(copied(self.module, self.kept.values())), x.to(self.start.device)
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
         def total(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -236,12 +244,54 @@ class FlatModel:
         return module
 
     def holding(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
-        """Return a new module with the numbers w [m], of whose parameters only `trained` need gradients; None: all."""
-        module = copy.deepcopy(self.module)
-        module.load_state_dict(self.split(w), strict=False)
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name in self.shapes and (trained is None or name in trained))
+        """Return a new module with the numbers w [m], of whose parameters only `trained` need gradients; None: all.
+
+        All such modules share the tensors in `kept`.
+        """
+        return self._with(copied(self.module, self.kept.values()), w, trained)
+
+    def lent(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
+        """Return `holding(w, trained)` in a module that the next call takes back; all calls are from one thread."""
+        if self._lent is None:
+            self._lent = copied(self.module, self.kept.values())
+        first = dict(self.module.named_buffers())
+        for name, buffer in self._lent.named_buffers():
+            if name not in self.shapes and name not in self.kept and name in first:
+                buffer.copy_(first[name])
+        return self._with(self._lent, w, trained)
+
+    @torch.no_grad()
+    def _with(self, module: nn.Module, w: Tensor, trained: Collection[str] | None) -> nn.Module:
+        named = dict(chain(module.named_parameters(), module.named_buffers()))
+        for name, numbers in self.split(w).items():
+            named[name].requires_grad_(False).copy_(numbers)
+            if name not in self.buffers:
+                named[name].requires_grad_(trained is None or name in trained).grad = None
         return module
+
+    def _kept(self) -> dict[str, Tensor]:
+        """Return what training leaves alone: frozen parameters, and buffers that are too large to count something."""
+        frozen = {name: w for name, w in self.module.named_parameters() if not w.requires_grad}
+        layers = {name.rpartition(".")[0] for name in self.buffers}
+        large = {name: each for name, each in self.module.named_buffers() if each.numel() > LARGE}
+        return frozen | {name: each for name, each in large.items() if name.rpartition(".")[0] not in layers}
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Raise ConfigError if what is done in the meantime writes into a tensor that all modules share."""
+        before = [each._version for each in self.kept.values()]
+        yield
+        for (name, each), version in zip(self.kept.items(), before, strict=True):
+            if each._version != version:
+                raise ConfigError(
+                    f"Training writes into {name}, which is frozen and exists once for all users. Let it require a "
+                    "gradient if it is to be trained, or assign a new tensor to it."
+                )
+
+    @cached_property
+    def trunk(self) -> str:
+        """A digest of the frozen tensors, by which another trunk is recognised; empty if there are none."""
+        return digest(self.kept)
 
     def vector(self, module: nn.Module) -> Tensor:
         """Return the numbers [m] of a module with the same named tensors.
@@ -334,10 +384,31 @@ def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
                 f"model creates a network without {name} of shape {list(shape)}, which was trained. Give the "
                 "algorithm.model of the run."
             )
+    if any(name not in named for name in about["kept"]) or (
+        about["trunk"] != digest({name: named[name] for name in about["kept"]})
+    ):
+        raise ConfigError(
+            "model creates a network whose frozen numbers are others than those of the run. Give the same pretrained "
+            "numbers."
+        )
     parts = torch.split(w, [shape.numel() for shape in shapes.values()])
     numbers = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
     module.load_state_dict(numbers, strict=False)
     return module
+
+
+def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
+    """Return a deep copy of a module that shares these of its tensors."""
+    return copy.deepcopy(module, {id(each): each for each in shared})
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of tensors by name; empty if there are none."""
+    content = sha256()
+    for name, each in tensors.items():
+        content.update(f"{name} {each.dtype} {list(each.shape)}".encode())
+        content.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return content.hexdigest() if tensors else ""
 
 
 def channels_last(w: Tensor) -> Tensor:

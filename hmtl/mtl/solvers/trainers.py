@@ -30,19 +30,20 @@ from hmtl.rng import generator
 Train = Callable[[int, nn.Module], nn.Module]
 
 
-def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: Train) -> Tensor:
+def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: Train, lend: bool = False) -> Tensor:
     """Return the models [K, m] after `train(k, module)` for each user k with a budget above 0.
 
-    Each module is a new one. Parameters that are not trained get their numbers back. In the meantime torch's global
-    generators are seeded by the user and the round, so that modules and transforms of data draw reproducibly.
+    Each module is a new one, or with `lend` the same one with other numbers. Parameters that are not trained get their
+    numbers back. In the meantime torch's global generators are seeded by the user and the round, so that modules and
+    transforms of data draw reproducibly.
     """
     model, W = subproblem.model, subproblem.W.clone(memory_format=torch.contiguous_format)
     untrained = [name for name in model.shapes if subproblem.trained is not None and name not in subproblem.trained]
     for k in budgets.nonzero()[:, 0].tolist():
-        module = model.to_train(model.holding(W[k], subproblem.trained))
-        with seeded(*subproblem.stream, int(subproblem.users[k]), device=W.device), torch.enable_grad():
-            trained = train(k, module)
-        W[k] = model.vector(trained)
+        seed = (*subproblem.stream, int(subproblem.users[k]))
+        with seeded(*seed, device=W.device), model.keeping(), torch.enable_grad():  # other threads wait
+            module = (model.lent if lend else model.holding)(W[k], subproblem.trained)
+            W[k] = model.vector(train(k, model.to_train(module)))
         before = model.split(subproblem.W[k])
         for name, numbers in model.split(W[k]).items():
             if name in untrained and name not in model.buffers:
@@ -230,7 +231,7 @@ class TorchTrainer(MinibatchSolver):
                 optimizer.step()
             return module
 
-        return one_by_one(subproblem, budgets, train)
+        return one_by_one(subproblem, budgets, train, lend=True)
 
     def _minibatch(
         self, loss: Loss, model: FlatModel, data: Dataset[Any], at: Tensor, numbers: Tensor
