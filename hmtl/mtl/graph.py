@@ -69,10 +69,14 @@ def nearest(covariances: Tensor, neighbors: int) -> Tensor:
 def covariance(task: Task) -> Tensor:
     """Return the covariance of features and label up to a factor, Σ_j (y_j − ȳ)(x_j − x̄): [d], or [C·d] for classes.
 
+    For rows without vectors of features, the mean label takes its place: the shares of the classes [C], or [1].
+
     It needs only a user's training rows, no model, and is the direction of the user's first gradient.
     """
     y = task.y_train
     label = one_hot(y, task.classes).double() if task.classes else y[:, None].double()
+    if task.example is not None:
+        return label.mean(0)
     if task.is_sparse:  # x̄ cancels, since the deviations of the labels sum to zero
         return times(task.x_train.T, label - label.mean(0)).T.flatten()
     x = task.x_train.double()

@@ -163,6 +163,12 @@ class Problem:
         if isinstance(loss, TorchLoss):
             loss = copy.copy(loss)
             loss.classes = tasks[0].classes is not None  # type: ignore[misc]  # see there
+            loss.outputs = (tasks[0].classes or 1) if tasks[0].has_numbers else 0
+            if measures and not loss.outputs:
+                raise ConfigError(
+                    f"measures.{min(measures)} cannot be computed, as measures get one target for each row, and these "
+                    "rows have others. Leave measures out; the loss is measured."
+                )
         if tasks[0].classes and loss.labels == (-1.0, 1.0):
             loss = OneVsRest(loss)
         for task in tasks:
@@ -201,11 +207,6 @@ class Problem:
     def _prepare(self, regularizer: Regularizer) -> None:
         self.regularizer = regularizer
         facts = self.facts()
-        if self.items and facts.shape[1]:
-            raise ConfigError(
-                f"{type(regularizer).__name__} compares users by vectors of features, which these rows are not. Choose "
-                "another regularizer, or give TensorDatasets of floats."
-            )
         if len(facts) < self.K:  # the set-up brings the facts of other processes, and prepares the regularizer again
             facts = torch.from_numpy(generator(0, "stand-in").normal(size=(self.K, facts.shape[1])))
         self.regularizer = regularizer.prepared(facts).to(self.s.device)
@@ -228,7 +229,9 @@ class Problem:
             return torch.stack([self.regularizer.facts(task) for task in self.tasks])
         task = self.everybody[0]  # two rows of this shape suffice to show how many facts there are
         x, y = torch.zeros(2, self.d), torch.tensor([0.0, 1.0] if task.classes else [-1.0, 1.0])
-        return self.regularizer.facts(Task("stand-in", x, y, x[:0], y[:0], task.classes))[None][:0]
+        return self.regularizer.facts(Task("stand-in", x, y, x[:0], y[:0], task.classes, example=task.example))[None][
+            :0
+        ]
 
     def known(self, matrix: Callable[[Symmetric], Symmetric]) -> Symmetric | None:
         """Return a function of the first Ω if users know it from the configuration alone, and sums suffice for it."""

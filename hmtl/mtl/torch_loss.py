@@ -16,15 +16,16 @@ class TorchLoss(Loss):
 
     It is evaluated batch by batch, in training and in measuring, since it may be a mean over other things than rows,
     such as words. Targets may have any shape, and get the type of predictions where both have the same shape. To be
-    measured, a row has the prediction [s + 1]: its scores, if it has a class, and then its loss, that of its batch if
-    the function returns a mean. `solver=sgd` cannot use it.
+    measured, a row has the prediction [s + 1]: its s scores, those of classes, or one for a number, or none for another
+    target, and then its loss, that of its batch if the function returns a mean. `solver=sgd` cannot use it.
 
     Args:
         function: maps predictions and targets of a batch of n rows to their mean loss, or to losses [n]; None: the
             module gets the targets, too, and returns its loss, as the models of transformers do.
 
     Attributes:
-        classes: whether rows have class numbers, and thus scores beside their loss; the problem sets it.
+        classes: whether rows have class numbers.
+        outputs: number of a row's scores, s. The problem sets both.
     """
 
     labels = None
@@ -33,6 +34,7 @@ class TorchLoss(Loss):
         super().__init__()
         self.function = function() if isinstance(function, type) else function
         self.classes = False  # type: ignore[misc]  # depends on the data
+        self.outputs = 0
 
     @property
     def name(self) -> str:
@@ -61,13 +63,15 @@ class TorchLoss(Loss):
         scores, losses = scores_of(output), self.of_batch(output, y)
         n = len(y) if isinstance(y, Tensor) else len(scores)
         losses = (losses.flatten(1).mean(1) if losses.ndim > 1 else losses.expand(n))[:, None].float()
-        return torch.cat([scores.float(), losses], dim=1) if self.classes else losses
+        if not self.outputs:
+            return losses
+        return torch.cat([scores.reshape(n, -1)[:, : self.outputs].float(), losses], dim=1)
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         return prediction[..., -1]
 
     def scores(self, prediction: Tensor) -> Tensor:
-        return prediction[..., :-1] if self.classes else prediction[..., -1]
+        return prediction[..., :-1] if self.classes else prediction[..., 0]
 
     def error(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Return 1 for a wrong class, or the loss of a row if it has no class."""

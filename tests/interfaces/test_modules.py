@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
@@ -316,6 +317,13 @@ IDIOMS = {
     ),
     "arrays": (mlp, lambda n: Listed(n, lambda i: (draw(n, 5)[i].numpy(), i % C)), cross_entropy, {}),
     "a list": (mlp, lambda n: [(x, k % C) for k, x in enumerate(draw(n, 5))], cross_entropy, {}),
+    "old weight norm": (lambda: nn.utils.weight_norm(nn.Linear(5, C)), floats(5), cross_entropy, {}),
+    "other entries": (
+        Attended,
+        lambda n: Listed(n, lambda i: {"input_ids": words(n, T)[i], "attention_mask": torch.ones(T), "target": i % C}),
+        lambda m, b: F.cross_entropy(m(b["input_ids"], b["attention_mask"])["logits"], b["target"]),
+        {},
+    ),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
 }
 
@@ -332,17 +340,23 @@ def trained_by_a_loop(module, data, loss, optimizer):
     return module
 
 
-def compare(make, data, loss, options, solver, with_test):
+def seeded(make, rows):
+    """Return a module, with lazy layers initialised by a row."""
     torch.manual_seed(0)
     module = make()
+    if any(map(is_lazy, module.parameters())):
+        module(default_collate([rows[0]])[0])
+    return module
+
+
+def compare(make, data, loss, options, solver, with_test):
     train = data(N)
-    if any(isinstance(w, nn.parameter.UninitializedParameter) for w in module.parameters()):
-        module(default_collate([train[0]])[0])
+    module, same = seeded(make, train), seeded(make, train)
     optimizer = partial(torch.optim.SGD, lr=0.03)
     if solver is not None:
         optimizer = solver.optimizer
         options = options | {"solver": solver}
-    want = trained_by_a_loop(copy.deepcopy(module), train, loss, optimizer)
+    want = trained_by_a_loop(same, train, loss, optimizer)
     users = [(train, data(4)) if with_test else train]
     federation = hmtl.Federation(module, users, topology=symmetric(1, 1, 1), evaluate_every=1, **options)
     (got,) = federation.train(1)
@@ -607,6 +621,8 @@ REFUSED = {
     ),
     "other rows": (partial(mlp), TensorDataset(draw(N, 7), labels(N)), ConfigError, "7"),
     "too few scores": (partial(mlp, 2), floats(5)(N), ConfigError, "2"),
+    "in parallel": (lambda: nn.DataParallel(mlp()), floats(5)(N), ConfigError, "module"),
+    "a script": (lambda: torch.jit.script(mlp()), floats(5)(N), ConfigError, "script"),
     "nothing to train": (lambda: mlp().requires_grad_(False), floats(5)(N), ConfigError, "train"),
     "text": (Attended, Listed(N, lambda i: {"input_ids": "a", "labels": i % C}), ConfigError, "input_ids"),
 }
@@ -618,6 +634,24 @@ def test_what_cannot_work_is_refused_in_one_line(name):
     with pytest.raises(kind, match=named) as error:
         hmtl.Federation(make(), [data] * 5).train(1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("algorithm", ["fedper", "scaffold", "fedu", "pfedme"])
+def test_learners_train_on_dictionaries(algorithm):
+    """FedU couples users by the shares of their classes, as rows are not vectors."""
+    module = Attended()
+    models = hmtl.Federation(module, [(dicts(N), dicts(4))] * 5, algorithm=algorithm).train(1)
+    assert not torch.equal(models[0].out.weight, module.out.weight)
+
+
+def test_own_measures_need_one_target_for_each_row():
+    data, measures = [floats(5, y=numbers)(N)] * 5, {"bias": lambda p, y: float((p - y).mean())}
+    federation = hmtl.Federation(mlp(1), data, loss=nn.L1Loss(), measures=measures)
+    (first, *_) = federation.train(1)
+    x, y = data[0].tensors
+    assert federation.history[0]["train_bias"] == pytest.approx(float((first(x)[:, 0] - y).mean()), abs=1e-6)
+    with pytest.raises(ConfigError, match="measures"):
+        hmtl.Federation(mlp(4), [TensorDataset(x, draw(N, 4))] * 5, measures=measures)
 
 
 @pytest.mark.parametrize("name", ["embedding", "dictionaries", "uint8", "arrays", "packed"])

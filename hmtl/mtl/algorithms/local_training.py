@@ -65,7 +65,7 @@ class Setting:
     def _no_predictions(self) -> Tensor:
         C, loss = self.model.C or 1, self.problem.loss
         if isinstance(loss, TorchLoss):
-            return self.model.start.new_empty(0, C + 1 if loss.classes else 1)
+            return self.model.start.new_empty(0, loss.outputs + 1)
         return self.model.start.new_empty(0, *[C][: C > 1])
 
     def _predictions_of_batches(self, split: str, users: Ids, models: Tensor) -> Tensor:

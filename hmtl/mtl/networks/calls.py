@@ -13,21 +13,24 @@ from hmtl.errors import ConfigError
 def arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of `module(**inputs)` for a dictionary, `module(*inputs)` for a list, or `module(inputs)`.
 
-    A module that does not take several arguments gets the dictionary or the list itself.
+    Entries of a dictionary whose names the module does not have are left out. A module that does not take several
+    arguments gets the dictionary or the list itself.
     """
-    several: tuple[tuple[Any, ...], dict[str, Any]] = (inputs,), {}
-    if isinstance(inputs, Mapping):
-        several = (), dict(inputs)
-    elif type(inputs) in (list, tuple):
-        several = tuple(inputs), {}
-    else:
-        return several
-    args, named = several
-    try:
-        inspect.signature(module.forward).bind(*args, **named)
-    except TypeError:
-        return (inputs,), {}
-    return several
+    tries: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    if isinstance(inputs, Mapping) or type(inputs) in (list, tuple):
+        taker = inspect.signature(module.forward)
+        if isinstance(inputs, Mapping):
+            known = {name: each for name, each in inputs.items() if name in taker.parameters}
+            tries = [((), dict(inputs)), *([((), known)] if known else [])]
+        else:
+            tries = [(tuple(inputs), {})]
+        for args, named in tries:
+            try:
+                taker.bind(*args, **named)
+            except TypeError:
+                continue
+            return args, named
+    return (inputs,), {}
 
 
 def with_targets(module: nn.Module, inputs: Any, y: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from hmtl.data.items import described, each_tensor
 from hmtl.errors import ConfigError
@@ -98,6 +98,10 @@ class FlatModel:
                     self.row_dtype = torch.get_default_dtype()
                     with torch.no_grad():
                         called(self.module.eval(), self._rows(lazy))
+            if isinstance(self.module, nn.DataParallel):
+                raise ValueError("it is a DataParallel: give its `module`")
+            if isinstance(self.module, torch.jit.ScriptModule):
+                raise ValueError("it is a script, whose copies torch cannot train: give the module before `script`")
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
             self._places = _places(self.module, trained)
             self.module.to(device)
@@ -264,7 +268,7 @@ class FlatModel:
     def _with(self, module: nn.Module, w: Tensor, trained: Collection[str] | None) -> nn.Module:
         named = dict(chain(module.named_parameters(), module.named_buffers()))
         for name, numbers in self.split(w).items():
-            named[name].requires_grad_(False).copy_(numbers)
+            named[name].copy_(numbers)
             if name not in self.buffers:
                 named[name].requires_grad_(trained is None or name in trained).grad = None
         return module
@@ -398,8 +402,15 @@ def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
 
 
 def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
-    """Return a deep copy of a module that shares these of its tensors."""
-    return copy.deepcopy(module, {id(each): each for each in shared})
+    """Return a deep copy of a module that shares these of its tensors.
+
+    torch can copy neither what `torch.nn.utils.weight_norm` keeps of its last call, nor a buffer of a lazy layer.
+    """
+    memo: dict[int, Any] = {id(each): each for each in shared}
+    memo |= {id(each): UninitializedBuffer() for each in module.buffers() if isinstance(each, UninitializedBuffer)}
+    held = (each for part in module.modules() for each in vars(part).values())
+    memo |= {id(each): each.detach() for each in held if isinstance(each, Tensor) and not each.is_leaf}
+    return copy.deepcopy(module, memo)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
