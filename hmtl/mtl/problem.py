@@ -229,9 +229,8 @@ class Problem:
             return torch.stack([self.regularizer.facts(task) for task in self.tasks])
         task = self.everybody[0]  # two rows of this shape suffice to show how many facts there are
         x, y = torch.zeros(2, self.d), torch.tensor([0.0, 1.0] if task.classes else [-1.0, 1.0])
-        return self.regularizer.facts(Task("stand-in", x, y, x[:0], y[:0], task.classes, example=task.example))[None][
-            :0
-        ]
+        stand_in = Task("stand-in", x, y, x[:0], y[:0], task.classes, example=task.example)
+        return self.regularizer.facts(stand_in)[None][:0]
 
     def known(self, matrix: Callable[[Symmetric], Symmetric]) -> Symmetric | None:
         """Return a function of the first Ω if users know it from the configuration alone, and sums suffice for it."""

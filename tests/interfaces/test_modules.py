@@ -328,6 +328,17 @@ IDIOMS = {
 }
 
 
+each_way = pytest.mark.parametrize(
+    ("solver", "with_test"),
+    [
+        pytest.param(None, True, id="default, test rows"),
+        pytest.param(None, False, id="default, no test rows", marks=pytest.mark.slow),
+        pytest.param(ADAMW, True, id="AdamW, test rows", marks=pytest.mark.slow),
+        pytest.param(ADAMW, False, id="AdamW, no test rows"),
+    ],
+)
+
+
 def trained_by_a_loop(module, data, loss, optimizer):
     """Return the module after five passes, each a step on all rows."""
     collate = data.collate_fn if isinstance(data, DataLoader) else default_collate
@@ -372,8 +383,7 @@ def compare(make, data, loss, options, solver, with_test):
     return federation, got
 
 
-@pytest.mark.parametrize("with_test", [True, False], ids=["test rows", "no test rows"])
-@pytest.mark.parametrize("solver", [None, ADAMW], ids=["default", "AdamW"])
+@each_way
 @pytest.mark.parametrize("name", IDIOMS)
 def test_it_trains_as_a_loop_does(name, solver, with_test):
     compare(*IDIOMS[name], solver, with_test)
@@ -477,8 +487,7 @@ HUGGING_FACE = {
 }
 
 
-@pytest.mark.parametrize("with_test", [True, False], ids=["test rows", "no test rows"])
-@pytest.mark.parametrize("solver", [None, ADAMW], ids=["default", "AdamW"])
+@each_way
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_models_of_hugging_face(name, solver, with_test):
     compare(*HUGGING_FACE[name], solver, with_test)
