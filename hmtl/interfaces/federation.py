@@ -57,10 +57,12 @@ class Federation:
         (20, 5)
 
     Args:
-        model: a module, or a class or function that makes it without arguments. It returns [n, C] for C classes and
-            [n, 1] otherwise. None for algorithms with linear models: "mocha", "cocoa" and "local".
-        dataset: the training rows of each user, as a torch Dataset, or its training and test rows; `hmtl.data.deal`
-            divides one Dataset. Or a `Task` for each user.
+        model: a module, or a class or function that makes it without arguments. It is called as a plain loop calls it,
+            `model(x)`, `model(*x)` or `model(**batch)`, and returns predictions, or something with `logits` or a tuple
+            that begins with them: [n, C] for C classes, [n, 1] or [n] for numbers, or what `loss` takes. None for
+            algorithms with linear models: "mocha", "cocoa" and "local".
+        dataset: the training rows of each user, as a torch Dataset or a DataLoader, of which the `collate_fn` counts,
+            or its training and test rows; `hmtl.data.deal` divides one Dataset. Or a `Task` for each user.
         algorithm: a name, or a learner of networks.
         measures: functions of a user's predictions and targets by name, see `OwnMeasure`.
         logger: loggers, which are closed at the end of `train`, or functions that get the row of each round.
@@ -72,7 +74,9 @@ class Federation:
 
     Four defaults depend on the model and the data. `device` is that of the module. `topology="any_r"` replaces
     "symmetric" if that cannot have this number of users. `solver="torch"` takes the steps of "sgd" with any module.
-    `loss` is "squared" for floats; networks learn class numbers by "cross_entropy" and ±1 by "logistic".
+    `loss` is the module's own if it returns one for labels in a dictionary; otherwise "squared" for numbers,
+    "cross_entropy" for several scores and a class number, and "logistic" for one score and ±1, or 0 and 1. It may be a
+    loss of torch, see `TorchLoss`.
 
     Attributes:
         algorithm, communicator: what trains, and what counts bits and time.

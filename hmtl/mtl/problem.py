@@ -331,12 +331,15 @@ class Problem:
                 yield (x[at], y[at]) if task.items is None else task.items.batch(x[at, 0])
 
     def example(self) -> Any:
-        """Return the inputs of two rows, on which a network is tried out; zeros if this process has no rows."""
+        """Return the inputs of two rows, on which a network is tried out.
+
+        If this process has no rows, these are zeros; for items, ones, which may also be lengths and masks.
+        """
         if not self.tasks:
             if not self.items:
                 return self.s.new_zeros(2, self.d)
             inputs, _ = self.everybody[0].example
-            return each_tensor(inputs, lambda each: torch.zeros_like(each, device="cpu"))
+            return each_tensor(inputs, lambda each: torch.ones_like(each, device="cpu"))
         task = self.tasks[0]
         at = torch.tensor([0, min(1, len(task.y_train) - 1)])
         return task.x_train[at].to(self.s) if task.items is None else task.items.batch(at)[0]

@@ -16,8 +16,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 import hmtl
+from hmtl.data import from_datasets
+from hmtl.distributed.values import from_bytes, to_bytes
 from hmtl.errors import CheckpointError, ConfigError, DataError
-from hmtl.mtl import LocalTrainer, TorchTrainer
+from hmtl.mtl import CrossEntropy, FedAvg, LocalTrainer, NetworkAlgorithm, Problem, Ridge, TorchLoss, TorchTrainer
 from hmtl.topology import symmetric
 
 ADAMW = TorchTrainer(partial(torch.optim.AdamW, lr=0.01, eps=1e-3))  # eps: for parameters whose gradient is rounding
@@ -651,6 +653,22 @@ def test_learners_train_on_dictionaries(algorithm):
     module = Attended()
     models = hmtl.Federation(module, [(dicts(N), dicts(4))] * 5, algorithm=algorithm).train(1)
     assert not torch.equal(models[0].out.weight, module.out.weight)
+
+
+@pytest.mark.parametrize("name", ["dictionaries", "embedding", "packed", "uint8", "multi-label"])
+def test_processes_without_rows_build_the_same_network(name):
+    """Datasets stay where they are: what travels is types and shapes."""
+    make, data, _, options = IDIOMS[name]
+    tasks = from_datasets([(data(N), data(4))] * 3, networks=True)
+    sent = from_bytes(to_bytes({"tasks": tuple(task.without_rows() for task in tasks)}))["tasks"]
+    assert all(task.items is None and not task.is_local for task in sent)
+    loss = TorchLoss(options["loss"]) if options else CrossEntropy()
+    parts = [
+        NetworkAlgorithm(FedAvg(), Problem(each, loss, Ridge(0.1)), TorchTrainer(torch.optim.SGD), lambda d, C: make())
+        for each in (tasks, (*sent[:2], tasks[2]), sent)
+    ]
+    assert len({part.model.outline for part in parts}) == 1
+    assert all(torch.equal(part.model.start, parts[0].model.start) for part in parts)
 
 
 def test_own_measures_need_one_target_for_each_row():
