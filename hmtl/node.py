@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 COMMAND = ("name", "deployment", "metrics")
 """Settings that only this command has."""
-LOG = (
+LOGGING_OVERRIDES = (
     "hydra.job_logging.formatters.simple.format='%(asctime)s {}: %(message)s'",
     "+hydra.job_logging.loggers.hmtl.level=INFO",
 )
@@ -115,7 +115,7 @@ def _words(given: Mapping[str, str], typed: Sequence[str]) -> list[str]:
         else ["hydra.run.dir=.", "hydra.output_subdir=null"]
     )
     site = ["engine=site", "engine.patience=3600", f"engine.deployment={file}", "logger=node"]
-    return [*site, *deployment.training, *place, LOG[0].format(name), *LOG[1:], *typed]
+    return [*site, *deployment.training, *place, LOGGING_OVERRIDES[0].format(name), *LOGGING_OVERRIDES[1:], *typed]
 
 
 def _port(name: str, value: str) -> int:

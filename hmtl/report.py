@@ -25,7 +25,7 @@ from hmtl.config.command_line import exit_status
 from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError, DataError, run_command
 
-SETTINGS = ("measure", "panels", "labels", "output")
+REPORT_SETTINGS = ("measure", "panels", "labels", "output")
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -53,12 +53,12 @@ def _parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
     folders, settings = [], {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key in SETTINGS and equals:
+        if key in REPORT_SETTINGS and equals:
             settings[key] = value
         elif not equals or "/" in key or Path(argument).exists():
             folders.append(Path(argument))
         else:
-            raise ConfigError(no_setting(key, SETTINGS))
+            raise ConfigError(no_setting(key, REPORT_SETTINGS))
     return folders, settings
 
 

@@ -1,8 +1,7 @@
-"""The language of the repository: one name for one class, and the usual words of docs/glossary.md."""
+"""The language of the repository: one meaning for one name, and the usual words of docs/glossary.md."""
 
 import ast
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,8 @@ AVOIDED = {
     r"whoever": "a named subject",
 }
 """Phrases that a native reader stumbles over, and what to write instead."""
+IDIOMS = {"log", "T"}
+"""Names that every module may define."""
 
 
 def modules() -> list[Path]:
@@ -34,15 +35,24 @@ def texts() -> list[Path]:
     return [*modules(), *experiments, *(ROOT / "conf").rglob("*.yaml"), *pages]
 
 
-def test_class_names_are_unique() -> None:
-    names = [
-        (node.name, path.stem)
-        for path in modules()
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.ClassDef)
-    ]
-    counts = Counter(name for name, _ in names)
-    assert not {each for each in names if counts[each[0]] > 1}
+def defined(module: ast.Module) -> set[str]:
+    """Return the names of a module's classes, aliases and constants, without the underscore of private ones."""
+    names: set[str] = set()
+    for node in module.body:
+        if isinstance(node, ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return {name.removeprefix("_") for name in names if not name.startswith("__")}
+
+
+def test_a_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        for name in defined(ast.parse(path.read_text())) - IDIOMS:
+            places.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}
 
 
 @pytest.mark.parametrize("phrase", AVOIDED)

@@ -27,12 +27,12 @@ from hmtl.coding.schemes import (
     scheme_of,
     uplink_bound,
 )
-from hmtl.coding.sum_codes import MOST_PIECES, SumCode, add_terms, sum_bounds, sum_code, sum_codes, sum_loads
+from hmtl.coding.sum_codes import MAX_SUM_PIECES, SumCode, add_terms, sum_bounds, sum_code, sum_codes, sum_loads
 
 __all__ = [
     "CODED_SCHEMES",
+    "MAX_SUM_PIECES",
     "MEDIA",
-    "MOST_PIECES",
     "SCHEMES",
     "AggregatorSet",
     "Aggregators",

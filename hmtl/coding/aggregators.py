@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 MEDIA = ("broadcast", "unicast")
 SERVER = "server"
-MOST_ENUMERATED = 20  # relays; up to this number, the bounds of all sets are compared
-MOST_PROVEN = 10  # relays; up to this number, the search continues until the best set is proven
-MOST_TRIED = 30  # sets that are tried if there are more relays
-MOST_WORK = 10**6  # of a search in nodes, or of one in fifths of sets, times relays and types
+MAX_ENUMERATED = 20  # relays; up to this number, the bounds of all sets are compared
+MAX_PROVEN = 10  # relays; up to this number, the search continues until the best set is proven
+MAX_TRIED = 30  # sets that are tried if there are more relays
+MAX_SEARCH_WORK = 10**6  # of a search in nodes, or of one in fifths of sets, times relays and types
 
 Meter = Callable[[Sequence[int], int, float], float | None]
 """Returns the uplink's time for aggregators and a number of models; None if it is at least the last argument."""
@@ -126,7 +126,7 @@ class Search:
 
     def best(self) -> Choice:
         """Return the best choice found, with a lower bound of the cost."""
-        bound = self._enumerate() if self.demand.H <= MOST_ENUMERATED else self._search()
+        bound = self._enumerate() if self.demand.H <= MAX_ENUMERATED else self._search()
         beside, least = self._beside()
         server = not self.lowest[1]
         if (cost := self.forwarding + self._rest(beside)) < self._to_beat:
@@ -153,16 +153,16 @@ class Search:
         bounds = np.asarray(self._bound(over_sets, self.demand.within[::-1]))
         bounds[0] = inf  # the empty set is the server
         order = np.flatnonzero(bounds < self.lowest[0])
-        if H > MOST_PROVEN and len(order) > MOST_TRIED:
-            order = order[bounds[order] <= np.partition(bounds[order], MOST_TRIED)[MOST_TRIED]]
+        if H > MAX_PROVEN and len(order) > MAX_TRIED:
+            order = order[bounds[order] <= np.partition(bounds[order], MAX_TRIED)[MAX_TRIED]]
             self._try(tuple(range(H)))
-        self.most = len(order) if H <= MOST_PROVEN else min(len(order), MOST_TRIED) + 1
+        self.most = len(order) if H <= MAX_PROVEN else min(len(order), MAX_TRIED) + 1
         size = over_sets(np.ones(H, np.int8), np.add, 0)[order]
         order = order[np.lexsort((order, size, bounds[order].round(9)))]
         for tried, number in enumerate(order.tolist()):
             if bounds[number] >= self._to_beat:
                 break
-            if H > MOST_PROVEN and tried == MOST_TRIED:
+            if H > MAX_PROVEN and tried == MAX_TRIED:
                 return float(bounds[number])
             self._try(tuple(i for i in range(H) if number >> i & 1))
         return self.lowest[0]
@@ -179,7 +179,7 @@ class Search:
         H = self.demand.H
         near = [tuple(sorted(set(cover) ^ {i})) for i in range(H)]
         near = sorted((A for A in near if A), key=lambda A: (bound(A), len(A), A))
-        tried = min(MOST_TRIED // 4, MOST_WORK // (5 * self.demand.hears.size))
+        tried = min(MAX_TRIED // 4, MAX_SEARCH_WORK // (5 * self.demand.hears.size))
         self.most = tried + 2
         for A in (cover, *near[:tried], tuple(range(H))):
             if bound(A) < self.lowest[0]:
@@ -242,7 +242,7 @@ class Search:
             constraints=LinearConstraint(constraints.tocsr(), np.repeat([1.0, 0.0, 1.0], [T, 2 * H, 1]), inf),
             bounds=Bounds(np.r_[np.zeros(H + T), self.missed.min(), self.alone.min()], np.r_[np.ones(H + T), inf, inf]),
             integrality=np.r_[np.ones(H), np.zeros(T + 2)],
-            options={"node_limit": max(1, min(200, MOST_WORK // self.demand.hears.size)), "mip_rel_gap": gap},
+            options={"node_limit": max(1, min(200, MAX_SEARCH_WORK // self.demand.hears.size)), "mip_rel_gap": gap},
         )
         if solution.x is None:
             return tuple(range(H)), float(cost[-2:] @ [self.missed.min(), self.alone.min()])

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from hmtl.topology import Topology
 
-Split = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Fraction, ...]]
+AllocationRule = Callable[[NDArray[np.int64], NDArray[np.int64]], tuple[Fraction, ...]]
 """Returns α_i for each relay, given the numbers n_i [relays] and the types that relays hear [types, relays]."""
 
-MOST_PIECES = 4096  # of a block; planning then takes minutes, and the time grows with the cube
-LARGEST = 2**16  # denominator of an exact share
-FINEST = 2**20  # pieces of an IV, if shares are rounded
+MAX_PIECES = 4096  # of a block; planning then takes minutes, and the time grows with the cube
+MAX_DENOMINATOR = 2**16  # denominator of an exact share
+ROUNDED_PIECES = 2**20  # pieces of an IV, if shares are rounded
 NEGLIGIBLE = 1e-7  # of such a piece; above the solver's rounding errors
 
 
@@ -53,16 +53,16 @@ class Allocation:
     def too_long(self) -> str:
         """Why there are too many pieces to code; empty if there are not."""
         total = self.pieces * len(self.users)
-        if total <= MOST_PIECES:
+        if total <= MAX_PIECES:
             return ""
         return (
             f"This allocation cuts the IVs of the {len(self.users)} users that {self.z} relays hear into "
-            f"c={self.pieces} pieces each, {total} in total: more than {MOST_PIECES} take too long to invert."
+            f"c={self.pieces} pieces each, {total} in total: more than {MAX_PIECES} take too long to invert."
         )
 
 
 @lru_cache(2)  # of either split, because loads and plans of one network are requested one after the other
-def allocate(t: Topology, split: Split, A: tuple[int, ...]) -> tuple[Allocation, ...]:
+def allocate(t: Topology, split: AllocationRule, A: tuple[int, ...]) -> tuple[Allocation, ...]:
     """Return the allocations of all z for which a message must pass the server, z ascending.
 
     Args:
@@ -107,9 +107,9 @@ def cheapest(n: NDArray[np.int64], types: NDArray[np.int64]) -> tuple[Fraction, 
     from scipy.optimize import linprog  # here, because the default scheme does not need it
 
     shares = linprog(n, A_ub=-types, b_ub=-np.ones(len(types)), method="highs-ds").x.tolist()
-    alpha = tuple(Fraction(share).limit_denominator(LARGEST) for share in shares)
+    alpha = tuple(Fraction(share).limit_denominator(MAX_DENOMINATOR) for share in shares)
     c = lcm(*(share.denominator for share in alpha))
     pieces = np.array([int(share * c) for share in alpha], dtype=object)  # whole numbers are faster to add
     if (types @ pieces >= c).all():
         return alpha
-    return tuple(Fraction(ceil(min(share, 1) * FINEST - NEGLIGIBLE), FINEST) for share in shares)
+    return tuple(Fraction(ceil(min(share, 1) * ROUNDED_PIECES - NEGLIGIBLE), ROUNDED_PIECES) for share in shares)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding.allocation import MOST_PIECES, Allocation, Split, allocate
+from hmtl.coding.allocation import MAX_PIECES, Allocation, AllocationRule, allocate
 from hmtl.coding.formulas import unheard
 from hmtl.coding.generations import similar_groups, uniform_parts
 from hmtl.coding.plan import Block, draw_block, random_matrix
@@ -71,7 +71,7 @@ def code_of(
         nonlocal sets
         n = hears.shape[1]
         programme = Programme(Demand(hears), uplinks, sets)
-        rates = programme.rates(places, min(settings.max_pieces, max(1, MOST_PIECES // n)), models * n, slack)
+        rates = programme.rates(places, min(settings.max_pieces, max(1, MAX_PIECES // n)), models * n, slack)
         sets = programme.sets
         return rates
 
@@ -163,7 +163,7 @@ def _heard(hears: NDArray[np.uint8]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(np.flatnonzero(row).tolist()) for row in hears)
 
 
-def allocated_codes(split: Split, t: Topology, A: Sequence[int], settings: CodeSettings) -> Iterator[Block]:
+def allocated_codes(split: AllocationRule, t: Topology, A: Sequence[int], settings: CodeSettings) -> Iterator[Block]:
     """Yield the codes of all allocations, with the fewest pieces of which all α are multiples.
 
     Ref: Hu et al. 2022, Section IV-B.

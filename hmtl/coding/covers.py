@@ -16,9 +16,9 @@ from hmtl.coding.aggregators import Choice
 from hmtl.coding.rates import Uplinks, demand_of, over_sets
 from hmtl.topology import Topology
 
-MOST_ENUMERATED = 16  # relays; up to this number, all sets are compared
-MOST_SEARCHED = 4000  # relays times types; up to this number, integer programmes search, beyond it a greedy rule
-NODES = 100  # of the search tree of an integer programme
+MAX_COVER_RELAYS = 16  # relays; up to this number, all sets are compared
+MAX_COVER_CELLS = 4000  # relays times types; up to this number, integer programmes search, beyond it a greedy rule
+MAX_COVER_NODES = 100  # of the search tree of an integer programme
 
 
 @lru_cache(8)
@@ -37,7 +37,7 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Choice:
         return Choice((), 0.0, 0.0)
     demand, H = demand_of(t), len(t.active)
     programme = ShareProgramme(demand.hears, uplinks)
-    if H <= MOST_ENUMERATED:
+    if H <= MAX_COVER_RELAYS:
         covers = np.flatnonzero(demand.within[::-1] == 0)  # no user is left to other relays
         weight = over_sets(programme.seconds, np.maximum if programme.parallel else np.add, 0.0)[covers]
         best = np.lexsort((over_sets(np.ones(H), np.add, 0)[covers], weight.round(9)))[0]
@@ -76,7 +76,7 @@ class ShareProgramme:
         from scipy.optimize import Bounds, LinearConstraint, milp  # here, because most learners need no sums
 
         T, H = self.hears.shape
-        if whole and T * H > MOST_SEARCHED:
+        if whole and T * H > MAX_COVER_CELLS:
             least = self.time(self.solve(c, whole=False)[0])
             return enough(self.hears, self.seconds, c, self.parallel).astype(np.float64), least
         each = LinearConstraint(np.c_[self.hears, np.zeros(T)].astype(float), c, inf)
@@ -88,7 +88,7 @@ class ShareProgramme:
             constraints=[each, slowest] if self.parallel else each,
             bounds=Bounds(0, np.r_[np.full(H, c), inf]),
             integrality=np.r_[np.full(H, whole), False],
-            options={"node_limit": NODES} if whole else None,
+            options={"node_limit": MAX_COVER_NODES} if whole else None,
         )
         if solution.x is None:  # whole rows always suffice
             return np.full(H, float(c)), 0.0

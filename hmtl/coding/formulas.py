@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding.allocation import Split, allocate
+from hmtl.coding.allocation import AllocationRule, allocate
 from hmtl.coding.rates import Programme, Uplinks, demand_of
 from hmtl.topology import Topology, balanced
 
@@ -94,7 +94,7 @@ def optimal_loads(t: Topology, A: tuple[int, ...], uplinks: Uplinks | None = Non
     return Loads.coded(t, A, sent, int(misses.max()), int(misses.sum()), uplinks)
 
 
-def allocated_loads(split: Split, t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
+def allocated_loads(split: AllocationRule, t: Topology, A: Sequence[int], uplinks: Uplinks | None = None) -> Loads:
     """Return the loads summed over z. Ref: Hu et al. 2022, Theorem 1, eqs. (33a) and (33b)."""
     allocations = allocate(t, split, tuple(A))
     shares = [[n * alpha for n, alpha in zip(part.n, part.alpha, strict=True)] for part in allocations]

@@ -24,7 +24,7 @@ from hmtl.gf256 import inverses, matmul
 from hmtl.rng import generator
 from hmtl.topology import Topology
 
-DIGEST_BYTES = 4
+PLAN_DIGEST_BYTES = 4
 TRIES = 20  # a draw fails with a probability near H/255, so tens of relays never need this many
 
 Draw = Callable[[np.random.Generator], list[Tensor]]
@@ -127,7 +127,7 @@ class Plan:
     @cached_property
     def digest(self) -> bytes:
         """A digest of the codes, which differs if another solver comes to another plan."""
-        content = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        content = hashlib.blake2b(digest_size=PLAN_DIGEST_BYTES)
         for block in self.blocks:
             content.update(np.array([*block.users, block.pieces]).tobytes())
             for matrix in (*block.uplink, block.downlink):

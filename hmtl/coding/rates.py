@@ -32,18 +32,18 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from hmtl.errors import CodingError
 from hmtl.topology import Topology
 
-MOST_AT_ONCE = 6  # relays; up to this number, all constraints are used, beyond it they are added when violated
-MOST_TABULATED = 12  # relays; up to this number, a table of all sets finds violations, beyond it a flow is faster
-MOST_SOLVED = 20  # relays; up to this number, integer programmes find whole rates, beyond it rates are rounded up
-MOST_CUTS = 20  # violated sets that a step adds, if there is no table
-MOST_FLOWS = 500  # that search for violated sets from one call on, before the programme ends early
-MOST_STEPS = 60  # rounds of adding violated sets, if there is no table
-NODES = 1000  # nodes of an integer programme's tree, after which its best solution is used
+MAX_AT_ONCE = 6  # relays; up to this number, all constraints are used, beyond it they are added when violated
+MAX_TABULATED = 12  # relays; up to this number, a table of all sets finds violations, beyond it a flow is faster
+MAX_SOLVED = 20  # relays; up to this number, integer programmes find whole rates, beyond it rates are rounded up
+MAX_CUTS = 20  # violated sets that a step adds, if there is no table
+MAX_FLOWS = 500  # that search for violated sets from one call on, before the programme ends early
+MAX_STEPS = 60  # rounds of adding violated sets, if there is no table
+MAX_RATE_NODES = 1000  # nodes of an integer programme's tree, after which its best solution is used
 TOLERANCE = 1e-9
 SLOWEST = 1e-6  # share of the largest bandwidth below which the solver ignores a link
 EVEN = 1e-4  # weight of the largest rate: breaks ties in favour of even rates, which violate fewer sets
 
-Partition = tuple[tuple[int, ...], ...]
+RelayPartition = tuple[tuple[int, ...], ...]
 Set = NDArray[np.bool_]  # [H] members
 
 
@@ -119,13 +119,13 @@ class Demand:
         return within
 
     @cached_property
-    def optimum(self) -> tuple[Fraction, Partition]:
+    def optimum(self) -> tuple[Fraction, RelayPartition]:
         """The smallest Σ_i R_i with which all relays learn all IVs, and a partition that proves it.
 
         Newton's method: each partition gives a lower bound of the total. Either rates with this total exist, or the
         search for them returns a partition with a larger bound and fewer parts.
         """
-        parts: Partition = tuple((i,) for i in range(self.H))
+        parts: RelayPartition = tuple((i,) for i in range(self.H))
         while len(parts) > 1:
             total, c = sum(map(self.avoiding, parts)), len(parts) - 1
             x, violated = self._largest(total, c)
@@ -153,7 +153,7 @@ class Demand:
     def _reaches(self, total: int, c: int, most: int) -> bool:
         return bool(self._largest(total, c, most)[0].sum() == total)
 
-    def _largest(self, total: int, c: int, most: int | None = None) -> tuple[NDArray[np.int64], Partition]:
+    def _largest(self, total: int, c: int, most: int | None = None) -> tuple[NDArray[np.int64], RelayPartition]:
         """Return the largest rates x ≤ most that obey the upper bounds, in order of relays.
 
         The bounds are x(C) ≤ total − c·|{k : N(k) ∩ C = ∅}| for all C. They suffice if they sum to `total`. If they do
@@ -228,10 +228,10 @@ class Programme:
         if uplinks is not None:
             self.W = (uplinks.bandwidths / np.max(uplinks.bandwidths)).clip(min=SLOWEST)
         self.parallel = uplinks is not None and uplinks.parallel
-        self.tabulated, self.flows = self.H <= MOST_TABULATED, 0
-        self.steps = 1 << self.H if self.tabulated else MOST_STEPS
+        self.tabulated, self.flows = self.H <= MAX_TABULATED, 0
+        self.steps = 1 << self.H if self.tabulated else MAX_STEPS
         if sets is None:  # all of them if they are few, because one programme is faster than several
-            end = (1 << self.H) - 1 if self.H <= MOST_AT_ONCE else 1
+            end = (1 << self.H) - 1 if self.H <= MAX_AT_ONCE else 1
             sets = (np.arange(1, end)[:, None] >> np.arange(self.H) & 1).astype(bool)
         self.sets = sets
         self.needs = self._needs(self.sets)
@@ -275,7 +275,7 @@ class Programme:
     def _steps(self) -> Iterator[int]:
         """Count steps until there were too many, or too many flows."""
         self.flows = 0
-        return takewhile(lambda _: self.flows < MOST_FLOWS, range(self.steps))
+        return takewhile(lambda _: self.flows < MAX_FLOWS, range(self.steps))
 
     def _apart(self, A: Sequence[int], models: float) -> tuple[float, float]:
         """Return the models' time by the fastest aggregator, and their number in the programme."""
@@ -289,7 +289,7 @@ class Programme:
         solution = self.least(A, models)
         assert solution is not None
         least, real = solution
-        if self.H > MOST_SOLVED:  # larger rates than those of the linear programme suffice
+        if self.H > MAX_SOLVED:  # larger rates than those of the linear programme suffice
             rounded = {c: np.ceil(c * real - 1e-6) for c in range(1, max_pieces + 1)}
             c = _first({c: self._time(x) / c for c, x in rounded.items()}, slack)
             return Rates(c, tuple(rounded[c].astype(int).tolist()))
@@ -363,7 +363,7 @@ class Programme:
             ),
             bounds=Bounds(0, upper),
             integrality=np.r_[rates, zeros, 0] if pieces else None,
-            options={"node_limit": NODES} if pieces else None,
+            options={"node_limit": MAX_RATE_NODES} if pieces else None,
         )
         if solution.x is None:
             raise CodingError(
@@ -389,7 +389,7 @@ class Programme:
                 lacking = np.isin(members, self.demand.lacking(supply, c * scale, j))
                 if lacking.any() and lacking.tobytes() not in known:  # known ones are violated by rounding errors only
                     new.append(lacking)
-                if len(new) == MOST_CUTS:
+                if len(new) == MAX_CUTS:
                     break
             return new
         lack, violated = over_sets(x, np.add, 0.0) - c * self.demand.within, []

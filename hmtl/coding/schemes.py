@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from hmtl.coding.aggregators import MEDIA, SERVER, AggregatorSet, Choice, Search
-from hmtl.coding.allocation import Split, allocate, cheapest, even
+from hmtl.coding.allocation import AllocationRule, allocate, cheapest, even
 from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code, server_code
 from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, server_loads
 from hmtl.coding.plan import Block, Plan, block_of
@@ -44,7 +44,7 @@ class Scheme:
     name: str
     loads: Callable[[Topology, tuple[int, ...], Uplinks | None], Loads] | None = None
     code: Callable[[Topology, Sequence[int], CodeSettings], Iterable[Block]] | None = None
-    split: Split | None = None
+    split: AllocationRule | None = None
 
     def loads_of(self, t: Topology, A: Sequence[int], uplinks: Uplinks | None) -> Loads:
         """Return the loads for a topology, aggregators and the uplinks of its active relays."""

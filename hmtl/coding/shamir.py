@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from hmtl import gf256
 from hmtl.gf256.products import INVERSES, PRODUCTS
+from hmtl.io.arrays import Bytes
 
-MOST_SHARES = 255  # elements of the field besides 0
-
-Bytes = NDArray[np.uint8]
+MAX_SHARES = 255  # elements of the field besides 0
 
 
 def split(values: Bytes, k: int, t: int) -> Bytes:

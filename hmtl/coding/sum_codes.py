@@ -25,15 +25,14 @@ from torch import Tensor
 from hmtl import gf256
 from hmtl.coding.covers import ShareProgramme, cover
 from hmtl.coding.formulas import Loads
-from hmtl.coding.plan import DIGEST_BYTES
-from hmtl.coding.rates import Uplinks, demand_of
+from hmtl.coding.plan import PLAN_DIGEST_BYTES
+from hmtl.coding.rates import TOLERANCE, Uplinks, demand_of
 from hmtl.topology import Topology
 
-MOST_PIECES = 8
+MAX_SUM_PIECES = 8
 POLYNOMIALS = (0b11, 0b111, 0b1011, 0b10011, 0b100101, 0b1000011, 0b10000011, 0b100011101)  # primitive, of degree 1..8
-MOST_ENTRIES = 10**7  # of all inverse matrices of a code
-TOLERANCE = 1e-9
-NEAR = 1.01  # times the bound: with padding, no better code is sought
+MAX_ENTRIES = 10**7  # of all inverse matrices of a code
+ACCEPTED_RATIO = 1.01  # times the bound: with padding, no better code is sought
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,7 @@ class SumCode:
     def digest(self) -> bytes:
         """A digest of the code, which differs if another solver comes to another one."""
         parts = (self.owners, self.sets, self.of_user, self.combine.numpy())
-        return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=DIGEST_BYTES).digest()
+        return hashlib.blake2b(b"".join(part.tobytes() for part in parts), digest_size=PLAN_DIGEST_BYTES).digest()
 
     @property
     def proven(self) -> bool:
@@ -192,7 +191,7 @@ def add_terms(rows: Tensor, at: Tensor, A: Tensor, to: Tensor, first: int = 0) -
     add_cut(numbers, pitch, width, at.numpy(), A.to(rows.dtype).contiguous().numpy(), to.numpy(), first)
 
 
-def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES, L: int = 0) -> SumCode:
+def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MAX_SUM_PIECES, L: int = 0) -> SumCode:
     """Return the code whose shares take the least time; whole rows if shares take no less.
 
     Integer programmes find the shares, in large networks a greedy rule, which may miss the fewest. `SumCode.bound`
@@ -225,7 +224,7 @@ def _shares_sent(
     choices = range(2, most_pieces + 1)
     meet_bound = [c for c in choices if np.abs(c * fractions - np.rint(c * fractions)).max() < 1e-6]
     for c in dict.fromkeys([*meet_bound[:1], *choices]):
-        if least <= bound * (NEAR if L else 1 + TOLERANCE):
+        if least <= bound * (ACCEPTED_RATIO if L else 1 + TOLERANCE):
             break
         x = np.rint(c * fractions if c in meet_bound else programme.solve(c)[0]).astype(np.int64)
         cost = programme.time(x) / c
@@ -235,12 +234,14 @@ def _shares_sent(
         counts[list(t.active)] = x
         code = _assemble(t, c, counts, bound, cost)
         padded = cost * code.padding(L)
-        if padded < least * (1 - TOLERANCE) and len(code.sets) * len(code.combine) ** 2 <= MOST_ENTRIES:
+        if padded < least * (1 - TOLERANCE) and len(code.sets) * len(code.combine) ** 2 <= MAX_ENTRIES:
             best, least = (c, counts, bound, cost), padded
     return best
 
 
-def sum_codes(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES) -> tuple[SumCode, SumCode]:
+def sum_codes(
+    t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MAX_SUM_PIECES
+) -> tuple[SumCode, SumCode]:
     """Return the code by which relays send terms, and that by which they hand on the sums to users.
 
     Args: see `sum_code`.
@@ -249,7 +250,7 @@ def sum_codes(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MO
     return up, up if uplinks is None else sum_code(t, None, most_pieces)
 
 
-def sum_loads(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MOST_PIECES) -> Loads:
+def sum_loads(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MAX_SUM_PIECES) -> Loads:
     """Return the loads of sums: shares of a row, or whole rows, from the relays, and one row from the server.
 
     Args: see `sum_code`.

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from hmtl.io.compiled import jit
 
-PORTION = 2**13  # columns that are added or multiplied at once
-Numbers = NDArray[Any]  # integers of one type
+COLUMNS_AT_ONCE = 2**13  # columns that are added or multiplied at once
+Integers = NDArray[Any]  # integers of one type
 
 
 @jit()
-def _add_multiples(factors: Numbers, source: Numbers, to: Numbers, first: int) -> None:
+def _add_multiples(factors: Integers, source: Integers, to: Integers, first: int) -> None:
     """Add multiples of a row [n] to columns first, first + 1, .. of rows: factors[i]·source to row i of `to`."""
     for i in range(len(factors)):
         factor, target = factors[i], to[i, first : first + len(source)]
@@ -23,7 +23,7 @@ def _add_multiples(factors: Numbers, source: Numbers, to: Numbers, first: int) -
 
 @jit()
 def add_cut(
-    numbers: Numbers, pitch: int, width: int, at: NDArray[np.int64], A: Numbers, to: Numbers, first: int
+    numbers: Integers, pitch: int, width: int, at: NDArray[np.int64], A: Integers, to: Integers, first: int
 ) -> None:
     """Add A·S to `to` [x, stretch], where S [c, stretch] is the sum of some rows, cut into c stretches.
 
@@ -36,14 +36,14 @@ def add_cut(
         to: receives the product.
         first: see `numbers`.
     """
-    stretch, total = to.shape[1], np.empty(PORTION, to.dtype)
+    stretch, total = to.shape[1], np.empty(COLUMNS_AT_ONCE, to.dtype)
     for j in range(A.shape[1]):
         factors = A[:, j]
         if not factors.any():
             continue
         begin, end = max(j * stretch, first), min((j + 1) * stretch, first + width)
-        for start in range(begin, end, PORTION):
-            stop = min(end, start + PORTION)
+        for start in range(begin, end, COLUMNS_AT_ONCE):
+            stop = min(end, start + COLUMNS_AT_ONCE)
             part = total[: stop - start]
             part[:] = 0
             for k in at:
@@ -57,8 +57,8 @@ def add_cut(
 
 
 @jit()
-def multiply(A: Numbers, X: Numbers, to: Numbers) -> None:
+def multiply(A: Integers, X: Integers, to: Integers) -> None:
     """Add A·X to `to` [n, L], for A [n, m] and X [m, L]."""
-    for start in range(0, X.shape[1], PORTION):
+    for start in range(0, X.shape[1], COLUMNS_AT_ONCE):
         for j in range(A.shape[1]):
-            _add_multiples(A[:, j], X[j, start : start + PORTION], to, start)
+            _add_multiples(A[:, j], X[j, start : start + COLUMNS_AT_ONCE], to, start)

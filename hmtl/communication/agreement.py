@@ -10,7 +10,7 @@ from hmtl.gf256 import matmul
 from hmtl.rng import generator
 
 CHECK_ROWS = 4  # random combinations; two different sets of IVs agree in all of them with probability 2^-32
-DIGEST_BYTES = 16
+CONTENT_DIGEST_BYTES = 16
 FOLD = 8 << 10  # bytes; longer content is folded into CHECK_ROWS rows of this length before it is hashed
 
 
@@ -27,7 +27,7 @@ class Digest:
     """
 
     def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._hash = hashlib.blake2b(digest_size=CONTENT_DIGEST_BYTES)
 
     def add(self, combinations: Tensor) -> None:
         """Add one row, or random combinations of some rows, uint8 [1 or CHECK_ROWS, L]; see `check_rows`."""
@@ -46,5 +46,5 @@ class Digest:
         self.add(rows[:1] if one else matmul(check_rows(len(rows)), rows))
 
     def value(self) -> bytes:
-        """Return the digest of everything added so far, DIGEST_BYTES long."""
+        """Return the digest of everything added so far, CONTENT_DIGEST_BYTES long."""
         return self._hash.digest()

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding.plan import DIGEST_BYTES
+from hmtl.coding.plan import PLAN_DIGEST_BYTES
 from hmtl.communication.codecs.formats import FORMATS, INT64
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes
 from hmtl.errors import CodingError
+from hmtl.io.arrays import Bytes
 from hmtl.topology import Topology
 
-Bytes = NDArray[np.uint8]
 DOUBTED = -1  # in place of the version of a relay whose state is wrong
 
 
@@ -86,10 +86,10 @@ class Attempt(NamedTuple):
     number: int = 0
     agreed: int = 0
     since: int = 0
-    digest: bytes = bytes(DIGEST_BYTES)
+    digest: bytes = bytes(PLAN_DIGEST_BYTES)
 
     def to_bytes(self) -> Bytes:
-        """Return the attempt as ATTEMPT bytes."""
+        """Return the attempt as ATTEMPT_BYTES bytes."""
         return np.concatenate([numbers_to_bytes(self[:3]), np.frombuffer(self.digest, np.uint8)])
 
     @classmethod
@@ -99,7 +99,7 @@ class Attempt(NamedTuple):
         return cls(number, agreed, since, content[12:].tobytes())
 
 
-ATTEMPT = 12 + DIGEST_BYTES
+ATTEMPT_BYTES = 12 + PLAN_DIGEST_BYTES
 
 
 @dataclass(frozen=True, eq=False)

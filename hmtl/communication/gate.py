@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from hmtl.communication.codecs.formats import REQUEST
 from hmtl.communication.flows.flow import Recipe, Shape, other_format
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, Users, relay_number
+from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, relay_number
 from hmtl.communication.sides import UserSide
 from hmtl.communication.turns import Turn
 from hmtl.errors import CodingError
+from hmtl.io.arrays import Ids
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Expecting(Protocol):
     def planner(self) -> Planner: ...
 
     @property
-    def members(self) -> Users | None: ...
+    def members(self) -> Ids | None: ...
 
     def expects(self, message: Message, turn: Turn, gate: "Gate") -> Shape | None:
         """Return the shape of such a message; None: the node expects none. Raise CodingError to say why."""
@@ -63,7 +64,7 @@ class Gate:
 
     recipe: Recipe
     users: UserSide
-    homes: Mapping[str, Users]
+    homes: Mapping[str, Ids]
     aggregation: StateOfAggregators
 
     def admitted(self, node: Expecting, turn: Turn) -> list[list[Message]]:
@@ -97,7 +98,7 @@ class Gate:
             raise CodingError(other_format(message.format))
         return Shape(lengths[message.format][0], 8 * self.users.further, True, format=message.format)
 
-    def _rows(self, node: Expecting, turn: Turn, kind: str, message: Message) -> Users | None:
+    def _rows(self, node: Expecting, turn: Turn, kind: str, message: Message) -> Ids | None:
         """Return numbers by which the rows of a message differ; None: it has no rows for this host.
 
         Raises:
@@ -130,7 +131,7 @@ class Gate:
             return users * shape.places + places
         return users
 
-    def _spoken_for(self, node: Expecting, message: Message) -> Users | None:
+    def _spoken_for(self, node: Expecting, message: Message) -> Ids | None:
         """Return the users for whom the sender may speak; None: anybody, or nobody."""
         if message.sender in self.homes:
             return self.homes[message.sender]

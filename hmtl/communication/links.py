@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from hmtl.communication.accounting.ledger import LinkLedger
-from hmtl.communication.messages import Message, Users, host_name
+from hmtl.communication.messages import Message, host_name
+from hmtl.io.arrays import Ids
 
 
 class Links(ABC):
@@ -33,7 +34,7 @@ class Links(ABC):
         """Return whether this process plays a node; by default, it plays all nodes."""
         return True
 
-    def homes(self, K: int) -> dict[str, Users]:
+    def homes(self, K: int) -> dict[str, Ids]:
         """Return the users of each host; by default, one host has all users."""
         return {host_name(0): np.arange(K)}
 

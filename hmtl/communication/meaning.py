@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.communication.messages import Users
 from hmtl.communication.sides import AggregatorSide, HandedRows, MeaningForAll, RowMeaning, UserSide
+from hmtl.io.arrays import Ids
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Words:
     answers: int = 0
     common: torch.dtype | None = None
 
-    def terms(self, round: int, users: Users, rows: HandedRows) -> HandedRows:
+    def terms(self, round: int, users: Ids, rows: HandedRows) -> HandedRows:
         return rows
 
-    def commit(self, users: Users) -> None:
+    def commit(self, users: Ids) -> None:
         """Keep nothing."""
 
-    def models(self, users: Users, row: Tensor) -> Tensor:
+    def models(self, users: Ids, row: Tensor) -> Tensor:
         return row.to(self.common or row.dtype).expand(len(users), -1)
 
 
@@ -58,18 +58,18 @@ class TermsOfUsers:
     def means(self) -> RowMeaning:
         return self.meaning
 
-    def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, HandedRows]:  # noqa: B008, nobody writes to it
+    def local_update(self, round: int, idle: Ids = np.empty(0, np.int64)) -> tuple[Ids, HandedRows]:  # noqa: B008, nobody writes to it
         users, rows = self.inner.local_update(round, idle)
         return users, self.meaning.terms(round, users, rows)
 
-    def commit(self, users: Users) -> None:
+    def commit(self, users: Ids) -> None:
         self.inner.commit(users)
         self.meaning.commit(users)
 
-    def roll_back(self, users: Users) -> None:
+    def roll_back(self, users: Ids) -> None:
         self.inner.roll_back(users)
 
-    def receive(self, users: Users, models: Tensor) -> Tensor | None:
+    def receive(self, users: Ids, models: Tensor) -> Tensor | None:
         """Take a row of sums, once for each of these users, or the model that follows from it for all of them."""
         return self.inner.receive(users, self.meaning.models(users, models[:1]) if self.sums else models)
 
@@ -87,7 +87,7 @@ class OnBehalf:
         self.inner, self.meaning, self.K = inner, meaning, K
         self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
 
-    def update(self, users: Users, ivs: Tensor) -> Tensor:
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
         return self.meaning.models(np.arange(self.K), self.inner.update(users, self.meaning.total_of(users, ivs)))
 
 
@@ -103,5 +103,5 @@ class CommonModel:
         self.inner, self.meaning = inner, meaning
         self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
 
-    def update(self, users: Users, ivs: Tensor) -> Tensor:
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
         return self.meaning.models(np.arange(1), self.inner.update(users, ivs))

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hmtl.coding.aggregators import SERVER as SERVER
 from hmtl.communication.codecs.formats import BYTES
 from hmtl.communication.codecs.rows import put, take
 from hmtl.errors import CodingError
-
-Users = NDArray[np.int64]
-"""Numbers of users, ascending."""
+from hmtl.io.arrays import Ids
 
 IVS = "IVs"  # from users to the relays within range; then, forwarded or added, from relays to the server
 REPORT = "report"  # from a relay to the server: whom it heard
@@ -34,7 +33,6 @@ UNMASK = "unmask"  # whose terms counted, to users by relays; what these reveal,
 MODELS = "models"  # from an aggregator to users, via the server if no aggregator is within range of the user
 
 PARTS = ("payload", "overhead")  # the parts of a message's rows
-SERVER = "server"
 AGREED, IN_VAIN = True, False  # the verdicts
 
 
@@ -78,10 +76,10 @@ class Message:
     kind: str
     sender: str
     receivers: tuple[str, ...]
-    links: int | Users
+    links: int | Ids
     payload: Tensor
     overhead: Tensor
-    users: Users | None = None
+    users: Ids | None = None
     at: Tensor | None = None
     dtype: torch.dtype = torch.float64
     first: int = 0
@@ -112,7 +110,7 @@ class Message:
         """Return the numbers of the rows that are sent [n]."""
         return torch.arange(len(self.payload)) if self.at is None else self.at
 
-    def of_users(self) -> Users:
+    def of_users(self) -> Ids:
         """Return `users`, for a message whose rows belong to users."""
         assert self.users is not None, f"{self.kind} of {self.sender} belong to no users"
         return self.users
@@ -135,7 +133,7 @@ def alike(messages: Sequence[Message], what: Callable[[Message], object]) -> lis
     return [message for message, each in zip(messages, said, strict=True) if each == usual]
 
 
-def by_user(messages: Sequence[Message]) -> tuple[Users, dict[str, Tensor]]:
+def by_user(messages: Sequence[Message]) -> tuple[Ids, dict[str, Tensor]]:
     """Return the users of messages, ascending, and the rows of each part in this order.
 
     A part is not copied if one tensor already holds its rows in this order.

@@ -10,24 +10,14 @@ from hmtl.communication.flows.flow import Flow, Step, flow_of
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
 from hmtl.communication.links import Links
-from hmtl.communication.messages import (
-    ATTENDANCE,
-    DIGESTS,
-    IVS,
-    MODELS,
-    RECEIPTS,
-    REPORT,
-    STATE,
-    VERDICT,
-    Message,
-    Users,
-)
+from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, MODELS, RECEIPTS, REPORT, STATE, VERDICT, Message
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.phases import Phase, check_turn
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.turns import Answers, Turn
+from hmtl.io.arrays import Ids
 from hmtl.io.cpu_time import cpu_seconds
 
 
@@ -124,7 +114,7 @@ class Outcome:
             is unknown or out of range.
     """
 
-    users: Users
+    users: Ids
     relays: tuple[int, ...]
     aggregators: tuple[int, ...]
     empty: bool

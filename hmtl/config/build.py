@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from hmtl.training.trainer import Logger, Trainer
 
 log = logging.getLogger(__name__)
-NOT_IDENTITY = (
+CHANGEABLE = (
     "output_dir",
     "resume",
     "rounds",
@@ -76,7 +76,7 @@ OF_ONE_NODE = (
 )
 """Settings that may differ between the processes of a run; those of all others have to be the same."""
 
-KINDS: dict[str, tuple[str, ...]] = {
+PART_CLASSES: dict[str, tuple[str, ...]] = {
     "topology": ("hmtl.topology.Topology", "hmtl.topology.Moving"),
     "network": ("hmtl.communication.Network",),
     "communicator": ("hmtl.communication.Communicator",),
@@ -289,7 +289,7 @@ def agreed(cfg: DictConfig) -> str:
 
 def _nodes(cfg: DictConfig) -> dict[str, Any]:
     """Return the parts of a configuration by name, the loggers as `logger.console` and so on."""
-    nodes = {group: cfg[group] for group in KINDS if cfg.get(group)}
+    nodes = {group: cfg[group] for group in PART_CLASSES if cfg.get(group)}
     loggers = nodes.pop("logger", {})
     return nodes | {f"logger.{name}": node for name, node in loggers.items()}
 
@@ -300,7 +300,7 @@ def build(cfg: DictConfig) -> Run:
     from hmtl.training.trainer import Trainer, TrainerSettings
 
     check(cfg)
-    free = set(NOT_IDENTITY) - {"rounds"} if cfg.privacy.epsilon else NOT_IDENTITY  # the noise follows from both
+    free = set(CHANGEABLE) - {"rounds"} if cfg.privacy.epsilon else CHANGEABLE  # the noise follows from both
     folder, identity = Path(cfg.output_dir), flat(cfg, free)
     engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
     with ExitStack() as stack:
@@ -408,7 +408,7 @@ def _of_learner(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _kinds(name: str) -> tuple[type, ...]:
     """Return the types that a part of this name may have."""
-    return tuple(targets.locate(name, kind) for kind in KINDS[name.partition(".")[0]])
+    return tuple(targets.locate(name, kind) for kind in PART_CLASSES[name.partition(".")[0]])
 
 
 def _device(name: str) -> torch.device:

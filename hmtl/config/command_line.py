@@ -42,7 +42,7 @@ ERROR = "error.txt"
 """A sweep's job that fails leaves its error in this file."""
 FOLDER_NAME = re.compile(r"[\w=.,+-]{1,100}")
 """Names of jobs that can be the names of their folders."""
-SETTING = re.compile(r"^( *)(\w+): *([^#\n]*?)(?: +# +(.*))?$", re.MULTILINE)  # indentation, key, value, comment
+YAML_SETTING = re.compile(r"^( *)(\w+): *([^#\n]*?)(?: +# +(.*))?$", re.MULTILINE)  # indentation, key, value, comment
 
 
 def main(task: Callable[[DictConfig], None], config_name: str, complain: Complain = complain) -> NoReturn:
@@ -135,7 +135,7 @@ def settings_help(_root_: DictConfig) -> str:
         file, path = conf_dir() / group / f"{choice}.yaml", list[str]()
         text = file.read_text().partition("\nhydra:")[0] if file.exists() else ""
         parent = f"{group}." if group and "@package _global_" not in text else ""
-        for indent, key, value, comment in SETTING.findall(text):
+        for indent, key, value, comment in YAML_SETTING.findall(text):
             path[len(indent) // 2 :] = [key]
             if comment and value and "$" not in value:
                 line = f"{parent}{'.'.join(path)}={value}".ljust(28) + f" {comment}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hmtl.mtl import Algorithm, Participation
     from hmtl.training.accountant import Accountant
 
-CHOICES = {"against": ("everyone", "outsiders"), "randomness": ("system", "seed")}
+PRIVACY_CHOICES = {"against": ("everyone", "outsiders"), "randomness": ("system", "seed")}
 
 
 def check_privacy(cfg: DictConfig) -> None:
@@ -38,7 +38,7 @@ def check_privacy(cfg: DictConfig) -> None:
         )
     if not 0 < privacy.share <= 1:
         raise ConfigError(f"privacy.share={privacy.share} is not in (0, 1]. Give a share of the users who are sampled.")
-    for name, choices in CHOICES.items():
+    for name, choices in PRIVACY_CHOICES.items():
         if privacy[name] not in choices:
             raise ConfigError(f"privacy.{name}={privacy[name]} is unknown. Choose {' or '.join(choices)}.")
     if not _sums(cfg):

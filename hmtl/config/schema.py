@@ -12,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError
 
-LARGEST = 2**63 - 1
+INT64_MAX = 2**63 - 1
 """The largest whole number that an array can hold."""
 SMALLEST = {
     "rounds": 1,
@@ -140,10 +140,10 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
     `usual` has the values of the primary configuration file.
     """
     for name, value in ((str(key), cfg[key]) for key in cfg):
-        smallest = SMALLEST.get(name, -LARGEST)
-        if isinstance(value, int | float) and not smallest <= value <= LARGEST:  # true of NaN, too
+        smallest = SMALLEST.get(name, -INT64_MAX)
+        if isinstance(value, int | float) and not smallest <= value <= INT64_MAX:  # true of NaN, too
             wanted = f"at least {smallest:g}" if name in SMALLEST else "finite"
-            raise ConfigError(f"{name}={value} is out of range: it must be {wanted} and at most {LARGEST:.2g}.")
+            raise ConfigError(f"{name}={value} is out of range: it must be {wanted} and at most {INT64_MAX:.2g}.")
         if value == "":
             raise ConfigError(f"{name} is empty. Set a value, or leave it out.")
     if cfg.get("early_stopping") and not cfg.validation_fraction:

@@ -15,7 +15,7 @@ from hmtl.errors import DataError
 MANY_CLASSES = 20
 """A target with more distinct whole numbers than this may hold classes or numbers to predict."""
 
-KINDS = ("string", "boolean", "integer", "floating", "mixed-integer-float", "empty")
+INFERRED_DTYPES = ("string", "boolean", "integer", "floating", "mixed-integer-float", "empty")
 """What pandas calls values that can be labels or numbers."""
 
 
@@ -91,7 +91,7 @@ def targets(y: ArrayLike, name: str) -> NDArray[Any]:
     if values.dtype == object:
         from pandas.api.types import infer_dtype  # late, as in `table_features`
 
-        if (kind := infer_dtype(values.ravel(), skipna=False)) not in KINDS:
+        if (kind := infer_dtype(values.ravel(), skipna=False)) not in INFERRED_DTYPES:
             raise DataError(f"{name} holds {kind} values. Give labels of one kind, or numbers.")
         values = np.array(values.tolist())
     if values.dtype.kind not in "biufU" or values.ndim != 1:

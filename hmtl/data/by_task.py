@@ -21,7 +21,7 @@ from hmtl.data import arrays
 from hmtl.data.sparse import finite
 from hmtl.errors import ConfigError, DataError, few
 
-AT_ONCE = 1024  # rows that are copied together
+COPY_CHUNK_ROWS = 1024  # rows that are copied together
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def _joined(parts: Sequence[tuple[NDArray[Any], NDArray[np.int64]]], room: int) 
     counts, d = [len(at) for _, at in parts], parts[0][0].shape[1]
     rows = list(torch.split(torch.empty(sum(counts), d + room, dtype=torch.float64)[:, :d], counts))
     for own, (x, at) in zip(rows, parts, strict=True):
-        for first in range(0, len(at), AT_ONCE):
-            own[first : first + AT_ONCE] = torch.from_numpy(x[at[first : first + AT_ONCE]])
+        for first in range(0, len(at), COPY_CHUNK_ROWS):
+            own[first : first + COPY_CHUNK_ROWS] = torch.from_numpy(x[at[first : first + COPY_CHUNK_ROWS]])
     return rows
 
 

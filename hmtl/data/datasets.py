@@ -20,7 +20,7 @@ from hmtl.rng import generator
 Source = Dataset[Any] | DataLoader[Any]
 UserData = Task | Source | tuple[Source, Source]
 """The data of a user: a Task, training rows, or training and test rows."""
-AT_ONCE = 256  # rows that are read together
+READ_CHUNK_ROWS = 256  # rows that are read together
 
 
 def from_datasets(users: Sequence[UserData], classes: int | None = None, networks: bool = False) -> tuple[Task, ...]:
@@ -104,7 +104,7 @@ def _targets(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Any, T
     with _reading(dataset, user):
         items, targets = Items([(dataset, collate)]), list[Tensor]()
         n = len(items)
-        for at in torch.split(torch.arange(n), AT_ONCE):
+        for at in torch.split(torch.arange(n), READ_CHUNK_ROWS):
             _, y = items.batch(at)
             if not isinstance(y, Tensor) or y.numel() != len(at):
                 return (), torch.zeros(n)
@@ -152,9 +152,9 @@ def _rows(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Tensor, T
             rows, targets = dataset.tensors  # not copied
             return rows, targets.flatten() if targets.numel() == n else targets
         x, y = torch.empty(0), list[Tensor]()
-        for at, (rows, targets) in enumerate(DataLoader(dataset, AT_ONCE)):
+        for at, (rows, targets) in enumerate(DataLoader(dataset, READ_CHUNK_ROWS)):
             x = x if at else rows.new_empty(n, *rows.shape[1:])  # whole at once, not twice when parts are joined
-            x[at * AT_ONCE :][: len(rows)] = rows
+            x[at * READ_CHUNK_ROWS :][: len(rows)] = rows
             y.append(targets.flatten() if targets.numel() == len(targets) else targets)
         return x, torch.cat(y)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hmtl.data.sparse import Features
 from hmtl.errors import ConfigError, DataError
 
-AT_ONCE = 1024  # rows of which intermediate results are in memory
+TRANSFORM_CHUNK_ROWS = 1024  # rows of which intermediate results are in memory
 Scope = Literal["task", "all", "none"]
 """The training rows that a statistic is computed from: each task's own, those of all tasks, or none."""
 
@@ -50,7 +50,7 @@ class Scaling:
         n, d, *rest = x.shape
         shape = (n, d + self.intercept, *rest)
         rows = x.as_strided(shape, x.stride()) if in_place else x.new_empty(shape)
-        for raw, own in zip(torch.split(x, AT_ONCE), torch.split(rows, AT_ONCE), strict=True):
+        for raw, own in zip(torch.split(x, TRANSFORM_CHUNK_ROWS), torch.split(rows, TRANSFORM_CHUNK_ROWS), strict=True):
             own[:, :d] = (raw.double() - self.mean) / self.scale
         rows[:, d:] = 1
         return rows

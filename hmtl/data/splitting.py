@@ -17,12 +17,12 @@ from hmtl.data.preprocessing import RAW, Preprocessing
 from hmtl.data.table_features import FittedTable
 from hmtl.data.tasks import ClassWeight, Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError
+from hmtl.io.arrays import Ints
 from hmtl.rng import generator
 
-Ints = NDArray[np.int64]
-Rows = Callable[[Ints], Any]
+RowsOf = Callable[[Ints], Any]
 """Returns the rows [n, ...] with the given numbers, as an array or CSR."""
-Fit = Callable[[Sequence[Ints]], tuple[Rows, Sequence[FittedTable]]]
+Fit = Callable[[Sequence[Ints]], tuple[RowsOf, Sequence[FittedTable]]]
 """Returns fitted rows and what each user told, for the numbers of the training rows of each user."""
 Wanted = Callable[[int], Collection[int]]
 """Maps K to the users whose rows this process holds; for other users, it knows only the numbers of rows."""
@@ -57,7 +57,7 @@ class Splitting:
                 "below 1."
             )
 
-    def deal(self, x: Rows, y: NDArray[Any], K: int | None, partition: Partition, **about: Any) -> tuple[Task, ...]:
+    def deal(self, x: RowsOf, y: NDArray[Any], K: int | None, partition: Partition, **about: Any) -> tuple[Task, ...]:
         """Return the tasks of K users to whom a partition deals all rows x by their classes y [n].
 
         Classes are numbered in sorted order. `about` holds `labels` and `columns`, see `Task`.
@@ -75,7 +75,7 @@ class Splitting:
         return self.tasks(x, targets, users, classes=classes, **about)
 
     def tasks(
-        self, x: Rows, y: NDArray[Any], users: Mapping[str, Ints], fit: Fit | None = None, **about: Any
+        self, x: RowsOf, y: NDArray[Any], users: Mapping[str, Ints], fit: Fit | None = None, **about: Any
     ) -> tuple[Task, ...]:
         """Return the task of each user from rows x and targets y [n]; `users` has the numbers of their rows by name.
 
@@ -106,7 +106,7 @@ class Splitting:
 
 
 def tasks_of(
-    x: Rows, y: NDArray[Any], parts: Mapping[str, tuple[Ints, Ints]], fit: Fit | None = None, **about: Any
+    x: RowsOf, y: NDArray[Any], parts: Mapping[str, tuple[Ints, Ints]], fit: Fit | None = None, **about: Any
 ) -> list[Task]:
     """Return the tasks of users from the numbers of their training and test rows, without preprocessing."""
     targets: Any = y  # arrays, which a task turns into tensors

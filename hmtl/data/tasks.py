@@ -25,8 +25,8 @@ from hmtl.errors import ConfigError, DataError
 
 ClassWeight = Literal["balanced"] | None
 SPLITS = ("train", "test", "validation")
-ROWS = tuple(f"{name}_{split}" for split in SPLITS for name in "xy")
-LARGEST = 1e150
+ROW_FIELDS = tuple(f"{name}_{split}" for split in SPLITS for name in "xy")
+MAX_ABS_VALUE = 1e150
 """The largest size of a number in x or y: sums of squares stay below the largest float64."""
 
 
@@ -83,7 +83,7 @@ class Task:
     has_integers: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        for name in ROWS:
+        for name in ROW_FIELDS:
             if name.endswith("validation") and getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(self, name.replace("validation", "test"))[:0])
             values = getattr(self, name)
@@ -133,7 +133,7 @@ class Task:
 
         Without `targets`, these stay.
         """
-        rows = {name: getattr(self, name) for name in ROWS if targets or name.startswith("x")}
+        rows = {name: getattr(self, name) for name in ROW_FIELDS if targets or name.startswith("x")}
         empty: dict[str, Any] = {
             name: _without_content(tuple(each.shape), stored(each).dtype) for name, each in rows.items()
         }
@@ -229,7 +229,7 @@ class Task:
                     bad = ~finite(rows)
                     first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
                     yield f"{name} is NaN or infinite in row {first} (from 0; {more} more). Fix or drop such rows."
-                if largest > LARGEST:
+                if largest > MAX_ABS_VALUE:
                     yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
         n = len(self.y_train)
         if self.dataset is not None and len(self.dataset) != n:  # type: ignore[arg-type]  # not all Datasets have one

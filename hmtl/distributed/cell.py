@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hmtl.communication import Communicator, InProcess, LinkLedger
 from hmtl.communication.communicators.base import SETUP_ROUND
-from hmtl.communication.messages import Message, Users
+from hmtl.communication.messages import Message
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.nodes.relay import Node
@@ -30,6 +30,7 @@ from hmtl.distributed.hosted_users import HostedUsers
 from hmtl.distributed.mail import Homes, cut, opened
 from hmtl.errors import CodingError, EngineError, HmtlError
 from hmtl.inference.models import models_of
+from hmtl.io.arrays import Ids
 from hmtl.mtl import Aggregator
 from hmtl.training.checkpoint import load_checkpoint, save_checkpoint
 from hmtl.training.engine import Build, Load, Training, Values
@@ -63,7 +64,7 @@ class OwnLinks(InProcess):
     def plays(self, node: str) -> bool:
         return node == self._name
 
-    def homes(self, K: int) -> dict[str, Users]:
+    def homes(self, K: int) -> dict[str, Ids]:
         return dict(self._homes)
 
 

@@ -17,15 +17,15 @@ from torch import Tensor
 from hmtl.distributed.frames import BYE, CONTROL, HEADER, KINDS, LACKS, PIECES, Frame, Header
 from hmtl.errors import CodingError, EngineError, HmtlError
 
-CHUNK = 1 << 20  # bytes of a body in a message, at most
-LARGEST = 1 << 28  # bytes of a body, at most
-WAITING = 4 * LARGEST  # bytes of frames that wait to be sent to a neighbour, at most
+MAX_CHUNK_BYTES = 1 << 20  # bytes of a body in a message, at most
+MAX_BODY_BYTES = 1 << 28  # bytes of a body, at most
+WAITING = 4 * MAX_BODY_BYTES  # bytes of frames that wait to be sent to a neighbour, at most
 TIMELESS = CONTROL, BYE, LACKS, PIECES  # kinds of frames that are sent whatever round it is
 ENDED = "its process has ended"
 CAME_BACK = "its process came back"
 LEFT = "this process has left"
 OBJECT = 1 << 10  # bytes of a frame without its body, about
-PAUSE = 0.01  # seconds between looks at whether there is room for more frames
+ROOM_CHECK_SECONDS = 0.01  # seconds between looks at whether there is room for more frames
 
 
 class Stream:
@@ -90,13 +90,13 @@ class Stream:
     def take(self, incoming: Iterator[bytes]) -> None:
         """Take all frames that arrive, until the stream ends.
 
-        While frames of more than LARGEST bytes wait to be received, no more are taken, so that the sender has to wait.
+        While frames of more than MAX_BODY_BYTES bytes wait to be received, no more are taken: the sender has to wait.
         """
         try:
             while not self.ended.is_set():
                 frame = self._frame(incoming)
-                while self._taken - self._read > LARGEST and not self.ended.is_set():
-                    time.sleep(PAUSE)
+                while self._taken - self._read > MAX_BODY_BYTES and not self.ended.is_set():
+                    time.sleep(ROOM_CHECK_SECONDS)
                 self._taken += size_of(frame)
                 self.inbox.put(frame)
         except StopIteration:
@@ -128,9 +128,9 @@ class Stream:
 
     def _messages(self, header: Header, body: Tensor) -> Iterator[bytes]:
         content = body.numpy().data
-        yield b"".join((header.to_bytes(), content[:CHUNK]))
-        for start in range(CHUNK, len(content), CHUNK):
-            yield bytes(content[start : start + CHUNK])
+        yield b"".join((header.to_bytes(), content[:MAX_CHUNK_BYTES]))
+        for start in range(MAX_CHUNK_BYTES, len(content), MAX_CHUNK_BYTES):
+            yield bytes(content[start : start + MAX_CHUNK_BYTES])
 
     def _frame(self, incoming: Iterator[bytes]) -> Frame:
         message = memoryview(next(incoming))
@@ -138,9 +138,9 @@ class Stream:
         kind = KINDS[header.kind]
         if kind not in self.connection.hears:
             raise CodingError(f"it sent {kind}, which its role does not")
-        if header.body > LARGEST:
+        if header.body > MAX_BODY_BYTES:
             raise CodingError(
-                f"it sent {kind} of {header.body:,} bytes, more than the {LARGEST:,} that a frame may have"
+                f"it sent {kind} of {header.body:,} bytes, more than the {MAX_BODY_BYTES:,} that a frame may have"
             )
         if kind == BYE:
             raise EngineError("it has left")

@@ -33,9 +33,9 @@ from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.training.engine import Build, Engine, Load, Training, Values
 
 log = logging.getLogger(__name__)
-PAUSE = 0.1  # seconds between looks at who has come back
+RETURN_CHECK_SECONDS = 0.1  # seconds between looks at who has come back
 START = 600.0  # seconds for a cell to load its data and to build the learner
-MOMENT = 1.0  # seconds after which a controller looks at its clock
+CLOCK_SECONDS = 1.0  # seconds after which a controller looks at its clock
 SETS = ("nodes", "load_users", "restore_users")  # calls without which a cell has an old state
 Calls = Mapping[str, tuple[str, Values]]
 """What cells are asked, by name: a call and its arguments."""
@@ -214,8 +214,8 @@ class Controller(Engine):
         arrived, waited = dict[str, Values](), dict(asked)
         while waited:
             first, begin = next(iter(waited)), time.monotonic()
-            answer = self._received(first, waited[first], max(0.0, min(MOMENT, left)))
-            left -= min(MOMENT, time.monotonic() - begin)  # this process may have been suspended for longer
+            answer = self._received(first, waited[first], max(0.0, min(CLOCK_SECONDS, left)))
+            left -= min(CLOCK_SECONDS, time.monotonic() - begin)  # this process may have been suspended for longer
             found = {first: answer}
             if answer is None:
                 found = {name: self._received(name, what, 0.0) for name, what in waited.items()}
@@ -350,7 +350,7 @@ class Controller(Engine):
                         f"{few(names)} did not come back within engine.patience={self.patience:g} s. To continue from "
                         "the last checkpoint, start the run again with resume=FOLDER."
                     )
-                time.sleep(PAUSE)
+                time.sleep(RETURN_CHECK_SECONDS)
                 self._look()
         return bool(self._back) or any(set(names) <= set(self._lost) for names in self.holders.values())
 
@@ -379,7 +379,7 @@ class Controller(Engine):
     def sent_late(self, stop: Callable[[], bool]) -> list[Sent]:
         deadline = time.monotonic() + self.seconds
         while any(late.call != "build" for late in self._late.values()) and time.monotonic() < deadline and not stop():
-            time.sleep(PAUSE)
+            time.sleep(RETURN_CHECK_SECONDS)
             self._look()
         sent, self._sent = self._sent, []
         return sent

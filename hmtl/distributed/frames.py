@@ -16,8 +16,9 @@ from torch import Tensor
 
 from hmtl.communication import messages
 from hmtl.communication.codecs.formats import BYTES, FORMATS, NUMBERS
-from hmtl.communication.messages import Users, nothing
+from hmtl.communication.messages import nothing
 from hmtl.errors import CodingError
+from hmtl.io.arrays import Ids
 
 CONTROL = "control values"  # calls of the controller, and answers, see `hmtl.distributed.values`
 BYE = "bye"  # the last frame of a connection
@@ -96,7 +97,7 @@ class Frame:
     round: int
     payload: Tensor = field(default_factory=lambda: nothing(0))  # uint8 [rows, bytes]
     overhead: Tensor = field(default_factory=lambda: nothing(0))  # likewise
-    users: Users | None = None  # whose rows these are; None: rows of no user
+    users: Ids | None = None  # whose rows these are; None: rows of no user
     dtype: torch.dtype = torch.float64
     format: str = BYTES
     number: int = 0

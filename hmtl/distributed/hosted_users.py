@@ -3,9 +3,9 @@
 import numpy as np
 from torch import Tensor
 
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.mtl.algorithms.base import Users
 from hmtl.mtl.algorithms.meaning import Meaning
-from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 from hmtl.mtl.sums import LazyRows
 
 

@@ -18,8 +18,8 @@ from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_autho
 from hmtl.distributed.wire import Party
 from hmtl.errors import ConfigError, EngineError, HmtlError, complain
 
-GRACE = 10.0  # seconds for processes to end after the controller
-DAYS = 365  # for which a certificate is valid
+EXIT_SECONDS = 10.0  # seconds for processes to end after the controller
+LOCAL_CERTIFICATE_DAYS = 365  # for which a certificate is valid
 PRELOAD = ("hmtl.config.build", "hmtl.distributed.site", "hmtl.mtl", "hmtl.tuning", "cvxpy", "scipy.optimize")
 """What most nodes import; together these take each process two seconds."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -74,7 +74,7 @@ class LocalNodes:
     def close(self) -> None:
         """Wait for all nodes to end, but not for long."""
         for process in filter(lambda process: process.pid, self.processes):
-            process.join(GRACE / len(self.processes))
+            process.join(EXIT_SECONDS / len(self.processes))
             process.kill()
             process.join()
 
@@ -84,8 +84,8 @@ def _parties(names: Sequence[str]) -> list[Party]:
     identities = {name: name.replace(" ", "-") for name in names}
     addresses = {name: f"127.0.0.1:{free_port()}" for name in names if role(name) != HOSTS}
     keys = {name: make_key() for name in names}
-    authority = make_authority("hmtl", DAYS)
-    own = {name: to_pem(issue(identities[name], key, DAYS, authority)) for name, key in keys.items()}
+    authority = make_authority("hmtl", LOCAL_CERTIFICATE_DAYS)
+    own = {name: to_pem(issue(identities[name], key, LOCAL_CERTIFICATE_DAYS, authority)) for name, key in keys.items()}
     return [
         Party(
             name,

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from hmtl.communication.messages import SERVER, Message, Users, host_name, relay_number
+from hmtl.communication.messages import SERVER, Message, host_name, relay_number
 from hmtl.distributed.frames import RELAYS, Frame, role
 from hmtl.errors import ConfigError
+from hmtl.io.arrays import Ids
 from hmtl.topology import Topology
 
-Homes = Mapping[str, Users]
+Homes = Mapping[str, Ids]
 """The users of each host."""
 
 

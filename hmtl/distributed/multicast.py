@@ -26,11 +26,11 @@ from torch import Tensor
 from hmtl.errors import ConfigError, EngineError
 
 HEAD = Struct("!I I I")  # number of the body, place of the piece, bytes of the body; with these, no nonce comes twice
-TAG = 16  # bytes of a seal
-ROOM = 1400 - HEAD.size - TAG  # bytes of a piece, so that links carry a datagram in one packet
+SEAL_BYTES = 16  # bytes of a seal
+ROOM = 1400 - HEAD.size - SEAL_BYTES  # bytes of a piece, so that links carry a datagram in one packet
 BUFFER = 4 << 20  # bytes that may wait in the socket of a busy process; the system may limit it to less
 QUIET = 0.1  # seconds without a piece after which a relay asks for those that it lacks
-KEPT = 8  # bodies
+MAX_KEPT_BODIES = 8  # bodies
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Caster:
     def cast(self, number: int, body: Tensor) -> None:
         """Send a body once; losses are not noticed here."""
         self._bodies[number] = body
-        while len(self._bodies) > KEPT:
+        while len(self._bodies) > MAX_KEPT_BODIES:
             self._bodies.popitem(last=False)
         content, begin = body.numpy().data, time.monotonic()
         for place, start in enumerate(range(0, len(content), ROOM)):
@@ -171,7 +171,7 @@ class Listener:
         if number not in self._bodies or len(self._bodies[number][0]) != size:
             pieces = torch.zeros(-(-size // ROOM), dtype=torch.bool)
             self._bodies[number] = torch.empty(size, dtype=torch.uint8), pieces
-            while len(self._bodies) > KEPT:
+            while len(self._bodies) > MAX_KEPT_BODIES:
                 self._bodies.popitem(last=False)
         return self._bodies[number]
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from hmtl.communication.messages import SERVER, nothing
-from hmtl.distributed.connections import LARGEST, Connection, size_of
+from hmtl.distributed.connections import MAX_BODY_BYTES, Connection, size_of
 from hmtl.distributed.frames import BYE, CAST, CONTROL, HEADER, LACKS, PIECES, Frame, Header
 from hmtl.distributed.multicast import ROOM, Caster, Listener, digest, put
-from hmtl.distributed.wire import Wire
+from hmtl.distributed.wire import Streams
 from hmtl.errors import EngineError
 
 MOMENT = 1.0  # seconds after which this process looks at its clock
-UNASKED = 4 * LARGEST  # bytes of a neighbour's frames that wait until they are asked for, at most
+UNASKED = 4 * MAX_BODY_BYTES  # bytes of a neighbour's frames that wait until they are asked for, at most
 
 
 class Post:
@@ -33,7 +33,7 @@ class Post:
         caster, listener: this node's end of a multicast group, if it is the server or a relay and there is one.
     """
 
-    def __init__(self, wire: Wire, seconds: float) -> None:
+    def __init__(self, wire: Streams, seconds: float) -> None:
         self.wire, self._seconds, self._left = wire, seconds, seconds
         self.caster: Caster | None = None
         self.listener: Listener | None = None

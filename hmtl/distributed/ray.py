@@ -21,6 +21,7 @@ import torch
 
 from hmtl.communication.messages import nothing
 from hmtl.distributed.cell import Cell
+from hmtl.distributed.connections import ENDED
 from hmtl.distributed.controller import Controller
 from hmtl.distributed.frames import Frame, Header
 from hmtl.distributed.mail import Homes, shared_evenly
@@ -28,10 +29,9 @@ from hmtl.errors import ConfigError, EngineError, ProcessLost, few
 from hmtl.training.engine import Build, Load, Values
 
 log = logging.getLogger(__name__)
-MOST = 16  # hosts for each core of this machine
+MAX_HOSTS_PER_CORE = 16  # hosts for each core of this machine
 REACH = 10.0  # seconds to reach a cluster
-ENDED = "its process has ended"
-GRACE = 0.1  # seconds to fetch a message in any case
+MIN_FETCH_SECONDS = 0.1  # seconds to fetch a message in any case
 SMALL = 1 << 12  # bytes of messages that are handed over by the controller, as references would take longer
 
 
@@ -62,7 +62,7 @@ class Actor:
             return Frame.from_bytes(Header.from_bytes(header), torch.from_numpy(body.copy()))
         begin = time.monotonic()
         try:
-            frame, *parts = self._ray.get(handle[0], timeout=max(GRACE, self._left))
+            frame, *parts = self._ray.get(handle[0], timeout=max(MIN_FETCH_SECONDS, self._left))
         except (self._ray.exceptions.RayError, self._ray.exceptions.GetTimeoutError):
             return None  # it was lost with its sender
         finally:
@@ -99,7 +99,7 @@ class RayCluster(Controller):
         super().__init__(seconds, patience)
         if hosts < 1:
             raise ConfigError(f"engine.hosts={hosts}: users need at least one host. Set it to 1 or more.")
-        if address is None and hosts > (most := MOST * (os.cpu_count() or 1)):
+        if address is None and hosts > (most := MAX_HOSTS_PER_CORE * (os.cpu_count() or 1)):
             raise ConfigError(
                 f"engine.hosts={hosts} processes are too many for this machine. Set it to {most} or less, or set "
                 "engine.address to a cluster."

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.verification import ClientVerifier, Criticality, ExtensionPolicy, PolicyBuilder, Store
 
-from hmtl.communication.secure.crypto import DIGEST_BYTES
+from hmtl.communication.secure.crypto import KEY_DIGEST_BYTES
 from hmtl.distributed.certificates import expiry
 from hmtl.distributed.identity import Credentials
 from hmtl.distributed.mail import Homes
@@ -25,7 +25,7 @@ from hmtl.training.engine import Values
 
 log = logging.getLogger(__name__)
 CONTEXT = "hmtl: keys of secure sums"  # the key also signs handshakes of TLS
-ALGORITHM = ec.ECDSA(SHA256())
+SIGNATURE_ALGORITHM = ec.ECDSA(SHA256())
 ANY = ExtensionPolicy.permit_all()
 AUTHORITY = ANY.require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)  # others issue no certificates
 
@@ -69,11 +69,11 @@ class SignedKeys:
         if expiry(own) < datetime.now(UTC):
             log.warning("round %d: the certificate of %s has expired, so its users are absent", round, self._name)
             return False
-        keys = [digests.get(k, secrets.token_bytes(DIGEST_BYTES)).hex() for k in self._homes[self._name].tolist()]
+        keys = [digests.get(k, secrets.token_bytes(KEY_DIGEST_BYTES)).hex() for k in self._homes[self._name].tolist()]
         content = json.dumps([CONTEXT, self._nodes, round, {**self.notes, self._name: self.nonce}, keys])
         key = load_pem_private_key(own.key, None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
-        signature, certificate = key.sign(content.encode(), ALGORITHM).hex(), own.certificate.decode()
+        signature, certificate = key.sign(content.encode(), SIGNATURE_ALGORITHM).hex(), own.certificate.decode()
         self.note = {"content": content, "signature": signature, "certificate": certificate}
         return True
 
@@ -102,7 +102,7 @@ class SignedKeys:
             raise ValueError("the certificate is revoked")
         key = certificate.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
-        key.verify(bytes.fromhex(note["signature"]), note["content"].encode(), ALGORITHM)
+        key.verify(bytes.fromhex(note["signature"]), note["content"].encode(), SIGNATURE_ALGORITHM)
         *context, nonces, keys = json.loads(note["content"])
         if context != [CONTEXT, self._nodes, round] or nonces.get(self._name) != self.nonce:
             raise ValueError("it is of another round")

@@ -20,13 +20,13 @@ from hmtl.distributed.multicast import Caster, Group, Listener
 from hmtl.distributed.post import Post
 from hmtl.distributed.signed_keys import SignedKeys
 from hmtl.distributed.values import as_frame, of_frame
-from hmtl.distributed.wire import Party, Wire
+from hmtl.distributed.wire import Party, Streams
 from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost
 from hmtl.training.engine import Build, Load, Values
 
 log = logging.getLogger(__name__)
 SERVER_LOST = "the server is lost"
-LARGEST = 1 << 30  # bytes of a body that comes by multicast, at most
+MAX_MULTICAST_BYTES = 1 << 30  # bytes of a body that comes by multicast, at most
 END = "end"
 """The call with which a controller ends the run."""
 INVITE = "invite"
@@ -91,7 +91,7 @@ class Site(Controller):
         else:
             assert self._deployment
             party = self._deployment.party(SERVER, self._agreed)
-        self.post = Post(Wire(party, self.seconds), self.seconds / 2)
+        self.post = Post(Streams(party, self.seconds), self.seconds / 2)
         if missing := self.post.wire.missing(self.patience, check=self._local.check if self._local else bool):
             name, trouble = next(iter(missing.items()))
             raise EngineError(f"{name} did not arrive: {trouble}. Start it.")
@@ -176,7 +176,7 @@ def serve(
     Raises:
         ProcessLost: the server is lost, or another node is not there at the start.
     """
-    post = Post(Wire(party, seconds), seconds / 2)
+    post = Post(Streams(party, seconds), seconds / 2)
     sign = partial(SignedKeys, party.name, party.identities, party.credentials)
     cell = Cell(party.name, homes, load, build, post.hand, post.fetch, sign)
     try:
@@ -197,7 +197,7 @@ def serve(
                 if post.listener:
                     post.listener.close()
                 post.listener = Listener(
-                    Group(asked["values"]["group"], interface), bytes(asked["values"]["key"]), LARGEST
+                    Group(asked["values"]["group"], interface), bytes(asked["values"]["key"]), MAX_MULTICAST_BYTES
                 )
                 continue
             if asked["values"].get("round", round) > round:

@@ -18,8 +18,8 @@ from hmtl.communication.round import Nodes, Stopwatch
 from hmtl.communication.turns import Turn
 from hmtl.distributed.cell import FACTS, Handle
 from hmtl.errors import StateLost, few
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.mtl import Algorithm
-from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 from hmtl.training.engine import Values
 
 

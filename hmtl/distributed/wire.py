@@ -21,15 +21,15 @@ from typing import Any
 
 import grpc
 
-from hmtl.distributed.connections import CAME_BACK, CHUNK, ENDED, Connection, Stream
+from hmtl.distributed.connections import CAME_BACK, ENDED, MAX_CHUNK_BYTES, Connection, Stream
 from hmtl.distributed.frames import HEADER, HOSTS, MAY_SEND, RELAYS, SERVES, role
 from hmtl.distributed.identity import Credentials, names_of, serial_of
 from hmtl.errors import EngineError
 
 log = logging.getLogger(__name__)
 METHOD = "/hmtl/Stream"
-PAUSE = 1.0  # seconds between attempts to open a stream
-GRACE = 5.0  # seconds for a stream to end once all is said
+RECONNECT_SECONDS = 1.0  # seconds between attempts to open a stream
+CLOSE_SECONDS = 5.0  # seconds for a stream to end once all is said
 SETTLE = 2.0  # seconds for threads to end at the end of the process
 HANDSHAKE = 5.0  # seconds for a handshake
 LONGEST = 2**31 - 1  # milliseconds that gRPC can count
@@ -74,7 +74,7 @@ class Party:
         return [name for name in self.neighbours if role(name) in above]
 
 
-class Wire:
+class Streams:
     """This node's streams to all neighbours.
 
     Args:
@@ -92,14 +92,14 @@ class Wire:
         self.party = party
         self.connections = {name: Connection(name, MAY_SEND[role(name), role(party.name)]) for name in party.neighbours}
         self._options = [
-            ("grpc.max_receive_message_length", CHUNK + HEADER),
-            ("grpc.max_send_message_length", CHUNK + HEADER),
+            ("grpc.max_receive_message_length", MAX_CHUNK_BYTES + HEADER),
+            ("grpc.max_send_message_length", MAX_CHUNK_BYTES + HEADER),
             ("grpc.keepalive_time_ms", int(min(1000 * seconds, LONGEST))),
             ("grpc.keepalive_timeout_ms", int(min(6000 * seconds, LONGEST))),
             # fixed windows and large frames take less CPU time than probes for the best window
-            ("grpc.http2.lookahead_bytes", 4 * CHUNK),
+            ("grpc.http2.lookahead_bytes", 4 * MAX_CHUNK_BYTES),
             ("grpc.http2.bdp_probe", 0),
-            ("grpc.http2.max_frame_size", 4 * CHUNK),
+            ("grpc.http2.max_frame_size", 4 * MAX_CHUNK_BYTES),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_metadata_size", 8192),
             ("grpc.enable_http_proxy", 0),
@@ -129,7 +129,7 @@ class Wire:
         deadline, level, remind = time.monotonic() + seconds, logging.INFO, time.monotonic()
         while True:
             check()
-            until = min(deadline, time.monotonic() + PAUSE)
+            until = min(deadline, time.monotonic() + RECONNECT_SECONDS)
             waited = [self.connections[name] for name in names or self.connections]
             late = [each for each in waited if not each.wait(until - time.monotonic())]
             missing = {each.name: each.trouble or "it has not arrived" for each in late}
@@ -148,7 +148,7 @@ class Wire:
         for channel in list(self._channels.values()):
             channel.close()
         if self._server:
-            self._server.stop(None).wait(GRACE)
+            self._server.stop(None).wait(CLOSE_SECONDS)
 
     def _dial(self, name: str, address: str) -> None:
         """Open a stream to a neighbour, and another whenever it has ended, until the wire is closed."""
@@ -174,7 +174,7 @@ class Wire:
             except (grpc.RpcError, OSError, ValueError) as error:  # ValueError: the channel is closed
                 connection.trouble = _reason(error, name, address)
             stream.end(connection.trouble or ENDED)
-            self._closed.wait(PAUSE)
+            self._closed.wait(RECONNECT_SECONDS)
 
     def _channel(self, name: str, address: str, stream: Stream) -> grpc.Channel:
         """Return a channel to a neighbour with the present credentials.
@@ -197,7 +197,7 @@ class Wire:
 
     def _watch(self) -> None:
         """End streams whose certificates are revoked meanwhile."""
-        while not self._closed.wait(PAUSE):
+        while not self._closed.wait(RECONNECT_SECONDS):
             revoked = self.party.credentials().revoked
             for connection in self.connections.values():
                 for stream in (connection.stream, connection.newer):
@@ -250,7 +250,7 @@ class Wire:
         stream.connection.attach(stream)
         Thread(target=self._take, args=(stream, incoming), daemon=True).start()
         yield from stream.outgoing()
-        stream.ended.wait(GRACE)
+        stream.ended.wait(CLOSE_SECONDS)
         if stream.reason == CAME_BACK:
             context.abort(grpc.StatusCode.ALREADY_EXISTS, "another process came under this name")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hmtl.mtl.symmetric import Symmetric
 
 
-FAR = 100  # standard deviations of a task, beyond which the means of others do not help
+MAX_TASK_DISTANCE = 100  # standard deviations of a task, beyond which the means of others do not help
 QUICK = 3 * 10**7  # K·d³, operations of an iteration of mixed effects, up to which they are the default
 
 
@@ -483,7 +483,7 @@ def _probabilities(scores: NDArray[Any]) -> NDArray[Any]:
 def _are_far_apart(targets: Sequence[NDArray[Any]]) -> bool:
     """Return whether the means of tasks are so far apart that none says anything about another."""
     means, mean = np.array([each.mean() for each in targets]), np.concatenate(targets).mean()
-    return bool(np.square((means - mean) / _scales(targets, True)[0]).mean() > FAR**2)
+    return bool(np.square((means - mean) / _scales(targets, True)[0]).mean() > MAX_TASK_DISTANCE**2)
 
 
 def _scales(targets: Sequence[NDArray[np.float64]], scaled: bool) -> tuple[NDArray[np.float64], float]:

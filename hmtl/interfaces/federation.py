@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hmtl.communication import LinkLedger
-from hmtl.config.build import KINDS, build, build_topology, compose, conf_dir
+from hmtl.config.build import PART_CLASSES, build, build_topology, compose, conf_dir
 from hmtl.config.schema import flat
 from hmtl.config.targets import description, given, no_setting
 from hmtl.data import from_datasets
@@ -119,7 +119,7 @@ class Federation:
         self.output_dir = Path(output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._settings = {"algorithm": algorithm, **settings}
-        parts = {name: part for name in KINDS if (part := settings.pop(name, None)) is not None}
+        parts = {name: part for name in PART_CLASSES if (part := settings.pop(name, None)) is not None}
         parts |= {"algorithm": algorithm, **{f"measures.{name}": each for name, each in (measures or {}).items()}}
         settings |= {"output_dir": str(output_dir)}
         self._cfg = _configuration(model, dataset, parts, settings)

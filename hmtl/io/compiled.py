@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cached_property, update_wrapper
 from typing import Any, TypeVar, cast
 
-SETTINGS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+NUMBA_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -25,7 +25,7 @@ class _Loop:
     """A function that numba compiles when it is called first, or when a function that calls it is compiled."""
 
     def __init__(self, function: Callable[..., Any], settings: dict[str, Any]) -> None:
-        self.function, self.settings = function, SETTINGS | settings
+        self.function, self.settings = function, NUMBA_OPTIONS | settings
         update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:

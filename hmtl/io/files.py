@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-DIGEST = 32  # bytes
-CHUNK = 2**20  # bytes that are read at a time
-SUMS = "SHA256SUMS"
+SHA256_BYTES = 32  # bytes
+READ_CHUNK_BYTES = 2**20  # bytes that are read at a time
+CHECKSUM_FILE = "SHA256SUMS"
 
 
 @contextmanager
@@ -51,13 +51,13 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 def add_digest(file: BinaryIO) -> None:
     """Make the SHA-256 of a zip file's content the comment of this file, which was just written without one."""
     end = file.seek(-2, os.SEEK_END) + 2
-    file.write(DIGEST.to_bytes(2, "little"))  # the length of the comment
+    file.write(SHA256_BYTES.to_bytes(2, "little"))  # the length of the comment
     file.write(_sha256(file, end))
 
 
 def check_digest(file: BinaryIO) -> None:
     """Raise ValueError unless a file is as `add_digest` left it."""
-    end = max(0, file.seek(0, os.SEEK_END) - DIGEST)
+    end = max(0, file.seek(0, os.SEEK_END) - SHA256_BYTES)
     if _sha256(file, end) != file.read():
         raise ValueError("its content does not match its digest, or it has none")
     file.seek(0)
@@ -65,17 +65,17 @@ def check_digest(file: BinaryIO) -> None:
 
 def write_sums(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write the digests of these files of a folder, by name."""
-    write_whole(folder / SUMS, "".join(f"{_line(*each)}\n" for each in contents.items()))
+    write_whole(folder / CHECKSUM_FILE, "".join(f"{_line(*each)}\n" for each in contents.items()))
 
 
 def check_sums(folder: Path, *names: str) -> None:
     """Raise ValueError unless these files are as `write_sums` took them, or OSError if one cannot be read."""
-    if not (folder / SUMS).exists():
-        raise ValueError(f"{SUMS} is missing; runs of earlier versions have none")
-    known = (folder / SUMS).read_bytes().split(b"\n")
+    if not (folder / CHECKSUM_FILE).exists():
+        raise ValueError(f"{CHECKSUM_FILE} is missing; runs of earlier versions have none")
+    known = (folder / CHECKSUM_FILE).read_bytes().split(b"\n")
     for name in names:
         if _line(name, (folder / name).read_bytes()).encode() not in known:
-            raise ValueError(f"{name} was changed after the run, or {SUMS} was")
+            raise ValueError(f"{name} was changed after the run, or {CHECKSUM_FILE} was")
 
 
 def _line(name: str, content: bytes) -> str:
@@ -86,8 +86,8 @@ def _sha256(file: BinaryIO, end: int) -> bytes:
     """Return the SHA-256 of the first `end` bytes of a file, which stands there afterwards."""
     digest = hashlib.sha256()
     file.seek(0)
-    for start in range(0, end, CHUNK):
-        digest.update(file.read(min(CHUNK, end - start)))
+    for start in range(0, end, READ_CHUNK_BYTES):
+        digest.update(file.read(min(READ_CHUNK_BYTES, end - start)))
     return digest.digest()
 
 

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-MOST = 2**33  # bytes of an array or a text file
+MAX_ARRAY_BYTES = 2**33  # bytes of an array or a text file
 
 
-def open_file(path: str | Path, most: int = MOST) -> BinaryIO:
+def open_file(path: str | Path, most: int = MAX_ARRAY_BYTES) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
@@ -35,7 +35,7 @@ def open_file(path: str | Path, most: int = MOST) -> BinaryIO:
 
 
 def load_arrays(
-    path: str | Path, choose: Callable[[Sequence[str]], Collection[str]] = list, most: int = MOST
+    path: str | Path, choose: Callable[[Sequence[str]], Collection[str]] = list, most: int = MAX_ARRAY_BYTES
 ) -> dict[str, NDArray[Any]]:
     """Return the arrays of an npz file by name: numbers, booleans or strings, and no Python objects.
 

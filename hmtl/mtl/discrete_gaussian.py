@@ -15,12 +15,12 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-Words = Callable[[int], NDArray[np.uint64]]
+DrawWords = Callable[[int], NDArray[np.uint64]]
 """Returns that many independent, uniform words of 64 bits."""
 
 SURE = 2.0**-48
 """Relative difference from which on floating point decides; rounding errors are below a tenth of it."""
-LARGEST = 2**54
+MAX_SIGMA = 2**54
 """The largest σ: samples and their parts fit in 64 bits."""
 
 
@@ -29,12 +29,12 @@ def system_words(n: int) -> NDArray[np.uint64]:
     return np.frombuffer(os.urandom(8 * n), np.uint64)
 
 
-def repeatable_words(rng: np.random.Generator) -> Words:
+def repeatable_words(rng: np.random.Generator) -> DrawWords:
     """Return a source of words that follow from the generator's seed."""
     return lambda n: rng.integers(0, 2**64, n, dtype=np.uint64)
 
 
-def discrete_gaussian(sigma: int, n: int, words: Words) -> NDArray[np.int64]:
+def discrete_gaussian(sigma: int, n: int, words: DrawWords) -> NDArray[np.int64]:
     """Return n independent samples.
 
     Args:
@@ -49,7 +49,7 @@ def discrete_gaussian(sigma: int, n: int, words: Words) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def _accepted(sigma: int, n: int, words: Words) -> NDArray[np.int64]:
+def _accepted(sigma: int, n: int, words: DrawWords) -> NDArray[np.int64]:
     """Return those of n candidates ±(u + σv) that rejection leaves, for u uniform in 0..σ−1 and P(v) ∝ exp(−v).
 
     They are candidates of the discrete Laplace distribution of scale σ (algorithm 2). Its test, exp(−u/σ), and that of
@@ -76,7 +76,7 @@ def _accepted(sigma: int, n: int, words: Words) -> NDArray[np.int64]:
 
 
 def below_exp(
-    gamma: NDArray[np.float64], exact: Callable[[int], Fraction], words: Words, sure: float = SURE
+    gamma: NDArray[np.float64], exact: Callable[[int], Fraction], words: DrawWords, sure: float = SURE
 ) -> NDArray[np.bool_]:
     """Return whether each of n uniform numbers is below exp(−γ), with exactly that probability.
 
@@ -95,7 +95,7 @@ def below_exp(
     return below
 
 
-def _below_exp(word: int, gamma: Fraction, words: Words) -> bool:
+def _below_exp(word: int, gamma: Fraction, words: DrawWords) -> bool:
     """Return whether a uniform number that begins with this word is below exp(−γ); draw more of it if need be."""
     bits = 64
     while True:

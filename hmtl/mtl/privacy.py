@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
-from hmtl.mtl.discrete_gaussian import LARGEST, Words, discrete_gaussian, repeatable_words, system_words
+from hmtl.mtl.discrete_gaussian import MAX_SIGMA, DrawWords, discrete_gaussian, repeatable_words, system_words
 from hmtl.mtl.sums import MAX_SUM, Grid, fitting
 from hmtl.rng import generator
 
 Randomness = Literal["system", "seed"]
 SLACK = 2.0**-20
 """Terms are clipped by this share more than is asked for, which covers the rounding of norms and products."""
-FINEST = 16
+MIN_NOISE_STEPS = 16
 """Least standard deviation of a user's noise, in steps of the grid.
 
 A sum of n discrete Gaussians is not quite one: by proposition 14 of Kairouz et al. their probabilities differ by at
@@ -63,12 +63,12 @@ class Privacy:
         """
         bound = self._bound(grid)
         sigma = self.noise * bound / math.sqrt(self.least)
-        if sigma < FINEST:
+        if sigma < MIN_NOISE_STEPS:
             raise ConfigError(
                 f"privacy: noise of {self.noise:.3g} · clip={self.clip:g} is too fine for fraction_bits={grid.bits}. "
                 "Raise fraction_bits."
             )
-        if bound + TAIL * sigma > MAX_SUM / grid.K or sigma > LARGEST:
+        if bound + TAIL * sigma > MAX_SUM / grid.K or sigma > MAX_SIGMA:
             raise ConfigError(
                 f"privacy: noise of {self.noise:.3g} · clip={self.clip:g} is too large for sums of K={grid.K} terms in "
                 f"64 bits with fraction_bits={grid.bits}. Lower fraction_bits or clip, or raise privacy.epsilon."
@@ -79,7 +79,7 @@ class Privacy:
         """Return the terms [n, m] of users with these numbers [n], clipped and with noise, int64 [n, m]."""
         noisy, sigma = clipped(terms, self._bound(grid)), self.sigma(grid)
         for row, user in zip(noisy, users.tolist(), strict=True):
-            words: Words = system_words
+            words: DrawWords = system_words
             if self.randomness == "seed":
                 words = repeatable_words(generator(self.seed, "noise", round, user))
             row += torch.from_numpy(discrete_gaussian(sigma, len(row), words)).to(row.device)

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, TensorDataset
 from hmtl.data import Task
 from hmtl.data.items import each_tensor
 from hmtl.data.sparse import Features, times
-from hmtl.data.tasks import classified
+from hmtl.data.tasks import SPLITS, classified
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.measures import OwnMeasure, means, measures_for, summarize, terms_of_means, totals
@@ -37,9 +37,7 @@ from hmtl.mtl.torch_loss import TorchLoss
 from hmtl.rng import generator
 
 ITEMS_AT_ONCE = 128  # rows that networks read as they are, and may be large
-AT_ONCE = 1024  # rows, of many, for which intermediate results are in memory at the same time
-SPLITS = ("train", "test", "validation")
-"""Parts of the rows that may be measured."""
+ROWS_AT_ONCE = 1024  # rows, of many, for which intermediate results are in memory at the same time
 
 
 def runs(counts: Sequence[int]) -> Iterator[tuple[slice, slice, int]]:
@@ -273,7 +271,9 @@ class Problem:
                     self.tasks[k] = self.everybody[user] = copy.copy(task)
                     object.__setattr__(self.tasks[k], "x_train", x)
         if not self.is_sparse and not self.items:
-            square_norms = torch.cat([torch.linalg.vecdot(x, x) for x in torch.split(X, AT_ONCE)])  # it copies rows
+            square_norms = torch.cat(
+                [torch.linalg.vecdot(x, x) for x in torch.split(X, ROWS_AT_ONCE)]
+            )  # it copies rows
         y, _ = self._targets["train"]
         self._rows[dtype] = Rows(X, y.to(dtype), square_norms, self.here, self.weights.to(dtype))
         return self._rows[dtype]
@@ -326,7 +326,7 @@ class Problem:
         """Yield the rows of a split of one of this process's users, as inputs and targets of batches."""
         task = self.tasks[user]
         x, y = getattr(task, f"x_{split}"), getattr(task, f"y_{split}")
-        for at in torch.split(torch.arange(len(y)), ITEMS_AT_ONCE if self.items else AT_ONCE):
+        for at in torch.split(torch.arange(len(y)), ITEMS_AT_ONCE if self.items else ROWS_AT_ONCE):
             if len(at):
                 yield (x[at], y[at]) if task.items is None else task.items.batch(x[at, 0])
 

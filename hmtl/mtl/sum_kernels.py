@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hmtl.io.compiled import jit
 
-PORTION = 4096  # columns for which all rows are read one after the other, so that their sums stay in the cache
+CACHE_COLUMNS = 4096  # columns for which all rows are read one after the other, so that their sums stay in the cache
 
 
 @jit()
@@ -30,9 +30,9 @@ def add_changes(
         first: the first column.
     """
     n, m = len(new), to.shape[1]
-    misfits = np.zeros(PORTION, np.bool_)
-    for start in range(0, m, PORTION):
-        stop = min(m, start + PORTION)
+    misfits = np.zeros(CACHE_COLUMNS, np.bool_)
+    for start in range(0, m, CACHE_COLUMNS):
+        stop = min(m, start + CACHE_COLUMNS)
         for k in range(n):
             row = new[k, first + start : first + stop]
             before = last[min(k, len(last) - 1), first + start : first + stop]

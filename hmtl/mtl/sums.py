@@ -21,12 +21,12 @@ DIGITS = 3  # words of a figure, see `to_digits`
 LARGEST_FIGURE = 2.0**60
 COMPILED = torch.float32, torch.float64  # the types of models that the compiled loops know
 HELD = 2**21  # numbers that are held at once, of users on another device or of terms
-WORK = 2**16  # numbers in a block, so that intermediate results stay in the processor's cache
+CACHE_NUMBERS = 2**16  # numbers in a block, so that intermediate results stay in the processor's cache
 
 
 def blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows and columns of blocks of a matrix [n, m] that hold at most WORK numbers each."""
-    rows, columns = max(1, WORK // max(1, m)), max(1, min(m, WORK))
+    """Yield the rows and columns of blocks of a matrix [n, m] that hold at most CACHE_NUMBERS numbers each."""
+    rows, columns = max(1, CACHE_NUMBERS // max(1, m)), max(1, min(m, CACHE_NUMBERS))
     for row in range(0, n, rows):
         for column in range(0, m, columns):
             yield slice(row, min(row + rows, n)), slice(column, min(column + columns, m))

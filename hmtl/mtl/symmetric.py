@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from hmtl.mtl.sums import WORK
+from hmtl.mtl.sums import CACHE_NUMBERS
 
 EVERYBODY = slice(None)
 
@@ -92,7 +92,9 @@ class Symmetric(nn.Module, ABC):
 
     def quadratic(self, V: Tensor) -> Tensor:
         """Return ½ tr(Vᵀ M V), a scalar, for V [K, m]."""
-        parts = (part.double() for part in torch.split(V, max(64, WORK // len(V)), 1))  # large terms may cancel
+        parts = (
+            part.double() for part in torch.split(V, max(64, CACHE_NUMBERS // len(V)), 1)
+        )  # large terms may cancel
         return torch.stack([self.value(self.squares(part).sum(), self.sums(part)) for part in parts]).sum()
 
     def value(self, squares: Tensor, sums: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 30.0  # if output is not a terminal
-LEAST_SAVED = 0.001  # share of a time that is worth a word
+MIN_SAVED = 0.001  # share of a time that is worth a word
 LONGEST_WORD = 20  # characters of a word that stays whole in a narrow terminal
 
 
@@ -60,7 +60,7 @@ def saved(seconds: float, forwarding: float) -> float:
 def compared(seconds: float, forwarding: float) -> str:
     """Return a time beside that of plain forwarding in words: `21% less time`, `about as long`, `2.1 times as long`."""
     share = saved(seconds, forwarding)
-    if share >= LEAST_SAVED:
+    if share >= MIN_SAVED:
         return f"{share:.{int(share < 0.1 or 0.99 < share < 1)}%} less time"
     return "about as long" if share > -0.05 else f"{1 - share:.{int(share > -9)}f} times as long"
 

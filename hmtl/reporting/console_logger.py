@@ -25,10 +25,10 @@ LEARNED = {
     "empty_rounds": "empty rounds",
 }
 """What the report of a run shows of learning: keys of the summary, and labels."""
-SHARE = "share misclassified"  # a measure of errors that the report shows in %
+MISCLASSIFIED = "share misclassified"  # a measure of errors that the report shows in %
 SHOWN = ("gap", "test_error", "epsilon", "epsilon_sample_known")  # during training
 SPEED = 600.0  # seconds over which the time of a round is estimated
-FAR = 0.5  # a larger duality gap, relative to the primal objective, has a remark
+LARGE_GAP = 0.5  # a larger duality gap, relative to the primal objective, has a remark
 OVER_USERS = {"": "mean", "_weighted": "weighted by rows", "_median": "median", "_worst": "worst user"}
 """The columns of the table of measures: ends of measurements, and headers."""
 
@@ -140,7 +140,7 @@ def _overview(summary: Summary) -> Table:
 def _learned(figures: Mapping[str, Any], measure: str) -> dict[str, Any]:
     """Return what the report shows of learning by its label; shares misclassified are in %."""
     shown = {label: figures[key] for key, label in LEARNED.items() if key in figures}
-    if measure != SHARE:
+    if measure != MISCLASSIFIED:
         return shown
     return {f"{k} [%]" if "error" in k else k: f"{100 * x:.2f}" if "error" in k else x for k, x in shown.items()}
 
@@ -200,6 +200,6 @@ def _remarks(summary: Summary) -> Iterator[str]:
     if summary.randomness == "seed":
         yield "Noise and samples follow from the seed: anyone who knows it can subtract the noise."
     gap, primal = figures.get("gap", 0.0), figures.get("primal", 0.0)
-    if gap > FAR * abs(primal):
+    if gap > LARGE_GAP * abs(primal):
         share = gap / (abs(primal) or gap)
         yield f"Far from the optimum: the duality gap is {share:.0%} of the objective. Set more rounds or a larger lam."

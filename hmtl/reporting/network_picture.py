@@ -16,9 +16,13 @@ from matplotlib.patches import Rectangle
 from hmtl.reporting.style import OKABE_ITO, PAGE, PRINT, Picture, colors
 from hmtl.topology import Moving, Topology
 
-MOST_USERS = 100  # that have a mark each
-MOST_NUMBERED = 30  # users in a row whose numbers do not overlap
-MOST_COUNTED, MOST_LABELS, MOST_NAMED = 12, 20, 40  # relays of a map with counts, all names, half of them
+MAX_MARKED_USERS = 100  # that have a mark each
+MAX_NUMBERED_USERS = 30  # users in a row whose numbers do not overlap
+MAX_COUNTED_RELAYS, MAX_LABELLED_RELAYS, MAX_HALF_LABELLED_RELAYS = (
+    12,
+    20,
+    40,
+)  # relays of a map with counts, all names, half of them
 LONGEST_INSIDE = 3  # characters that fit a mark
 DARK, GREY, FRAME = "#333333", "#8c8c8c", OKABE_ITO["vermilion"]
 INSIDE: Any = {"xytext": (0, 0), "va": "center_baseline"}
@@ -48,7 +52,7 @@ def draw(
     title = f"K = {topology.K} users, H = {topology.H} relays, mean r = {topology.r:.3g}{first}"
     framed = sorted(aggregators or ())
     server_framed = aggregators is not None and (with_server or not framed)
-    return (_links if topology.K <= MOST_USERS else _map)(topology, title, framed, server_framed, role)
+    return (_links if topology.K <= MAX_MARKED_USERS else _map)(topology, title, framed, server_framed, role)
 
 
 def _links(topology: Topology, title: str, framed: Sequence[int], server_framed: bool, role: str) -> Picture:
@@ -72,9 +76,9 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
     to_server = [np.stack([relays[i], server]) for i in topology.active]
     axes.add_collection(LineCollection(to_server, colors=DARK, linestyles="dashed", linewidths=0.8, zorder=1))
     k, i = np.nonzero(topology.G.T)  # ordered by user, so that the links of one relay do not cover all others
-    links, width = np.stack([relays[i], users[k]], axis=1), 1.0 if K <= MOST_NUMBERED else 0.7
+    links, width = np.stack([relays[i], users[k]], axis=1), 1.0 if K <= MAX_NUMBERED_USERS else 0.7
     axes.add_collection(LineCollection(list(links), colors=hues[i], alpha=0.8, linewidths=width, zorder=1))
-    size = 200.0 if K <= MOST_NUMBERED else 60.0 if topology.layout else 20.0
+    size = 200.0 if K <= MAX_NUMBERED_USERS else 60.0 if topology.layout else 20.0
     axes.scatter(users[:, 0], users[:, 1], size, "white", marker="o", edgecolors=DARK, linewidths=0.8, zorder=2)
     frames = [(relays[framed], 620, "s")] * bool(framed) + [(server[None], 1300, "^")] * server_framed
     for at, area, marker in frames:
@@ -86,7 +90,7 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
     below: Any = INSIDE if topology.layout else {"xytext": (0, -10), "va": "top", "rotation": 90}
     on_relay = [DARK if hue[:3] @ LUMINANCE > 0.5 else "white" for hue in hues]
     texts = [(relays, [str(topology.names.relay(i)) for i in range(H)], above, on_relay)]
-    if K <= MOST_NUMBERED:
+    if K <= MAX_NUMBERED_USERS:
         texts.append((users, [str(topology.names.user(k)) for k in range(K)], below, [DARK] * K))
     for places, names, beside, inks in texts:
         fits = max(map(len, names)) <= LONGEST_INSIDE
@@ -112,15 +116,15 @@ def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: b
     axes = figure.add_subplot(title=title, xlabel="relay", ylabel="relay", facecolor="lightgrey")
     pale = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0, 0.45, 256)))  # dark numbers stay readable
     image = axes.imshow(shared, cmap=pale, vmin=0)
-    diagonal = "; diagonal: users of the relay" * (H <= MOST_COUNTED)
+    diagonal = "; diagonal: users of the relay" * (H <= MAX_COUNTED_RELAYS)
     figure.colorbar(image, ax=axes, label=f"users that both relays hear{diagonal}")
     for i in framed:
         axes.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=FRAME, linewidth=2, clip_on=False))
-    if H <= MOST_COUNTED:
+    if H <= MAX_COUNTED_RELAYS:
         for (i, j), count in np.ndenumerate(counts):
             axes.text(j, i, str(count), ha="center", va="center", color=DARK)
-    if H <= MOST_NAMED:
-        labelled = range(0, H, 1 if H <= MOST_LABELS else 2)
+    if H <= MAX_HALF_LABELLED_RELAYS:
+        labelled = range(0, H, 1 if H <= MAX_LABELLED_RELAYS else 2)
         names = [str(topology.names.relay(i)) for i in labelled]
         axes.set_xticks(labelled, names, rotation=90 if max(map(len, names)) > LONGEST_INSIDE else 0)
         axes.set_yticks(labelled, names)

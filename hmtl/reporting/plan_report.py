@@ -10,9 +10,9 @@ from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.prices.comparison import Comparison, Timetable
-from hmtl.reporting.console import LEAST_SAVED, as_table, compared, saved
+from hmtl.reporting.console import MIN_SAVED, as_table, compared, saved
 
-MOST_CHOICES = 5  # that a table of seconds shows
+MAX_CHOICES = 5  # that a table of seconds shows
 
 
 def plan_table(comparison: Comparison) -> Table:
@@ -103,7 +103,7 @@ def verdict(comparison: Comparison) -> str:
         if other.relays
     } | {f"all scheme={scheme}": seconds[scheme] for scheme in CODED_SCHEMES if scheme not in comparison.not_trainable}
     fastest = min(choices, key=choices.__getitem__)
-    if saved(choices[fastest], uncoded) >= LEAST_SAVED:
+    if saved(choices[fastest], uncoded) >= MIN_SAVED:
         how = f"the communication of a round takes {compared(choices[fastest], uncoded)}"
         return f"Coding pays on a {medium} downlink: {how} with aggregators={fastest}."
     return f"Coding does not pay on a {medium} downlink: no choice tried takes clearly less time than plain forwarding."
@@ -131,8 +131,8 @@ def secure_remark(secure: Mapping[str, Any], K: int) -> str:
 
 def time_table(times: Timetable) -> Table:
     """Return the seconds of a round over access links, for the best choices of who aggregates and the usual ones."""
-    usual = [choice for choice in times.choices[MOST_CHOICES:] if _is_usual(times, choice[0])]
-    rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MOST_CHOICES], *usual)]
+    usual = [choice for choice in times.choices[MAX_CHOICES:] if _is_usual(times, choice[0])]
+    rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MAX_CHOICES], *usual)]
     rows.append(("sums, where they suffice", times.sums_seconds))
     tried = f"best of {'all ' * times.every}{len(times.choices)} choices"
     title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; IVs of {times.V_bits:,} bits; no compute; {tried}"

@@ -22,17 +22,27 @@ from hmtl.reporting.console_logger import OVER_USERS
 from hmtl.training.folder import READ_LATER, overrides
 from hmtl.training.summary import Summary
 
-SETTINGS = ("error_measure", "algorithm", "dataset", "communicator", "K", "H", "r")
-SECONDS = ("compute_s", "communication_s", "total_s", "uncoded_total_s")
+RUN_COLUMNS = ("error_measure", "algorithm", "dataset", "communicator", "K", "H", "r")
+TIME_COLUMNS = ("compute_s", "communication_s", "total_s", "uncoded_total_s")
 UPLINK, DOWNLINK = f"bits/{RELAYS_TO_SERVER}", f"bits/{SERVER_TO_RELAYS}"
 FIRST_HOP = [f"bits/{USERS_TO_RELAYS}", f"bits/{RELAYS_TO_USERS}"]
 NEEDED = [*FIRST_HOP, UPLINK, DOWNLINK, "users", "compute_s", "communication_s", "uncoded_s", "uncoded_communication_s"]
 """Columns of `metrics.csv` that a comparison reads, beside that of the measure."""
 UNLIKE = re.compile(r"^(seed|output_dir|resume): .*\n", re.MULTILINE)
 """Settings in which runs that are averaged may differ."""
-SHARE = re.compile(r"(\w+_)?(train|test|validation)_(balanced_)?error")
+ERROR_MEASURE = re.compile(r"(\w+_)?(train|test|validation)_(balanced_)?error")
 """Measures that are shares of rows, unless the targets are numbers."""
-CHOICES = ("algorithm", "regularizer", "communicator", "scheme", "dataset", "partition", "topology", "loss", "solver")
+PART_SETTINGS = (
+    "algorithm",
+    "regularizer",
+    "communicator",
+    "scheme",
+    "dataset",
+    "partition",
+    "topology",
+    "loss",
+    "solver",
+)
 """Settings whose values say enough without their names."""
 LEARNERS = "APFL CoCoA Ditto FedAdam FedAvg FedAvgM FedNova FedPer FedProx FedRep FedU FedYogi LG-FedAvg MOCHA pFedMe"
 SPELLING = {name.replace("-", "").lower(): name for name in (*LEARNERS.split(), "SCAFFOLD")}
@@ -118,13 +128,15 @@ class FinishedRun:
     @property
     def unit(self) -> int:
         """What the measure is multiplied by to show it: 100 if it is a share of rows, shown in %."""
-        is_share = SHARE.fullmatch(over_users(self.measure)[0]) and self.summary.error_measure == "share misclassified"
+        is_share = (
+            ERROR_MEASURE.fullmatch(over_users(self.measure)[0]) and self.summary.error_measure == "share misclassified"
+        )
         return 100 if is_share else 1
 
     def described(self, how: str = "") -> str:
         """Return the measure in words, such as "test error, worst user [%]" with `how` = ", worst user"."""
         base = over_users(self.measure)[0]
-        unit = " [%]" if self.unit == 100 else f" ({self.summary.error_measure})" * bool(SHARE.fullmatch(base))
+        unit = " [%]" if self.unit == 100 else f" ({self.summary.error_measure})" * bool(ERROR_MEASURE.fullmatch(base))
         return base.replace("_", " ") + how + unit
 
     @property
@@ -208,7 +220,7 @@ def as_label(setting: str) -> str:
     name = key.removesuffix("._target_").rpartition(".")[2]
     if key == "wire":
         value = re.sub(r"^(int|float)(\d+)$", r"\2 bits", value)
-    if key in ("wire", *CHOICES) or key.endswith("._target_"):
+    if key in ("wire", *PART_SETTINGS) or key.endswith("._target_"):
         part, *own = re.sub(r"[\w.]+\.(?=[A-Za-z_]\w*([(),]|$))", "", value).partition("(")  # without names of modules
         return SPELLING.get(part.replace("_", "").lower(), part.replace("_", " ")) + "".join(own)
     return f"{SPELLING.get(name, name.replace('_', ' '))}{equals and ' = '}{value}"
@@ -265,7 +277,7 @@ def comparison(lines: Sequence[Line]) -> pd.DataFrame:
     for line in lines:
         first = line.runs[0]
         row = {"run": line.name, "settings": ", ".join(line.settings), "runs": len(line.runs), "measure": first.measure}
-        row |= {key: getattr(first.summary, key) for key in SETTINGS}
+        row |= {key: getattr(first.summary, key) for key in RUN_COLUMNS}
         row["folder"] = os.path.commonpath([run.folder for run in line.runs])
         numbers = pd.DataFrame(map(_numbers, line.runs))
         row |= numbers.mean()
@@ -284,15 +296,15 @@ def _numbers(run: FinishedRun) -> dict[str, float]:
         "gap": figures.get("gap", math.nan),
         "Mbit": mbit["bits"],
         "Mbit_uncoded": mbit["bits uncoded"],
-        **{key: getattr(time, key) for key in SECONDS},
+        **{key: getattr(time, key) for key in TIME_COLUMNS},
         "communication_saved": saved(time.communication_s, time.uncoded_communication_s),
     }
 
 
 ENDS = {"mean": "", "weighted": "_weighted", "worst": "_worst"}
 """Columns of a comparison that hold a measure, and the ends of its name."""
-VARYING = (*ENDS, "gap", *SECONDS)
-COLUMNS = {
+VARYING = (*ENDS, "gap", *TIME_COLUMNS)
+TABLE_COLUMNS = {
     "n": ("runs", "g"),
     "rounds": ("rounds", ".4g"),
     "mean": ("mean", ".4f"),
@@ -315,7 +327,7 @@ def readable(lines: Sequence[Line]) -> pd.DataFrame:
     kinds = [line.runs[0].described() for line in lines]
     if len(set(kinds)) > 1:  # then the errors of a column differ in kind
         table["measure"] = kinds
-    for header, (name, form) in COLUMNS.items():
+    for header, (name, form) in TABLE_COLUMNS.items():
         column, spread = numbers[name], numbers.get(f"{name}_sd", numbers[name] * math.nan)
         if name in ENDS:
             units = [line.runs[0].unit for line in lines]

@@ -11,8 +11,8 @@ from hmtl.mtl.symmetric import Symmetric
 from hmtl.reporting.network_picture import draw
 from hmtl.reporting.style import Picture
 
-MOST_NAMED = 100  # users whose names fit beside the picture of Ω
-MOST_USERS = 400  # users that a picture of Ω shows: more have no pixels of their own
+MAX_NAMED_USERS = 100  # users whose names fit beside the picture of Ω
+MAX_PICTURED_USERS = 400  # users that a picture of Ω shows: more have no pixels of their own
 
 
 def topology_picture(communicator: Communicator) -> bytes:
@@ -36,12 +36,12 @@ def omega_figure(Omega: Symmetric, names: Sequence[str] = ()) -> Picture:
     The diagonal is grey. If there are many users, every second, third, ...
     is shown. With more than 100 users, or without `names`, they have numbers.
     """
-    step = -(-len(Omega) // MOST_USERS)
+    step = -(-len(Omega) // MAX_PICTURED_USERS)
     Sigma = Omega.inverse().block(slice(None, None, step)).cpu().numpy()
     end = step * len(Sigma) - 0.5
     scale = np.sqrt(np.diag(Sigma))
     shown = np.where(np.eye(len(Sigma)), np.nan, Sigma / np.outer(scale, scale))
-    labels = list(names) if len(names) <= MOST_NAMED else []
+    labels = list(names) if len(names) <= MAX_NAMED_USERS else []
     side = max(4.6, 2.5 + 0.14 * len(labels))  # inches
     figure = Picture(figsize=(side + 0.9, side), layout="constrained")
     axes = figure.subplots()

@@ -26,7 +26,7 @@ FIRST = {
 }
 """The charts that TensorBoard, which sorts by name, shows first, by measurement."""
 MIDDLE_TIERS = ("bits/relays_to_server", "bits/server_to_relays")
-SETTINGS = (
+HPARAMS = (
     *("algorithm", "regularizer", "lam", "loss", "passes", "dataset", "K", "H", "r"),
     *("communicator", "scheme", "medium", "rounds", "seed"),
 )
@@ -73,7 +73,7 @@ class TensorBoardLogger:
             self._writer.add_image(name, pixels, summary.rounds, dataformats="HWC")
         self._writer.add_text("command", " ".join(["python -m hmtl.train", *overrides(self._folder)]))
         self._writer.flush()
-        settings = {key: each for key, each in summary if key in SETTINGS and each is not None}
+        settings = {key: each for key, each in summary if key in HPARAMS and each is not None}
         results = {tag: self._last[tag] for tag in map(_tag, RESULTS) if tag in self._last}
         # They come in a file of their own, which TensorBoard reads after this one, and repeat the last points.
         self._writer.add_hparams(settings, results, run_name=".", global_step=self._round)

@@ -83,17 +83,17 @@ class LearnerContract(ABC):
 
     @few_cases
     def test_users_train_in_blocks_of_any_size(self, seed: int) -> None:
-        models, usual, t = [], networks.BLOCK, any_r(self.K, 4, 2, seed % 1000)
+        models, usual, t = [], networks.MODEL_CHUNK_BYTES, any_r(self.K, 4, 2, seed % 1000)
         try:
             for size in (usual, 1):
-                networks.BLOCK = size
+                networks.MODEL_CHUNK_BYTES = size
                 for over in (CodedHierarchical(t), Sums(t)):
                     algorithm = self.algorithm(seed, participation=SOME)
                     if over.recipe.adds and not algorithm.users.make_meaning():
                         continue
                     models.append(self.played(algorithm, over, self.rounds))
         finally:
-            networks.BLOCK = usual
+            networks.MODEL_CHUNK_BYTES = usual
         for other in models[1:]:
             torch.testing.assert_close(other, models[0], rtol=1e-5, atol=1e-6)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from hmtl.communication import TIERS, InProcess, LinkLedger
 from hmtl.communication.messages import Message
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.mtl.algorithms.base import Users
-from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 
 
 def random_numbers(seed: int, rows: int, columns: int, wire: str | None) -> Tensor:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from hmtl.errors import TopologyError
 from hmtl.io.npz import load_arrays, open_file
 from hmtl.topology.names import Names
-from hmtl.topology.topology import MOST_LINKS, Topology, check_size
+from hmtl.topology.topology import MAX_LINKS, Topology, check_size
 
 Matrix = tuple[NDArray[Any], Names]
-Line = tuple[int, list[str]]  # line number, counted from 1, and entries
+CsvLine = tuple[int, list[str]]  # line number, counted from 1, and entries
 
-MOST_TEXT = 100_000_000  # bytes
+MAX_TEXT_BYTES = 100_000_000  # bytes
 HEADERS = (["relay", "user"], ["user", "relay"])
 
 
@@ -57,10 +57,10 @@ def naming(path: Path) -> Iterator[None]:
         raise TopologyError(f"{path}: {error}") from None
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path) -> list[CsvLine]:
     """Return a text's non-empty lines, split at commas and semicolons, or at white space where there are none."""
     try:
-        with open_file(path, MOST_TEXT) as file:
+        with open_file(path, MAX_TEXT_BYTES) as file:
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise TopologyError("The file is not UTF-8 text. Save it as UTF-8 or as npz.") from None
@@ -78,7 +78,7 @@ def _read_npz(path: Path) -> Matrix:
         return [name for name in wanted if name in found] if "G" in found else found[:2]
 
     try:
-        arrays = load_arrays(path, choose, most=8 * MOST_LINKS)
+        arrays = load_arrays(path, choose, most=8 * MAX_LINKS)
     except ValueError as error:
         raise TopologyError(f"{error}. {remedy}") from None
     if len(arrays) != 1 and "G" not in arrays:
@@ -103,7 +103,7 @@ def _read_text(path: Path) -> Matrix:
     return _from_matrix(lines)
 
 
-def _from_matrix(lines: list[Line]) -> Matrix:
+def _from_matrix(lines: list[CsvLine]) -> Matrix:
     head = lines[0][1]
     corner = head[0].lower().rstrip("s")
     both = corner in ("", "relay", "user")
@@ -140,7 +140,7 @@ def _number(entry: str) -> float:
         return np.nan
 
 
-def link_tables(lines: list[Line], columns: Sequence[str]) -> tuple[list[int], list[NDArray[np.uint8]], Names]:
+def link_tables(lines: list[CsvLine], columns: Sequence[str]) -> tuple[list[int], list[NDArray[np.uint8]], Names]:
     """Return the rounds that have links, the table [H, K] of each, and the names of relays and users.
 
     Relays and users have names, or are numbered from 0, or both from 1 if neither has a 0. Every user needs a relay in

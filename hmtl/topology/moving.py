@@ -20,7 +20,7 @@ from hmtl.topology.generators import geometric, within
 from hmtl.topology.names import NAMELESS, Names
 from hmtl.topology.topology import Topology
 
-COLUMNS = ("round", "relay", "user")
+CONTACT_COLUMNS = ("round", "relay", "user")
 
 
 class Moving(ABC):
@@ -138,7 +138,7 @@ def from_contacts(path: str | PathLike[str]) -> Contacts:
     with naming(path):
         lines = read_lines(path)
         header = [entry.lower() for entry in lines[0][1]] if lines else []
-        if sorted(header) != sorted(COLUMNS) or len(lines) < 2:
+        if sorted(header) != sorted(CONTACT_COLUMNS) or len(lines) < 2:
             raise TopologyError(
                 "It has no contacts below a first line round,relay,user. Write this line, then one contact per line."
             )

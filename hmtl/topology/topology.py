@@ -18,7 +18,7 @@ from hmtl.topology.matching import balanced
 from hmtl.topology.names import NAMELESS, Names
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-MOST_USERS, MOST_RELAYS, MOST_LINKS = 10_000_000, 10_000, 100_000_000  # so that no setting alone fills the memory
+MAX_USERS, MAX_RELAYS, MAX_LINKS = 10_000_000, 10_000, 100_000_000  # so that no setting alone fills the memory
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -183,11 +183,11 @@ class Topology:
 
 def check_size(K: int, H: int, tables: int = 1) -> None:
     """Raise TopologyError if `tables` matrices [H, K] are too large to be stored."""
-    if K > MOST_USERS or H > MOST_RELAYS or K * H * tables > MOST_LINKS:
+    if K > MAX_USERS or H > MAX_RELAYS or K * H * tables > MAX_LINKS:
         times = f" at {tables} times" if tables > 1 else ""
         raise TopologyError(
-            f"K={K} users and H={H} relays{times} are too many: there are at most {MOST_USERS:,} users, "
-            f"{MOST_RELAYS:,} relays and {MOST_LINKS:,} pairs of them. Lower K or H."
+            f"K={K} users and H={H} relays{times} are too many: there are at most {MAX_USERS:,} users, "
+            f"{MAX_RELAYS:,} relays and {MAX_LINKS:,} pairs of them. Lower K or H."
         )
 
 

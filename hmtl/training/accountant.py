@@ -20,7 +20,7 @@ from hmtl.mtl.privacy import Privacy
 
 ORDERS = (*range(2, 65), 80, 96, 128, 256, 512)
 """Orders of the Rényi divergence; of the ε that follow from them, the least counts."""
-LEAST_NOISE, MOST_NOISE = 0.05, 1e4
+MIN_NOISE, MAX_NOISE = 0.05, 1e4
 """The range of σ/C that is searched."""
 UNLIKELY = 0.01
 """Probability with which some user is sampled more often than `least_noise` expects, so that a run stops earlier."""
@@ -194,7 +194,7 @@ def least_noise(accountant: Callable[[float], Accountant], rounds: int) -> float
     Raises:
         ConfigError: ε is too small.
     """
-    low, high = LEAST_NOISE, MOST_NOISE
+    low, high = MIN_NOISE, MAX_NOISE
     if not accountant(high).keeps(rounds):
         run = accountant(high)
         raise ConfigError(

@@ -2,8 +2,8 @@
 
 from hmtl.mtl import MOCHA, Algorithm, Local
 
-ROUNDS = 8  # a fit that takes more is left out
-NEAR = 1e-3  # duality gap of a fit, relative to the primal
+BASELINE_ROUNDS = 8  # a fit that takes more is left out
+BASELINE_GAP = 1e-3  # duality gap of a fit, relative to the primal
 
 
 def local_baseline(algorithm: Algorithm) -> dict[str, float] | None:
@@ -18,9 +18,9 @@ def local_baseline(algorithm: Algorithm) -> dict[str, float] | None:
     A = problem.regularizer.coupling(problem.regularizer.start(problem.K, problem.size).to(problem.s))
     lam = float(A.diagonal().mean())
     local = Local(problem, algorithm.solver, lam, seed=algorithm.seed)
-    for round in range(ROUNDS):
+    for round in range(BASELINE_ROUNDS):
         local.step(round)
         figures = local.metrics()
-        if figures["gap"] <= NEAR * abs(figures["primal"]) and "test_error" in figures:
+        if figures["gap"] <= BASELINE_GAP * abs(figures["primal"]) and "test_error" in figures:
             return {"lam": lam, **{name: figures[name] for name in ("test_error", "test_error_worst", "gap")}}
     return None

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from hmtl.errors import ConfigError
-from hmtl.io.files import SUMS
+from hmtl.io.files import CHECKSUM_FILE
 
 READ_LATER = ("metrics.csv", "users.csv", ".hydra/config.yaml", ".hydra/overrides.yaml")
 """Text files of a run that are read again, beside `summary.json`; those in `.hydra` are there after a command only."""
@@ -40,7 +40,7 @@ def remove_results(folder: Path, resumed: bool) -> None:
     New events would otherwise go to a folder that is named after the old settings.
     """
     if (folder / "metrics.csv").exists():
-        results = [folder / name for name in ("summary.json", SUMS, "users.csv", "models.npz", "omega.png")]
+        results = [folder / name for name in ("summary.json", CHECKSUM_FILE, "users.csv", "models.npz", "omega.png")]
         for path in (*results, *([] if resumed else event_files(folder))):
             path.unlink(missing_ok=True)
 

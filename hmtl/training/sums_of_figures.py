@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hmtl.communication import Communicator
 from hmtl.communication.meaning import Words
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.mtl import Aggregator, Algorithm, Users
-from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 from hmtl.topology import Moving, Topology
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from hmtl.mtl import Algorithm
 from hmtl.reporting.console import Console
 from hmtl.rng import generator
 from hmtl.training.checkpoint import load_checkpoint, save_checkpoint
-from hmtl.tuning.grid import Grid, as_words, combinations, grid_of, is_number, with_values
+from hmtl.tuning.grid import ValuesBySetting, as_words, combinations, grid_of, is_number, with_values
 
 LARGEST_GAP = 0.1
 """Largest gap / |primal| of models that have converged.
@@ -36,7 +36,7 @@ TINY = 1e-300
 """What the objective is divided by if it is 0, as it is if every target equals its mean."""
 UNSETTLED = 0.01
 """Largest share of the primal objective by which learning Ω may still change it, if there is no joint gap."""
-NOT_IDENTITY = ("output_dir", "resume", "gap_tolerance", "checkpoint_every", "logger")
+CHANGEABLE_IN_TUNING = ("output_dir", "resume", "gap_tolerance", "checkpoint_every", "logger")
 """Settings that may differ between a cross-validation and the one that resumes it."""
 
 
@@ -72,7 +72,7 @@ def cross_validate(cfg: DictConfig, tasks: Sequence[Task], checkpoint: Path | No
         raise ConfigError(f"tune.folds={folds}: at least two folds are needed. Raise tune.folds.")
     combined = combinations(grid)
     cfgs = {point: with_values(cfg, values) for point, values in enumerate(combined)}
-    total, identity = folds * len(cfgs), flat(cfg, NOT_IDENTITY)
+    total, identity = folds * len(cfgs), flat(cfg, CHANGEABLE_IN_TUNING)
     finished = load_checkpoint(Path(cfg.resume), "tune", identity)["finished"] if cfg.resume else {}
     reads_lam = "${lam}" in str(OmegaConf.to_container(cfg.algorithm, resolve=False))
     of_regularizer = [name for name in grid if name.startswith("regularizer.") or (name == "lam" and not reads_lam)]
@@ -184,7 +184,7 @@ def _over_folds(values: dict[str, Any], figures: Sequence[dict[str, Any]]) -> di
     }
 
 
-def _warnings(cfg: DictConfig, grid: Grid, points: Sequence[dict[str, Any]], best: int) -> Iterator[str]:
+def _warnings(cfg: DictConfig, grid: ValuesBySetting, points: Sequence[dict[str, Any]], best: int) -> Iterator[str]:
     """Warn if the best point or a neighbour of it has not converged, or if a best value is at an edge of the grid.
 
     A neighbour is one value further in one setting.

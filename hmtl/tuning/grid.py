@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from hmtl.config.schema import flat
 from hmtl.errors import ConfigError
 
-Grid = dict[str, list[Any]]
+ValuesBySetting = dict[str, list[Any]]
 """Values to try for each setting."""
 LAMBDAS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 """The usual values of λ."""
@@ -17,7 +17,7 @@ TUNABLE = ("algorithm", "regularizer", "solver")
 """Parts whose settings may be in a grid."""
 
 
-def grid_of(cfg: DictConfig) -> Grid:
+def grid_of(cfg: DictConfig) -> ValuesBySetting:
     """Return the grid of `cfg.tune.grid`, numbers in ascending order; a list has values of λ.
 
     Raises:
@@ -26,7 +26,7 @@ def grid_of(cfg: DictConfig) -> Grid:
     asked = cfg.tune.grid
     if not isinstance(asked, DictConfig):
         asked = OmegaConf.create({"lam": LAMBDAS if asked is None else asked})
-    grid: Grid = {}
+    grid: ValuesBySetting = {}
     for name, values in reversed(flat(asked).items()):
         part, _, setting = name.partition(".")
         if name != "lam" and not (setting and part in TUNABLE):
@@ -44,7 +44,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def combinations(grid: Grid) -> list[dict[str, Any]]:
+def combinations(grid: ValuesBySetting) -> list[dict[str, Any]]:
     """Return all combinations of the values, {setting: value}; the values of the last setting change first."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 

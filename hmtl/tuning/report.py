@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from hmtl.reporting.console import as_table
-from hmtl.reporting.console_logger import SHARE
+from hmtl.reporting.console_logger import MISCLASSIFIED
 from hmtl.tuning.grid import is_number
 
 
@@ -13,7 +13,7 @@ def tuning_table(result: dict[str, Any]) -> Table:
     """Return a table with a line for each combination of values; the best one is bold."""
     certified = "relative_gap" in result["points"][0]
     name, header, form = ("relative_gap", "relative gap", ".4f") if certified else ("change", "still changing", ".1%")
-    unit, percent = (100, " [%]") if result["error_measure"] == SHARE else (1, "")
+    unit, percent = (100, " [%]") if result["error_measure"] == MISCLASSIFIED else (1, "")
     rows = []
     for point in result["points"]:
         values = [f"{value:g}" if is_number(value) else str(value) for value in point["values"].values()]

@@ -12,7 +12,7 @@ from hmtl.communication.messages import BROADCAST, SERVER
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_authority, make_key, to_pem
 from hmtl.distributed.launching import free_port
-from hmtl.distributed.wire import Party, Wire
+from hmtl.distributed.wire import Party, Streams
 
 SIZE, FRAMES, REPEATS = 100_000_000, 8, 9  # bytes of a frame; in each transfer; transfers
 NAMES = (SERVER, "relay 0")
@@ -46,7 +46,7 @@ def by_gloo(rank, port) -> Transfer:
 
 def by_wire(rank, port, own) -> Transfer:
     address = f"127.0.0.1:{port}"
-    wire = Wire(Party(NAMES[rank], NAMES, IDENTITIES, None if rank else address, {SERVER: address}, own.present), 60)
+    wire = Streams(Party(NAMES[rank], NAMES, IDENTITIES, None if rank else address, {SERVER: address}, own.present), 60)
     assert not wire.missing(60)
     (connection,) = wire.connections.values()
     content = torch.randint(256, (1, SIZE), dtype=torch.uint8)

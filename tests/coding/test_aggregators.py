@@ -229,12 +229,12 @@ def test_known_means(draws, broadcast, unicast):
 def test_what_a_search_says_of_its_result_holds(medium, t, flows, tried, covers):
     """The search of networks that are too large for a proof, applied to small ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aggregators, "MOST_PROVEN", 0)
-        patch.setattr(aggregators, "MOST_TRIED", tried)
+        patch.setattr(aggregators, "MAX_PROVEN", 0)
+        patch.setattr(aggregators, "MAX_TRIED", tried)
         if covers:
-            patch.setattr(aggregators, "MOST_ENUMERATED", 0)
+            patch.setattr(aggregators, "MAX_ENUMERATED", 0)
         if flows:
-            patch.setattr(rates, "MOST_TABULATED", 0)
+            patch.setattr(rates, "MAX_TABULATED", 0)
         found = best_aggregators(t, medium=medium)
     exact = best_aggregators(t, medium=medium)
     assert found.bound <= exact.cost + 1e-6
@@ -384,9 +384,9 @@ def test_a_search_that_stops_early_bounds_what_it_missed(t, parallel, alike, see
     links = None if alike and not parallel else Uplinks(tuple(W.tolist()), parallel)
     W = np.ones(len(W)) if links is None else W
     optimum = costs(t, W, parallel, W.max(), None if links is None else uplink_to_server(t, links) * W.max()).values()
-    tiny = {"MOST_TABULATED": 0, "MOST_AT_ONCE": 0, "MOST_FLOWS": 1, "MOST_STEPS": 2, "MOST_CUTS": 1, "MOST_SOLVED": 0}
+    tiny = {"MAX_TABULATED": 0, "MAX_AT_ONCE": 0, "MAX_FLOWS": 1, "MAX_STEPS": 2, "MAX_CUTS": 1, "MAX_SOLVED": 0}
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MOST_ENUMERATED", "MOST_PROVEN", "MOST_TRIED", "MOST_WORK"):
+        for name in ("MAX_ENUMERATED", "MAX_PROVEN", "MAX_TRIED", "MAX_SEARCH_WORK"):
             patch.setattr(aggregators, name, 0)
         for name, value in tiny.items():
             patch.setattr(rates, name, value)

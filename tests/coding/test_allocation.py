@@ -79,7 +79,7 @@ def test_fractions_beyond_floating_point():
 def test_shares_without_exact_fractions_cover_all_types_at_nearly_the_least_cost(fig_2, monkeypatch):
     exact = [part.alpha for part in allocate(fig_2, cheapest, fig_2.active)]
     allocate.cache_clear()
-    monkeypatch.setattr(allocation, "LARGEST", 1)
+    monkeypatch.setattr(allocation, "MAX_DENOMINATOR", 1)
     for part, alpha in zip(allocate(fig_2, cheapest, fig_2.active), exact, strict=True):
         assert all(sum(part.alpha[i] for i in fig_2.relays_of(k)) >= 1 for k in part.users)
         assert float(np.dot(part.n, part.alpha)) == pytest.approx(float(np.dot(part.n, alpha)), abs=1e-4)

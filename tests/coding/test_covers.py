@@ -48,12 +48,12 @@ def test_many_relays(monkeypatch: pytest.MonkeyPatch) -> None:
     """An integer programme finds as few relays; stopped early, it returns a valid bound."""
     t = any_r(K=40, H=12, r=3)
     best = cover(t)
-    monkeypatch.setattr("hmtl.coding.covers.MOST_ENUMERATED", 0)
+    monkeypatch.setattr("hmtl.coding.covers.MAX_COVER_RELAYS", 0)
     again = cover(t)
     assert again.proven
     assert len(again.relays) == len(best.relays)
     assert again.bound == len(best.relays)
-    monkeypatch.setattr("hmtl.coding.covers.NODES", 1)
+    monkeypatch.setattr("hmtl.coding.covers.MAX_COVER_NODES", 1)
     t = any_r(K=1000, H=40, r=3)
     large = cover(t)
     assert large.bound <= large.cost == len(large.relays)

@@ -162,7 +162,7 @@ def test_settings_are_positive(setting):
 @pytest.mark.parametrize(("most", "pieces"), [(5, 1), (19, 1), (20, 2)])
 def test_a_large_generation_has_fewer_pieces(monkeypatch, most, pieces):
     """A code of 10 users has at most `most` pieces in total, but at least one for each user."""
-    monkeypatch.setattr(codes, "MOST_PIECES", most)
+    monkeypatch.setattr(codes, "MAX_PIECES", most)
     (block,) = make_plan(symmetric(K=10, H=5, r=2)).blocks
     assert block.pieces == pieces
 

@@ -38,7 +38,7 @@ def test_any_t_shares_give_the_secret(k_and_t: tuple[int, int], n: int, s: int, 
 
 def test_the_most_shares() -> None:
     secret = np.arange(16, dtype=np.uint8)[None]
-    shares = shamir.split(secret, shamir.MOST_SHARES, 100)
+    shares = shamir.split(secret, shamir.MAX_SHARES, 100)
     last = np.arange(155, 255)[None]
     assert shamir.join(last, shares[:, 155:]).tolist() == secret.tolist()
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.attendance import ATTEMPT, Attempt, Attendance, Report, decide, untagged
+from hmtl.communication.attendance import ATTEMPT_BYTES, Attempt, Attendance, Report, decide, untagged
 from hmtl.communication.codecs.formats import FORMATS
 from hmtl.communication.flows.planner import Planner
 from hmtl.errors import CodingError
@@ -88,7 +88,7 @@ def test_each_model_comes_by_an_aggregator_where_one_hears_the_user(
 )
 def test_attempts_as_bytes(number: int, agreed: int, since: int, digest: bytes) -> None:
     attempt = Attempt(number, agreed, since, digest)
-    assert len(attempt.to_bytes()) == ATTEMPT
+    assert len(attempt.to_bytes()) == ATTEMPT_BYTES
     assert Attempt.from_bytes(attempt.to_bytes()) == attempt
 
 

@@ -130,7 +130,7 @@ def test_a_block_of_rows_that_is_lost_gives_no_wrong_sum(
             super().begin(round)
 
     Losing.reliable = reliable
-    monkeypatch.setattr("hmtl.communication.nodes.host.BLOCK", 8 * 40 * m)
+    monkeypatch.setattr("hmtl.communication.nodes.host.SEND_CHUNK_BYTES", 8 * 40 * m)
     ivs = [terms(n, K, m + 1) for n in range(4)]
     users, total = Terms(ivs, [set()] * 4), Total(m + 1)
     made, expected = Sums(any_r(K=K, H=4, r=2), wire=wire, links=Losing, aggregators="server"), torch.zeros(m + 1)

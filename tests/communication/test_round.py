@@ -56,7 +56,7 @@ def test_terms_follow_in_blocks(wire: str | None, monkeypatch: pytest.MonkeyPatc
             if message.kind == IVS and message.sender.startswith("host") and not message.announces:
                 blocks.append((len(message), m if wire else message.payload.shape[1] // 8))
 
-    monkeypatch.setattr("hmtl.communication.nodes.host.BLOCK", 8 * 100 * m)
+    monkeypatch.setattr("hmtl.communication.nodes.host.SEND_CHUNK_BYTES", 8 * 100 * m)
     users = Terms([terms(0, K, m + 1)], [set()])
     Sums(symmetric(K=K, H=5, r=3), wire=wire, links=Watched).round(0, users, Total(m + 1))
     assert blocks == ([(100, m), (50, m)] if wire else [(K, 100), (K, 50)])

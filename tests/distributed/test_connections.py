@@ -57,7 +57,7 @@ def numbers(connection: Connection) -> list[int | str]:
 def test_frames_arrive_in_order_until_the_neighbour_leaves(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 1000)
+    monkeypatch.setattr(module, "MAX_CHUNK_BYTES", 1000)
     frames = [frame(1), frame(2, size=size + 1), frame(3)]
     arrive(connection, messages([*frames, frame(0, BYE), frame(4)]))
     assert numbers(connection) == [1, 2, 3, "it has left"]
@@ -81,8 +81,8 @@ def test_frames_arrive_in_order_until_the_neighbour_leaves(
 def test_what_no_neighbour_may_send_ends_its_stream_and_costs_no_memory(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 1000)
-    monkeypatch.setattr(module, "LARGEST", 9_999)
+    monkeypatch.setattr(module, "MAX_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_BODY_BYTES", 9_999)
     arrive(connection, [*messages([frame(1)]), *spoil(messages([frame(2, size=2500)])), *messages([frame(3)])])
     assert [type(each) for each in numbers(connection)] == [int, str]
 
@@ -148,7 +148,7 @@ def test_what_waits_for_a_neighbour_is_bounded_and_released_when_its_stream_ends
 
 def test_a_sender_waits_while_nobody_receives(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits takes little memory, and all of it arrives in the end."""
-    monkeypatch.setattr(module, "LARGEST", 100_000)
+    monkeypatch.setattr(module, "MAX_BODY_BYTES", 100_000)
     sent, found = list[bytes](), list[int | str]()
     expected = [n % 200 for n in range(300)]
     content = messages(frame(number, size=1000) for number in expected)

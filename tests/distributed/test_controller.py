@@ -321,7 +321,7 @@ def test_answers_that_arrived_are_read_before_anybody_counts_as_silent(
     configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first cell never answers; what another has sent takes several looks to read."""
-    monkeypatch.setattr(module, "MOMENT", 0.02)
+    monkeypatch.setattr(module, "CLOCK_SECONDS", 0.02)
     cells = train_in_cells(configure(*SMALL, "rounds=1")).cells
     looks = {"host 0": itertools.repeat(None), "host 1": iter([None, None, {"answer": 7}])}
 

@@ -144,7 +144,7 @@ def test_a_neighbour_that_comes_back_is_heard_and_what_it_sent_before_is_forgott
 def test_what_nobody_asks_for_takes_bounded_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Those that are asked for do not count, however many they are."""
     monkeypatch.setattr(module, "UNASKED", 100_000)
-    monkeypatch.setattr(connections, "LARGEST", 20_000)
+    monkeypatch.setattr(connections, "MAX_BODY_BYTES", 20_000)
     relay, server = pair.posts["relay 0"], pair.posts[SERVER]
     server._seconds = 10
     for _ in range(30):

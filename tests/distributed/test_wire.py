@@ -25,7 +25,7 @@ from hmtl.distributed import wire as module
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, serial_of, to_pem
 from hmtl.distributed.launching import free_port
-from hmtl.distributed.wire import METHOD, Party, Wire, certificate_at, grpc
+from hmtl.distributed.wire import METHOD, Party, Streams, certificate_at, grpc
 from hmtl.errors import EngineError
 
 NAMES = ["server", "relay 0", "relay 1", "host 0", "host 1"]
@@ -55,17 +55,17 @@ class Site:
         self.authority, self.ports, self.wires = authority, {}, {}
         self.held: dict[str, Credentials] = {}  # by name, at present
 
-    def wire(self, name: str, **how: Any) -> Wire:
+    def wire(self, name: str, **how: Any) -> Streams:
         own = partial(self.held.__getitem__, name)
         self.held[name] = credentials(self.authority, name)
         if not name.startswith("host"):
             self.ports.setdefault(name, free_port())
             how = {"listen": f"127.0.0.1:{self.ports[name]}", **how}
         addresses = {each: f"127.0.0.1:{port}" for each, port in self.ports.items()}
-        self.wires[name] = wire = Wire(party(name, own, addresses=addresses, **how), 5)
+        self.wires[name] = wire = Streams(party(name, own, addresses=addresses, **how), 5)
         return wire
 
-    def all(self) -> dict[str, Wire]:
+    def all(self) -> dict[str, Streams]:
         for name in NAMES:
             self.wire(name)
         assert [wire.missing(10) for wire in self.wires.values()] == [{}] * len(NAMES)
@@ -82,7 +82,7 @@ class Site:
 
 @pytest.fixture
 def site(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(module, "PAUSE", 0.1)
+    monkeypatch.setattr(module, "RECONNECT_SECONDS", 0.1)
     monkeypatch.setattr(module, "REPEAT", 1e9)
     module._warn.cache_clear()
     found = Site(authority)
@@ -94,14 +94,14 @@ def frame(number: int, kind: str = CONTROL, size: int = 2) -> Frame:
     return Frame(kind, 5, torch.full((1, size), number, dtype=torch.uint8))
 
 
-def hears(wire: Wire, sender: str) -> int:
+def hears(wire: Streams, sender: str) -> int:
     each = wire.connections[sender].receive(10)
     assert each is not None
     assert (each.payload == each.payload[0, 0]).all()
     return int(each.payload[0, 0])
 
 
-def check_all_hear_all(wires: dict[str, Wire]) -> None:
+def check_all_hear_all(wires: dict[str, Streams]) -> None:
     for own, wire in wires.items():
         number = NAMES.index(own)
         for name, connection in wire.connections.items():

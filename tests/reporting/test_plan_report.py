@@ -7,7 +7,7 @@ import pytest
 
 from hmtl.communication import Network
 from hmtl.communication.prices.comparison import Comparison, comparison
-from hmtl.reporting.console import LEAST_SAVED, Console, saved
+from hmtl.reporting.console import MIN_SAVED, Console, saved
 from hmtl.reporting.plan_report import choices_table, plan_table, remarks, verdict
 from hmtl.topology import Topology, any_r, heterogeneous, symmetric
 
@@ -31,7 +31,7 @@ def test_the_verdict_weighs_all_choices(seed: int, medium: str) -> None:
     times = compared.seconds[medium]
     best = [each.seconds[medium] for each in compared.aggregators.values()]
     least = min(*best, *(times[scheme] for scheme in ("optimal", "paper", "equal")))
-    pays = saved(least, times["uncoded"]) >= LEAST_SAVED
+    pays = saved(least, times["uncoded"]) >= MIN_SAVED
     assert verdict(compared).startswith("Coding pays" if pays else "Coding does not pay")
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from hmtl.communication import TIERS
 from hmtl.config.build import compose
 from hmtl.errors import ConfigError, DataError
-from hmtl.io.files import SUMS, write_sums
+from hmtl.io.files import CHECKSUM_FILE, write_sums
 from hmtl.report import report
 from hmtl.reporting.console import Console
 from hmtl.reporting.run_comparison import FinishedRun, as_label, as_lines, comparison, comparison_table, find_runs
@@ -307,7 +307,7 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
             report(words)
     (tmp_path / "summary.json").write_text((folder / "algorithm=mocha,r=2" / "summary.json").read_text())
     shutil.copy(folder / "algorithm=mocha,r=2" / "users.csv", tmp_path)
-    with pytest.raises(DataError, match=rf"summary\.json cannot be read .*{SUMS}"):
+    with pytest.raises(DataError, match=rf"summary\.json cannot be read .*{CHECKSUM_FILE}"):
         report([str(tmp_path)])
     seal(tmp_path)
     with pytest.raises(DataError, match=r"metrics\.csv cannot be read .*Leave this run out"):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 import hmtl
 from hmtl.config.build import build, compose
 from hmtl.errors import HmtlError
-from hmtl.io.files import SUMS
+from hmtl.io.files import CHECKSUM_FILE
 from hmtl.reporting.run_comparison import find_runs
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
@@ -29,7 +29,7 @@ PRIVATE += (
     "baseline=null",
 )
 OF_A_RUN = ("models.npz", ".hydra/config.yaml")
-OF_A_REPORT = ("metrics.csv", "users.csv", "summary.json", SUMS, ".hydra/config.yaml", ".hydra/overrides.yaml")
+OF_A_REPORT = ("metrics.csv", "users.csv", "summary.json", CHECKSUM_FILE, ".hydra/config.yaml", ".hydra/overrides.yaml")
 
 
 def flips(folder: Path, name: str, read: Callable[[], object]) -> None:
@@ -95,17 +95,17 @@ def test_a_run_does_not_go_on(private: Path, name: str) -> None:
 
 def test_files_of_an_earlier_version_are_refused(private: Path) -> None:
     """They have no digests: a report says which file is missing, and a run that its models need `model`."""
-    sums = (private / SUMS).read_bytes()
-    (private / SUMS).unlink()
+    sums = (private / CHECKSUM_FILE).read_bytes()
+    (private / CHECKSUM_FILE).unlink()
     with pytest.raises(HmtlError, match=r"SHA256SUMS is missing; runs of earlier versions") as error:
         report(private)
     assert "Errno" not in str(error.value)
     with pytest.raises(HmtlError, match=r"SHA256SUMS is missing.* algorithm\.model as model"):
         hmtl.load_run(private)
-    (private / SUMS).write_text("nothing of ours")
+    (private / CHECKSUM_FILE).write_text("nothing of ours")
     with pytest.raises(HmtlError, match="was changed after the run"):
         report(private)
-    (private / SUMS).write_bytes(sums)
+    (private / CHECKSUM_FILE).write_bytes(sums)
 
 
 def test_users_of_a_host_do_not_go_on(tmp_path: Path) -> None:

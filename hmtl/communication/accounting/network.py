@@ -20,7 +20,7 @@ from hmtl.errors import ConfigError
 from hmtl.topology import Topology
 
 UPLINKS = ("shared", "parallel")
-LEAST_BPS = 1e-6  # bit/s; with less, times would not be finite
+MIN_BPS = 1e-6  # bit/s; with less, times would not be finite
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Network:
             seconds of a round then follow; it replaces W1, W2, uplink_bps and uplink.
 
     Raises:
-        ConfigError: a bandwidth is below `LEAST_BPS`, a medium or an uplink is unknown, or the file holds no links.
+        ConfigError: a bandwidth is below `MIN_BPS`, a medium or an uplink is unknown, or the file holds no links.
     """
 
     W1: float = 100e6
@@ -58,9 +58,9 @@ class Network:
             object.__setattr__(self, "uplink_bps", tuple(self.uplink_bps))  # makes any sequence hashable
         given = {f"uplink_bps[{i}]": bandwidth for i, bandwidth in enumerate(self.uplink_bps or ())}
         for name, bandwidth in {"W1": self.W1, "W2": self.W2, **given}.items():
-            if not bandwidth >= LEAST_BPS:
+            if not bandwidth >= MIN_BPS:
                 raise ConfigError(
-                    f"network.{name}={bandwidth} is below {LEAST_BPS:g}. Set a bandwidth in bit/s, such as 1e8."
+                    f"network.{name}={bandwidth} is below {MIN_BPS:g}. Set a bandwidth in bit/s, such as 1e8."
                 )
         _ = self._file  # raises if it is not a file of links
 

@@ -16,17 +16,16 @@ Ref: Suresh et al. 2017, *Distributed mean estimation with limited communication
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hmtl.communication.codecs.formats import BLOCK
+from hmtl.io.arrays import Bytes
 from hmtl.io.compiled import jit
 from hmtl.rng import generator
 
 SIDE = 8  # a block is rotated as a matrix of this size
 SIGNS = (generator(0, "signs of blocks").integers(0, 2, BLOCK) * 2 - 1).astype(np.float32)
-LARGEST = np.int32(0x7F800000)  # the bits of infinity; those of NaN are larger
-MASK = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign
-Bytes = NDArray[np.uint8]
+INF_BITS = np.int32(0x7F800000)  # the bits of infinity; those of NaN are larger
+ABS_MASK = np.int32(0x7FFFFFFF)  # all bits of a float32 but its sign
 
 
 @jit()
@@ -60,7 +59,7 @@ def encode(x: Any, bits: int, planes: Any, out: Bytes) -> int:
                     rotated[i] = block[i]
             highest = np.int32(0)
             for i in range(size):  # the bits of floats without their signs compare like the floats
-                magnitude = magnitudes[i] & MASK
+                magnitude = magnitudes[i] & ABS_MASK
                 if magnitude > highest:
                     highest = magnitude
             pair_bits[0] = np.uint32(highest)
@@ -69,7 +68,7 @@ def encode(x: Any, bits: int, planes: Any, out: Bytes) -> int:
             pair_bits[1] = ((pair_bits[1] + np.uint32(0xFFFF)) >> np.uint32(16)) << np.uint32(16)
             if pair[1] * top < pair[0]:
                 pair_bits[1] += np.uint32(0x10000)
-            failed += int(highest >= LARGEST or not pair[1] < np.inf)
+            failed += int(highest >= INF_BITS or not pair[1] < np.inf)
             inverse = 1 / pair[1] if pair[1] > 0 else np.float32(0)
             if not inverse < np.inf:  # the scale is so small that its inverse overflows
                 inverse = np.float32(0)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from hmtl.communication.codecs import block_loops
 from hmtl.communication.codecs.formats import BLOCK, FEW_BITS, OWN, PLANES, Quantiser
-from hmtl.communication.codecs.plain import AggregatorCoder, Further, HeardUsers, Ids, RowsOfUsers, UserCoder
+from hmtl.communication.codecs.plain import AggregatorCoder, Further, HeardUsers, RowsOfUsers, UserCoder
 from hmtl.communication.codecs.rows import joined, pack, replaced, take
 from hmtl.errors import ConfigError, RangeError
+from hmtl.io.arrays import Ids
 
 
 class Blocks:

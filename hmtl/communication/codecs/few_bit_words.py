@@ -32,10 +32,11 @@ from torch.nn.functional import pad
 
 from hmtl.communication.codecs import word_loops
 from hmtl.communication.codecs.formats import BLOCK, INT64
-from hmtl.communication.codecs.plain import Further, HeardUsers, Ids, Read, RowsOfUsers, State
+from hmtl.communication.codecs.plain import Further, HeardUsers, Read, RowsOfUsers, State
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes
-from hmtl.communication.codecs.words import LARGEST, RowFormat, SumCoder, TermCoder
+from hmtl.communication.codecs.words import MAX_TERM, RowFormat, SumCoder, TermCoder
 from hmtl.errors import RangeError
+from hmtl.io.arrays import Ids
 
 STAMP = 4  # bytes before a row's other overhead: its number n; a row of few bits is to be added to row n − 1
 HOLD = 8  # rounds in which nobody needs a scale that has doubled, before they count towards its halving
@@ -118,11 +119,11 @@ class FewBits:
             rows = torch.empty(len(terms), self.terms.nbytes, dtype=torch.uint8)
             words = rows.numpy(), self.terms.bits, self.largest
             of_users = terms.contiguous().numpy(), owed.numpy(), rest.numpy()
-            fits = word_loops.round_terms(*of_users, errors.numpy(), scales[0].numpy(), LARGEST, *words)
+            fits = word_loops.round_terms(*of_users, errors.numpy(), scales[0].numpy(), MAX_TERM, *words)
         else:
             x = terms + errors[owed]
             errors[rest], rows = 0, self.whole.pack(pad(x, (0, 2 * self.blocks)))
-            fits = not x.numel() or int(x.abs().max()) <= LARGEST
+            fits = not x.numel() or int(x.abs().max()) <= MAX_TERM
         if not fits:
             raise RangeError(
                 "A term of a sum, plus what rounding left over before, exceeds 2^61 units of the grid. "
@@ -140,7 +141,7 @@ class FewBits:
         if not scales.any():
             return q
         s = self._of_numbers(scales)
-        if float((q.double() * s).abs().max()) > 2 * LARGEST:
+        if float((q.double() * s).abs().max()) > 2 * MAX_TERM:
             raise RangeError("A sum does not fit in 64 bits. Lower fraction_bits, or solver.step if training diverges.")
         return q * s
 
@@ -267,7 +268,7 @@ class FewBitTermCoder(TermCoder):
                 row, *scales = self.formats.split(self.formats.whole.unpack(payload))
                 self.row, self.scales = row.clone(), torch.cat(scales)
                 if self.scales.any():  # a relay that lies may have sent others than powers of two
-                    _, exponents = torch.frexp(self.scales[0].clamp(1, LARGEST).double())
+                    _, exponents = torch.frexp(self.scales[0].clamp(1, MAX_TERM).double())
                     self.scales[0] = torch.ones_like(self.scales[0]) << (exponents - 1)
             self.held[self._places(users)] = self._number
         return super().decode(users, to_bytes(self.row), extras, dtype, INT64)

@@ -8,15 +8,13 @@ K users, m numbers per IV or model, e further numbers.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.communication.codecs.formats import NUMBERS, name_of_type
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes, pack, unpack
+from hmtl.io.arrays import Ids
 
-Ids = NDArray[np.int64]
 State = dict[str, Tensor]
 Further = Callable[[Tensor], Tensor]
 """Returns the further numbers [n, e] that belong to the numbers that aggregators will read, [n, m]."""

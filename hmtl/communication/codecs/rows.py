@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Bytes = NDArray[np.uint8]
+from hmtl.io.arrays import Bytes
 
 
 def to_bytes(x: Tensor) -> Tensor:

@@ -6,25 +6,23 @@ L words of a row follow each other without gaps, low bits first. Terms are round
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hmtl.communication.codecs.formats import BLOCK
+from hmtl.io.arrays import Bytes, Ints
 from hmtl.io.compiled import jit
 
 HALF = 32  # a longer word is packed in two parts, so that they and up to 7 bits before them fit in 64 bits
-Bytes = NDArray[np.uint8]
-Integers = NDArray[np.int64]
 
 
 @jit()
-def pack(x: Integers, bits: int, rows: Bytes) -> None:
+def pack(x: Ints, bits: int, rows: Bytes) -> None:
     """Write the low bits of integers [n, L] to rows of bytes [n, ⌈L·bits/8⌉]."""
     for k in range(len(x)):
         _put(x[k], bits, rows[k])
 
 
 @jit()
-def unpack(rows: Bytes, bits: int, x: Integers) -> None:
+def unpack(rows: Bytes, bits: int, x: Ints) -> None:
     """Write the integers that words hold in two's complement to x [n, L]."""
     low, unused = min(bits, HALF), np.uint64(64 - bits)
     high = bits - low
@@ -50,11 +48,11 @@ def unpack(rows: Bytes, bits: int, x: Integers) -> None:
 
 @jit()
 def round_terms(
-    terms: Integers,
-    owed: Integers,
-    rest: Integers,
-    errors: Integers,
-    scales: Integers,
+    terms: Ints,
+    owed: Ints,
+    rest: Ints,
+    errors: Ints,
+    scales: Ints,
     largest: int,
     rows: Bytes,
     bits: int,
@@ -99,7 +97,7 @@ def round_terms(
 
 
 @jit()
-def _put(words: Integers, bits: int, out: Any) -> None:
+def _put(words: Ints, bits: int, out: Any) -> None:
     """Write the low bits of words to bytes."""
     low = min(bits, HALF)
     high = bits - low

@@ -19,14 +19,15 @@ from torch import Tensor
 from hmtl.coding import SumCode, add_terms
 from hmtl.communication.codecs import word_loops
 from hmtl.communication.codecs.formats import INT64, NUMBERS, name_of_type
-from hmtl.communication.codecs.plain import AggregatorCoder, Ids, Read, RowsOfUsers, UserCoder
+from hmtl.communication.codecs.plain import AggregatorCoder, Read, RowsOfUsers, UserCoder
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes, unpack
 from hmtl.errors import CodingError, RangeError
+from hmtl.io.arrays import Ids
 
 INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 """Integers of whole bytes."""
-LARGEST = 2**61  # of a term, so that it, and what rounding adds to it, fits in 64 bits
-WORK = 2**16  # numbers that are added at once, so that they stay in the processor's cache
+MAX_TERM = 2**61  # of a term, so that it, and what rounding adds to it, fits in 64 bits
+CACHE_WORDS = 2**16  # numbers that are added at once, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class PlainRows:
 def portions(at: Tensor, L: int) -> Iterator[Tensor]:
     """Yield portions of `at`, numbers of rows of L numbers, that are small enough for the processor's cache."""
     if len(at):
-        yield from torch.split(at, max(1, WORK // max(1, L)))
+        yield from torch.split(at, max(1, CACHE_WORDS // max(1, L)))
 
 
 class TermCoder(UserCoder):
@@ -176,7 +177,7 @@ class SumCoder(AggregatorCoder):
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         """Return the sum; raise RangeError if no terms that users may send add up to it."""
         sums = unpack(payload, extras, torch.int64, torch.int64)
-        if sums.numel() and max(-int(sums.min()), int(sums.max())) > 2 * LARGEST:
+        if sums.numel() and max(-int(sums.min()), int(sums.max())) > 2 * MAX_TERM:
             raise RangeError("it exceeds what terms of 64 bits may add up to.")
         return sums
 

@@ -23,7 +23,7 @@ from hmtl.communication.accounting.ledger import (
     LinkLedger,
 )
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.attendance import ATTEMPT, Attendance, Report
+from hmtl.communication.attendance import ATTEMPT_BYTES, Attendance, Report
 from hmtl.communication.flows.flow import Flow, Recipe, flow_of
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.planner import Planner
@@ -38,11 +38,11 @@ from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
 from hmtl.communication.secure_round import SecureSchedule
 from hmtl.communication.sides import AggregatorSide, Updating, UserSide
+from hmtl.io.arrays import NOBODY
 from hmtl.topology import Moving, Names, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
-NOBODY = np.empty(0, np.int64)
-KEPT = 16  # planners, in case a topology recurs
+MAX_PLANNERS = 16  # planners, in case a topology recurs
 
 MakeLinks = Callable[[LinkLedger], Links]
 
@@ -63,7 +63,7 @@ class Planning:
 
 
 @dataclass(frozen=True)
-class Kinds:
+class NodeKinds:
     """The kinds of the nodes that play a recipe, and the turns that they take."""
 
     host: Callable[..., Host] = Host
@@ -72,10 +72,10 @@ class Kinds:
     schedule: Schedule = Schedule()  # noqa: RUF009, it has no state
 
 
-def _kinds(recipe: Recipe) -> Kinds:
+def _kinds(recipe: Recipe) -> NodeKinds:
     if not recipe.secure:
-        return Kinds()
-    return Kinds(SecureHost, SecureRelay, SecureServer, SecureSchedule())
+        return NodeKinds()
+    return NodeKinds(SecureHost, SecureRelay, SecureServer, SecureSchedule())
 
 
 class Communicator:
@@ -115,7 +115,7 @@ class Communicator:
         network.uplinks(self.topology)  # raises if uplink_bps has another number of relays
         nodes = recipe.nodes(contacts, network)
         self.recipe, self.aggregators = replace(recipe, aggregators=nodes.setting), recipe.aggregators
-        self._planner_of = lru_cache(KEPT)(lambda t: recipe.planner(t, network, nodes))
+        self._planner_of = lru_cache(MAX_PLANNERS)(lambda t: recipe.planner(t, network, nodes))
         self.planner: Planner = self._planner_of(self.topology)
         self.planning = Planning()
         self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H, self.topology.names), Stopwatch()
@@ -368,7 +368,7 @@ class Communicator:
         for i in attendance.relays:
             up[i] += 8 * times * Report.nbytes(t, i)
         for _, link in self.planner.copies(attendance.relays):
-            down[link] += 8 * times * (ATTEMPT + Attendance.nbytes(t))
+            down[link] += 8 * times * (ATTEMPT_BYTES + Attendance.nbytes(t))
         near = t.restricted(relays=attendance.relays).G
         bits = {USERS_TO_RELAYS: rows, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down}
         bits[RELAYS_TO_USERS] = np.append(last, np.zeros(t.H))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import Aggregators, AggregatorSet, Loads
-from hmtl.coding.plan import DIGEST_BYTES
+from hmtl.coding.plan import PLAN_DIGEST_BYTES
 from hmtl.communication.accounting.ledger import TIERS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
@@ -30,9 +30,10 @@ from hmtl.communication.codecs.formats import BYTES
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.wires import Wire
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.messages import Message, Users
+from hmtl.communication.messages import Message
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.sides import AggregatorSide, Updating, UserSide
+from hmtl.io.arrays import Ids
 from hmtl.topology import Moving, Topology
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
@@ -52,15 +53,15 @@ class Keeper(Protocol):
         users: whose rows are kept.
     """
 
-    users: Users
+    users: Ids
 
-    def keep(self, users: Users, ivs: dict[str, Tensor]) -> None:
+    def keep(self, users: Ids, ivs: dict[str, Tensor]) -> None:
         """Take the rows of a round, or their sum."""
 
     def room(self, sizes: tuple[int, int]) -> dict[str, Tensor]:
         """Return the memory for the rows, whose payload and overhead have these sizes in bytes."""
 
-    def places(self, users: Users) -> Tensor:
+    def places(self, users: Ids) -> Tensor:
         """Return where the rows of these users are."""
 
 
@@ -69,7 +70,7 @@ class Content(NamedTuple):
 
     payload: Tensor
     overhead: Tensor
-    users: Users | None = None
+    users: Ids | None = None
     at: Tensor | None = None
     format: str = BYTES
 
@@ -95,7 +96,7 @@ class Shape(NamedTuple):
 
     payload: int
     overhead: int
-    users: Users | bool | None = None
+    users: Ids | bool | None = None
     rows: int | None = None
     places: int = 0
     format: str = BYTES
@@ -105,7 +106,7 @@ class Heard(Protocol):
     """What a node keeps of the rows that it hears."""
 
     @property
-    def lacking(self) -> Users:
+    def lacking(self) -> Ids:
         """The users of whom numbers are missing."""
 
     def take(self, messages: Sequence[Message]) -> None:
@@ -183,7 +184,7 @@ class Delivery(Protocol):
 
     def last_hop(
         self, i: int, models: Content | None, passed: Sequence[Message]
-    ) -> Iterator[tuple[int | Users, Content]]:
+    ) -> Iterator[tuple[int | Ids, Content]]:
         """Yield messages of relay i to users, with the links on which they are counted.
 
         `models` are those that the relay computed, `passed` what the server sent.
@@ -204,7 +205,7 @@ class Flow(Generic[H]):
     hearing: Callable[[int], H]
     collect: tuple[Step[H], ...]
     delivery: Delivery
-    digest: bytes = bytes(DIGEST_BYTES)
+    digest: bytes = bytes(PLAN_DIGEST_BYTES)
 
     def sealed(self, digest: bytes) -> bytes:
         """Return a digest of rows whose first bytes are those of the plan."""
@@ -302,7 +303,7 @@ class Recipe(ABC):
         return Shape(nbytes, message.overhead.shape[1], True, format=message.format)
 
     @abstractmethod
-    def user_coder(self, users: UserSide, members: Users) -> UserCoder:
+    def user_coder(self, users: UserSide, members: Ids) -> UserCoder:
         """Return the coder of a host with these members."""
 
     @abstractmethod
@@ -315,8 +316,8 @@ class Recipe(ABC):
 
     @abstractmethod
     def arrived(
-        self, planner: Planner, members: Users, messages: Sequence[Message]
-    ) -> tuple[Users, Tensor, Tensor, str] | None:
+        self, planner: Planner, members: Ids, messages: Sequence[Message]
+    ) -> tuple[Ids, Tensor, Tensor, str] | None:
         """Return those of a host's users whose models arrived, and payload, overhead and format of these models.
 
         There is one row for each of these users, or one row for all of them. None: there are no such users.

@@ -35,10 +35,11 @@ from hmtl.communication.flows.flow import (
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
 from hmtl.communication.meaning import OnBehalf
-from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, Users, alike, by_user
+from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, alike, by_user
 from hmtl.communication.sides import AggregatorSide, Updating, UserSide
 from hmtl.errors import CodingError, ConfigError
 from hmtl.gf256 import matmul
+from hmtl.io.arrays import Ids
 from hmtl.topology import Moving, Topology
 
 
@@ -104,7 +105,7 @@ class IVs(Recipe):
             raise CodingError(other_format(row_format))
         return lengths[row_format][0]
 
-    def user_coder(self, users: UserSide, members: Users) -> UserCoder:
+    def user_coder(self, users: UserSide, members: Ids) -> UserCoder:
         quantiser = quantiser_of(self.wire)
         if quantiser and users.numbers:  # a learner without common numbers sends none
             return QuantisedUserCoder(users, quantiser, members)
@@ -132,8 +133,8 @@ class IVs(Recipe):
         return Flow(lambda i: Kept(planner.topology.G[i] == 1), tuple(steps), delivery, digest)
 
     def arrived(
-        self, planner: Planner, members: Users, messages: Sequence[Message]
-    ) -> tuple[Users, Tensor, Tensor, str] | None:
+        self, planner: Planner, members: Ids, messages: Sequence[Message]
+    ) -> tuple[Ids, Tensor, Tensor, str] | None:
         if not messages:
             return None
         messages = alike(messages, lambda message: (message.format, message.sizes))
@@ -177,7 +178,7 @@ class Kept:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     place: NDArray[np.int64] = field(init=False)
     cut: "tuple[Coded, Tensor] | None" = None
-    lacking: ClassVar[Users] = np.empty(0, np.int64)
+    lacking: ClassVar[Ids] = np.empty(0, np.int64)
 
     def __post_init__(self) -> None:
         self.place = np.full(len(self.near), -1)
@@ -316,7 +317,7 @@ class Completed:
 
     learners: tuple[int, ...]
     sizes: tuple[int, int]
-    heard_by_all: Users
+    heard_by_all: Ids
 
     kinds = "", ""
     senders = receivers = ()
@@ -393,7 +394,7 @@ class OwnModels:
 
     def last_hop(
         self, i: int, models: Content | None, passed: Sequence[Message]
-    ) -> Iterator[tuple[int | Users, Content]]:
+    ) -> Iterator[tuple[int | Ids, Content]]:
         for message in passed:
             users = message.of_users()
             yield users, Content(message.payload, message.overhead, users, message.rows(), message.format)

@@ -19,7 +19,7 @@ from hmtl.communication.messages import nothing
 from hmtl.gf256 import matmul
 
 WORKING_SET = 16 << 20  # bytes of pieces that are coded at once, whatever the size of an IV; they fit a shared cache
-MOST_TOGETHER = 2048  # pieces of blocks with the same code that are coded at once; with more, rows would be too short
+MAX_TOGETHER = 2048  # pieces of blocks with the same code that are coded at once; with more, rows would be too short
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def together(plan: Plan) -> Iterator[tuple[int, tuple[Block, ...]]]:
     start, blocks = 0, plan.blocks
     while start < len(blocks):
         first = blocks[start]
-        most = max(1, MOST_TOGETHER // (len(first.users) * first.pieces))
+        most = max(1, MAX_TOGETHER // (len(first.users) * first.pieces))
         stop = next((n for n in range(start, len(blocks)) if blocks[n].downlink is not first.downlink), len(blocks))
         stop = min(stop, start + most)
         yield start, blocks[start:stop]

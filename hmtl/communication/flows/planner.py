@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hmtl.coding import MOST_PIECES, AggregatorSet, Plan, SumCode, Uplinks, forwarders, make_plan, sum_code
+from hmtl.coding import MAX_SUM_PIECES, AggregatorSet, Plan, SumCode, Uplinks, forwarders, make_plan, sum_code
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance, Report, decide
 from hmtl.communication.flows.routes import Trip
@@ -140,7 +140,7 @@ class Planner:
         return min(sum_code(t, None, 1), shares, key=seconds)
 
     def _sum_code(self, t: Topology, uplinks: Uplinks | None, L: int) -> SumCode:
-        return sum_code(t, uplinks, 1 if self.sums == "whole" else MOST_PIECES, L if self.sums == "auto" else 0)
+        return sum_code(t, uplinks, 1 if self.sums == "whole" else MAX_SUM_PIECES, L if self.sums == "auto" else 0)
 
     def _plan(self, heard: Topology, aggregators: tuple[int, ...]) -> Plan:
         uplinks, nodes = self.network.uplinks(heard), AggregatorSet(aggregators, self.server).setting

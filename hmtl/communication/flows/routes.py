@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.communication.accounting.access import Access
+from hmtl.io.arrays import Floats
 from hmtl.topology import balanced
 
-MOST, WORK = 200, 8000  # choices that a search tries, and these times users
+MAX_CHOICES_TRIED, MAX_ROUTE_WORK = 200, 8000  # choices that a search tries, and these times users
 CLOSE = 0.005  # relative distance from the bound at which a search ends
 
 Relays = NDArray[np.int64]
-Seconds = NDArray[np.float64]
 
 
 class Trip:
@@ -49,14 +49,14 @@ class Trip:
         self.G = G[:, self.users]
         server, relays, hosts = np.split(access.links, [1, 1 + len(G)])
         passes = np.ones(len(G)) if here is None else np.asarray(~here, np.float64)
-        self.outer: Seconds = 1 / relays[:, 1 - end]
-        self.inner: Seconds = passes / relays[:, end]
+        self.outer: Floats = 1 / relays[:, 1 - end]
+        self.inner: Floats = passes / relays[:, end]
         own = np.bincount(access.homes[self.users], minlength=len(hosts)) / hosts[:, end]
         passing = (passes[:, None] * self.G).max(axis=0).sum() / server[0, 1 - end]
         self.ends = float(own.max()), float(passing)
 
     @property
-    def cost(self) -> Seconds:
+    def cost(self) -> Floats:
         """The time in which each relay carries a row from one end to the other [H]."""
         return self.outer + self.inner
 
@@ -81,7 +81,7 @@ class Trip:
     def _improved(self, serving: Relays) -> Relays:
         """Return better choices, found by letting many users, or any two, change relays while this saves time."""
         time, moves = self.seconds(serving), self._moves(serving)
-        for _ in range(min(MOST, WORK // len(self.users))):
+        for _ in range(min(MAX_CHOICES_TRIED, MAX_ROUTE_WORK // len(self.users))):
             move = next(moves, None)
             if move is None or time <= self.bound * (1 + CLOSE):
                 break

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import AggregatorSet, Loads, SumCode, sum_bounds
-from hmtl.coding.plan import DIGEST_BYTES
+from hmtl.coding.plan import PLAN_DIGEST_BYTES
 from hmtl.communication.accounting.ledger import (
     RELAYS_TO_SERVER,
     RELAYS_TO_USERS,
@@ -49,9 +49,10 @@ from hmtl.communication.flows.flow import (
 )
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.meaning import CommonModel, TermsOfUsers
-from hmtl.communication.messages import IVS, Message, Users, alike, relay_number
+from hmtl.communication.messages import IVS, Message, alike, relay_number
 from hmtl.communication.sides import AggregatorSide, Updating, UserSide
 from hmtl.errors import CodingError, ConfigError
+from hmtl.io.arrays import Ids
 from hmtl.topology import Moving, Topology
 
 Formats = PlainRows | FewBits
@@ -158,7 +159,7 @@ class SumsOfRows(Recipe):
         nbytes = int(shares.sum()) * self.formats.down[message.format].share(code).nbytes
         return Shape(nbytes, message.overhead.shape[1], True, n, format=message.format)
 
-    def user_coder(self, users: UserSide, members: Users) -> UserCoder:
+    def user_coder(self, users: UserSide, members: Ids) -> UserCoder:
         return (
             FewBitTermCoder(users, self.formats, members)
             if isinstance(self.formats, FewBits)
@@ -177,12 +178,12 @@ class SumsOfRows(Recipe):
         delivery = CommonRow(planner, attendance, self.formats)
         for planned in (code, delivery.code):
             _ = planned.inverses  # otherwise the first node that needs them makes them during its turn
-        codes = hashlib.blake2b(code.digest + delivery.code.digest, digest_size=DIGEST_BYTES).digest()
+        codes = hashlib.blake2b(code.digest + delivery.code.digest, digest_size=PLAN_DIGEST_BYTES).digest()
         return Flow(partial(Sum, added), (added,), delivery, codes)
 
     def arrived(
-        self, planner: Planner, members: Users, messages: Sequence[Message]
-    ) -> tuple[Users, Tensor, Tensor, str] | None:
+        self, planner: Planner, members: Ids, messages: Sequence[Message]
+    ) -> tuple[Ids, Tensor, Tensor, str] | None:
         """Return the users all of whose shares arrived, and the row that these are shares of.
 
         If relays say different things about it, what most of them say holds.
@@ -216,11 +217,11 @@ class SumsOfRows(Recipe):
             CodingError: the relay has another code.
         """
         H = planner.topology.H
-        size = _nbytes(H) + DIGEST_BYTES
+        size = _nbytes(H) + PLAN_DIGEST_BYTES
         overhead, header = message.overhead[:1, :-size], message.overhead[0, -size:].numpy()
-        present = np.unpackbits(header[:-DIGEST_BYTES], count=H)
+        present = np.unpackbits(header[:-PLAN_DIGEST_BYTES], count=H)
         code = planner.spread_code(tuple(np.flatnonzero(present).tolist()), self.formats.L)
-        if header[-DIGEST_BYTES:].tobytes() != code.digest:
+        if header[-PLAN_DIGEST_BYTES:].tobytes() != code.digest:
             raise CodingError(OTHER_PLAN)
         return overhead, code
 
@@ -307,7 +308,7 @@ class Added:
     sums: RowFormat
     format: str
     overhead: int
-    users: Users
+    users: Ids
 
     kinds = IVS, ""
     receivers = ()
@@ -368,7 +369,7 @@ class Sum:
         self._nbytes, self._heard = self._terms.nbytes + step.overhead, np.zeros(K, dtype=np.int64)
 
     @property
-    def lacking(self) -> Users:
+    def lacking(self) -> Ids:
         """The users whose rows did not arrive whole and once, as they were announced."""
         return np.flatnonzero(self._needed & (self._heard != self._nbytes))
 
@@ -415,7 +416,7 @@ class CommonRow:
 
     def last_hop(
         self, i: int, models: Content | None, passed: Sequence[Message]
-    ) -> Iterator[tuple[int | Users, Content]]:
+    ) -> Iterator[tuple[int | Ids, Content]]:
         own, needs = self.code.shares_of(i), self.code.needs(i)
         if not passed or not len(own):
             return

@@ -25,13 +25,13 @@ from hmtl.communication.codecs.plain import AggregatorCoder, HeardUsers
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.gate import Gate
-from hmtl.communication.messages import PARTS, Users
+from hmtl.communication.messages import PARTS
 from hmtl.communication.sides import Updating
 from hmtl.errors import CodingError, RangeError, few
+from hmtl.io.arrays import NOBODY, Ids
 
 log = logging.getLogger(__name__)
-LARGEST = 2.0**60  # of numbers in a user's row
-NOBODY: Users = np.empty(0, np.int64)
+MAX_ABS_NUMBER = 2.0**60  # of numbers in a user's row
 NEVER = -2  # in place of the round in which a user's IV counted last, until one has counted
 
 
@@ -89,7 +89,7 @@ class Aggregation:
     ) -> None:
         self.aggregator, self.coder, self.answers, self.revocable = aggregator, coder, answers, revocable
         self.counted: NDArray[np.int64] = np.full(K, NEVER)
-        self.users: Users = np.empty(0, np.int64)
+        self.users: Ids = np.empty(0, np.int64)
         self.ivs: dict[str, Tensor] = {}
         self.version, self.prepared, self.past, self.since = 0, 0, list[Tensor](), 0
         self.unknown = False
@@ -99,7 +99,7 @@ class Aggregation:
         self._models: PackedModels | None = None
         self._digest = b""
 
-    def open(self, round: int, attempt: int, node: str, users: Users) -> bool:
+    def open(self, round: int, attempt: int, node: str, users: Ids) -> bool:
         """Begin an attempt with the IVs of these users; return whether `node` keeps them for its process."""
         if self._attempt != attempt:
             self._round, self._attempt, self._keeper, self.users, self.ivs = round, attempt, node, users, {}
@@ -113,7 +113,7 @@ class Aggregation:
             self.ivs = {part: torch.empty(len(self.users), nbytes, dtype=torch.uint8) for part, nbytes in each}
         return self.ivs
 
-    def keep(self, users: Users, ivs: dict[str, Tensor]) -> None:
+    def keep(self, users: Ids, ivs: dict[str, Tensor]) -> None:
         """Take the IVs of a round, or their sum."""
         self.users, self.ivs = users, ivs
 
@@ -122,7 +122,7 @@ class Aggregation:
         self.users, self.unknown = NOBODY, True
         self.ivs = {part: torch.zeros(1, rows.shape[1], dtype=torch.uint8) for part, rows in self.ivs.items()}
 
-    def places(self, users: Users) -> Tensor:
+    def places(self, users: Ids) -> Tensor:
         """Return the rows of these users among the IVs."""
         return torch.from_numpy(np.searchsorted(self.users, users))
 
@@ -187,7 +187,7 @@ class Aggregation:
         try:
             return self.aggregator.update(self.users, ivs)
         except Exception:  # a row that another node made up may lead to any
-            right = (ivs.abs() <= LARGEST).all(dim=1).numpy()  # NaN is not
+            right = (ivs.abs() <= MAX_ABS_NUMBER).all(dim=1).numpy()  # NaN is not
             if self.coder.adds or not self._before or right.all():
                 raise
             wrong = few([*map(str, self.users[~right].tolist())])

@@ -16,14 +16,15 @@ from hmtl.communication.codecs.plain import UserCoder
 from hmtl.communication.flows.flow import Recipe, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.gate import Gate
-from hmtl.communication.messages import IVS, RECEIPTS, Message, Users, host_name, nothing, relay_name, relay_number
+from hmtl.communication.messages import IVS, RECEIPTS, Message, host_name, nothing, relay_name, relay_number
 from hmtl.communication.sides import HandedRows, SentRows, UserSide
 from hmtl.communication.turns import Turn
 from hmtl.errors import CodingError
+from hmtl.io.arrays import Ids
 
 ALL = slice(0, None)
 LEAST = 64  # columns in a block
-BLOCK = 2**23  # bytes of rows that are sent at once, so that they stay in the processor's cache
+SEND_CHUNK_BYTES = 2**23  # bytes of rows that are sent at once, so that they stay in the processor's cache
 
 
 class Host:
@@ -54,7 +55,7 @@ class Host:
     STATE = ("waiting", "pending", "sent")
 
     def __init__(
-        self, planner: Planner, recipe: Recipe, users: UserSide, coder: UserCoder, number: int, members: Users
+        self, planner: Planner, recipe: Recipe, users: UserSide, coder: UserCoder, number: int, members: Ids
     ) -> None:
         self.name, self.users, self.coder, self.members = host_name(number), users, coder, members
         self.planner, self.recipe, K = planner, recipe, planner.topology.K
@@ -110,7 +111,7 @@ class Host:
         return len(self._unsent) > 0
 
     def block(self) -> list[Message]:
-        """Return the next numbers of some users, about BLOCK bytes."""
+        """Return the next numbers of some users, about SEND_CHUNK_BYTES bytes."""
         if not self._unsent:
             return []
         users, columns = self._unsent.popleft()
@@ -121,10 +122,10 @@ class Host:
         """Whether rows have to be sent whole, not some columns at a time."""
         return self.coder.whole
 
-    def _hold(self, users: Users, ivs: HandedRows) -> None:
+    def _hold(self, users: Ids, ivs: HandedRows) -> None:
         """Hold the rows of these users until they are sent: some columns of all users, or some users' whole rows."""
         self._users, self._ivs = users, ivs
-        n, m, room = len(users), self.users.numbers, BLOCK // ivs.dtype.itemsize
+        n, m, room = len(users), self.users.numbers, SEND_CHUNK_BYTES // ivs.dtype.itemsize
         at_once = getattr(ivs, "at_once", n)  # users whose rows are made while they are sent
         if self._whole:
             at_once = room // max(1, m)
@@ -159,7 +160,7 @@ class Host:
             rows.append(replace(whole, receivers=(name,), links=mine, users=mine, at=torch.from_numpy(at)))
         return rows + requests
 
-    def _message(self, users: Users, payload: Tensor, overhead: Tensor, first: int = 0) -> Message:
+    def _message(self, users: Ids, payload: Tensor, overhead: Tensor, first: int = 0) -> Message:
         header = self._round, USERS_TO_RELAYS, IVS, self.name, self._relays
         row_format = self.coder.format(self.dtype)
         return Message(*header, users, payload, overhead, users, dtype=self.dtype, first=first, format=row_format)
@@ -215,7 +216,7 @@ class Host:
             setattr(self, name, state[name].numpy().copy())
         self.coder.load_state_dict(state["coder"])
 
-    def _settle(self, users: Users, last: NDArray[np.int64]) -> None:
+    def _settle(self, users: Ids, last: NDArray[np.int64]) -> None:
         """Commit or roll back pending updates; `last` is the round in which an IV counted last."""
         counted = last == self.sent[users]
         committed = users[self.pending[users] & counted]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import Digest
-from hmtl.communication.attendance import ATTEMPT, DOUBTED, Attempt, Attendance, Report, decide
+from hmtl.communication.attendance import ATTEMPT_BYTES, DOUBTED, Attempt, Attendance, Report, decide
 from hmtl.communication.codecs.formats import BYTES, REQUEST
 from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Heard, Recipe, Shape, Step, flow_of
 from hmtl.communication.flows.planner import Planner
@@ -37,7 +37,6 @@ from hmtl.communication.messages import (
     STATE,
     VERDICT,
     Message,
-    Users,
     nothing,
     overhead_only,
     relay_name,
@@ -45,6 +44,7 @@ from hmtl.communication.messages import (
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, following
 from hmtl.communication.turns import Turn
+from hmtl.io.arrays import Ids
 
 log = logging.getLogger(__name__)
 
@@ -165,8 +165,8 @@ class Relay(Node):
         attends = bool(messages)
         if messages:
             content = messages[0].overhead[0].numpy()
-            self.attempt = Attempt.from_bytes(content[:ATTEMPT])
-            self.attendance = self.planner.attendance(content[ATTEMPT:].tobytes())
+            self.attempt = Attempt.from_bytes(content[:ATTEMPT_BYTES])
+            self.attendance = self.planner.attendance(content[ATTEMPT_BYTES:].tobytes())
             self._plan()
             self.settle(self.attempt.agreed)
             if not self.attendance.aggregating[self.i] and self.flow.digest != self.attempt.digest:
@@ -336,7 +336,7 @@ class Relay(Node):
 
     def _may_attend(self, content: NDArray[np.uint8], formats: Collection[str]) -> bool:
         """Return whether the server may tell this relay who attends; raise CodingError if nobody can attend so."""
-        told = self.planner.attendance(content[ATTEMPT:].tobytes())
+        told = self.planner.attendance(content[ATTEMPT_BYTES:].tobytes())
         arrived = np.concatenate([np.empty(0, np.int64), *(message.of_users() for message in self._arrived)])
         heard = np.isin(told.heard.N(self.i), arrived).all()
         able = self.aggregation is not None or not told.aggregating.any()
@@ -363,7 +363,7 @@ class Relay(Node):
         kind: str,
         payload: Tensor,
         overhead: Tensor,
-        users: Users | None = None,
+        users: Ids | None = None,
         at: Tensor | None = None,
         row_format: str = BYTES,
     ) -> Message:
@@ -375,10 +375,10 @@ class Relay(Node):
     def _to_users(
         self,
         kind: str,
-        links: int | Users,
+        links: int | Ids,
         payload: Tensor,
         overhead: Tensor,
-        users: Users | None = None,
+        users: Ids | None = None,
         at: Tensor | None = None,
         row_format: str = BYTES,
     ) -> Message:

@@ -31,32 +31,22 @@ from hmtl.communication.flows.flow import Content, Copy, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.gate import Gate
-from hmtl.communication.messages import (
-    IN_VAIN,
-    KEYS,
-    SHARED,
-    SHARES,
-    UNMASK,
-    Message,
-    Users,
-    nothing,
-    overhead_only,
-)
+from hmtl.communication.messages import IN_VAIN, KEYS, SHARED, SHARES, UNMASK, Message, nothing, overhead_only
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server, relay_of
 from hmtl.communication.secure import masking
-from hmtl.communication.secure.crypto import DIGEST_BYTES, digest
-from hmtl.communication.secure.masking import Bytes, Mask, Roster, UnmaskingError
+from hmtl.communication.secure.crypto import KEY_DIGEST_BYTES, digest
+from hmtl.communication.secure.masking import Mask, Roster, UnmaskingError
 from hmtl.communication.secure.neighbors import Degree, Secure, lone
 from hmtl.communication.turns import Turn
 from hmtl.errors import CodingError, few
+from hmtl.io.arrays import NOBODY, Bytes, Ids
 from hmtl.topology import Topology
 
-NUMBER = 4  # bytes of a number
-ENTRY = NUMBER + masking.KEYS  # bytes of a neighbour and its keys
-NOBODY: Users = np.empty(0, np.int64)
+NUMBER_BYTES = 4  # bytes of a number
+ENTRY_BYTES = NUMBER_BYTES + masking.PUBLIC_KEYS_BYTES  # bytes of a neighbour and its keys
 log = logging.getLogger(__name__)
 
 
@@ -99,7 +89,7 @@ class SecureHost(Host):
     def share(self, messages: Sequence[Message]) -> list[Message]:
         """Share the seeds of each user's masks among its neighbours."""
         rows, K, sealed = self._received(messages), len(self.waiting), {}
-        told = {(int(bytes_to_numbers(row[:NUMBER])[0]), len(row) // ENTRY) for row in rows.values()}
+        told = {(int(bytes_to_numbers(row[:NUMBER_BYTES])[0]), len(row) // ENTRY_BYTES) for row in rows.values()}
         (n, k), *others = told or {(0, 0)}  # relays that tell users different n or k are not to be believed
         if others or (chosen := self.secure.accepted(n, K, k)) is None:
             return []
@@ -107,8 +97,8 @@ class SecureHost(Host):
         signed, refused = self.notary.signed(self._round) if self.notary else None, set[int]()
         holds = self._holds
         for k, row in rows.items():
-            entries = row[NUMBER:].reshape(-1, ENTRY)
-            numbers, keys = bytes_to_numbers(entries[:, :NUMBER].ravel()), entries[:, NUMBER:]
+            entries = row[NUMBER_BYTES:].reshape(-1, ENTRY_BYTES)
+            numbers, keys = bytes_to_numbers(entries[:, :NUMBER_BYTES].ravel()), entries[:, NUMBER_BYTES:]
             if signed is not None:
                 pairs = zip(numbers.tolist(), entries, strict=True)
                 genuine = np.array([signed.get(j) == digest(entry.tobytes()) for j, entry in pairs])
@@ -130,7 +120,7 @@ class SecureHost(Host):
         """Take what neighbours sealed for each user that holds shares, and tell whose it can read."""
         users = np.array([k for k, user in self._secrets.items() if len(user.neighbors)], np.int64)
         users = users[self._holds[users]]
-        sealed = np.zeros((len(users), self._neighbors, masking.SEALED), np.uint8)
+        sealed = np.zeros((len(users), self._neighbors, masking.SEALED_BYTES), np.uint8)
         for message in messages:
             to, rows = message.of_users(), message.overhead[message.rows()].numpy()
             here = np.isin(to, users)
@@ -157,7 +147,7 @@ class SecureHost(Host):
         rows = self._ivs[slice(first, end), columns][torch.from_numpy(places - first)]
         payload, overhead = self.coder.encode(self._users[users], rows, columns.start)
         terms, _ = self.formats.up[self.coder.format(self.dtype)]
-        masked = _Rows(terms, payload.clone(), overhead.clone())
+        masked = _MaskedRows(terms, payload.clone(), overhead.clone())
         for place, k in enumerate(self._users[users].tolist()):
             masked.add(place, self._secrets[k].mask(_bools(self._told[k], self._neighbors), masked.parts))
         return masked.payload, masked.overhead
@@ -166,8 +156,8 @@ class SecureHost(Host):
         """Reveal a share of one seed of each neighbour, if enough users counted."""
         shares = {}
         for k, row in self._received(messages).items():
-            total = int(bytes_to_numbers(row[:NUMBER])[0])
-            counted = _bools(row[NUMBER:], self._neighbors)
+            total = int(bytes_to_numbers(row[:NUMBER_BYTES])[0])
+            counted = _bools(row[NUMBER_BYTES:], self._neighbors)
             revealed = self._secrets[k].reveal(counted) if total >= self._fewest else None
             if revealed is not None:
                 shares[k] = revealed.ravel()
@@ -176,18 +166,22 @@ class SecureHost(Host):
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         k, K, kind, rows = self._neighbors, len(self.waiting), message.kind, message.overhead
         if kind == KEYS and message.format == DIGEST:
-            return Shape(0, DIGEST_BYTES, True, format=DIGEST)
+            return Shape(0, KEY_DIGEST_BYTES, True, format=DIGEST)
         if kind == KEYS:
-            n = {*bytes_to_numbers(rows[:, :NUMBER].numpy().ravel()).tolist()} if rows.shape[1] >= NUMBER else {0}
-            chosen = self.secure.accepted(max(n), K, rows.shape[1] // ENTRY) if len(n) == 1 else None
-            return Shape(0, NUMBER + chosen.neighbors * ENTRY, True) if chosen else None
+            n = (
+                {*bytes_to_numbers(rows[:, :NUMBER_BYTES].numpy().ravel()).tolist()}
+                if rows.shape[1] >= NUMBER_BYTES
+                else {0}
+            )
+            chosen = self.secure.accepted(max(n), K, rows.shape[1] // ENTRY_BYTES) if len(n) == 1 else None
+            return Shape(0, NUMBER_BYTES + chosen.neighbors * ENTRY_BYTES, True) if chosen else None
         if kind not in (SHARES, SHARED, UNMASK):
             return super().expects(message, turn, gate)
         if not k:
             return None
         if kind == SHARES:
-            return Shape(0, 1 + masking.SEALED, True, places=k)
-        return Shape(0, (kind == UNMASK) * NUMBER + -(-k // 8), True)
+            return Shape(0, 1 + masking.SEALED_BYTES, True, places=k)
+        return Shape(0, (kind == UNMASK) * NUMBER_BYTES + -(-k // 8), True)
 
     def read_receipts(self, receipts: Sequence[Message]) -> None:
         self._secrets, self._told = {}, {}  # serve for one round only
@@ -266,20 +260,20 @@ class Introduction:
     @classmethod
     def from_bytes(cls, content: Bytes, t: Topology, secure: Secure) -> "Introduction":
         """Return what `to_bytes` wrote; raise CodingError if it did not write this for these settings."""
-        check_length(content[: 3 * NUMBER], 3 * NUMBER)
-        n, *degree = bytes_to_numbers(content[: 3 * NUMBER]).tolist()
+        check_length(content[: 3 * NUMBER_BYTES], 3 * NUMBER_BYTES)
+        n, *degree = bytes_to_numbers(content[: 3 * NUMBER_BYTES]).tolist()
         users = NOBODY
         if 0 < n <= t.K:
-            check_length(content[: (3 + n) * NUMBER], (3 + n) * NUMBER)
-            users = bytes_to_numbers(content[3 * NUMBER : (3 + n) * NUMBER])
+            check_length(content[: (3 + n) * NUMBER_BYTES], (3 + n) * NUMBER_BYTES)
+            users = bytes_to_numbers(content[3 * NUMBER_BYTES : (3 + n) * NUMBER_BYTES])
         if not len(users) or len({*users.tolist()} & {*range(t.K)}) != n:
             raise CodingError("it names users who are not there")
         if secure.degree(n, t.K, tuple(lone(t.G)[:, users].sum(axis=1).tolist())) != Degree(*degree):
             raise CodingError("it names other numbers of neighbours than there are")
-        check_length(content, 3 * NUMBER + n * ENTRY + -(-int(t.G[:, users].sum()) // 8))
-        ends = np.cumsum([3 * NUMBER, n * NUMBER, n * masking.KEYS])
+        check_length(content, 3 * NUMBER_BYTES + n * ENTRY_BYTES + -(-int(t.G[:, users].sum()) // 8))
+        ends = np.cumsum([3 * NUMBER_BYTES, n * NUMBER_BYTES, n * masking.PUBLIC_KEYS_BYTES])
         _, _, keys, bits = np.split(content, ends)
-        advertised = keys.reshape(n, masking.KEYS)
+        advertised = keys.reshape(n, masking.PUBLIC_KEYS_BYTES)
         ascending, links = np.argsort(users), np.zeros_like(t.G)
         rows, columns = np.nonzero(t.G[:, users])
         links[rows, users[columns]] = _bools(bits, len(rows))
@@ -295,10 +289,10 @@ class SecureRelay(Relay):
         assert recipe.secure
         self.secure = recipe.secure
         self._known: Introduction | None = None  # of this round, once the server has told
-        self._serves: Users = NOBODY  # the users that it serves, as places in the roster
-        self._hears: Users = NOBODY  # the users within range, likewise
+        self._serves: Ids = NOBODY  # the users that it serves, as places in the roster
+        self._hears: Ids = NOBODY  # the users within range, likewise
         self._kept: list[Message] = []  # with the sealed shares that it hands on
-        self._counted: Users = NOBODY
+        self._counted: Ids = NOBODY
         self._revealed: Bytes | None = None  # by the users that it serves [n, k, 16]
 
     def advertise(self, round: int, messages: Sequence[Message]) -> list[Message]:
@@ -322,10 +316,10 @@ class SecureRelay(Relay):
         self._hears = near = np.flatnonzero(self._known.heard.G[self.i][roster.users])
         self._serves = np.flatnonzero(serving == self.i)
         size, k = np.tile(numbers_to_bytes([len(roster.users)]), (len(near), 1)), roster.degree.neighbors
-        numbers = numbers_to_bytes(roster.neighbors[near].ravel()).reshape(len(near), k, NUMBER)
-        entries = np.concatenate([numbers, roster.keys[near]], axis=2).reshape(len(near), k * ENTRY)
+        numbers = numbers_to_bytes(roster.neighbors[near].ravel()).reshape(len(near), k, NUMBER_BYTES)
+        entries = np.concatenate([numbers, roster.keys[near]], axis=2).reshape(len(near), k * ENTRY_BYTES)
         rows, mine = np.concatenate([size, entries], axis=1), serving[near] == self.i
-        digests = np.array([list(digest(row.tobytes())) for row in rows[~mine]], np.uint8).reshape(-1, DIGEST_BYTES)
+        digests = np.array([list(digest(row.tobytes())) for row in rows[~mine]], np.uint8).reshape(-1, KEY_DIGEST_BYTES)
         (others,) = self._rows(KEYS, near[~mine], digests)
         return [*self._rows(KEYS, self._serves, rows[mine]), replace(others, format=DIGEST)]
 
@@ -334,7 +328,7 @@ class SecureRelay(Relay):
         if self._known is None or not messages:
             return []
         handing = self._known.handing
-        sealed = self._table(messages, handing.shape[1], masking.SEALED)
+        sealed = self._table(messages, handing.shape[1], masking.SEALED_BYTES)
         sent = np.asarray(sealed.any(axis=2))
         users, rows = self._addressed(sealed, sent & (handing == self.i))
         self._kept = [self._to_users(SHARES, users, nothing(len(rows)), torch.from_numpy(rows), users)]
@@ -381,7 +375,7 @@ class SecureRelay(Relay):
         """Take what the users revealed that this relay serves, and tell the server whose shares these are."""
         if self._known is None or not messages or not len(self._counted):
             return []
-        table = self._table(messages, self._known.roster.degree.neighbors, masking.SHARE)
+        table = self._table(messages, self._known.roster.degree.neighbors, masking.SHARE_BYTES)
         self._revealed = np.zeros_like(table)
         self._revealed[self._serves] = table[self._serves]
         return self._bits(UNMASK, np.asarray(table[self._serves].any(axis=2)))
@@ -406,15 +400,17 @@ class SecureRelay(Relay):
             Introduction.from_bytes(message.only_row, self.topology, self.secure)
             return Shape(0, len(message.only_row))
         if kind == KEYS:
-            return Shape(0, masking.KEYS, True)
+            return Shape(0, masking.PUBLIC_KEYS_BYTES, True)
         if self._known is None:
             return None
         n, k = self._known.roster.around.shape
         if to_users and kind == SHARES:
-            return Shape(0, 1 + masking.SEALED, np.flatnonzero(self.topology.G[self.i]), places=k)
+            return Shape(0, 1 + masking.SEALED_BYTES, np.flatnonzero(self.topology.G[self.i]), places=k)
         if to_users:
             return Shape(0, -(-n * (k if turn.action == "combine" else 1) // 8))
-        return Shape(0, {SHARES: k * masking.SEALED, SHARED: -(-k // 8), UNMASK: k * masking.SHARE}[kind], True)
+        return Shape(
+            0, {SHARES: k * masking.SEALED_BYTES, SHARED: -(-k // 8), UNMASK: k * masking.SHARE_BYTES}[kind], True
+        )
 
     def close(self) -> None:
         super().close()
@@ -431,7 +427,7 @@ class SecureRelay(Relay):
             table[np.searchsorted(roster.users, users[here])] = rows[here].reshape(-1, *shape)
         return table
 
-    def _addressed(self, sealed: Bytes, chosen: NDArray[np.bool_]) -> tuple[Users, Bytes]:
+    def _addressed(self, sealed: Bytes, chosen: NDArray[np.bool_]) -> tuple[Ids, Bytes]:
         """Return the users to whom some sealed shares go, and rows with these and, first, whose they are [49]."""
         assert self._known
         roster, (at, place) = self._known.roster, np.nonzero(chosen)
@@ -543,7 +539,7 @@ class SecureServer(Server):
             return []
         roster, answers = known.roster, {relay_of(message): message.overhead[0].numpy() for message in messages}
         if self._revealed is not None and self._revealed.keys() <= answers.keys():
-            parts = [answers[i].reshape(-1, masking.SHARE) for i in self._revealed]
+            parts = [answers[i].reshape(-1, masking.SHARE_BYTES) for i in self._revealed]
             self._keep(counted, np.bitwise_xor.reduce(np.stack(parts)))
             return []
         if self._revealed is None:
@@ -567,16 +563,16 @@ class SecureServer(Server):
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         kind = message.kind
         if kind == KEYS:
-            return Shape(0, masking.KEYS, True)
+            return Shape(0, masking.PUBLIC_KEYS_BYTES, True)
         if kind not in (SHARES, SHARED, UNMASK):
             return super().expects(message, turn, gate)
         if self._known is None:
             return None
         roster, mine = self._known.roster, self._known.serving == relay_of(message)
         if kind == SHARES:
-            return Shape(0, 1 + masking.SEALED, roster.users, places=roster.degree.neighbors)
+            return Shape(0, 1 + masking.SEALED_BYTES, roster.users, places=roster.degree.neighbors)
         if kind == UNMASK and self._revealed is not None:
-            return Shape(0, len(roster.needed(self.attendance.users)) * masking.SHARE)
+            return Shape(0, len(roster.needed(self.attendance.users)) * masking.SHARE_BYTES)
         served = int((mine & roster.shared if kind == UNMASK else mine).sum())
         return Shape(0, -(-served * roster.degree.neighbors // 8))
 
@@ -599,17 +595,17 @@ class SecureServer(Server):
         """Who began the round, if its sum is to be unmasked."""
         return None if self.empty or not len(self.attendance.users) else self._known
 
-    def _keep(self, counted: Users, seeds: Bytes) -> None:
+    def _keep(self, counted: Ids, seeds: Bytes) -> None:
         """Keep the sum of the terms, without masks."""
         kept = self._sums.ivs
         _, sums = self.formats.up[self.attendance.format]
-        total = _Rows(sums, kept["payload"], kept["overhead"])
+        total = _MaskedRows(sums, kept["payload"], kept["overhead"])
         assert self._known
         total.add(0, self._known.roster.unmask(counted, seeds, total.parts), -1)
         self._sums.keep(counted, {"payload": total.payload, "overhead": total.overhead})
 
 
-class _Rows:
+class _MaskedRows:
     """Rows of terms or sums, to which masks are added: numbers of w bits, and further numbers of 64 bits.
 
     Args:

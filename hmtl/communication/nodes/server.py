@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
-from hmtl.communication.agreement import DIGEST_BYTES, Digest
+from hmtl.communication.agreement import CONTENT_DIGEST_BYTES, Digest
 from hmtl.communication.attendance import DOUBTED, Attempt, Report, decide
 from hmtl.communication.codecs.formats import BYTES
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Recipe, Shape
@@ -177,7 +177,7 @@ class Server(Node):
             gate.aggregation.check(message.only_row, message.format, self.version, gate)
             return Shape(0, overhead, format=message.format)
         elif kind == DIGESTS and i in self.attendance.aggregators:
-            return Shape(0, 2 * DIGEST_BYTES)
+            return Shape(0, 2 * CONTENT_DIGEST_BYTES)
         elif kind == MODELS:
             nbytes = self.recipe.model(gate.users, message.overhead[:1], message.format)
             return self.flow.delivery.passed(i, True, message, nbytes)
@@ -200,12 +200,12 @@ class Server(Node):
         odd = {i: OTHER_PLAN for i, digest in received.items() if digest[:plan] != flow.digest}
         rest = {i: digest for i, digest in received.items() if i not in odd}
         right = max(rest.values(), key=[*rest.values()].count, default=b"")
-        decided = 2 * [*rest.values()].count(right) > len(rest) and any(right[DIGEST_BYTES:])
+        decided = 2 * [*rest.values()].count(right) > len(rest) and any(right[CONTENT_DIGEST_BYTES:])
         if self.aggregation and (models := self.aggregation.models(self._value)):
             right, decided = flow.sealed(self._value) + models.digest, True
         doubted = set[int]()
         for i, digest in rest.items():
-            if digest[:DIGEST_BYTES] != right[:DIGEST_BYTES]:
+            if digest[:CONTENT_DIGEST_BYTES] != right[:CONTENT_DIGEST_BYTES]:
                 odd[i] = "it learned other IVs than the other aggregators."
             elif digest != right:
                 odd[i] = "it computed other models than the other aggregators."

@@ -32,9 +32,10 @@ from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess
 from hmtl.communication.meaning import Words
-from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message, Users
+from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message
 from hmtl.communication.sides import AggregatorSide, RowMeaning, UserSide
 from hmtl.errors import CodingError
+from hmtl.io.arrays import Ids
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,9 @@ log = logging.getLogger(__name__)
 LONGEST_IV = 420  # numbers of a dry IV: up to 8 pieces of its bytes need no padding
 LONGEST_SUMS = 10_080  # words of a dry row of sums: up to 8 pieces of 1 to 4 stretches need no padding
 OF_SECURE_SUMS = (KEYS, SHARED, SHARES, UNMASK)  # the kinds of messages that secure sums add, all of them overhead
-MOST_PLAYED = 5000  # users times relays of a network that is priced by a dry round
-MOST_ENUMERATED = 6  # relays; up to this number, all sets are tried if the network is small
-MOST_WORK = 10**5  # sets that are tried times users and relays, at least two
+MAX_PLAYED_SIZE = 5000  # users times relays of a network that is priced by a dry round
+MAX_PRICED_RELAYS = 6  # relays; up to this number, all sets are tried if the network is small
+MAX_PRICING_WORK = 10**5  # sets that are tried times users and relays, at least two
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ def price(recipe: Recipe, t: Topology, network: Network, m: int, dtype: torch.dt
         ConfigError: it does not fit this network.
     """
     row = recipe.of_numbers(m, t.K).row_bits(row_bits(recipe.wire, m, dtype))
-    if t.K * t.H > MOST_PLAYED and not (recipe.secure or network.links):
+    if t.K * t.H > MAX_PLAYED_SIZE and not (recipe.secure or network.links):
         bits = {tier: row[tier] * rows for tier, rows in _rows_by_formula(recipe, t, network).items()}
         return _price(bits, network.seconds(bits), network, {})
     numbers = min(m, LONGEST_SUMS if recipe.adds else LONGEST_IV)
@@ -123,7 +124,7 @@ def cheapest(
         recipe, t, network, m, dtype: see `price`; the rows are IVs.
     """
     seconds: dict[AggregatorSet, float] = {}
-    most = max(2, MOST_WORK // (t.K * t.H))
+    most = max(2, MAX_PRICING_WORK // (t.K * t.H))
 
     def shortest(sets: Iterable[AggregatorSet]) -> AggregatorSet:
         for nodes in [nodes for nodes in sets if nodes not in seconds][: most - len(seconds)]:
@@ -135,7 +136,7 @@ def cheapest(
         return min(seconds, key=lambda nodes: (seconds[nodes], len(nodes.relays)))
 
     alone, everyone = AggregatorSet((), server=True), AggregatorSet(t.active, server=False)
-    if len(t.active) <= MOST_ENUMERATED and (2 << len(t.active)) <= most:
+    if len(t.active) <= MAX_PRICED_RELAYS and (2 << len(t.active)) <= most:
         sets = [A for n in range(1, len(t.active) + 1) for A in combinations(t.active, n)]
         best = shortest([alone, *(AggregatorSet(A, server) for A in sets for server in (False, True))])
     else:
@@ -210,8 +211,8 @@ def dry_round(
     if recipe.secure:
         log.info("playing a round of secure sums of %d users for its price", t.K)
     counted = Counter[tuple[str, str]]()
-    communicator = Communicator(t, network, recipe, partial(_Counting, counted=counted))
-    users, aggregator = _Users(t.K, numbers, recipe.row_type, recipe.common), _Aggregator()
+    communicator = Communicator(t, network, recipe, partial(_CountedLinks, counted=counted))
+    users, aggregator = _DryUsers(t.K, numbers, recipe.row_type, recipe.common), _DryAggregator()
     communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a round calls no other members
     return communicator, counted
 
@@ -227,7 +228,7 @@ def _with_aggregators(communicator: Communicator, nodes: AggregatorSet) -> Commu
     return made
 
 
-class _Counting(InProcess):
+class _CountedLinks(InProcess):
     """Links that also count the bits of each kind of message and tier."""
 
     def __init__(self, ledger: LinkLedger, counted: Counter[tuple[str, str]]) -> None:
@@ -240,7 +241,7 @@ class _Counting(InProcess):
             self.counted[message.kind, message.tier] += 8 * len(message) * sum(message.sizes)
 
 
-class _Users:
+class _DryUsers:
     """Users who send zeros, see `hmtl.communication.sides.UserSide`."""
 
     deltas, further, answers = False, 0, (0,)
@@ -252,20 +253,20 @@ class _Users:
     def means(self) -> RowMeaning | None:
         return Words(self.numbers, common=self.common) if self.origin.dtype == torch.int64 else None
 
-    def local_update(self, round: int, idle: Users = np.empty(0, np.int64)) -> tuple[Users, Tensor]:  # noqa: B008, nobody writes to it
+    def local_update(self, round: int, idle: Ids = np.empty(0, np.int64)) -> tuple[Ids, Tensor]:  # noqa: B008, nobody writes to it
         return np.arange(len(self._ivs)), self._ivs
 
-    def commit(self, users: Users) -> None: ...
+    def commit(self, users: Ids) -> None: ...
 
-    def roll_back(self, users: Users) -> None: ...
+    def roll_back(self, users: Ids) -> None: ...
 
-    def receive(self, users: Users, models: Tensor) -> None: ...
+    def receive(self, users: Ids, models: Tensor) -> None: ...
 
 
-class _Aggregator:
+class _DryAggregator:
     """An aggregator that returns what it gets, see `hmtl.communication.sides.AggregatorSide`."""
 
-    def update(self, users: Users, ivs: Tensor) -> Tensor:
+    def update(self, users: Ids, ivs: Tensor) -> Tensor:
         return ivs
 
     def means(self) -> RowMeaning | None:

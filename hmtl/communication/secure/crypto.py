@@ -10,15 +10,15 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from numpy.typing import NDArray
 
-KEY = 32  # bytes of a key of X25519 or ChaCha20
-SEED = 16  # bytes of a seed
-TAG = 16  # bytes that sealing adds
-DIGEST_BYTES = 40  # of a digest
+KEY_BYTES = 32  # bytes of a key of X25519 or ChaCha20
+SEED_BYTES = 16  # bytes of a seed
+TAG_BYTES = 16  # bytes that sealing adds
+KEY_DIGEST_BYTES = 40  # of a digest
 
 
 def new_seed() -> bytes:
     """Return a random seed, from the operating system: a named generator would be known to everybody."""
-    return secrets.token_bytes(SEED)
+    return secrets.token_bytes(SEED_BYTES)
 
 
 def key_from(seed: bytes) -> X25519PrivateKey:
@@ -33,7 +33,7 @@ def agree(own: X25519PrivateKey, other: bytes) -> bytes:
 
 def digest(content: bytes) -> bytes:
     """Return what nobody can compute of other content."""
-    return blake2b(content, digest_size=DIGEST_BYTES).digest()
+    return blake2b(content, digest_size=KEY_DIGEST_BYTES).digest()
 
 
 def seal(key: bytes, first: bool, content: bytes) -> bytes:
@@ -61,7 +61,7 @@ def expand(seed: bytes, part: int, count: int, bits: int) -> NDArray[np.unsigned
 
 
 def _derived(secret: bytes, purpose: bytes) -> bytes:
-    return blake2b(purpose, key=secret, digest_size=KEY).digest()
+    return blake2b(purpose, key=secret, digest_size=KEY_BYTES).digest()
 
 
 def _nonce(first: bool) -> bytes:

@@ -26,18 +26,27 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from hmtl.coding import shamir
-from hmtl.communication.messages import Users
-from hmtl.communication.secure.crypto import KEY, SEED, TAG, agree, expand, key_from, new_seed, seal, unseal
+from hmtl.communication.secure.crypto import (
+    KEY_BYTES,
+    SEED_BYTES,
+    TAG_BYTES,
+    agree,
+    expand,
+    key_from,
+    new_seed,
+    seal,
+    unseal,
+)
 from hmtl.communication.secure.neighbors import Degree, circle
 from hmtl.errors import HmtlError
+from hmtl.io.arrays import Bytes, Ids
 
-Bytes = NDArray[np.uint8]
 Mask = NDArray[np.unsignedinteger]
 Parts = Sequence[tuple[int, int]]
 """The parts of a term: how many numbers, and how many bits each has."""
-KEYS = 2 * KEY  # bytes that a user advertises
-SHARE = SEED  # bytes of a share
-SEALED = 2 * SHARE + TAG  # bytes of a sealed pair of shares
+PUBLIC_KEYS_BYTES = 2 * KEY_BYTES  # bytes that a user advertises
+SHARE_BYTES = SEED_BYTES  # bytes of a share
+SEALED_BYTES = 2 * SHARE_BYTES + TAG_BYTES  # bytes of a sealed pair of shares
 
 
 class UnmaskingError(HmtlError):
@@ -61,7 +70,7 @@ class MaskingUser:
         self._sealing, self._masking = X25519PrivateKey.generate(), key_from(self._common)
         keys = self._sealing.public_key(), self._masking.public_key()
         self.advertised: Bytes = _bytes(b"".join(key.public_bytes_raw() for key in keys))
-        self.neighbors: Users = np.empty(0, np.int64)
+        self.neighbors: Ids = np.empty(0, np.int64)
         self._keys: list[tuple[bytes, bytes]] = []  # agreed with each neighbour
         self._strangers: NDArray[np.bool_] = np.empty(0, bool)  # neighbours without usable keys
         self._threshold = 0
@@ -69,7 +78,7 @@ class MaskingUser:
         self._shared: NDArray[np.bool_] = np.empty(0, bool)  # which neighbours shared their seeds
         self._revealed = False
 
-    def share(self, neighbors: Users, keys: Bytes, threshold: int, holds: NDArray[np.bool_]) -> Bytes | None:
+    def share(self, neighbors: Ids, keys: Bytes, threshold: int, holds: NDArray[np.bool_]) -> Bytes | None:
         """Return a sealed pair of shares for each neighbour [k, 48], given what these advertised [k, 64].
 
         Rows are zero for neighbours that hold no shares [k]. Nobody reads what is sealed for a neighbour whose keys are
@@ -79,7 +88,7 @@ class MaskingUser:
         if len(self.neighbors) or len({self.number, *neighbors.tolist()}) <= len(neighbors):
             return None
         self.neighbors, self._threshold = neighbors, threshold
-        agreed = [self._agreed(key[:KEY].tobytes(), key[KEY:].tobytes()) for key in keys]
+        agreed = [self._agreed(key[:KEY_BYTES].tobytes(), key[KEY_BYTES:].tobytes()) for key in keys]
         self._strangers = np.array([each is None for each in agreed])
         self._keys = [each or (2 * new_seed(), 2 * new_seed()) for each in agreed]
         own, common = shamir.split(np.stack([_bytes(self._own), _bytes(self._common)]), len(neighbors), threshold)
@@ -124,10 +133,10 @@ class MaskingUser:
         if self._revealed or not len(self._shared):
             return None
         self._revealed = True
-        shares = np.zeros((len(self.neighbors), SEED), np.uint8)
+        shares = np.zeros((len(self.neighbors), SEED_BYTES), np.uint8)
         for place, content in self._shares.items():
             if self._shared[place]:
-                shares[place] = _bytes(content[:SEED] if counted[place] else content[SEED:])
+                shares[place] = _bytes(content[:SEED_BYTES] if counted[place] else content[SEED_BYTES:])
         return shares
 
     def _agreed(self, sealing: bytes, masking: bytes) -> tuple[bytes, bytes] | None:
@@ -153,7 +162,7 @@ class Roster:
         shared: which users shared their seeds [n].
     """
 
-    users: Users
+    users: Ids
     advertised: Bytes
     degree: Degree
     order: NDArray[np.int64]
@@ -164,7 +173,7 @@ class Roster:
         self.around = self.order[circle(n, self.degree.neighbors)[np.argsort(self.order)]]
 
     @property
-    def neighbors(self) -> Users:
+    def neighbors(self) -> Ids:
         """The neighbours of each user [n, k]."""
         return self.users[self.around]
 
@@ -189,13 +198,13 @@ class Roster:
         there = read[self.around, self.opposite] & holding
         self.shared = there.sum(axis=1) >= self.degree.readers(holding.sum(axis=1))
 
-    def needed(self, counted: Users) -> NDArray[np.int64]:
+    def needed(self, counted: Ids) -> NDArray[np.int64]:
         """Return the places of the users who have a mask in the sum, given the users whose terms counted."""
         counts = np.isin(self.users, counted)
         meets = counts[self.around].any(axis=1)
         return np.flatnonzero(counts | (self.shared & meets))
 
-    def holders(self, counted: Users, revealed: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def holders(self, counted: Ids, revealed: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return whose shares reveal the needed seeds: which of its neighbours, and their places [n', t] each.
 
         Args:
@@ -217,7 +226,7 @@ class Roster:
         chosen = np.argsort(~there, axis=1, kind="stable")[:, :t]
         return chosen, np.take_along_axis(around, chosen, axis=1)
 
-    def join(self, counted: Users, revealed: NDArray[np.bool_], shares: Bytes) -> Bytes:
+    def join(self, counted: Ids, revealed: NDArray[np.bool_], shares: Bytes) -> Bytes:
         """Return the needed seeds [n', 16], given all shares [n, k, 16].
 
         This is linear: given some of the shares, and zeros for the others, it returns parts that add up to the seeds.
@@ -226,7 +235,7 @@ class Roster:
         chosen, holders = self.holders(counted, revealed)
         return shamir.join(chosen, shares[holders, self.opposite[chosen]])
 
-    def unmask(self, counted: Users, seeds: Bytes, parts: Parts) -> list[Mask]:
+    def unmask(self, counted: Ids, seeds: Bytes, parts: Parts) -> list[Mask]:
         """Return the sum of the masks of all terms that counted, for each part [L], given the needed seeds."""
         counts = np.isin(self.users, counted)
         masks = [np.zeros(L, np.min_scalar_type(2**w - 1)) for L, w in parts]
@@ -237,7 +246,7 @@ class Roster:
                 continue
             key, number = key_from(seed.tobytes()), int(self.users[place])
             for other in self.around[place][counts[self.around[place]]].tolist():
-                agreed = agree(key, self.advertised[other, KEY:].tobytes())
+                agreed = agree(key, self.advertised[other, KEY_BYTES:].tobytes())
                 _add_common(masks, agreed, int(self.users[other]), number, parts)
         return masks
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
-from hmtl.coding.shamir import MOST_SHARES
+from hmtl.coding.shamir import MAX_SHARES
 from hmtl.errors import ConfigError
 
 DROPPED = 0.3  # share of the users that may drop out between the first and the last step of a round
@@ -59,7 +59,7 @@ def degree(n: int, colluders: int, alone: tuple[int, ...] = ()) -> Degree | None
         alone: how many of the n are lone users of each relay.
     """
     removed, holders = (colluders + max(alone, default=0)) / n + DROPPED if n else 1.0, n - sum(alone)
-    for k in (*range(2, min(n - 1, MOST_SHARES), 2), *([n - 1] if 2 <= n <= MOST_SHARES + 1 else [])):
+    for k in (*range(2, min(n - 1, MAX_SHARES), 2), *([n - 1] if 2 <= n <= MAX_SHARES + 1 else [])):
         complete = k == n - 1
         # The others remain connected unless two runs of k/2 users are all removed, which cut the circle.
         if not complete and (removed >= 1 or 2 * log2(n) - 1 + k * log2(removed) > PRIVACY):
@@ -155,7 +155,7 @@ class Secure:
     def accepted(self, n: int, K: int, k: int) -> Degree | None:
         """Return k and t for a user who knows n and k; None if they cannot be right."""
         least = self.degree(n, K) if 0 < n <= K else None
-        if least is None or not least.neighbors <= k <= min(n - 1, MOST_SHARES):
+        if least is None or not least.neighbors <= k <= min(n - 1, MAX_SHARES):
             return None
         t = threshold(n, self.colluders(n, K), k)
         return Degree(k, t) if t <= k else None

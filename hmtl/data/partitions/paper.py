@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.errors import ConfigError, DataError
+from hmtl.io.arrays import Floats, Ints
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 USUAL_ROWS = 500  # of each user in the paper
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.errors import ConfigError, DataError
+from hmtl.io.arrays import Ints
 
-Ints = NDArray[np.int64]
 Partition = Callable[[NDArray[Any], int, np.random.Generator], list[Ints]]
 DRAWS = 1000  # attempts at a partition in which every user has enough rows
 

@@ -18,14 +18,15 @@ from hmtl.data.arrays import MANY_CLASSES
 from hmtl.data.partitions import Partition
 from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.sparse import widened
-from hmtl.data.splitting import Ints, Rows, Splitting, tasks_of
+from hmtl.data.splitting import RowsOf, Splitting, tasks_of
 from hmtl.data.table_features import Categories, FittedTable, Missing
 from hmtl.data.table_features import fit as fit_features
 from hmtl.data.tables import SUFFIXES, SVMLIGHT, fault, misfits, read_rows
 from hmtl.data.tasks import ClassWeight, Task, class_targets, prepare
 from hmtl.errors import ConfigError, DataError, few
+from hmtl.io.arrays import Ints
 
-Kind = Literal["auto", "classification", "regression"]
+TargetKind = Literal["auto", "classification", "regression"]
 
 
 def files(
@@ -33,7 +34,7 @@ def files(
     K: int | None = None,
     target: str = "y",
     task: str | None = None,
-    kind: Kind = "auto",
+    kind: TargetKind = "auto",
     test_fraction: float = 0.25,
     test_path: str | Path | None = None,
     intercept: bool = True,
@@ -79,7 +80,7 @@ def files(
         ConfigError: if K is not the number of tasks, `kind` is unknown or ambiguous, or `task`, `path`, `partition`,
             `kind` and `test_path` contradict each other; or if the partition raises it.
     """
-    if kind not in get_args(Kind):
+    if kind not in get_args(TargetKind):
         raise ConfigError(f"kind={kind} is not one of auto, classification and regression. Choose one of them.")
     if partition is not None and kind == "regression":
         raise ConfigError("kind=regression: a partition deals rows by class. Leave one of them out.")
@@ -108,12 +109,12 @@ def files(
     def columns(rows: Ints) -> Any:
         return features.iloc[rows].to_numpy(np.float64, copy=True) if sparse is None else sparse[rows]
 
-    def fit(train: Sequence[Ints]) -> tuple[Rows, list[FittedTable]]:
+    def fit(train: Sequence[Ints]) -> tuple[RowsOf, list[FittedTable]]:
         tables = fit_features([features.iloc[rows] for rows in train], categories, missing)
         encoded = tables[0].features.features(features)
         return lambda rows: encoded[rows], tables
 
-    x: Rows = columns
+    x: RowsOf = columns
     needed = fit if categories or missing else None
     if needed and sparse is not None:
         raise ConfigError(f"{path} has sparse rows: set dataset.categories and dataset.missing to null.")
@@ -144,7 +145,7 @@ class _Roles:
 
     target: str
     task: str | None
-    kind: Kind
+    kind: TargetKind
     categories: Categories
     missing: Missing
 
@@ -206,7 +207,7 @@ def _stacked(parts: list[tuple[Path, csr_array | None]]) -> csr_array | None:
     return vstack(rows, format="csr")
 
 
-def _coded(column: pd.Series, kind: Kind, path: str | Path) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
+def _coded(column: pd.Series, kind: TargetKind, path: str | Path) -> tuple[NDArray[np.int64], tuple[Any, ...]]:
     """Return labels as numbers 0, 1, ..., and the label that each number stands for.
 
     Raises:

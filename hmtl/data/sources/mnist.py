@@ -6,7 +6,6 @@ Shapes: K users, n images of 28 × 28 = 784 pixels, scaled from 0..255 to [0, 1]
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hmtl.data.downloads import FAILURES, cache_folder
 from hmtl.data.partitions import Partition, one_vs_rest
@@ -14,12 +13,12 @@ from hmtl.data.preprocessing import Preprocessing, Scope
 from hmtl.data.splitting import Splitting, Wanted
 from hmtl.data.tasks import ClassWeight, Task
 from hmtl.errors import ConfigError, DataError
+from hmtl.io.arrays import Bytes
 from hmtl.rng import generator
 
 SHIPPED = Path(__file__).with_name("mnist5k.npz")
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
-Bytes = NDArray[np.uint8]
 Images = tuple[Bytes, Bytes]
 """Pixels [n, 784] and digits [n]."""
 
@@ -113,7 +112,7 @@ def _read_files(folder: Path, download: bool) -> Images:
             raise ValueError("images are not 28 × 28, or not as many as labels")
     except (*FAILURES, AssertionError, TypeError) as error:
         raise DataError(
-            f"MNIST cannot be read from {folder} ({' '.join(str(error).split())}). Put {', '.join(FILES)} into "
+            f"MNIST cannot be read from {folder} ({' '.join(str(error).split())}). Put {', '.join(MNIST_FILES)} into "
             f"{folder}/MNIST/raw, give another path, or delete damaged files and run once with network access and "
             "download=true; the data set mnist5k needs neither."
         ) from error

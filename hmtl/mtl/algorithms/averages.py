@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
+from hmtl.io.arrays import Ids
 from hmtl.mtl.algorithms.base import Aggregator
 from hmtl.mtl.algorithms.meaning import Meaning
-from hmtl.mtl.algorithms.user_rows import Ids
 from hmtl.mtl.learners.base import Learner, Numbers, Section
 from hmtl.mtl.privacy import Privacy
 from hmtl.mtl.sums import Grid, LazyRows, RowsByUsers, WeightedChanges, blocks, fitting

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from hmtl.errors import ConfigError, RangeError
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.cpu_time import cpu_seconds
 from hmtl.mtl.algorithms.meaning import Meaning
-from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import ConfigError
+from hmtl.io.arrays import Ids
 from hmtl.mtl.algorithms.base import Aggregator
 from hmtl.mtl.algorithms.meaning import SumsOfVectors
-from hmtl.mtl.algorithms.user_rows import Ids, of_rows
+from hmtl.mtl.algorithms.user_rows import of_rows
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid, LazyRows

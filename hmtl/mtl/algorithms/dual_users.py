@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.mtl.algorithms.base import Users
 from hmtl.mtl.algorithms.dual_aggregator import Coupling, DualSettings, SumsOfDuals
-from hmtl.mtl.algorithms.user_rows import NOBODY, Ids, of_rows, with_rows
+from hmtl.mtl.algorithms.user_rows import of_rows, with_rows
 from hmtl.mtl.problem import Problem, Rows, rows_of
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
 from hmtl.mtl.sums import LazyRows

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from hmtl.data.items import each_tensor
 from hmtl.errors import ConfigError
-from hmtl.mtl.algorithms.user_rows import Ids
+from hmtl.io.arrays import Ids
 from hmtl.mtl.learners.base import Learner
 from hmtl.mtl.networks.calls import scores_of, with_targets
 from hmtl.mtl.networks.copies import copies
 from hmtl.mtl.networks.flat import FlatModel, seeded
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
-from hmtl.mtl.problem import AT_ONCE, Problem
+from hmtl.mtl.problem import ROWS_AT_ONCE, Problem
 from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem
 from hmtl.mtl.torch_loss import TorchLoss
 
@@ -151,12 +151,12 @@ class BlockTraining:
 
 
 def batches(x: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield the rows of all these tensors, about AT_ONCE at a time."""
+    """Yield the rows of all these tensors, about ROWS_AT_ONCE at a time."""
     few, n = list[Tensor](), 0
-    for part in chain.from_iterable(torch.split(each, AT_ONCE) for each in x):
+    for part in chain.from_iterable(torch.split(each, ROWS_AT_ONCE) for each in x):
         if not len(part):
             continue
-        if few and n + len(part) > AT_ONCE:
+        if few and n + len(part) > ROWS_AT_ONCE:
             yield torch.cat(few)
             few, n = [], 0
         few.append(part)

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from hmtl.mtl.algorithms.user_rows import Ids, of_rows, with_rows
+from hmtl.io.arrays import Ids
+from hmtl.mtl.algorithms.user_rows import of_rows, with_rows
 from hmtl.mtl.sums import HELD, Grid, LazyRows, RowsByUsers, blocks
 from hmtl.mtl.symmetric import Symmetric
 

@@ -13,19 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 from torch import Tensor
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError
+from hmtl.io.arrays import Floats
 from hmtl.mtl.losses import Logistic, Loss, Squared
 from hmtl.mtl.problem import Problem, runs
 
-MOST_FEATURES = 300  # D and each user's curvature have d² numbers, and an iteration takes K·d³ operations
-MOST_NUMBERS = 2 * 10**7  # in all users' curvatures, of which some ten copies are in memory
-MOST_WORK = 3 * 10**7  # K·p²·a for p features, of which a differ between tasks, up to which means of tasks are tried
-Array = NDArray[np.float64]
+MAX_FEATURES = 300  # D and each user's curvature have d² numbers, and an iteration takes K·d³ operations
+MAX_NUMBERS = 2 * 10**7  # in all users' curvatures, of which some ten copies are in memory
+MEANS_WORK = 3 * 10**7  # K·p²·a for p features, of which a differ between tasks, up to which means of tasks are tried
 OBSERVED = 30  # how many models the prior of a full D counts as
 
 
@@ -49,10 +48,10 @@ class Mixed:
         settled: whether the evidence and the models have converged.
     """
 
-    W: Array
-    w0: Array
-    D: Array
-    spread: Array
+    W: Floats
+    w0: Floats
+    D: Floats
+    spread: Floats
     noise: float
     unit: float
     evidence: float
@@ -129,7 +128,7 @@ class MixedEffects:
             rows, groups, fit = chosen
             new, more = fit.w0, rows.with_means()
             p = more.priors.shape[1]
-            is_quick = K * p**2 * groups.sum() <= MOST_WORK
+            is_quick = K * p**2 * groups.sum() <= MEANS_WORK
             if intercept and K > 1 and p > d and is_quick:
                 other = _fit(more, groups, fit, False, iterations, tolerance)
                 if other.evidence > fit.evidence + 1:
@@ -149,7 +148,7 @@ class MixedEffects:
         """Return whether tasks and the loss of one score suit mixed effects."""
         K, d = len(tasks), tasks[0].x_train.shape[1]
         suitable = type(loss) in (Squared, Logistic) and not tasks[0].is_sparse
-        return suitable and d <= MOST_FEATURES and K * d**2 <= MOST_NUMBERS
+        return suitable and d <= MAX_FEATURES and K * d**2 <= MAX_NUMBERS
 
 
 class _ScoreRows:
@@ -163,23 +162,23 @@ class _ScoreRows:
         priors: components of w0 with one variance each, as rows of 0 and 1 [v, p].
     """
 
-    def __init__(self, problem: Problem, slopes: Array) -> None:
+    def __init__(self, problem: Problem, slopes: Floats) -> None:
         self.is_binary = not problem.binary.unbounded
         self.counts = np.array(problem.here)
         self.user = np.repeat(np.arange(problem.K), self.counts)
-        self.X: Array = torch.cat([task.x_train.double() for task in problem.tasks]).numpy()
-        self.weights: Array = torch.cat([task.weights for task in problem.tasks]).numpy()
+        self.X: Floats = torch.cat([task.x_train.double() for task in problem.tasks]).numpy()
+        self.weights: Floats = torch.cat([task.weights for task in problem.tasks]).numpy()
         square = self.weights @ np.square(self.X) / len(self.X)
         self.scales = np.sqrt(np.where(square > 0, square, 1.0))
         self.X /= self.scales
         self.units = np.ones(problem.K)
-        self.y: Array = torch.cat([task.y_train for task in problem.tasks]).numpy()
+        self.y: Floats = torch.cat([task.y_train for task in problem.tasks]).numpy()
         self.means = np.zeros((problem.K, 0))
         self.priors = slopes[None]
         self.runs = [(users, at, self.X[at].reshape(-1, n, problem.d)) for users, at, n in runs(problem.here)]
         self.squares = self._curvatures(self.weights)
 
-    def with_targets(self, targets: Array, units: Array) -> "_ScoreRows":
+    def with_targets(self, targets: Floats, units: Floats) -> "_ScoreRows":
         """Return these rows with targets [N] in units [K]."""
         new = copy.copy(self)
         new.units, new.y = units, targets / units[self.user]
@@ -194,27 +193,27 @@ class _ScoreRows:
         new.priors[0, :d], new.priors[1, d:] = self.priors[0], 1
         return new
 
-    def restored(self, W: Array, w0: Array) -> Array:
+    def restored(self, W: Floats, w0: Floats) -> Floats:
         """Return all users' models and w0 [K + 1, d] for features and targets without units."""
         units = np.append(self.units, np.exp(np.log(self.units).mean()))
-        models: Array = np.concatenate([W, w0[None, : len(self.scales)]]) / self.scales * units[:, None]
+        models: Floats = np.concatenate([W, w0[None, : len(self.scales)]]) / self.scales * units[:, None]
         return models
 
-    def predictions(self, W: Array) -> Array:
+    def predictions(self, W: Floats) -> Floats:
         """Return the predictions of models W [K, d], [N]."""
         return np.concatenate([(X @ W[users, :, None]).ravel() for users, _, X in self.runs])
 
-    def _combined(self, *columns: Array) -> Array:
+    def _combined(self, *columns: Floats) -> Floats:
         """Return Σ_j a_j x_j of each user for m columns a [N], [m, K, d]."""
         a = np.stack(columns, axis=1)
         parts = [X.transpose(0, 2, 1) @ a[at].reshape(len(X), -1, len(columns)) for _, at, X in self.runs]
         return np.concatenate(parts).transpose(2, 0, 1)
 
-    def _curvatures(self, s: Array) -> Array:
+    def _curvatures(self, s: Floats) -> Floats:
         """Return Σ_j s_j x_j x_jᵀ of each user [K, d, d]."""
         return np.concatenate([(X * s[at].reshape(len(X), -1, 1)).transpose(0, 2, 1) @ X for _, at, X in self.runs])
 
-    def expansion(self, p: Array) -> "_Expansion":
+    def expansion(self, p: Floats) -> "_Expansion":
         """Return the expansion of the losses to second order at predictions p [N]."""
         if not self.is_binary:
             residuals = self.y - p
@@ -241,9 +240,9 @@ class _Expansion:
     """
 
     losses: float
-    V: Array
-    right: Array
-    curvatures: Array
+    V: Floats
+    right: Floats
+    curvatures: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,8 +254,8 @@ class _Structure:
         prior: mean [d, d] of the inverse Wishart prior of a full D; None if D is diagonal.
     """
 
-    groups: Array
-    prior: Array | None
+    groups: Floats
+    prior: Floats | None
 
     @property
     def own(self) -> slice:
@@ -264,13 +263,13 @@ class _Structure:
         d = self.groups.shape[1]
         return slice(d - int(self.groups.sum()), d)
 
-    def root(self, D: Array) -> Array:
+    def root(self, D: Floats) -> Floats:
         """Return F with D = F², [q, q], or its diagonal [q] if D is diagonal. D may be singular."""
         if self.prior is None:
-            diagonal: Array = np.sqrt(D.diagonal()[self.own])
+            diagonal: Floats = np.sqrt(D.diagonal()[self.own])
             return diagonal
         values, vectors = np.linalg.eigh(D)
-        root: Array = vectors * np.sqrt(values.clip(0)) @ vectors.T
+        root: Floats = vectors * np.sqrt(values.clip(0)) @ vectors.T
         return root
 
 
@@ -302,9 +301,9 @@ class _Variances:
         noise: variance of the noise.
     """
 
-    D: Array
-    grouped: Array
-    spread: Array
+    D: Floats
+    grouped: Floats
+    spread: Floats
     noise: float
 
 
@@ -325,14 +324,14 @@ class _Marginal:
         gradient: b_k - A_k (D⁻¹ + A_k)⁻¹ b_k [K, d].
     """
 
-    F: Array
+    F: Floats
     own: slice
     L: Tensor
-    Z: Array
-    z: Array
-    N: Array
-    total: Array
-    gradient: Array
+    Z: Floats
+    z: Floats
+    N: Floats
+    total: Floats
+    gradient: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,20 +345,20 @@ class _FixedEffects:
         prior_precision: diagonal of Γ⁻¹ [p].
     """
 
-    w0: Array
-    P: Array
-    C: Array
-    prior_precision: Array
+    w0: Floats
+    P: Floats
+    C: Floats
+    prior_precision: Floats
 
 
-def _times(F: Array, A: Array) -> Array:
+def _times(F: Floats, A: Floats) -> Floats:
     """Return F A for a symmetric matrix F [q, q], or its diagonal [q], and A [..., q, m]."""
-    product: Array = F[:, None] * A if F.ndim == 1 else F @ A
+    product: Floats = F[:, None] * A if F.ndim == 1 else F @ A
     return product
 
 
 def _fit(
-    rows: _ScoreRows, groups: Array, start: Mixed | None, is_full: bool, iterations: int, tolerance: float
+    rows: _ScoreRows, groups: Floats, start: Mixed | None, is_full: bool, iterations: int, tolerance: float
 ) -> Mixed:
     """Fit models and variances by turns: a Newton step for the models, an update of the variances.
 
@@ -431,7 +430,7 @@ def _scales(rows: _ScoreRows) -> _Scales:
     )
 
 
-def _initial_variances(rows: _ScoreRows, groups: Array, scales: _Scales) -> _Variances:
+def _initial_variances(rows: _ScoreRows, groups: Floats, scales: _Scales) -> _Variances:
     """Return variances of which each group explains a fifth of the variance of the targets within tasks."""
     v, p = rows.priors.shape
     grouped = 0.2 * scales.unit / groups.sum(1)
@@ -439,7 +438,7 @@ def _initial_variances(rows: _ScoreRows, groups: Array, scales: _Scales) -> _Var
 
 
 def _continued_variances(
-    start: Mixed, initial: _Variances, groups: Array, scales: _Scales, is_full: bool
+    start: Mixed, initial: _Variances, groups: Floats, scales: _Scales, is_full: bool
 ) -> _Variances:
     """Return the variances of another fit in the present units.
 
@@ -477,7 +476,7 @@ def _integrate_out(expansion: _Expansion, structure: _Structure, variances: _Var
     return _Marginal(F, own, L, Z, z, N, total, gradient)
 
 
-def _fixed_effects(marginal: _Marginal, rows: _ScoreRows, spread: Array, flat: float) -> _FixedEffects:
+def _fixed_effects(marginal: _Marginal, rows: _ScoreRows, spread: Floats, flat: float) -> _FixedEffects:
     """Return the posterior of w0: P = Γ⁻¹ + Σ T_kᵀ N_k T_k and w0 = P⁻¹ Σ T_kᵀ gradient_k."""
     N, means, d = marginal.N, rows.means, len(marginal.total)
     prior_precision = (1 / spread) @ rows.priors + (1 - rows.priors.sum(0)) / flat
@@ -491,13 +490,13 @@ def _fixed_effects(marginal: _Marginal, rows: _ScoreRows, spread: Array, flat: f
     return _FixedEffects(C @ _pooled(marginal.gradient, means), P, C, prior_precision)
 
 
-def _pooled(G: Array, means: Array) -> Array:
+def _pooled(G: Floats, means: Floats) -> Floats:
     """Return Σ_k T_kᵀ g_k [p] for g_k [K, d]."""
-    pooled: Array = np.append(G.sum(0), G[:, -1] @ means)
+    pooled: Floats = np.append(G.sum(0), G[:, -1] @ means)
     return pooled
 
 
-def _modes(marginal: _Marginal, fixed: _FixedEffects, means: Array) -> tuple[Array, Array, float]:
+def _modes(marginal: _Marginal, fixed: _FixedEffects, means: Floats) -> tuple[Floats, Floats, float]:
     """Return the models w_k = T_k w0 + u_k [K, d], u [K, q], and the penalty ½ Σ u_kᵀD⁻¹u_k + ½ w0ᵀΓ⁻¹w0."""
     (K, d), w0 = marginal.gradient.shape, fixed.w0
     W = np.tile(w0[:d], (K, 1))
@@ -510,13 +509,13 @@ def _modes(marginal: _Marginal, fixed: _FixedEffects, means: Array) -> tuple[Arr
     return W, u, penalty
 
 
-def _step_size(change: Array) -> float:
+def _step_size(change: Floats) -> float:
     """Return the part of a Newton step that changes no prediction by more than 5, as a longer one might overshoot."""
     return min(1.0, 5 / max(5.0, float(np.abs(change).max())))
 
 
 def _duality_gap(
-    W: Array, duals: Array, penalty: float, marginal: _Marginal, fixed: _FixedEffects, means: Array
+    W: Floats, duals: Floats, penalty: float, marginal: _Marginal, fixed: _FixedEffects, means: Floats
 ) -> float:
     """Return primal minus dual objective after a whole step to W [K, d], by duals V/σ² [K, d]."""
     conjugate = 0.5 * float(
@@ -545,7 +544,7 @@ def _updated_variances(
     losses: float,
     marginal: _Marginal,
     fixed: _FixedEffects,
-    u: Array,
+    u: Floats,
 ) -> _Variances:
     """Return MacKay's updates: sums of squares of effects over the effective numbers of them that rows determine."""
     NC = marginal.N @ _covariances(fixed.C, rows.means)
@@ -563,7 +562,7 @@ def _updated_variances(
     return _Variances(D, grouped, _updated_spread(variances.spread, rows.priors, fixed, scales), noise)
 
 
-def _covariances(C: Array, means: Array) -> Array:
+def _covariances(C: Floats, means: Floats) -> Floats:
     """Return T_k C T_kᵀ, the posterior covariance of the expected model of each user [K, d, d]."""
     K, d = len(means), len(C) - means.shape[1]
     across = means @ C[d:, :d]
@@ -574,16 +573,16 @@ def _covariances(C: Array, means: Array) -> Array:
     return covariances
 
 
-def _updated_spread(spread: Array, priors: Array, fixed: _FixedEffects, scales: _Scales) -> Array:
+def _updated_spread(spread: Floats, priors: Floats, fixed: _FixedEffects, scales: _Scales) -> Floats:
     """Return the variances in Γ [v]."""
     determined = (priors.sum(1) - priors @ fixed.C.diagonal() / spread).clip(1e-9)
-    updated: Array = ((priors @ np.square(fixed.w0)) / determined).clip(scales.least, scales.most)
+    updated: Floats = ((priors @ np.square(fixed.w0)) / determined).clip(scales.least, scales.most)
     return updated
 
 
 def _updated_groups(
-    grouped: Array, structure: _Structure, scales: _Scales, N: Array, NC: Array, u: Array
-) -> tuple[Array, float]:
+    grouped: Floats, structure: _Structure, scales: _Scales, N: Floats, NC: Floats, u: Floats
+) -> tuple[Floats, float]:
     """Return the variances of a diagonal D [g], and how many components of all u_k rows determine."""
     parts = structure.groups[:, structure.own]
     determined = grouped * (parts @ (N[:, :, structure.own].diagonal(0, 1, 2).sum(0) - (NC * N).sum((0, 2))))
@@ -592,7 +591,7 @@ def _updated_groups(
     return updated, float(determined.sum())
 
 
-def _updated_matrix(D: Array, prior: Array, N: Array, NC: Array, u: Array) -> tuple[Array, float]:
+def _updated_matrix(D: Floats, prior: Floats, N: Floats, NC: Floats, u: Floats) -> tuple[Floats, float]:
     """Return a full D [d, d] by a step of the EM algorithm, and how many components of all u_k rows determine."""
     K = len(u)
     H = N.sum(0) - np.einsum("kid,kjd->ij", NC, N)

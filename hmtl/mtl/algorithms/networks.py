@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hmtl.errors import CheckpointError, ConfigError
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean, Weights
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, not_bounded
 from hmtl.mtl.algorithms.coupling import Coupler, TermsCoupler, coupler_of
@@ -20,7 +21,7 @@ from hmtl.mtl.algorithms.local_training import BlockTraining, Setting
 from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.algorithms.two_parts import AggregatorOfTwoParts, MeaningOfTwoParts
-from hmtl.mtl.algorithms.user_rows import NOBODY, Ids, UserRows
+from hmtl.mtl.algorithms.user_rows import UserRows
 from hmtl.mtl.learners.base import Learner, Numbers
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
@@ -31,9 +32,9 @@ from hmtl.mtl.sums import LazyRows, RowsByUsers
 from hmtl.mtl.symmetric import Symmetric
 from hmtl.mtl.torch_loss import TorchLoss
 
-BLOCK = 2**26  # bytes of models that are held at once; more are trained as they are sent
+MODEL_CHUNK_BYTES = 2**26  # bytes of models that are held at once; more are trained as they are sent
 RECEIVED = "averaged", "coupled"  # rows that change when they are received, unlike own state
-COLUMNS = 2**22  # numbers in a block of columns of all models
+COLUMN_CHUNK_NUMBERS = 2**22  # numbers in a block of columns of all models
 
 
 class NetworkUsers(Users):
@@ -98,7 +99,7 @@ class NetworkUsers(Users):
             self._tuned = {f"tuned_test_{name}": unknown.clone() for name in self.problem.measures}
         if self.coupler or not self.average:
             return users, self._trained(users, budgets, round)
-        start, size = self.average.start, max(1, BLOCK // self.average.start.nbytes)
+        start, size = self.average.start, max(1, MODEL_CHUNK_BYTES // self.average.start.nbytes)
 
         def make(block: slice) -> Tensor:
             return self._trained(users[block], budgets[block], round)
@@ -237,14 +238,14 @@ class NetworkUsers(Users):
         """Yield all users, as many at once as have models that may be held, or all if these are the same."""
         K = len(self.problem.users)
         alike = all(rows.alike() for rows in self.held.values())
-        size = max(1, K if alike else BLOCK // self.model.start.nbytes)
+        size = max(1, K if alike else MODEL_CHUNK_BYTES // self.model.start.nbytes)
         for first in range(0, max(1, K), size):
             yield np.arange(first, min(first + size, K))
 
     def blocks(self) -> Iterator[Tensor]:
         if self.coupler:
             rows = self.held["coupled"].all()
-            yield from torch.split(rows, max(1, COLUMNS // self.problem.K), dim=1)
+            yield from torch.split(rows, max(1, COLUMN_CHUNK_NUMBERS // self.problem.K), dim=1)
 
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return self.learner.predictor(*self._named({name: state[name] for name in self.held}))

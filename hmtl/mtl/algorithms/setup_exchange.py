@@ -13,8 +13,8 @@ from torch import Tensor
 from hmtl.data import Task
 from hmtl.data.preprocessing import pooled
 from hmtl.errors import ProcessLost
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.mtl.algorithms.base import Aggregator, Users
-from hmtl.mtl.algorithms.user_rows import NOBODY, Ids
 
 
 class SetupUsers(Users):

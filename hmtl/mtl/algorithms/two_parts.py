@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmtl.io.arrays import Ids
 from hmtl.mtl.algorithms.averages import AverageAggregator, WeightedMean
 from hmtl.mtl.algorithms.base import Aggregator
 from hmtl.mtl.algorithms.coupling import Coupler, SumsOfSteps, TermsCoupler
 from hmtl.mtl.algorithms.meaning import Meaning
-from hmtl.mtl.algorithms.user_rows import Ids
 from hmtl.mtl.sums import HELD, LazyRows, RowsByUsers
 
 

@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Ids = NDArray[np.int64]
-"""Numbers of users, ascending."""
-NOBODY: Ids = np.empty(0, dtype=np.int64)
+from hmtl.io.arrays import Ids
 
 
 class UserRows:

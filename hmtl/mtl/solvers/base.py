@@ -17,7 +17,7 @@ from hmtl.mtl.overriding import defined_below
 from hmtl.mtl.problem import Rows
 
 Kind = Literal["duals", "networks"]
-Ids = Sequence[int] | NDArray[np.int64]
+SomeIds = Sequence[int] | NDArray[np.int64]
 """Numbers of users."""
 Subproblem = TypeVar("Subproblem")
 Solution = TypeVar("Solution")
@@ -62,7 +62,7 @@ class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
         """Return the usual number of steps [K] of users with `counts` rows."""
 
     @abstractmethod
-    def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
+    def draw(self, seed: int, round: int, users: SomeIds, counts: Sequence[int]) -> Tensor:
         """Return the order [S, ...] in which users visit their rows in a round, one user after the other.
 
         A user's rows are numbered from 0. Its order depends only on the seed, the round and the user's number.

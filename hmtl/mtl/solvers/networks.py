@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from hmtl.errors import ConfigError
 from hmtl.mtl.networks.flat import FlatModel
 from hmtl.mtl.problem import Problem
-from hmtl.mtl.solvers.base import Ids, LocalSolver
+from hmtl.mtl.solvers.base import LocalSolver, SomeIds
 from hmtl.rng import generator
 
 
@@ -104,7 +104,7 @@ class MinibatchSolver(NetworkSolver):
     def steps(self, counts: Sequence[int]) -> Tensor:
         return torch.tensor([self.epochs * math.ceil(n / self.batch) for n in counts])
 
-    def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
+    def draw(self, seed: int, round: int, users: SomeIds, counts: Sequence[int]) -> Tensor:
         """Return minibatches [T, B] of row numbers, filled up with −1."""
         steps, last = self.steps(counts).tolist(), 0
         order = np.full((sum(steps), min(self.batch, max(counts))), -1)

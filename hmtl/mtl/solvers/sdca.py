@@ -16,28 +16,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import issparse
 from torch import Tensor
 
 from hmtl.data.sparse import Features, stored
 from hmtl.errors import ConfigError
+from hmtl.io.arrays import Floats, Ints
 from hmtl.io.compiled import jit
 from hmtl.mtl.losses import NEWTON_STEPS, Hinge, Logistic, Loss, SmoothHinge, Squared
 from hmtl.mtl.problem import Rows, runs
-from hmtl.mtl.solvers.base import Ids, LocalSolver
+from hmtl.mtl.solvers.base import LocalSolver, SomeIds
 from hmtl.rng import generator
 
 VISITS = 1 << 17  # of all users, whose rows are looked up at once in torch
 
 MARGIN, SQUARED, LOGISTIC = range(3)
-KINDS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQUARED, Logistic: LOGISTIC}
+LOSS_KERNELS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQUARED, Logistic: LOGISTIC}
 """Losses with a compiled step, by exact type: a subclass may redefine its step."""
 
-Floats = NDArray[np.float64]
-Numbers = NDArray[np.int64]
 # the compiler may reorder sums, so that it can vectorise them; NaN and infinity keep their meaning
-SETTINGS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}}
+FASTMATH_OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +90,7 @@ class SDCA(DualSolver):
     def steps(self, counts: Sequence[int]) -> Tensor:
         return torch.tensor([max(1, math.floor(self.passes * n)) for n in counts], dtype=torch.int64)
 
-    def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
+    def draw(self, seed: int, round: int, users: SomeIds, counts: Sequence[int]) -> Tensor:
         """Return each user's rows [N] in the order of their visits; a user with more visits repeats them."""
         # SplitMix64: row j of user k is sorted by number k·2³² + j of the round's stream, for any set of users
         place = np.repeat(np.asarray(users, dtype=np.uint64) << np.uint64(32), counts)
@@ -151,7 +149,7 @@ def torch_pass(loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, bud
 def applies(loss: Loss, X: Features) -> bool:
     """Return whether there is a compiled pass for this loss and these rows."""
     numbers = stored(X)
-    return type(loss) in KINDS and numbers.device.type == "cpu" and numbers.dtype == torch.float64
+    return type(loss) in LOSS_KERNELS and numbers.device.type == "cpu" and numbers.dtype == torch.float64
 
 
 class Arrays(NamedTuple):
@@ -164,21 +162,21 @@ class Arrays(NamedTuple):
     y: Floats
     square_norms: Floats
     s: Floats
-    counts: Numbers
-    starts: Numbers
+    counts: Ints
+    starts: Ints
     a: Floats
     dV: Floats
     W: Floats
     curvature: Floats
-    order: Numbers
-    budgets: Numbers
+    order: Ints
+    budgets: Ints
 
 
 def compiled_pass(
     loss: Loss, rows: Rows, start: DualSubproblem, order: Tensor, budgets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Run `SDCA` for a loss and rows for which `applies` is true."""
-    kind, width = KINDS[type(loss)], loss.width if isinstance(loss, Hinge) else 0.0
+    kind, width = LOSS_KERNELS[type(loss)], loss.width if isinstance(loss, Hinge) else 0.0
     a, dV = start.a.clone(memory_format=torch.contiguous_format), start.W.new_zeros(start.W.shape)
     X: Any = rows.X
     of_rows = (rows.y, rows.square_norms, rows.s, rows.n, rows.starts)
@@ -191,14 +189,14 @@ def compiled_pass(
     return a, dV
 
 
-@jit(**SETTINGS)
-def _own(users: Arrays, k: int) -> tuple[Floats, Floats, Floats, Floats, Numbers]:
+@jit(**FASTMATH_OPTIONS)
+def _own(users: Arrays, k: int) -> tuple[Floats, Floats, Floats, Floats, Ints]:
     """Return y, ‖x‖², s, a and the order of a user's rows, as views."""
     rows = slice(users.starts[k], users.starts[k] + users.counts[k])
     return users.y[rows], users.square_norms[rows], users.s[rows], users.a[rows], users.order[rows]
 
 
-@jit(**SETTINGS)
+@jit(**FASTMATH_OPTIONS)
 def _passes(kind: int, width: float, users: Arrays, rows: Floats) -> None:
     """Run the passes of all users."""
     for k in range(len(users.counts)):
@@ -221,8 +219,8 @@ def _passes(kind: int, width: float, users: Arrays, rows: Floats) -> None:
             users.dV[k, i] = (z[i] - w[i]) / c
 
 
-@jit(**SETTINGS)
-def _sparse_passes(kind: int, width: float, users: Arrays, data: Floats, columns: Numbers, starts: Numbers) -> None:
+@jit(**FASTMATH_OPTIONS)
+def _sparse_passes(kind: int, width: float, users: Arrays, data: Floats, columns: Ints, starts: Ints) -> None:
     """Run the passes of all users on sparse rows; a visit costs the non-zeros of its row."""
     for k in range(len(users.counts)):
         y, square_norms, s, a, order = _own(users, k)
@@ -245,7 +243,7 @@ def _sparse_passes(kind: int, width: float, users: Arrays, data: Floats, columns
             users.dV[k, i] = (z[i] - w[i]) / c
 
 
-@jit(**SETTINGS)
+@jit(**FASTMATH_OPTIONS)
 def _step(kind: int, width: float, y: float, old: float, prediction: float, q: float) -> float:
     """Return `Loss.coordinate_step` for one row."""
     if kind == MARGIN:
@@ -258,7 +256,7 @@ def _step(kind: int, width: float, y: float, old: float, prediction: float, q: f
     return y * _logistic(y * old, y * prediction, q)
 
 
-@jit(**SETTINGS)
+@jit(**FASTMATH_OPTIONS)
 def _logistic(b: float, m: float, q: float) -> float:
     """Return the step of b = y·a at the margin m; `Logistic.coordinate_step` explains it."""
     flipped = m + q * (0.5 - b) < 0

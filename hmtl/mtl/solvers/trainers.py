@@ -22,15 +22,15 @@ from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.calls import called, scores_of, with_targets
 from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, seeded
 from hmtl.mtl.problem import Problem, Rows
-from hmtl.mtl.solvers.base import Ids
+from hmtl.mtl.solvers.base import SomeIds
 from hmtl.mtl.solvers.networks import MinibatchSolver, NetworkSolver, NetworkSubproblem
 from hmtl.mtl.torch_loss import TorchLoss, paired
 from hmtl.rng import generator
 
-Train = Callable[[int, nn.Module], nn.Module]
+TrainModule = Callable[[int, nn.Module], nn.Module]
 
 
-def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: Train, lend: bool = False) -> Tensor:
+def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: TrainModule, lend: bool = False) -> Tensor:
     """Return the models [K, m] after `train(k, module)` for each user k with a budget above 0.
 
     Each module is a new one, or with `lend` the same one with other numbers. Parameters that are not trained get their
@@ -82,7 +82,7 @@ class LocalTrainer(NetworkSolver):
     def steps(self, counts: Sequence[int]) -> Tensor:
         return torch.ones(len(counts), dtype=torch.int64)
 
-    def draw(self, seed: int, round: int, users: Ids, counts: Sequence[int]) -> Tensor:
+    def draw(self, seed: int, round: int, users: SomeIds, counts: Sequence[int]) -> Tensor:
         """Return no order [0], since `train` chooses its own."""
         return torch.empty(0, dtype=torch.int64)
 

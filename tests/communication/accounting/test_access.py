@@ -17,7 +17,7 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.prices import pricing
-from hmtl.communication.prices.pricing import _Aggregator, _Users, cheapest, chosen, price
+from hmtl.communication.prices.pricing import _DryAggregator, _DryUsers, cheapest, chosen, price
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
@@ -120,7 +120,7 @@ def test_latency_counts_as_often_as_messages_turn(tmp_path_factory, t):
     recipes += [SumsOfRows(secure=Secure(0.0))] if fit(Secure(0.0), t) and t.G.any(axis=1).all() else []
     for recipe in recipes:
         tapped = Communicator(t, Network(medium="unicast"), recipe, Tapped)
-        tapped.round(0, _Users(t.K, 1, recipe.row_type, None), _Aggregator())
+        tapped.round(0, _DryUsers(t.K, 1, recipe.row_type, None), _DryAggregator())
         turns = sum(1 for _ in groupby(tapped._links.tiers))
         if recipe.secure:  # if no relay has to pass shares to others, the server still waits for what it says of that
             assert turns in (22, 24)
@@ -162,7 +162,7 @@ def test_auto_takes_the_fastest_of_all_and_a_search_is_no_better(tmp_path, monke
         made = chosen(CodedHierarchical(t, network), None, 10_000, random_numbers(0, 1, 1, None).dtype)
         assert AggregatorSet(made.planner.preferred, made.planner.server) == best
         with monkeypatch.context() as few:
-            few.setattr(pricing, "MOST_ENUMERATED", 0)
+            few.setattr(pricing, "MAX_PRICED_RELAYS", 0)
             found = cheapest(IVs(), t, network, 10_000)
         assert min(found.values()) >= seconds
 

@@ -22,7 +22,8 @@ from hmtl.communication.flows.ivs import Coded, Forwarded, IVs, OwnModels
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.flows.sums import Added, CommonRow, SumsOfRows
 from hmtl.communication.meaning import Words
-from hmtl.communication.messages import SERVER, Users
+from hmtl.communication.messages import SERVER
+from hmtl.io.arrays import Ids
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import moving, topologies
 from hmtl.topology import Moving, Topology, any_r, symmetric
@@ -94,7 +95,7 @@ class Case:
         recipe: Recipe,
         users: ScriptedUsers,
         aggregator: ScriptedAggregator,
-        models_of: Callable[[int, Users], Tensor],
+        models_of: Callable[[int, Ids], Tensor],
     ) -> None:
         """Compare each link's payload with the flow, and the models with those of the users who were heard."""
         made, K, H = Communicator(self.contacts, self.network, recipe), self.contacts.K, self.contacts.H
@@ -203,7 +204,7 @@ def test_links_carry_what_the_steps_of_sums_say(
     users, total = Common(rows, case.absent), Totals(m + 1)
     users.kind = total.kind = kind
 
-    def models_of(round: int, heard: Users) -> Tensor:
+    def models_of(round: int, heard: Ids) -> Tensor:
         models = expected.update(heard, rows[round][heard])
         return (models if kind is None else models.to(kind)).expand(K, -1)
 

@@ -31,7 +31,7 @@ def test_cut_and_put(
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hmtl.communication.flows.pieces.WORKING_SET", working_set)
-        patch.setattr("hmtl.communication.flows.pieces.MOST_TOGETHER", together)
+        patch.setattr("hmtl.communication.flows.pieces.MAX_TOGETHER", together)
         steps = list(segments(plan, payload, overhead))
     for part, L in (("payload", payload), ("overhead", overhead)):
         ivs = torch.from_numpy(rng.integers(0, 256, (12 * copies, L), np.uint8))
@@ -70,7 +70,7 @@ def test_blocks_with_one_code_are_decoded_at_once(
     assert sum(len(block.users) for block in plan.blocks) == len(plan.blocks) * len(plan.blocks[0].users)
     ivs = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (t.K, L), np.uint8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hmtl.communication.flows.pieces.MOST_TOGETHER", together)
+        patch.setattr("hmtl.communication.flows.pieces.MAX_TOGETHER", together)
         steps = list(segments(plan, L, 0))
     if together == 1000:
         assert len(steps) == 1

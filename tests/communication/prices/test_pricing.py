@@ -75,7 +75,7 @@ def test_formulas_of_large_networks_lead_to_nearly_the_same(recipe: Recipe, seed
     t, network = any_r(12, 4, 2, seed), Network(medium=medium, last_hop=last_hop)
     with pytest.MonkeyPatch.context() as patch:
         dry = price(recipe, t, network, 10**6)
-        patch.setattr(pricing, "MOST_PLAYED", 0)
+        patch.setattr(pricing, "MAX_PLAYED_SIZE", 0)
         formula = price(recipe, t, network, 10**6)
     assert formula.seconds == pytest.approx(dry.seconds, rel=0.002)
     assert formula.between == pytest.approx(dry.between, rel=0.002)
