@@ -66,8 +66,8 @@ def scores_of(output: Any) -> Tensor:
             if isinstance(part, Tensor) and part.ndim:
                 return part
     raise ConfigError(
-        f"The model returns a {type(output).__name__} without predictions. Return a tensor, a tuple whose first entry "
-        "it is, or something with `logits`."
+        f"The model returns a {type(output).__name__} without predictions. Return a tensor, a tuple that begins "
+        "with one, or an object with `logits`."
     )
 
 
