@@ -113,7 +113,8 @@ class Search:
         downlink = (uplinks and uplinks.downlink) or W.max()
         self.speed = downlink / W.max()  # of the downlink relative to the fastest relay
         self.W, self.parallel = W / W.max(), uplinks is not None and uplinks.parallel
-        self.add = np.maximum if medium == "broadcast" else np.add
+        self.broadcast = medium == "broadcast"
+        self.add = np.maximum if self.broadcast else np.add
         self.missed = self.K - t.core.sum(axis=1, dtype=np.int64)  # IVs that each relay misses [H]
         self.forwarding = float(self.speed * server)  # cost of the uplink to a server that learns all IVs
         self.lowest: tuple[float, tuple[int, ...]] = self.forwarding + self.K, ()  # cost, aggregators
@@ -136,7 +137,7 @@ class Search:
 
     def _beside(self) -> tuple[tuple[int, ...], float]:
         """Return the best relays beside a server that aggregates, and a lower bound of the cost of all such sets."""
-        if self.add is np.maximum:  # all relays that miss at most as much as one of them
+        if self.broadcast:  # all relays that miss at most as much as one of them
             sets = [tuple(np.flatnonzero(self.missed <= most).tolist()) for most in np.unique(self.missed)]
             A = min(sets, key=self._rest)
             return A, self.forwarding + self._rest(A)
@@ -226,8 +227,8 @@ class Search:
         from scipy.sparse import block_array, csr_array, eye_array
 
         H, T = self.demand.H, len(self.demand.counts)
-        broadcast = self.add is np.maximum
-        cost = np.r_[np.zeros(H) if broadcast else self.missed, model * self.demand.counts, float(broadcast), alone]
+        each_relay = np.zeros(H) if self.broadcast else self.missed
+        cost = np.r_[each_relay, model * self.demand.counts, float(self.broadcast), alone]
         each, one = eye_array(H), np.ones((H, 1))
         constraints = block_array(
             [

@@ -4,30 +4,32 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-Users = NDArray[np.int64]
+from hmtl.io.arrays import Ids
 
 
 class EchoUsers:
     """Always the same IVs [K, m]."""
 
+    deltas, further, answers = False, 0, (0,)
+
     def __init__(self, ivs: torch.Tensor) -> None:
         self.ivs, self.numbers, self.everybody = ivs, ivs.shape[1], np.arange(len(ivs))
+        self.origin = torch.zeros(self.numbers, dtype=ivs.dtype)
 
     def means(self) -> None:
         """Say nothing of what rows mean."""
 
-    def local_update(self, round: int, idle: Sequence[int] = ()) -> tuple[Users, torch.Tensor]:
+    def local_update(self, round: int, idle: Sequence[int] = ()) -> tuple[Ids, torch.Tensor]:
         return self.everybody, self.ivs
 
-    def commit(self, users: Users) -> None:
+    def commit(self, users: Ids) -> None:
         pass
 
-    def roll_back(self, users: Users) -> None:
+    def roll_back(self, users: Ids) -> None:
         pass
 
-    def receive(self, users: Users, models: torch.Tensor) -> None:
+    def receive(self, users: Ids, models: torch.Tensor) -> None:
         self.models = models
 
 
@@ -37,7 +39,7 @@ class EchoAggregator:
     def means(self) -> None:
         """Need every row."""
 
-    def update(self, users: Users, ivs: torch.Tensor) -> torch.Tensor:
+    def update(self, users: Ids, ivs: torch.Tensor) -> torch.Tensor:
         return ivs
 
     def state_dict(self) -> dict[str, torch.Tensor]:
