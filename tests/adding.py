@@ -23,7 +23,7 @@ class Terms(ScriptedUsers):
         super().__init__(terms, absent, 1, mine)
 
     def means(self) -> Words:
-        return Words(self.numbers, self.further, self.further + 1)
+        return Words(self.row_layout.numbers, self.row_layout.further, self.row_layout.further + 1)
 
     def receive(self, users: np.ndarray, models: Tensor) -> None:
         super().receive(users, models.clone())

@@ -11,7 +11,7 @@ from changed import Change, Changed
 
 from hmtl.coding import AggregatorSet
 from hmtl.communication import LinkLedger, Network, SumsOfRows
-from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.recipe import Recipe, Transport
 from hmtl.communication.gate import Gate
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
@@ -24,14 +24,14 @@ from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers
 from hmtl.topology import Topology
 
 
-def with_other_plan(recipe: Recipe, digest: bytes) -> Recipe:
-    """Return a recipe whose flows say that they follow a plan with this digest."""
+def with_other_plan(transport: Transport, digest: bytes) -> Transport:
+    """Return a transport whose flows say that they follow a plan with this digest."""
 
-    class Other(type(recipe)):  # type: ignore[misc]  # a class of its own for each recipe
+    class Other(type(transport)):  # type: ignore[misc]  # a class of its own for each transport
         def flow(self, *args: Any) -> Any:
             return replace(super().flow(*args), digest=digest)
 
-    return Other(**{each.name: getattr(recipe, each.name) for each in fields(recipe)})
+    return Other(**{each.name: getattr(transport, each.name) for each in fields(transport)})
 
 
 class Apart:
@@ -56,7 +56,8 @@ class Apart:
     ) -> None:
         nodes = AggregatorSet((), server=True) if recipe.secure else recipe.nodes(t, network)
         planners = [recipe.planner(t, network, nodes) for _ in range(2)]
-        recipe, width = recipe.of_rows(sides[0], planners[0]), sides[0].ivs[0].shape[1]
+        layout, width = sides[0].row_layout, sides[0].ivs[0].shape[1]
+        transport = replace(recipe.transport(layout, t.K, sides[0].means()), row_layout=layout)
         host, relay, server, self.schedule = Host, Relay, Server, Schedule()
         if recipe.secure:
             host, relay, server, self.schedule = SecureHost, SecureRelay, SecureServer, SecureSchedule()
@@ -66,25 +67,24 @@ class Apart:
             if shared and self.made:
                 return self.made[0]
             aggregator = make() if make else Total(width) if recipe.adds else ScriptedAggregator(t.K, width)
-            _, aggregator = recipe.joined(sides[0], aggregator, t.K)  # sides send terms if these travel
-            coder, answers = recipe.aggregator_coder(sides[0], t.K), sides[0].answers
-            self.made.append(Aggregation(t.K, aggregator, coder, answers, revocable=True))
+            _, aggregator, _ = recipe.joined(sides[0], aggregator, planners[0])  # sides send terms if these travel
+            self.made.append(Aggregation(aggregator, transport, revocable=True))
             return self.made[-1]
 
         self.hosts, self.made = [], list[Aggregation]()
         for n, side in enumerate(sides):
             members = np.array(sorted(side.mine))
-            self.hosts.append(host(planners[n % 2], recipe, side, recipe.user_coder(side, members), n, members))
+            self.hosts.append(host(planners[n % 2], transport, side, n, members))
         names = [host.name for host in self.hosts]
         self.relays = [
-            relay(i, planners[i % 2], recipe, names, aggregation() if self.home else None) for i in range(t.H)
+            relay(i, planners[i % 2], transport, names, aggregation() if self.home else None) for i in range(t.H)
         ]
-        self.server = server(planners[0], recipe, aggregation() if self.central else None)
+        self.server = server(planners[0], transport, aggregation() if self.central else None)
         self.links = Changed(LinkLedger(t.K, t.H))
         self.names = [relay.name for relay in self.relays]
         homes = {host.name: host.members for host in self.hosts}
         self.links.members = homes
-        self.gate = Gate(recipe, sides[0], homes, self.seats()[-1])
+        self.gate = Gate(transport, homes, self.seats()[-1])
 
     def play(self, round: int, away: Collection[int] = (), change: Change = Changed.change) -> None:
         self.links.change = change

@@ -1,7 +1,7 @@
 """The gate: the one place that decides which messages a node takes. Behind it, code trusts them.
 
-Nodes, recipes, steps and deliveries describe the messages that they expect, see `Shape`. A message that differs counts
-as one that was not sent.
+Nodes, transports, steps and deliveries describe the messages that they expect, see `Shape`. A message that differs
+counts as one that was not sent.
 """
 
 import logging
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.communication.codecs.formats import REQUEST
-from hmtl.communication.flows.flow import Recipe, Shape, other_format
+from hmtl.communication.flows.flow import Shape
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.flows.recipe import Transport, other_format
 from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, relay_number
-from hmtl.communication.sides import UserSide
 from hmtl.communication.turns import Turn
 from hmtl.errors import CodingError
 from hmtl.io.arrays import Ids
@@ -47,7 +47,7 @@ class Expecting(Protocol):
 class StateOfAggregators(Protocol):
     """What knows the state of aggregators, and with it what other nodes may hand over."""
 
-    def check(self, content: NDArray[np.uint8], content_format: str, agreed: int, gate: "Gate") -> None:
+    def check(self, content: NDArray[np.uint8], content_format: str, agreed: int) -> None:
         """Raise CodingError if no other node handed over this content, which leads to the version `agreed`."""
 
 
@@ -56,14 +56,12 @@ class Gate:
     """Checks the messages of a learner.
 
     Attributes:
-        recipe: how its rows travel.
-        users: its user side, of which only what all nodes know before the first round is read.
+        transport: how its rows travel.
         homes: the users of each host.
         aggregation: of this process, in or beside its nodes.
     """
 
-    recipe: Recipe
-    users: UserSide
+    transport: Transport
     homes: Mapping[str, Ids]
     aggregation: StateOfAggregators
 
@@ -91,12 +89,12 @@ class Gate:
 
     def row(self, message: Message) -> Shape:
         """Return the shape of users' rows; raise CodingError if these have a format in which rows do not travel."""
-        lengths = self.recipe.lengths(self.users)
+        lengths = self.transport.lengths
         if message.format == REQUEST and len(lengths) > 1:
             return Shape(0, 1, True, format=REQUEST)
         if message.format not in lengths:
             raise CodingError(other_format(message.format))
-        return Shape(lengths[message.format][0], 8 * self.users.further, True, format=message.format)
+        return Shape(lengths[message.format][0], 8 * self.transport.row_layout.further, True, format=message.format)
 
     def _rows(self, node: Expecting, turn: Turn, kind: str, message: Message) -> Ids | None:
         """Return numbers by which the rows of a message differ; None: it has no rows for this host.
@@ -106,7 +104,7 @@ class Gate:
         """
         if (message.kind, message.round) != (kind, turn.round):
             raise CodingError(f"it is {message.kind} of round {message.round}")
-        if kind in (IVS, COMBINATIONS) and message.dtype != (dtype := self.recipe.dtype(self.users)):
+        if kind in (IVS, COMBINATIONS) and message.dtype != (dtype := self.transport.row_layout.dtype):
             raise CodingError(f"its numbers are {message.dtype}, not {dtype}")
         among = self._spoken_for(node, message)
         users = np.zeros(1, np.int64) if message.users is None else message.users

@@ -3,7 +3,6 @@
 K users; m numbers in a row and e further ones, e′ in a model; L words in a row of terms.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from hmtl.communication.sides import AggregatorSide, HandedRows, MeaningForAll, RowMeaning, UserSide
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,9 @@ class TermsOfUsers:
         sums: whether users receive sums; otherwise a model that is the same for all of them.
     """
 
-    deltas = False
-
     def __init__(self, inner: UserSide, meaning: RowMeaning, sums: bool) -> None:
-        self.inner, self.meaning, self.sums, self.origin = inner, meaning, sums, inner.origin
-        self.numbers, self.further = meaning.words, meaning.further
-        self.answers: Collection[int] = (meaning.answers,)
+        self.inner, self.meaning, self.sums = inner, meaning, sums
+        self.row_layout = RowLayout.zeros(meaning.words, torch.int64, meaning.further, (meaning.answers,))
 
     def means(self) -> RowMeaning:
         return self.meaning

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hmtl.communication.attendance import Attendance
-from hmtl.communication.flows.flow import Flow, Step, flow_of
+from hmtl.communication.flows.flow import Flow, Step
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.flows.recipe import flow_of
 from hmtl.communication.gate import Gate
 from hmtl.communication.links import Links
 from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, MODELS, RECEIPTS, REPORT, STATE, VERDICT, Message
@@ -133,7 +134,7 @@ class Stage:
 
     def __init__(self, round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         self.round, self.nodes, self.links, self.watch = round, nodes, links, watch
-        self.streams = links.reliable and links.streams and all(host.recipe.adds for host in nodes.hosts)
+        self.streams = links.reliable and links.streams and all(host.transport.recipe.adds for host in nodes.hosts)
         self.acting = nodes.relays
 
     def hosts(self, action: Callable[..., Answers], *numbers: Any, **turn: Any) -> None:
@@ -152,7 +153,7 @@ class Stage:
         """Return the flow of this attempt."""
         server = self._server
         with self.watch.measure("planning"):  # all nodes plan at the same time
-            return flow_of(server.recipe, server.planner, server.attendance, server.sizes)
+            return flow_of(server.transport, server.planner, server.attendance, server.sizes)
 
     @property
     def attendance(self) -> Attendance:

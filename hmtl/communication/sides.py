@@ -3,13 +3,14 @@
 K users; m numbers in a row and e further ones, e′ in a model; L words in a row of terms.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 
 
 class HandedRows(Protocol):
@@ -76,19 +77,7 @@ class UserSide(Protocol):
     """The part of an algorithm that runs at the users, as one batch. `hmtl.mtl.Users` documents its members."""
 
     @property
-    def numbers(self) -> int: ...
-
-    @property
-    def further(self) -> int: ...
-
-    @property
-    def answers(self) -> Collection[int]: ...
-
-    @property
-    def deltas(self) -> bool: ...
-
-    @property
-    def origin(self) -> Tensor: ...
+    def row_layout(self) -> RowLayout: ...
 
     def means(self) -> RowMeaning | None: ...
 

@@ -33,7 +33,7 @@ from hmtl.inference.models import models_of
 from hmtl.io.arrays import Ids
 from hmtl.mtl import Aggregator
 from hmtl.training.checkpoint import load_checkpoint, save_checkpoint
-from hmtl.training.engine import Build, Load, Training, Values
+from hmtl.training.engine import Build, Load, Training, Values, handed_out, keep_models
 from hmtl.training.sums_of_figures import figure_sides
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Cell:
         self._players[name] = communicator, made, side
         hosts: Sequence[Any] = made.hosts
         for host in hosts:
-            if self._sign and host.recipe.secure:
+            if self._sign and host.transport.recipe.secure:
                 host.notary = self._notaries[name] = self._sign(self._homes, name)
         return self._notaries[name].nonce if name in self._notaries else ""
 
@@ -305,7 +305,7 @@ class Cell:
 
     def keep(self) -> None:
         """Keep the users' present models."""
-        self.training.algorithm.users.keep()
+        keep_models(self.training.algorithm.users)
 
     def local(self, round: int) -> Tensor:
         """Let users train who need nobody else, and return who did."""
@@ -351,7 +351,7 @@ class Cell:
     def save_models(self) -> None:
         """Save the models of this host's users, which nobody else has."""
         algorithm = self.training.algorithm
-        models = algorithm.users.handed_out(algorithm.users.state_dict()).T
+        models = handed_out(algorithm.users, algorithm.users.state_dict()).T
         file = self.training.folder / f"models-{self.name.replace(' ', '-')}.npz"
         models_of(algorithm, models, algorithm.problem.tasks).save(file)
 
@@ -394,8 +394,8 @@ class Cell:
 
     def figure_shapes(self) -> dict[str, list[int]]:
         """Return the shapes of a user's terms of figures."""
-        algorithm = self.training.algorithm
-        return {name: list(shape) for name, shape in algorithm.users.figure_shapes(algorithm).items()}
+        terms = self.training.algorithm.terms_of_figures()
+        return {name: [*each.shape[1:]] for name, each in terms.items()}
 
 
 def for_report(task: Task, targets: bool) -> Task:

@@ -20,8 +20,8 @@ from torch import Tensor
 from hmtl import errors
 from hmtl.communication import InProcess, LinkLedger
 from hmtl.communication.accounting.ledger import Sent
-from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.flows.recipe import Transport
 from hmtl.communication.messages import SERVER, host_name, relay_name
 from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Schedule
@@ -30,7 +30,7 @@ from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.stand_ins import FarUsers, StandIns, bits_of
 from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost, StateLost, few
 from hmtl.mtl import Aggregator, Algorithm, Users
-from hmtl.training.engine import Build, Engine, Load, Training, Values
+from hmtl.training.engine import Build, Engine, Load, Shapes, Training, Values
 
 log = logging.getLogger(__name__)
 RETURN_CHECK_SECONDS = 0.1  # seconds between looks at who has come back
@@ -155,15 +155,17 @@ class Controller(Engine):
         links.stand_ins = self._stand_ins
         return links
 
-    def _stand_ins(self, name: str, recipe: Recipe, planner: Planner, side: Aggregator, schedule: Schedule) -> StandIns:
+    def _stand_ins(
+        self, name: str, transport: Transport, planner: Planner, side: Aggregator, schedule: Schedule
+    ) -> StandIns:
         def node(name: str, **facts: Any) -> Any:
             return SimpleNamespace(name=name, planner=planner, combining=False, **facts)
 
-        hosts = [node(each, recipe=recipe, nbytes=0, dtype=torch.float64, unsent=False) for each in self.hosts]
+        hosts = [node(each, transport=transport, nbytes=0, dtype=torch.float64, unsent=False) for each in self.hosts]
         relays = [node(each, i=i, phase=Phase.ABSENT) for i, each in enumerate(self.relays)]
         none: set[int] = set()
         server = node(SERVER, attendance=planner.everybody, silent=none, empty=False, sizes=(0, 0), handover_bits=0)
-        server.version, server.recipe = 0, recipe
+        server.version, server.transport = 0, transport
         stand_ins = StandIns(hosts, relays, server, None, schedule, self.relays, None, name, self, side)
         if name.startswith("set-up"):
             self.make(name, side, {})
@@ -287,6 +289,12 @@ class Controller(Engine):
     def user_seconds(self, algorithm: Algorithm, round: int) -> float:
         seconds = self.call({host: ("user_seconds", {"round": round}) for host in self.hosts})
         return max(seconds.values(), default=0.0)
+
+    def figure_shapes(self, algorithm: Algorithm) -> Shapes:
+        return self.users.figure_shapes()
+
+    def keep(self, algorithm: Algorithm) -> None:
+        self.users.keep()
 
     def models(self, algorithm: Algorithm, state: Mapping[str, Any]) -> Tensor | None:
         """As `Engine.models`; if only sums may be known, the model that all users share, or else hosts save theirs."""

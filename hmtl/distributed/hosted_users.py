@@ -19,8 +19,7 @@ class HostedUsers:
 
     def __init__(self, inner: Users, hosted: Ids) -> None:
         self.inner, self.hosted = inner, hosted
-        self.numbers, self.further, self.answers = inner.numbers, inner.further, inner.answers
-        self.deltas, self.origin = inner.deltas, inner.origin
+        self.row_layout = inner.row_layout
 
     def means(self) -> "HostedMeaning | None":
         meaning = self.inner.means()

@@ -244,12 +244,18 @@ class FarUsers:
             start = columns.stop
 
     def keep(self) -> None:
+        """Let hosts keep their users' present models."""
         self._ask("keep")
         if self.controller.only_sums:
             self.controller.gather()
             self.kept = self.algorithm.common
 
-    def figure_shapes(self, algorithm: Algorithm) -> dict[str, torch.Size]:
+    def figure_shapes(self) -> dict[str, torch.Size]:
+        """Return the shapes of a user's terms of figures.
+
+        Raises:
+            StateLost: no host says them.
+        """
         shapes: dict[str, list[int]] = next(iter(self._ask("figure_shapes").values()), {})
         if not shapes:
             raise StateLost("no host says which figures there are.")

@@ -16,8 +16,8 @@ def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, st
     recipe, users = communicator.recipe, algorithm.users
     kind = "sums" if recipe.adds else "coded IVs" if isinstance(recipe, IVs) and recipe.coded else "IVs"
     nodes = str(recipe.aggregators).translate(dict.fromkeys(map(ord, "[]'")))
-    meaning = users.means() if recipe.adds and users.numbers else None
-    numbers = meaning.words if meaning else users.numbers
+    meaning = users.means() if recipe.adds and users.row_layout.numbers else None
+    numbers = meaning.words if meaning else users.row_layout.numbers
     how = f"{'secure ' * bool(recipe.secure)}{kind} of {numbers:,} numbers" + f" in {recipe.wire}" * bool(recipe.wire)
     row = f"{problem.d} numbers"
     if problem.items:
@@ -34,5 +34,5 @@ def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, st
         "network": f"{network.H} relays, {network.r:.3g} hear each user; {communicator.network.medium}",
         "learner": f"{about['algorithm']}; {about['loss']}{regularizer}",
         **trains,
-        "travels": f"{how}; aggregators: {nodes}" if users.numbers else "nothing",
+        "travels": f"{how}; aggregators: {nodes}" if users.row_layout.numbers else "nothing",
     }

@@ -69,7 +69,7 @@ class LearnerContract(ABC):
         assert expected.isfinite().all()
         coded = self.algorithm(seed, participation=SOME)
         assert torch.equal(self.played(coded, CodedHierarchical(t, aggregators="all"), self.rounds), expected)
-        if algorithm.users.numbers and algorithm.users.make_meaning():
+        if algorithm.users.row_layout.numbers and algorithm.users.make_meaning():
             sums, over = self.algorithm(seed, participation=SOME), Sums(t, secure=True, colluding=0)
             assert torch.equal(self.played(sums, over, self.rounds), expected)
 
@@ -102,7 +102,7 @@ class LearnerContract(ABC):
         """No relay takes part."""
         t = any_r(self.K, 4, 2, seed % 1000)
         algorithm, other = self.algorithm(seed), self.algorithm(seed)
-        if not algorithm.users.numbers:
+        if not algorithm.users.row_layout.numbers:
             pytest.skip("nothing travels")
         before = algorithm.W.clone()
         communicator = Uncoded(t)

@@ -9,6 +9,7 @@ from torch import Tensor
 from hmtl.communication import TIERS, InProcess, LinkLedger
 from hmtl.communication.messages import Message
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.base import Users
 
 
@@ -39,8 +40,8 @@ class ScriptedUsers(Users):
         self, ivs: Sequence[Tensor], absent: Sequence[set[int]], extras: int, mine: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        self.ivs, self.absent, self.numbers = ivs, absent, ivs[0].shape[1] - extras
-        self.further, self.answers = extras, (extras + 1,)
+        self.ivs, self.absent = ivs, absent
+        self.row_layout = RowLayout.zeros(ivs[0].shape[1] - extras, ivs[0].dtype, extras, (extras + 1,))
         self.mine = set(range(len(ivs[0]))) if mine is None else set(mine)
         self.sent: dict[int, int] = {}  # user: round of the pending update
         self.committed: list[tuple[int, int]] = []

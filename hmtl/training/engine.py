@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hmtl.communication import Communicator, InProcess
@@ -20,6 +21,18 @@ Load = Callable[[Wanted | None], tuple[Task, ...]]
 """Loads the tasks of all users, with at least the rows of the wanted ones (None: of all)."""
 Setups = Sequence[tuple[Users, Aggregator]]
 """Both sides of each exchange before the first round."""
+Shapes = Mapping[str, torch.Size]
+"""The shapes of a user's terms of figures, by name."""
+
+
+def keep_models(users: Users) -> None:
+    """Keep the models that users predict with, the best so far, in the buffer `kept` [K, m]."""
+    users.register_buffer("kept", users.predictors(users.state_dict()))
+
+
+def handed_out(users: Users, state: dict[str, Tensor]) -> Tensor:
+    """Return the models [K, m] that a run hands out, given a `state_dict` of users: the kept ones, or the present."""
+    return state["kept"] if "kept" in state else users.predictors(state)
 
 
 @dataclass(frozen=True)
@@ -98,9 +111,17 @@ class Engine:
         """Return the nodes that are late or lost."""
         return ()
 
+    def figure_shapes(self, algorithm: Algorithm) -> Shapes:
+        """Return the shapes of a user's terms of figures, see `Algorithm.terms_of_figures`."""
+        return {name: each.shape[1:] for name, each in algorithm.terms_of_figures().items()}
+
+    def keep(self, algorithm: Algorithm) -> None:
+        """Keep the users' present models, the best so far."""
+        keep_models(algorithm.users)
+
     def models(self, algorithm: Algorithm, state: Mapping[str, Any]) -> Tensor | None:
         """Return the models [m, K] that a run hands out, given its last state; None: hosts keep them."""
-        return algorithm.users.handed_out(state["algorithm"]["users"]).T
+        return handed_out(algorithm.users, state["algorithm"]["users"]).T
 
     def finish(self) -> None:
         """Tell nodes elsewhere that there are no more rounds."""

@@ -7,7 +7,6 @@ L numbers in a user's terms of figures.
 """
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +16,12 @@ from torch import Tensor
 from hmtl.communication import Communicator
 from hmtl.communication.meaning import Words
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl import Aggregator, Algorithm, Users
 from hmtl.topology import Moving, Topology
+from hmtl.training.engine import Engine, Shapes
 
 log = logging.getLogger(__name__)
-Shapes = Mapping[str, torch.Size]
-"""The shapes of a user's terms of figures, by name."""
 
 
 class FigureUsers(Users):
@@ -37,10 +36,10 @@ class FigureUsers(Users):
 
     def __init__(self, algorithm: Algorithm, contacts: Topology | Moving | None, numbers: int) -> None:
         super().__init__()
-        self.algorithm, self.contacts, self.numbers = algorithm, contacts, numbers
+        self.algorithm, self.contacts, self.row_layout = algorithm, contacts, RowLayout.zeros(numbers)
 
     def means(self) -> Words:  # type: ignore[override]  # rows are terms
-        return Words(self.numbers)
+        return Words(self.row_layout.numbers)
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         terms, users = self.algorithm.terms_of_figures().values(), self.algorithm.problem.users
@@ -102,16 +101,17 @@ class SumsOfFigures:
     Args:
         algorithm: the learner.
         communicator: carries its sums.
+        engine: knows which figures there are.
     """
 
-    def __init__(self, algorithm: Algorithm, communicator: Communicator) -> None:
-        self._algorithm, self._communicator = algorithm, communicator
+    def __init__(self, algorithm: Algorithm, communicator: Communicator, engine: Engine) -> None:
+        self._algorithm, self._communicator, self._engine = algorithm, communicator, engine
         self._shapes: Shapes = {}
         self._sides: tuple[Communicator, FigureUsers, FigureAggregator] | None = None
 
     def measure(self, round: int) -> dict[str, float]:
         """Play a round of figures, and return those of the users whose terms reached the server."""
-        self._shapes = self._shapes or self._algorithm.users.figure_shapes(self._algorithm)
+        self._shapes = self._shapes or self._engine.figure_shapes(self._algorithm)
         lengths = [shape.numel() for shape in self._shapes.values()]
         self._sides = self._sides or figure_sides(self._algorithm, self._communicator, sum(lengths))
         player, users, aggregator = self._sides

@@ -101,7 +101,7 @@ class Trainer:
         self.loggers = loggers
         self.sums: SumsOfFigures | None = None
         if training.only_sums:
-            self.sums = SumsOfFigures(self.algorithm, self.communicator)
+            self.sums = SumsOfFigures(self.algorithm, self.communicator, self.engine)
         self.checkpoint = settings.folder / "checkpoint.pt"
         self.record = settings.folder / "privacy.pt" if self.accountant and training.secret_samples else None
         self.history = History(settings.folder / "metrics.csv")
@@ -133,7 +133,7 @@ class Trainer:
             for number, (users, aggregator) in enumerate(self.training.all_setups()):
                 self.communicator.setup(users, aggregator, number)
         if "validation" in self.algorithm.problem.splits:
-            self.algorithm.users.keep()  # so that they can be part of every checkpoint
+            self.engine.keep(self.algorithm)  # so that they can be part of every checkpoint
         if checkpoint is not None:
             self._resume(checkpoint)
         if self.engine.nodes or self.record:  # for nodes that are lost, or sums released, before the next one
@@ -232,7 +232,7 @@ class Trainer:
     def _continues(self) -> bool:
         """Return whether there is another round, and keep the models of the last one if they are the best so far."""
         if self._improved():
-            self.algorithm.users.keep()
+            self.engine.keep(self.algorithm)
         if self.settings.early_stopping and self.best is not None:
             self.stopped_early = len(self.history) > self.best + self.settings.early_stopping
         done = len(self.history) >= self.settings.rounds or self._converged() or self._spent() or self.stopped_early

@@ -6,16 +6,15 @@ import numpy as np
 import torch
 
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 
 
 class EchoUsers:
     """Always the same IVs [K, m]."""
 
-    deltas, further, answers = False, 0, (0,)
-
     def __init__(self, ivs: torch.Tensor) -> None:
-        self.ivs, self.numbers, self.everybody = ivs, ivs.shape[1], np.arange(len(ivs))
-        self.origin = torch.zeros(self.numbers, dtype=ivs.dtype)
+        self.ivs, self.everybody = ivs, np.arange(len(ivs))
+        self.row_layout = RowLayout.zeros(ivs.shape[1], ivs.dtype)
 
     def means(self) -> None:
         """Say nothing of what rows mean."""

@@ -19,8 +19,8 @@ from apart import Apart
 from torch import Tensor
 
 from hmtl.communication import SumsOfRows
-from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import IVs
+from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.meaning import Words
 from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, SERVER, VERDICT, Message
 from hmtl.communication.nodes.aggregation import Aggregation
@@ -61,11 +61,11 @@ class Sending(ScriptedUsers):
 
     def __init__(self, *args: Any, deltas: bool) -> None:
         super().__init__(*args)
-        self.deltas, self.answers = deltas, (0, 1, 2)  # real aggregators return no more
+        self.row_layout = replace(self.row_layout, deltas=deltas, answers=(0, 1, 2))  # real aggregators return no more
         self.read: dict[tuple[int, int], Tensor] = {}
 
     def means(self) -> Words:
-        return Words(self.numbers, common=self.common)
+        return Words(self.row_layout.numbers, common=self.common)
 
     def local_update(self, round: int, idle: np.ndarray = np.empty(0, np.int64)) -> tuple[np.ndarray, Any]:  # noqa: B008
         users, rows = super().local_update(round, idle)
@@ -124,7 +124,7 @@ class World:
             assert aggregator.S[0].tolist() == S.tolist()
         elif self.learner == "coupled sums":
             total = sum((self.read[at] for at in counted), torch.zeros(M, dtype=torch.int64))
-            rest = owed(self.apart.hosts, counted) if self.apart.hosts[0].recipe.bits else 0
+            rest = owed(self.apart.hosts, counted) if self.apart.hosts[0].transport.recipe.bits else 0
             assert (aggregator.S[0] + rest).tolist() == total.tolist()
         else:
             V = np.zeros((self.apart.t.K, M))
@@ -218,7 +218,7 @@ def play(seed: int) -> int:
     """Play a world, and return in how many rounds nobody counted."""
     world, rng = make_world(seed), np.random.default_rng([seed, 2])
     apart, counted, empty = world.apart, set[tuple[int, int]](), 0
-    recipe, resumes = apart.hosts[0].recipe, int(rng.integers(2 * LOSSY))
+    recipe, resumes = apart.hosts[0].transport.recipe, int(rng.integers(2 * LOSSY))
     apart.links.shuffle = np.random.default_rng([seed, 3]).permutation
     rate = float(rng.choice([0.1, 0.25, 0.5]))
     kinds = (None, None, frozenset({VERDICT}), frozenset({ATTENDANCE, VERDICT}), frozenset({DIGESTS, VERDICT}))

@@ -15,8 +15,8 @@ from changed import Changed
 from hmtl.coding import sum_code
 from hmtl.communication import Network, Sums, SumsOfRows
 from hmtl.communication.codecs.formats import BYTES, ROUNDS
-from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import IVs
+from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.messages import IVS, STATE, VERDICT, Message
 from hmtl.testing.scripted import ScriptedUsers, random_numbers, same_bits
 from hmtl.topology import Topology, any_r, symmetric
@@ -155,7 +155,7 @@ def test_a_relay_with_another_code_of_sums_stays_out(caplog: pytest.LogCaptureFi
     apart = Apart(UNEVEN, sides, SumsOfRows(sums="coded", aggregators="server"))
     sends = sum_code(UNEVEN).relays[-1]
     own = apart.relays[sends]
-    own.recipe = with_other_plan(own.recipe, b"else")
+    own.transport = with_other_plan(own.transport, b"else")
     apart.play(0)
     assert apart.server.attendance.relays == tuple({*range(5)} - {sends})
     assert f"round 0: relay {sends} stays out: its plan differs" in caplog.text

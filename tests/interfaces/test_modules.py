@@ -538,10 +538,10 @@ def test_frozen_layers_stay_in_evaluation_mode():
     federation = hmtl.Federation(first, [data], topology=symmetric(1, 1, 1))
     (got,) = federation.train(1)
     torch.testing.assert_close(got.state_dict(), want.state_dict(), rtol=1e-5, atol=1e-5)
-    assert federation.algorithm.users.numbers == 4 * C + C
+    assert federation.algorithm.users.row_layout.numbers == 4 * C + C
     assert "15 numbers; 84 are frozen in evaluation mode" in str(federation)
     other = hmtl.Federation(first, [data], topology=symmetric(1, 1, 1), frozen="train")
-    assert other.algorithm.users.numbers == 4 * C + C + 8
+    assert other.algorithm.users.row_layout.numbers == 4 * C + C + 8
     assert not torch.equal(other.train(1)[0].head.weight, got.head.weight)
 
 
@@ -607,7 +607,7 @@ def test_adapters_are_saved_and_loaded_by_peft(tmp_path):
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"], lora_dropout=0.0)
     federation = hmtl.Federation(peft.get_peft_model(copy.deepcopy(base), config), users_of(dicts))
     models = federation.train(1)
-    assert federation.algorithm.users.numbers < 200
+    assert federation.algorithm.users.row_layout.numbers < 200
     models[1].save_pretrained(tmp_path)
     loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     x = words(4, T)

@@ -9,6 +9,7 @@ import torch
 from commands import saved_rows
 
 from hmtl.communication import SETUP, TIERS, CodedHierarchical, Network, Uncoded
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import any_r
 from hmtl.training.checkpoint import load_checkpoint
 from hmtl.training.engine import Training
@@ -23,8 +24,7 @@ EMPTY = 4  # the round in which no relay is there
 class Users:
     """IVs of 5 numbers; user 3 drops out of every second round."""
 
-    numbers, further, answers = 5, 0, (2,)
-    origin = torch.zeros(5, dtype=torch.float64)
+    row_layout = RowLayout.zeros(5, answers=(2,))
 
     def __init__(self):
         self.W = torch.zeros(12, 5, dtype=torch.float64)
@@ -75,8 +75,7 @@ class Aggregator:
 class FactsOfUsers(Users):
     """Before round 1, every user tells 3 numbers and gets 1."""
 
-    numbers, further, answers = 0, 3, (1,)
-    origin = torch.zeros(0, dtype=torch.float64)
+    row_layout = RowLayout.zeros(0, further=3, answers=(1,))
 
     def local_update(self, round, idle=()):
         return np.arange(12), torch.ones(12, 3, dtype=torch.float64)

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from hmtl.communication.codecs import block_loops
 from hmtl.communication.codecs.formats import BLOCK, FEW_BITS, OWN, PLANES, Quantiser
-from hmtl.communication.codecs.plain import AggregatorCoder, Further, HeardUsers, RowsOfUsers, UserCoder
+from hmtl.communication.codecs.plain import AggregatorCoder, Further, HeardUsers, UserCoder
 from hmtl.communication.codecs.rows import joined, pack, replaced, take
 from hmtl.errors import ConfigError, RangeError
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 
 
 class Blocks:
@@ -83,7 +84,7 @@ class QuantisedUserCoder(UserCoder):
     """A host's coder for numbers of few bits.
 
     Args:
-        users: what is known of their rows.
+        row_layout: of the rows.
         quantiser: rounds numbers.
         members: the numbers of these users in the network [n], ascending.
 
@@ -98,21 +99,21 @@ class QuantisedUserCoder(UserCoder):
     STATE = ("held", "pending", "base", "newest")
     whole = True
 
-    def __init__(self, users: RowsOfUsers, quantiser: Quantiser, members: Ids) -> None:
-        super().__init__(users, None)
+    def __init__(self, layout: RowLayout, quantiser: Quantiser, members: Ids) -> None:
+        super().__init__(layout, None)
         self.quantiser = quantiser
         self.members = members
-        origin = users.origin.cpu()
+        origin = layout.origin.cpu().contiguous()
         self.newest = self.base = origin.expand(len(members), -1)
-        self.pending = self.held = (torch.zeros_like(origin) if users.deltas else origin).expand_as(self.base)
+        self.pending = self.held = (torch.zeros_like(origin) if layout.deltas else origin).expand_as(self.base)
 
     def encode(self, users: Ids, ivs: Tensor, first: int, further: Further | None = None) -> tuple[Tensor, Tensor]:
-        at, m = self._rows(users), self.users.numbers
+        at, m = self._rows(users), self.row_layout.numbers
         held, numbers = take(self.held, at), ivs[:, :m].cpu()
         wanted = numbers - held
         payload, sent = self.quantiser.encode(wanted), torch.empty_like(wanted)
         self.quantiser.decode(payload, sent)
-        self.pending = replaced(self.pending, at, sent - wanted if self.users.deltas else sent + held)
+        self.pending = replaced(self.pending, at, sent - wanted if self.row_layout.deltas else sent + held)
         extras = further(sent.to(ivs.device)) if further else ivs[:, m:]
         return payload, pack(extras, 0, ivs.dtype)[1]
 
@@ -129,7 +130,7 @@ class QuantisedUserCoder(UserCoder):
         self.held = replaced(self.held, at, factors[:, None].to(self.held) * take(self.held, at))
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
-        at, m = self._rows(users), self.users.numbers
+        at, m = self._rows(users), self.row_layout.numbers
         models = torch.empty(len(users), m, dtype=dtype)
         self.quantiser.decode(payload, models)
         models += take(self.base, at)
@@ -144,7 +145,7 @@ class QuantisedAggregatorCoder(AggregatorCoder):
     """An aggregator's coder for numbers of few bits.
 
     Args:
-        users: what is known of their rows.
+        row_layout: of the rows.
         quantiser: rounds numbers.
         K: number of users.
 
@@ -156,11 +157,11 @@ class QuantisedAggregatorCoder(AggregatorCoder):
 
     STATE = ("held", "base", "sent")
 
-    def __init__(self, users: RowsOfUsers, quantiser: Quantiser, K: int) -> None:
-        super().__init__(users.numbers, None)
-        self.deltas = users.deltas
+    def __init__(self, layout: RowLayout, quantiser: Quantiser, K: int) -> None:
+        super().__init__(layout.numbers, None)
+        self.deltas = layout.deltas
         self.quantiser = quantiser
-        origin = users.origin.cpu()
+        origin = layout.origin.cpu().contiguous()
         self.held = origin.expand(0 if self.deltas else K, -1)
         self.base = origin.expand(K, -1)
         self.sent = quantiser.encode(torch.zeros_like(origin)[None]).expand(K, -1)

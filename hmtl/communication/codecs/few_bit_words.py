@@ -32,11 +32,12 @@ from torch.nn.functional import pad
 
 from hmtl.communication.codecs import word_loops
 from hmtl.communication.codecs.formats import BLOCK, INT64
-from hmtl.communication.codecs.plain import Further, HeardUsers, Read, RowsOfUsers, State
+from hmtl.communication.codecs.plain import Further, HeardUsers, Read, State
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes
 from hmtl.communication.codecs.words import MAX_TERM, RowFormat, SumCoder, TermCoder
 from hmtl.errors import RangeError
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 
 STAMP = 4  # bytes before a row's other overhead: its number n; a row of few bits is to be added to row n − 1
 HOLD = 8  # rounds in which nobody needs a scale that has doubled, before they count towards its halving
@@ -204,7 +205,7 @@ class FewBitTermCoder(TermCoder):
     """A host's coder that rounds terms to few bits, with leftovers.
 
     Args:
-        users: what is known of their rows.
+        row_layout: of the rows.
         formats: the formats of rows.
         members: the numbers of these users in the network [n], ascending.
 
@@ -221,8 +222,8 @@ class FewBitTermCoder(TermCoder):
     STATE = ("errors", "owed", "row", "scales", "held")
     whole = True
 
-    def __init__(self, users: RowsOfUsers, formats: FewBits, members: Ids) -> None:
-        super().__init__(users, formats.K)
+    def __init__(self, layout: RowLayout, formats: FewBits, members: Ids) -> None:
+        super().__init__(layout, formats.K)
         self.formats = formats
         self.members = members
         self.errors = torch.zeros(0, 2, formats.numbers, dtype=torch.int64)

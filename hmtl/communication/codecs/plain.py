@@ -6,7 +6,7 @@ K users, m numbers per IV or model, e further numbers.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,23 +14,11 @@ from torch import Tensor
 from hmtl.communication.codecs.formats import NUMBERS, name_of_type
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes, pack, unpack
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 
 State = dict[str, Tensor]
 Further = Callable[[Tensor], Tensor]
 """Returns the further numbers [n, e] that belong to the numbers that aggregators will read, [n, m]."""
-
-
-class RowsOfUsers(Protocol):
-    """What all nodes know of users' rows before the first round; `hmtl.mtl.Users` documents the members."""
-
-    @property
-    def numbers(self) -> int: ...
-
-    @property
-    def deltas(self) -> bool: ...
-
-    @property
-    def origin(self) -> Tensor: ...
 
 
 class Remembering:
@@ -81,7 +69,7 @@ class UserCoder(Remembering):
     """A host's coder for floats.
 
     Args:
-        users: what is known of their rows.
+        row_layout: of the rows.
         wire: the type in which numbers travel; None: their own.
 
     Attributes:
@@ -90,8 +78,8 @@ class UserCoder(Remembering):
 
     whole = False
 
-    def __init__(self, users: RowsOfUsers, wire: torch.dtype | None) -> None:
-        self.users = users
+    def __init__(self, layout: RowLayout, wire: torch.dtype | None) -> None:
+        self.row_layout = layout
         self.wire = wire
 
     def encode(self, users: Ids, ivs: Tensor, first: int, further: Further | None = None) -> tuple[Tensor, Tensor]:
@@ -103,7 +91,7 @@ class UserCoder(Remembering):
             first: the first of these columns.
             further: returns the further numbers of what is sent, if they depend on it.
         """
-        return pack(ivs, max(0, self.users.numbers - first), self.wire or ivs.dtype)
+        return pack(ivs, max(0, self.row_layout.numbers - first), self.wire or ivs.dtype)
 
     def format(self, dtype: torch.dtype) -> str:
         """Return the format of the rows that it encodes from numbers of a type, one of FORMATS."""

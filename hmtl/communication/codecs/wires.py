@@ -48,13 +48,13 @@ def row_bits(wire: Wire, m: int, dtype: torch.dtype) -> int:
     return 8 * m * (FLOATS[wire] if isinstance(wire, str) else dtype).itemsize
 
 
-def rounding(wire: Wire, dtype: str) -> str:
+def rounding(wire: Wire, dtype: torch.dtype) -> str:
     """Return a note that numbers of type `dtype` are rounded on the way, or "" if they are not."""
-    if not wire or not dtype:
+    if not wire:
         return ""
     if quantiser_of(wire):
         return f"numbers travel as {name_of(wire)}; what rounding leaves out is sent with later messages"
     assert isinstance(wire, str)
-    if FLOATS[wire].itemsize >= FLOATS[dtype].itemsize:
+    if FLOATS[wire].itemsize >= dtype.itemsize:
         return ""
-    return f"numbers travel as {wire}, narrower than the model's {dtype}, and are rounded on the way"
+    return f"numbers travel as {wire}, narrower than the model's {name_of_type(dtype)}, and are rounded on the way"

@@ -19,10 +19,11 @@ from torch import Tensor
 from hmtl.coding import SumCode, add_terms
 from hmtl.communication.codecs import word_loops
 from hmtl.communication.codecs.formats import INT64, NUMBERS, name_of_type
-from hmtl.communication.codecs.plain import AggregatorCoder, Read, RowsOfUsers, UserCoder
+from hmtl.communication.codecs.plain import AggregatorCoder, Read, UserCoder
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes, unpack
 from hmtl.errors import CodingError, RangeError
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 
 INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 """Integers of whole bytes."""
@@ -127,12 +128,12 @@ class TermCoder(UserCoder):
     """A host's coder for terms of 64 bits, whose users share one row: of sums, or a model.
 
     Args:
-        users: what is known of their rows.
+        row_layout: of the rows.
         K: number of users in the network.
     """
 
-    def __init__(self, users: RowsOfUsers, K: int) -> None:
-        super().__init__(users, torch.int64)
+    def __init__(self, layout: RowLayout, K: int) -> None:
+        super().__init__(layout, torch.int64)
         self.K = K
 
     def read(self, users: Ids, overhead: Tensor, round: int, row_format: str) -> Read:

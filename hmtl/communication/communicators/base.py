@@ -24,9 +24,10 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import ATTEMPT_BYTES, Attendance, Report
-from hmtl.communication.flows.flow import Flow, Recipe, flow_of
+from hmtl.communication.flows.flow import Flow
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.flows.recipe import Recipe, Transport, flow_of
 from hmtl.communication.gate import Gate
 from hmtl.communication.links import InProcess, Links
 from hmtl.communication.messages import SERVER, relay_name
@@ -37,8 +38,9 @@ from hmtl.communication.nodes.secure import SecureHost, SecureRelay, SecureServe
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
 from hmtl.communication.secure_round import SecureSchedule
-from hmtl.communication.sides import AggregatorSide, Updating, UserSide
+from hmtl.communication.sides import AggregatorSide, UserSide
 from hmtl.io.arrays import NOBODY
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Names, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged
@@ -89,7 +91,8 @@ class Communicator:
 
     Attributes:
         topology: who hears whom in the current round.
-        recipe: how rows travel; once the communicator is made, it names the aggregators that were chosen.
+        recipe: how rows travel, with the aggregators that were chosen.
+        transport: how the learner's rows travel; of no numbers before the learner is attached.
         aggregators: the choice of who computes the models, as it was made.
         planner: plans for this topology.
         planning: cost of changing plans so far.
@@ -117,16 +120,16 @@ class Communicator:
         self.recipe, self.aggregators = replace(recipe, aggregators=nodes.setting), recipe.aggregators
         self._planner_of = lru_cache(MAX_PLANNERS)(lambda t: recipe.planner(t, network, nodes))
         self.planner: Planner = self._planner_of(self.topology)
+        self.transport: Transport = self.recipe.transport(RowLayout.zeros(0), contacts.K)
         self.planning = Planning()
         self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H, self.topology.names), Stopwatch()
         self.make_links, self._links = links, links(self.ledger)
         self.V_bits, self.note = 0, ""
-        self._dtype = ""  # of the models
         self._sides: tuple[UserSide, AggregatorSide] | None = None
         self.nodes: Nodes | None = None
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
         self._server: Server | None = None  # after the last round, if it is in this process
-        self._theory: dict[tuple[Recipe, Topology], NDArray[np.float64]] = {}
+        self._theory: dict[tuple[Transport, Topology], NDArray[np.float64]] = {}
         self.setup_seconds: tuple[float, ...] = (0.0, 0.0)
         self._setup_exchanges = 0
 
@@ -138,15 +141,13 @@ class Communicator:
     @property
     def theory(self) -> Loads:
         """The loads of a round in which everybody takes part."""
-        return self.recipe.loads(self.planner)
+        return self.transport.loads(self.planner)
 
     def attach(self, users: UserSide, aggregator: AggregatorSide) -> None:
         """Make the nodes of this learner, unless they exist already."""
         if self._sides is None or self._sides[0] is not users or self._sides[1] is not aggregator:
             self._sides = users, aggregator
-            sides = self.recipe.joined(users, aggregator, self.topology.K)
-            self.recipe = self.recipe.of_rows(sides[0], self.planner)
-            self.nodes = self._make_nodes(self.name, self.recipe, self.planner, *sides)
+            self.nodes, self.transport = self._make_nodes(self.name, self.recipe, self.planner, users, aggregator)
             self.nodes.load_state_dict(self._memory)
 
     def setup_nodes(self, users: UserSide, aggregator: AggregatorSide, number: int) -> Nodes:
@@ -154,7 +155,8 @@ class Communicator:
         recipe, planner = replace(self.recipe, wire=None), self.planner  # facts are exact
         if recipe.adds:  # it has facts about each user
             recipe, planner = UNCODED, Planner(self.topology, self.network)
-        return self._make_nodes(f"set-up {number}", recipe, planner, users, aggregator)
+        nodes, _ = self._make_nodes(f"set-up {number}", recipe, planner, users, aggregator)
+        return nodes
 
     def setup(self, users: UserSide, aggregator: AggregatorSide, number: int = 0) -> None:
         """Exchange what has to be known before the first round; the ledger counts it as SETUP."""
@@ -188,7 +190,7 @@ class Communicator:
         names = [name for i, name in enumerate(self.nodes.relay_names) if i not in absent_relays]
         self.ledger.begin_round()
         self._server = None
-        if not users.numbers:
+        if not users.row_layout.numbers:
             active = NOBODY
             if self.nodes.hosts:  # a process without users has nothing to do
                 active, _ = users.local_update(number)
@@ -196,10 +198,10 @@ class Communicator:
             return Outcome(active, tuple(relay.i for relay in present), (), empty=False)
         self._server = self._play(number, replace(self.nodes, relays=present, relay_names=names))
         for host in self.nodes.hosts:
-            self.V_bits, self._dtype = 8 * host.nbytes, str(host.dtype).split(".")[-1]
+            self.V_bits = 8 * host.nbytes
         if self._server:
             self.V_bits = 8 * self._server.sizes[0] or self.V_bits
-        self.V_bits = self.recipe.row_bits(self.V_bits)[USERS_TO_RELAYS]  # the first rows may be longer
+        self.V_bits = self.transport.row_bits(self.V_bits)[USERS_TO_RELAYS]  # the first rows may be longer
         if self._server is None:
             return Outcome(NOBODY, (), (), empty=False)
         attendance, empty = self._server.attendance, self._server.empty
@@ -228,18 +230,18 @@ class Communicator:
         """Return the communication time that the last round would take uncoded."""
         if self._server is None or self._sides is None:
             return 0.0
-        sent = self.recipe.uncoded(self._sent(-1), self._sides[0], self._server.attendance)
+        sent = self.transport.uncoded(self._sent(-1), self._server.attendance)
         return self._uncoded_seconds(sent, self._server)
 
     def describe(self) -> dict[str, Any]:
         """Return what `summary.json` reports about communication."""
-        recipe, planner, tiers, users = self.recipe, self.planner, self.recipe.tiers, self._sides and self._sides[0]
+        recipe, planner, tiers = self.recipe, self.planner, self.recipe.tiers
         r, *figures = np.mean([self._theory_of(number) for number in self._described_rounds], axis=0).tolist()
-        row_bits = recipe.row_bits(self.V_bits)
+        row_bits = self.transport.row_bits(self.V_bits)
         measured = {tier: self.ledger.bits(tier).payload / (self.ledger.rounds * row_bits[tier] or 1) for tier in TIERS}
         described: dict[str, Any] = {
             "r": r,
-            **recipe.describe(planner, users, self._dtype),
+            **self.transport.describe(planner),
             "aggregators": _named(self.topology.names, AggregatorSet(planner.preferred, planner.server)),
             "medium": self.network.medium,
             "rates": self.network.rates,
@@ -261,7 +263,6 @@ class Communicator:
         return {
             "ledger": self.ledger.state_dict(),
             "V_bits": self.V_bits,
-            "dtype": self._dtype,
             "setup_seconds": list(self.setup_seconds),
             "planning": list(astuple(self.planning)),
             "nodes": self.nodes.state_dict() if self.nodes else self._memory,
@@ -270,7 +271,7 @@ class Communicator:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`, with the same bits."""
         self.ledger.load_state_dict(state["ledger"])
-        self.V_bits, self._dtype = int(state["V_bits"]), str(state["dtype"])
+        self.V_bits = int(state["V_bits"])
         self.setup_seconds = tuple(state["setup_seconds"])
         self.planning = Planning(*state["planning"])
         self.forget(state["nodes"])
@@ -279,31 +280,33 @@ class Communicator:
         """Let `attach` make new nodes, which continue from `memory`, the state of nodes by name."""
         self._memory, self._sides, self.nodes = memory, None, None
 
-    def _make_nodes(self, name: str, recipe: Recipe, planner: Planner, users: UserSide, aggregator: Updating) -> Nodes:
-        """Make those nodes of the network that this process plays, or stand-ins for those that others play."""
+    def _make_nodes(
+        self, name: str, recipe: Recipe, planner: Planner, users: UserSide, aggregator: AggregatorSide
+    ) -> tuple[Nodes, Transport]:
+        """Make those nodes of the network that this process plays, or stand-ins for those that others play.
+
+        Also return how their rows travel.
+        """
         kinds = _kinds(recipe)
+        users, updating, transport = recipe.joined(users, aggregator, planner)
         if self._links.stand_ins:
-            elsewhere: Nodes = self._links.stand_ins(name, recipe, planner, aggregator, kinds.schedule)
-            return elsewhere
-        K, plays, homes = self.topology.K, self._links.plays, self._links.homes(self.topology.K)
+            return self._links.stand_ins(name, transport, planner, aggregator, kinds.schedule), transport
+        plays, homes = self._links.plays, self._links.homes(self.topology.K)
         names = [relay_name(i) for i in range(self.topology.H)]
         revocable = bool(planner.preferred) and not self._links.reliable
-        aggregation = Aggregation(K, aggregator, recipe.aggregator_coder(users, K), users.answers, revocable)
+        aggregation = Aggregation(updating, transport, revocable)
         at_relays = aggregation if planner.preferred else None
         at_server = aggregation if planner.server else None
-        return Nodes(
-            [
-                kinds.host(planner, recipe, users, recipe.user_coder(users, ids), n, ids)
-                for n, (name, ids) in enumerate(homes.items())
-                if plays(name)
-            ],
-            [kinds.relay(i, planner, recipe, list(homes), at_relays) for i, name in enumerate(names) if plays(name)],
-            kinds.server(planner, recipe, at_server) if plays(SERVER) else None,
+        nodes = Nodes(
+            [kinds.host(planner, transport, users, n, homes[name]) for n, name in enumerate(homes) if plays(name)],
+            [kinds.relay(i, planner, transport, list(homes), at_relays) for i, name in enumerate(names) if plays(name)],
+            kinds.server(planner, transport, at_server) if plays(SERVER) else None,
             aggregation,
             kinds.schedule,
             names,
-            Gate(recipe, users, homes, aggregation),
+            Gate(transport, homes, aggregation),
         )
+        return nodes, transport
 
     def follow(self, round: int) -> None:
         """Switch to the contacts of a round, if they differ from the current ones."""
@@ -331,7 +334,7 @@ class Communicator:
     def _theory_of(self, round: int) -> NDArray[np.float64]:
         """Return r, loads by formula, and their bounds, for a round in which everybody is present."""
         self.follow(round)
-        key = self.recipe, self.topology
+        key = self.transport, self.topology
         if key not in self._theory:
             figures = [self.topology.r]
             for load in (self.theory, self.recipe.bounds(self.planner)):
@@ -377,7 +380,7 @@ class Communicator:
 
 def _flow(server: Server, sizes: tuple[int, int]) -> Flow[Any]:
     """Return the flow of the server's last attempt if a row has these bytes of payload and overhead."""
-    return flow_of(server.recipe, server.planner, server.attendance, sizes)
+    return flow_of(server.transport, server.planner, server.attendance, sizes)
 
 
 def _named(names: Names, nodes: AggregatorSet) -> str | list[int | str]:

@@ -8,42 +8,23 @@ know nothing more of them.
 `flows.ivs` has the steps of rounds of IVs, over GF(2^8), and `flows.sums` those of sums, of integers modulo 2^w.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hmtl.coding import Aggregators, AggregatorSet, Loads
 from hmtl.coding.plan import PLAN_DIGEST_BYTES
-from hmtl.communication.accounting.ledger import TIERS
-from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
-from hmtl.communication.attendance import Attendance
 from hmtl.communication.codecs.formats import BYTES
-from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
-from hmtl.communication.codecs.wires import Wire
-from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import Message
-from hmtl.communication.secure.neighbors import Secure
-from hmtl.communication.sides import AggregatorSide, Updating, UserSide
 from hmtl.io.arrays import Ids
-from hmtl.topology import Moving, Topology
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
 OTHER_PLAN = "its plan differs from that of others; install the same versions of hmtl and scipy at all nodes"
-RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
-
-
-def other_format(row_format: str) -> str:
-    """Return why rows of a format are refused, if no rows travel in it."""
-    return f"its format is {row_format}. Start all nodes with the same communicator.wire"
 
 
 class Keeper(Protocol):
@@ -225,141 +206,6 @@ class Flow(Generic[H]):
         return "\n".join(
             "  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe(ABC):
-    """How the rows of a learner travel: data that is equal at all nodes, and all that communicators differ in.
-
-    Attributes:
-        aggregators: who computes the models, see `hmtl.coding.resolve`.
-        wire: the format in which numbers travel, see `hmtl.communication.codecs.wires`; None: their own type.
-        secure: settings of secure sums; None: relays and server see what users send.
-        common: the type of the model that all users receive instead of sums; None: they receive sums, or send none.
-        tiers: the tiers whose loads depend on the recipe; on the others, there is a row for each user.
-        row_type: the type of a row's numbers in a round that is played for its price.
-        adds: whether users send terms, which relays add as they hear them, so that they need not come all at once.
-    """
-
-    aggregators: Aggregators = field(default="auto", hash=False)
-    wire: Wire = field(default=None, hash=False)
-    secure: Secure | None = None
-    common: torch.dtype | None = None
-
-    tiers: ClassVar[tuple[str, ...]]
-    row_type: ClassVar[torch.dtype]
-    adds: ClassVar[bool]
-
-    @abstractmethod
-    def nodes(self, contacts: Topology | Moving, network: Network) -> AggregatorSet:
-        """Return the nodes that aggregate if they can, in all rounds.
-
-        If users move, they are chosen once, for the first contacts.
-        """
-
-    @abstractmethod
-    def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> Planner:
-        """Return the plans of a topology on which these nodes aggregate if they can."""
-
-    @abstractmethod
-    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, Updating]:
-        """Return both sides as they are played: rows become terms at the users if terms travel, else at the aggregator.
-
-        Raises:
-            CodingError: terms travel, but sums are not all that the aggregator needs.
-            ConfigError: rows travel one by one, but noise protects users only in sums.
-        """
-
-    def of_rows(self, users: UserSide, planner: Planner) -> "Recipe":
-        """Return this recipe for the rows of a learner, with what can be planned before the first round."""
-        return self
-
-    def of_numbers(self, m: int, K: int) -> "Recipe":
-        """Return this recipe for rows of m numbers and K users."""
-        return self
-
-    def dtype(self, users: UserSide) -> torch.dtype:
-        """Return the type of the numbers in users' rows."""
-        return self.row_type if self.adds else users.origin.dtype
-
-    @abstractmethod
-    def lengths(self, users: UserSide) -> Mapping[str, tuple[int, int]]:
-        """Return, for each format in which users' rows may travel, the bytes of a row, and of what is learned of rows.
-
-        Formats are in `formats.FORMATS`.
-        """
-
-    @abstractmethod
-    def model(self, users: UserSide, row: Tensor, row_format: str) -> int:
-        """Return the bytes of the payload of a model with this overhead, uint8 [1, bytes], and in this format.
-
-        Raises:
-            CodingError: no model has such an overhead, or such a format.
-        """
-
-    def delivered(self, planner: Planner, users: UserSide, message: Message) -> Shape:
-        """Return the shape of models that a relay sends users; raise CodingError if it sends none such."""
-        nbytes = self.model(users, message.overhead[:1], message.format)
-        return Shape(nbytes, message.overhead.shape[1], True, format=message.format)
-
-    @abstractmethod
-    def user_coder(self, users: UserSide, members: Ids) -> UserCoder:
-        """Return the coder of a host with these members."""
-
-    @abstractmethod
-    def aggregator_coder(self, users: UserSide, K: int) -> AggregatorCoder:
-        """Return the coder of an aggregator."""
-
-    @abstractmethod
-    def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow[Any]:
-        """Return the flow of a round with this attendance; `sizes` are the bytes of payload and overhead of a row."""
-
-    @abstractmethod
-    def arrived(
-        self, planner: Planner, members: Ids, messages: Sequence[Message]
-    ) -> tuple[Ids, Tensor, Tensor, str] | None:
-        """Return those of a host's users whose models arrived, and payload, overhead and format of these models.
-
-        There is one row for each of these users, or one row for all of them. None: there are no such users.
-        """
-
-    @abstractmethod
-    def loads(self, planner: Planner) -> Loads:
-        """Return the loads of a round in which everybody takes part, by formula."""
-
-    @abstractmethod
-    def bounds(self, planner: Planner) -> Loads:
-        """Return lower bounds of these loads for any scheme."""
-
-    @abstractmethod
-    def describe(self, planner: Planner, users: UserSide | None, dtype: str) -> dict[str, Any]:
-        """Return what `summary.json` reports about these rows, with a `note` about their format.
-
-        Args:
-            planner: plans for the current topology.
-            users: None before the learner is known.
-            dtype: the type of its numbers.
-        """
-
-    def row_bits(self, V_bits: int) -> dict[str, int]:
-        """Return the bits of a row of each tier; `V_bits` are those of the rows that users sent last."""
-        return dict.fromkeys(TIERS, V_bits)
-
-    def uncoded(self, sent: dict[str, Any], users: UserSide, attendance: Attendance) -> dict[str, Any]:
-        """Return the bits of a round by tier if users sent and received uncoded rows instead.
-
-        Args:
-            sent: the bits of the round by tier.
-            users: who sent them.
-            attendance: of the round.
-        """
-        return sent
-
-
-@lru_cache(8)  # flows are large
-def flow_of(recipe: Recipe, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> Flow[Any]:
-    """Return the flow of a round by a recipe; it is made once for all nodes of a process."""
-    return recipe.flow(planner, attendance, sizes)
 
 
 def _names(nodes: Sequence[int]) -> str:

@@ -16,36 +16,27 @@ from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.codecs.blocks import QuantisedAggregatorCoder, QuantisedUserCoder
-from hmtl.communication.codecs.formats import FLOATS
+from hmtl.communication.codecs.formats import FLOATS, Quantiser
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import put, take
 from hmtl.communication.codecs.wires import check_wire, format_of, quantiser_of, rounding, row_bits
-from hmtl.communication.flows.flow import (
-    OF_SERVER,
-    RECEIPT,
-    Content,
-    Copy,
-    Flow,
-    Keeper,
-    Recipe,
-    Shape,
-    Step,
-    other_format,
-)
+from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper, Shape, Step
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
+from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, other_format
 from hmtl.communication.meaning import OnBehalf
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, alike, by_user
-from hmtl.communication.sides import AggregatorSide, Updating, UserSide
+from hmtl.communication.sides import AggregatorSide, RowMeaning, Updating, UserSide
 from hmtl.errors import CodingError, ConfigError
 from hmtl.gf256 import matmul
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Topology
 
 
 @dataclass(frozen=True)
 class IVs(Recipe):
-    """The recipe of learners that need all IVs: a row for each user, both ways.
+    """The recipe of learners that need all IVs.
 
     Attributes:
         scheme: what is sent: a name in `hmtl.coding.SCHEMES`, or a `Scheme` of your own.
@@ -58,7 +49,6 @@ class IVs(Recipe):
     generation: int = 200
 
     tiers = RELAYS_TO_SERVER, SERVER_TO_RELAYS
-    row_type = torch.float64
     adds = False
 
     def __post_init__(self) -> None:
@@ -84,42 +74,61 @@ class IVs(Recipe):
         )
         return Planner(topology, network, nodes.relays, make, server=nodes.server)
 
-    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, Updating]:
-        meaning = aggregator.means()
+    def transport(self, layout: RowLayout, K: int, meaning: RowMeaning | None = None) -> "TransportOfIVs":
+        return TransportOfIVs(self, layout, K)
+
+    def joined(
+        self, users: UserSide, aggregator: AggregatorSide, planner: Planner
+    ) -> tuple[UserSide, Updating, "TransportOfIVs"]:
+        meaning, K = aggregator.means(), planner.topology.K
         if meaning and meaning.private:
             raise ConfigError(
                 "privacy protects users in sums only, but this learner's rows travel one by one. Set "
                 "communicator=sums, or privacy.clip=null."
             )
-        return users, OnBehalf(aggregator, meaning, K) if meaning else aggregator
+        return users, OnBehalf(aggregator, meaning, K) if meaning else aggregator, self.transport(users.row_layout, K)
 
-    def lengths(self, users: UserSide) -> Mapping[str, tuple[int, int]]:
-        dtype = users.origin.dtype
-        nbytes = row_bits(self.wire, users.numbers, dtype) // 8
-        return {format_of(self.wire, dtype): (nbytes, nbytes)}
+    def bounds(self, planner: Planner) -> Loads:
+        return bounds(planner.topology, aggregators=planner.usual.setting)
 
-    def model(self, users: UserSide, row: Tensor, row_format: str) -> int:
-        if row.shape[1] not in [8 * each + RECEIPT // 8 for each in users.answers]:
+
+@dataclass(frozen=True, eq=False)
+class TransportOfIVs(Transport):
+    """How IVs travel: a row for each user, both ways."""
+
+    recipe: IVs
+
+    @property
+    def lengths(self) -> Mapping[str, tuple[int, int]]:
+        dtype = self.row_layout.dtype
+        nbytes = row_bits(self.recipe.wire, self.row_layout.numbers, dtype) // 8
+        return {format_of(self.recipe.wire, dtype): (nbytes, nbytes)}
+
+    def model(self, row: Tensor, row_format: str) -> int:
+        if row.shape[1] not in [8 * each + RECEIPT // 8 for each in self.row_layout.answers]:
             raise CodingError(f"models have no {row.shape[1]} bytes of further numbers")
-        if row_format not in (lengths := self.lengths(users)):
+        if row_format not in (lengths := self.lengths):
             raise CodingError(other_format(row_format))
         return lengths[row_format][0]
 
-    def user_coder(self, users: UserSide, members: Ids) -> UserCoder:
-        quantiser = quantiser_of(self.wire)
-        if quantiser and users.numbers:  # a learner without common numbers sends none
-            return QuantisedUserCoder(users, quantiser, members)
-        return UserCoder(users, self._float_type)
+    def user_coder(self, members: Ids) -> UserCoder:
+        if quantiser := self._quantiser:
+            return QuantisedUserCoder(self.row_layout, quantiser, members)
+        return UserCoder(self.row_layout, self._float_type)
 
-    def aggregator_coder(self, users: UserSide, K: int) -> AggregatorCoder:
-        quantiser = quantiser_of(self.wire)
-        if quantiser and users.numbers:
-            return QuantisedAggregatorCoder(users, quantiser, K)
-        return AggregatorCoder(users.numbers, self._float_type)
+    def aggregator_coder(self) -> AggregatorCoder:
+        if quantiser := self._quantiser:
+            return QuantisedAggregatorCoder(self.row_layout, quantiser, self.K)
+        return AggregatorCoder(self.row_layout.numbers, self._float_type)
+
+    @property
+    def _quantiser(self) -> Quantiser | None:
+        """What rounds numbers to few bits; a learner without common numbers sends none."""
+        return quantiser_of(self.recipe.wire) if self.row_layout.numbers else None
 
     @property
     def _float_type(self) -> torch.dtype | None:
-        return FLOATS.get(self.wire) if isinstance(self.wire, str) else None
+        return FLOATS.get(self.recipe.wire) if isinstance(self.recipe.wire, str) else None
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> "Flow[Kept]":
         steps: list[Step[Kept]] = []
@@ -142,16 +151,14 @@ class IVs(Recipe):
         return users, rows["payload"], rows["overhead"], messages[0].format
 
     def loads(self, planner: Planner) -> Loads:
-        if self.coded:
+        if self.recipe.coded:
             return planner.plan.loads
-        return loads(planner.topology, self.scheme, planner.network.uplinks(planner.topology))
+        return loads(planner.topology, self.recipe.scheme, planner.network.uplinks(planner.topology))
 
-    def bounds(self, planner: Planner) -> Loads:
-        return bounds(planner.topology, aggregators=planner.usual.setting)
-
-    def describe(self, planner: Planner, users: UserSide | None, dtype: str) -> dict[str, Any]:
-        communicator, scheme = "coded" if self.coded else "uncoded", scheme_of(self.scheme).name
-        return {"communicator": communicator, "scheme": scheme, "note": rounding(self.wire, dtype)}
+    def describe(self, planner: Planner) -> dict[str, Any]:
+        communicator, scheme = "coded" if self.recipe.coded else "uncoded", scheme_of(self.recipe.scheme).name
+        note = rounding(self.recipe.wire, self.row_layout.dtype) if self.row_layout.numbers else ""
+        return {"communicator": communicator, "scheme": scheme, "note": note}
 
 
 UNCODED = IVs("uncoded")

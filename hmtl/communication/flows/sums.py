@@ -35,24 +35,15 @@ from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import from_bytes, to_bytes
 from hmtl.communication.codecs.wires import name_of
 from hmtl.communication.codecs.words import PlainRows, RowFormat, SumCoder, TermCoder, unpacked
-from hmtl.communication.flows.flow import (
-    OF_SERVER,
-    OTHER_PLAN,
-    RECEIPT,
-    Content,
-    Copy,
-    Flow,
-    Keeper,
-    Recipe,
-    Shape,
-    other_format,
-)
+from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Keeper, Shape
 from hmtl.communication.flows.planner import SUMS, Planner
+from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, other_format
 from hmtl.communication.meaning import CommonModel, TermsOfUsers
 from hmtl.communication.messages import IVS, Message, alike, relay_number
-from hmtl.communication.sides import AggregatorSide, Updating, UserSide
+from hmtl.communication.sides import AggregatorSide, RowMeaning, Updating, UserSide
 from hmtl.errors import CodingError, ConfigError
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Topology
 
 Formats = PlainRows | FewBits
@@ -63,15 +54,12 @@ class SumsOfRows(Recipe):
     """The recipe of learners that need only sums. What is exchanged before the first round travels uncoded.
 
     Attributes:
-        formats: the formats of rows; of no numbers before the learner is known.
         sums: one of `SUMS`: whether relays send rows of sums whole or in shares.
     """
 
-    formats: Formats = PlainRows(0)  # noqa: RUF009, it is frozen
     sums: str = "auto"
 
     tiers = RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS
-    row_type = torch.int64
     adds = True
 
     def __post_init__(self) -> None:
@@ -106,52 +94,75 @@ class SumsOfRows(Recipe):
     def planner(self, topology: Topology, network: Network, nodes: AggregatorSet) -> Planner:
         return Planner(topology, network, sums=self.sums)
 
-    def joined(self, users: UserSide, aggregator: AggregatorSide, K: int) -> tuple[UserSide, Updating]:
-        if not users.numbers:  # nothing travels
-            return users, aggregator
+    def transport(self, layout: RowLayout, K: int, meaning: RowMeaning | None = None) -> "TransportOfSums":
+        """Return how a learner's rows travel; without a meaning, they are terms already."""
+        terms, common = layout, None
+        if meaning:
+            terms = RowLayout.zeros(meaning.words, torch.int64, meaning.further, (meaning.answers,))
+            common = None if self.bits else meaning.common
+        formats: Formats = PlainRows(terms.numbers, common or torch.int64, K)
+        if self.bits:
+            formats = FewBits(self.bits, K, terms.numbers, masked=self.secure is not None)
+        return TransportOfSums(self, terms, K, layout, formats, common)
+
+    def joined(
+        self, users: UserSide, aggregator: AggregatorSide, planner: Planner
+    ) -> tuple[UserSide, Updating, "TransportOfSums"]:
+        layout, K = users.row_layout, planner.topology.K
+        if not layout.numbers:  # nothing travels
+            return users, aggregator, self.transport(layout, K)
         meaning = users.means()
         if not meaning:
             raise CodingError(
                 f"{type(aggregator).__name__} needs the rows of all users, not only sums of them. Set "
                 "communicator=coded or uncoded."
             )
-        if meaning.common and not self.bits:
-            of_sums = aggregator.means()
-            return TermsOfUsers(users, meaning, False), CommonModel(aggregator, of_sums) if of_sums else aggregator
-        return TermsOfUsers(users, meaning, True), aggregator
+        transport = self.transport(layout, K, meaning)
+        for code in transport.codes(planner):
+            _ = code.inverses  # otherwise the first node that needs them makes them during its turn
+        if not transport.common:
+            return TermsOfUsers(users, meaning, True), aggregator, transport
+        of_sums = aggregator.means()
+        updating = CommonModel(aggregator, of_sums) if of_sums else aggregator
+        return TermsOfUsers(users, meaning, False), updating, transport
 
-    def of_rows(self, users: UserSide, planner: Planner) -> "SumsOfRows":
-        meaning = users.means()
-        common = meaning.common if meaning and not self.bits else None
-        made = replace(self, common=common).of_numbers(users.numbers, planner.topology.K)
-        for code in made.codes(planner):
-            _ = code.inverses
-        return made
+    def bounds(self, planner: Planner) -> Loads:
+        return with_copies(planner, sum_bounds(planner.topology))
 
-    def of_numbers(self, m: int, K: int) -> "SumsOfRows":
-        """Return this recipe for rows of m numbers and K users."""
-        formats: Formats = PlainRows(m, self.common or torch.int64, K)
-        if self.bits:
-            formats = FewBits(self.bits, K, m, masked=self.secure is not None)
-        return replace(self, formats=formats)
 
-    def lengths(self, users: UserSide) -> Mapping[str, tuple[int, int]]:
+@dataclass(frozen=True, eq=False)
+class TransportOfSums(Transport):
+    """How sums of rows travel: a user's terms up, and one row down to everybody.
+
+    Attributes:
+        own: the layout of the learner's rows, before they become terms.
+        formats: the formats of rows of terms and sums.
+        common: the type of the model that all users receive instead of sums; None: they receive sums.
+    """
+
+    recipe: SumsOfRows
+    own: RowLayout
+    formats: Formats
+    common: torch.dtype | None
+
+    @property
+    def lengths(self) -> Mapping[str, tuple[int, int]]:
         return {name: (terms.nbytes, sums.nbytes) for name, (terms, sums) in self.formats.up.items()}
 
-    def model(self, users: UserSide, row: Tensor, row_format: str) -> int:
+    def model(self, row: Tensor, row_format: str) -> int:
         before, _ = unpacked(row.numpy().ravel(), self.formats.K)
-        if before - self.formats.stamp not in [8 * each for each in users.answers]:
+        if before - self.formats.stamp not in [8 * each for each in self.row_layout.answers]:
             raise CodingError(f"rows for users have no {before} bytes of further numbers")
         if row_format not in self.formats.down:
             raise CodingError(other_format(row_format))
         return self.formats.down[row_format].nbytes
 
-    def delivered(self, planner: Planner, users: UserSide, message: Message) -> Shape:
+    def delivered(self, planner: Planner, message: Message) -> Shape:
         to, i, n = message.of_users(), relay_number(message.sender), len(message)
         if not n:
             raise CodingError("it has no row")
         row, code = self._spread(planner, message)
-        self.model(users, row, message.format)
+        self.model(row, message.format)
         needs = code.needs(i)[to]
         shares = needs[0] if planner.network.last_hop == "unicast" else np.ones_like(needs[0])
         if not needs.any(axis=1).all() or (needs & ~shares).any():
@@ -159,17 +170,15 @@ class SumsOfRows(Recipe):
         nbytes = int(shares.sum()) * self.formats.down[message.format].share(code).nbytes
         return Shape(nbytes, message.overhead.shape[1], True, n, format=message.format)
 
-    def user_coder(self, users: UserSide, members: Ids) -> UserCoder:
-        return (
-            FewBitTermCoder(users, self.formats, members)
-            if isinstance(self.formats, FewBits)
-            else TermCoder(users, self.formats.K)
-        )
+    def user_coder(self, members: Ids) -> UserCoder:
+        if isinstance(self.formats, FewBits):
+            return FewBitTermCoder(self.row_layout, self.formats, members)
+        return TermCoder(self.row_layout, self.K)
 
-    def aggregator_coder(self, users: UserSide, K: int) -> AggregatorCoder:
-        return (
-            FewBitSumCoder(self.formats) if isinstance(self.formats, FewBits) else SumCoder(users.numbers, self.common)
-        )
+    def aggregator_coder(self) -> AggregatorCoder:
+        if isinstance(self.formats, FewBits):
+            return FewBitSumCoder(self.formats)
+        return SumCoder(self.row_layout.numbers, self.common)
 
     def flow(self, planner: Planner, attendance: Attendance, sizes: tuple[int, int]) -> "Flow[Sum]":
         terms, sums = self.formats.up[attendance.format]
@@ -232,16 +241,7 @@ class SumsOfRows(Recipe):
 
     def loads(self, planner: Planner) -> Loads:
         up, spread = self.codes(planner)
-        return self._last_hop(planner, up.loads(spread, self.formats.L))
-
-    def bounds(self, planner: Planner) -> Loads:
-        return self._last_hop(planner, sum_bounds(planner.topology))
-
-    def _last_hop(self, planner: Planner, load: Loads) -> Loads:
-        """Return a load with the rows that relays send if each user gets its own copy."""
-        if planner.network.last_hop == "unicast":
-            return replace(load, last_hop=float(len(planner.topology.present)))
-        return load
+        return with_copies(planner, up.loads(spread, self.formats.L))
 
     def row_bits(self, V_bits: int) -> dict[str, int]:
         """Return the bits of a row of each tier; before the scales are known, rows are longer."""
@@ -249,9 +249,9 @@ class SumsOfRows(Recipe):
         up, sums, down = (8 * each.nbytes for each in (self.formats.terms, self.formats.sums, usual))
         return dict(zip(TIERS, (up, sums, down, down), strict=True))
 
-    def uncoded(self, sent: dict[str, Any], users: UserSide, attendance: Attendance) -> dict[str, Any]:
+    def uncoded(self, sent: dict[str, Any], attendance: Attendance) -> dict[str, Any]:
         """Return the bits of a round by tier with uncoded IVs and models in the learner's own type of numbers."""
-        numbers, up, down = _bits_of_rows(users), 64 * users.further, 64 * min(users.answers)
+        numbers, up, down = self._own_bits, 64 * self.own.further, 64 * min(self.own.answers)
         reached = attendance.topology.restricted(relays=attendance.relays).degrees > 0
         ends = {
             USERS_TO_RELAYS: np.where(sent[USERS_TO_RELAYS] > 0, numbers + up, 0),
@@ -259,7 +259,12 @@ class SumsOfRows(Recipe):
         }
         return {**sent, **ends}
 
-    def describe(self, planner: Planner, users: UserSide | None, dtype: str) -> dict[str, Any]:
+    @property
+    def _own_bits(self) -> int:
+        """The bits of a row of the learner, before it becomes terms."""
+        return 8 * self.own.numbers * self.own.dtype.itemsize
+
+    def describe(self, planner: Planner) -> dict[str, Any]:
         """Return what `summary.json` reports about these rows.
 
         Loads are in rows of each tier, which have `bits_per_number` bits for each number if tiers differ in this.
@@ -269,26 +274,28 @@ class SumsOfRows(Recipe):
         (code, _), names = self.codes(planner), planner.topology.names
         described: dict[str, Any] = {"communicator": "sums", "scheme": "sums", "last_hop": planner.network.last_hop}
         described |= {"adding": names.of_relays(code.relays), "pieces": code.pieces}
-        if users and users.numbers and (meaning := users.means()):
-            row_bits, K = self.row_bits(0), planner.topology.K
+        if self.row_layout.numbers:
+            row_bits = self.row_bits(0)
             if len({*row_bits.values()}) > 1:
-                described["bits_per_number"] = {tier: bits / meaning.words for tier, bits in row_bits.items()}
-            described["loads_uncoded"] = {tier: K * _bits_of_rows(users) / row_bits[tier] for tier in TIERS}
-        notes = []
-        if self.bits:
+                described["bits_per_number"] = {t: bits / self.row_layout.numbers for t, bits in row_bits.items()}
+            described["loads_uncoded"] = {tier: self.K * self._own_bits / row_bits[tier] for tier in TIERS}
+        notes, bits = [], self.recipe.bits
+        if bits:
             notes.append(
-                f"terms of sums travel in {self.bits} bits each, and users add what this rounding leaves over to their "
+                f"terms of sums travel in {bits} bits each, and users add what this rounding leaves over to their "
                 "next terms; rows of 64-bit numbers travel in the first round and for users who missed a row"
             )
-        if self.bits and self.secure:
-            w = FewBits(self.bits, planner.topology.K, 0, masked=True).terms.bits
-            notes.append(f"masked terms are uniform in {w} bits per number, so users send these instead of {self.bits}")
+        if bits and self.recipe.secure:
+            w = self.formats.terms.bits
+            notes.append(f"masked terms are uniform in {w} bits per number, so users send these instead of {bits}")
         return described | {"note": "; ".join(notes)}
 
 
-def _bits_of_rows(users: UserSide) -> int:
-    """Return the bits of a row of these users, before it becomes terms."""
-    return 8 * users.numbers * users.origin.element_size()
+def with_copies(planner: Planner, load: Loads) -> Loads:
+    """Return a load with the rows that relays send if each user gets its own copy."""
+    if planner.network.last_hop == "unicast":
+        return replace(load, last_hop=float(len(planner.topology.present)))
+    return load
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ or else the next attendance, by the attempt that was agreed on. So no lost messa
 """
 
 import logging
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,10 +20,10 @@ from torch import Tensor
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance, check_length, tagged, untagged
 from hmtl.communication.codecs.formats import BYTES, ROUNDS
-from hmtl.communication.codecs.plain import AggregatorCoder, HeardUsers
+from hmtl.communication.codecs.plain import HeardUsers
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.flows.flow import Content
-from hmtl.communication.gate import Gate
+from hmtl.communication.flows.recipe import Transport
 from hmtl.communication.messages import PARTS
 from hmtl.communication.sides import Updating
 from hmtl.errors import CodingError, RangeError, few
@@ -65,10 +64,8 @@ class Aggregation:
     """The aggregator of a process, with the IVs and models of a round.
 
     Args:
-        K: number of users.
         aggregator: computes the models.
-        coder: turns bytes into IVs, and models into bytes.
-        answers: how many further numbers a model may have, see `hmtl.mtl.Users`.
+        transport: how IVs and models travel.
         revocable: whether an update may have to be rolled back, because messages can be lost.
 
     Attributes:
@@ -84,11 +81,10 @@ class Aggregation:
 
     name = "aggregation"
 
-    def __init__(
-        self, K: int, aggregator: Updating, coder: AggregatorCoder, answers: Collection[int], revocable: bool
-    ) -> None:
-        self.aggregator, self.coder, self.answers, self.revocable = aggregator, coder, answers, revocable
-        self.counted: NDArray[np.int64] = np.full(K, NEVER)
+    def __init__(self, aggregator: Updating, transport: Transport, revocable: bool) -> None:
+        self.aggregator, self.transport, self.revocable = aggregator, transport, revocable
+        self.coder = transport.aggregator_coder()
+        self.counted: NDArray[np.int64] = np.full(transport.K, NEVER)
         self.users: Ids = np.empty(0, np.int64)
         self.ivs: dict[str, Tensor] = {}
         self.version, self.prepared, self.past, self.since = 0, 0, list[Tensor](), 0
@@ -155,11 +151,12 @@ class Aggregation:
         models = self._updated(dtype, row_format)
         self.counted[self.users] = self._round
         rows, m = 1 if self.coder.adds else len(self.counted), self.coder.numbers
-        if len(models) != rows or models.shape[1] - m not in self.answers:
+        answers = self.transport.row_layout.answers
+        if len(models) != rows or models.shape[1] - m not in answers:
             raise CodingError(
                 f"The aggregator returned models of shape {tuple(models.shape)} for {len(self.counted)} users. Let it "
-                f"return {rows} rows of m={m} numbers and as many further ones as `answers` of the user side "
-                f"says: {' or '.join(map(str, self.answers))}."
+                f"return {rows} rows of m={m} numbers and as many further ones as `answers` of the users' "
+                f"layout says: {' or '.join(map(str, answers))}."
             )
         heard = HeardUsers(self.users, self.counted, self._round, requested)
         return PackedModels(*self.coder.encode(models, dtype, heard))
@@ -242,7 +239,7 @@ class Aggregation:
                 self._repeat(row, dtype)
         return False
 
-    def check(self, content: NDArray[np.uint8], content_format: str, agreed: int, gate: Gate) -> None:
+    def check(self, content: NDArray[np.uint8], content_format: str, agreed: int) -> None:
         """Raise CodingError if no other node's `missed` returned this, or it does not lead to the version `agreed`."""
         if content_format == BYTES:
             parts = self.aggregator.state_dict(), self.coder.state_dict()
@@ -250,20 +247,20 @@ class Aggregation:
             check_length(content, 4 + state + 4 * len(self.counted))
             versions = bytes_to_numbers(content[:4]).tolist()
         elif content_format == ROUNDS:
-            versions = [self._check_round(row, gate) for row in _rounds(content)]
+            versions = [self._check_round(row) for row in _rounds(content)]
         else:
             raise CodingError(f"no state has the format {content_format}")
         if not max(versions) == versions[-1] == agreed:
             raise CodingError(f"it leads to the state of attempt {versions[-1]}, not of {agreed}")
 
-    def _check_round(self, row: NDArray[np.uint8], gate: Gate) -> int:
+    def _check_round(self, row: NDArray[np.uint8]) -> int:
         """Return the attempt of a past round; raise CodingError if it is not as `_remember` made it."""
-        lengths, nbytes = gate.recipe.lengths(gate.users), -(-len(self.counted) // 8)
+        lengths, nbytes = self.transport.lengths, -(-len(self.counted) // 8)
         check_length(row[: 20 + nbytes], 20 + nbytes)
         tag, _, *shape = bytes_to_numbers(row[:20]).tolist()
         attempt, row_format, _ = untagged(tag)
         n = int(np.unpackbits(row[20 : 20 + nbytes], count=len(self.counted)).sum())
-        each = lengths.get(row_format, (-1, -1))[1], 8 * gate.users.further
+        each = lengths.get(row_format, (-1, -1))[1], 8 * self.transport.row_layout.further
         check_length(row, 20 + nbytes + n * sum(each))
         if shape != [n, *each]:
             raise CodingError("it has rows of other sizes than it says")

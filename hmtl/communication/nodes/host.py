@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hmtl.communication.accounting.ledger import USERS_TO_RELAYS
 from hmtl.communication.codecs.formats import REQUEST
-from hmtl.communication.codecs.plain import UserCoder
-from hmtl.communication.flows.flow import Recipe, Shape
+from hmtl.communication.flows.flow import Shape
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.flows.recipe import Transport
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import IVS, RECEIPTS, Message, host_name, nothing, relay_name, relay_number
 from hmtl.communication.sides import HandedRows, SentRows, UserSide
@@ -37,9 +37,8 @@ class Host:
 
     Args:
         planner: plans of the network.
-        recipe: how rows travel.
+        transport: how rows travel.
         users: the users of this process.
-        coder: turns IVs into bytes, and bytes into models.
         number: number of the process.
         members: the numbers of these users in the network.
 
@@ -54,11 +53,10 @@ class Host:
 
     STATE = ("waiting", "pending", "sent")
 
-    def __init__(
-        self, planner: Planner, recipe: Recipe, users: UserSide, coder: UserCoder, number: int, members: Ids
-    ) -> None:
-        self.name, self.users, self.coder, self.members = host_name(number), users, coder, members
-        self.planner, self.recipe, K = planner, recipe, planner.topology.K
+    def __init__(self, planner: Planner, transport: Transport, users: UserSide, number: int, members: Ids) -> None:
+        self.name, self.users, self.members = host_name(number), users, members
+        self.coder = transport.user_coder(members)
+        self.planner, self.transport, K = planner, transport, planner.topology.K
         self.waiting: NDArray[np.bool_] = ~np.isin(np.arange(K), members)
         self.pending: NDArray[np.bool_] = np.zeros(K, dtype=bool)
         self.sent: NDArray[np.int64] = np.zeros(K, dtype=np.int64)
@@ -75,13 +73,13 @@ class Host:
             raise CodingError("a host was asked to send rows to others than relays, which it refuses.")
         self._idle = self.waiting.copy()
         users, ivs = self.users.local_update(round, np.flatnonzero(self._idle))
-        K, dtype = len(self.waiting), self.recipe.dtype(self.users)
-        row = self.users.numbers + self.users.further
+        K, layout = len(self.waiting), self.transport.row_layout
+        row, dtype = layout.numbers + layout.further, layout.dtype
         if len(users) and ((*ivs.shape, ivs.dtype) != (len(users), row, dtype) or users[-1] >= K):
             raise CodingError(
                 f"The IVs have shape {tuple(ivs.shape)} and type {ivs.dtype} for {len(users)} users who take part, out "
                 f"of the network's {K}. Let `local_update` return a row for each of them, of `numbers` + `further` = "
-                f"{row} numbers of type {dtype}: that of `origin`, or int64 if rows are terms."
+                f"{row} numbers of type {dtype}, as `row_layout` says, or of int64 if rows are terms."
             )
         self.waiting[self.members] = True
         self.pending[users] = True
@@ -95,8 +93,8 @@ class Host:
 
         The rows follow by `block`.
         """
-        nbytes, _ = self.recipe.lengths(self.users)[self.coder.format(self.dtype)]
-        sizes = nbytes, 8 * self.users.further
+        nbytes, _ = self.transport.lengths[self.coder.format(self.dtype)]
+        sizes = nbytes, 8 * self.transport.row_layout.further
         payload, overhead = (torch.empty(len(self._users), n, dtype=torch.uint8, device="meta") for n in sizes)
         return self._first_messages(payload, overhead)
 
@@ -125,7 +123,7 @@ class Host:
     def _hold(self, users: Ids, ivs: HandedRows) -> None:
         """Hold the rows of these users until they are sent: some columns of all users, or some users' whole rows."""
         self._users, self._ivs = users, ivs
-        n, m, room = len(users), self.users.numbers, SEND_CHUNK_BYTES // ivs.dtype.itemsize
+        n, m, room = len(users), self.transport.row_layout.numbers, SEND_CHUNK_BYTES // ivs.dtype.itemsize
         at_once = getattr(ivs, "at_once", n)  # users whose rows are made while they are sent
         if self._whole:
             at_once = room // max(1, m)
@@ -150,7 +148,7 @@ class Host:
         )
         whole = self._message(self._users, payload, overhead)
         relays = tuple(relay_number(name) for name in self._relays)
-        routes = None if self.recipe.adds else self.planner.copies_to(relays)
+        routes = None if self.transport.recipe.adds else self.planner.copies_to(relays)
         if routes is None:
             return [whole, *requests]
         rows = []
@@ -167,9 +165,7 @@ class Host:
 
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         """Return the shape of such a message; None: the node expects none."""
-        return (
-            Shape(0, 1, True) if message.kind == RECEIPTS else self.recipe.delivered(self.planner, self.users, message)
-        )
+        return Shape(0, 1, True) if message.kind == RECEIPTS else self.transport.delivered(self.planner, message)
 
     def follow(self, planner: Planner) -> None:
         """Continue with the topology of another planner."""
@@ -195,7 +191,7 @@ class Host:
 
         A user whose model did not arrive, or for whom it does not follow from what arrived, stays idle.
         """
-        if (arrived := self.recipe.arrived(self.planner, self.members, models)) is None:
+        if (arrived := self.transport.arrived(self.planner, self.members, models)) is None:
             return
         users, payload, overhead, row_format = arrived
         read = self.coder.read(users, overhead, models[0].round, row_format)

@@ -21,8 +21,9 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USE
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import ATTEMPT_BYTES, DOUBTED, Attempt, Attendance, Report, decide
 from hmtl.communication.codecs.formats import BYTES, REQUEST
-from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Heard, Recipe, Shape, Step, flow_of
+from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Heard, Shape, Step
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.flows.recipe import Transport, flow_of
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import (
     AGREED,
@@ -55,7 +56,7 @@ class Node:
     Args:
         name: its name.
         planner: plans of the network.
-        recipe: how rows travel.
+        transport: how rows travel.
 
     Attributes:
         version: of the state, as far as the node knows, see `Attempt`.
@@ -70,8 +71,8 @@ class Node:
     combining = False
     members = None
 
-    def __init__(self, name: str, planner: Planner, recipe: Recipe) -> None:
-        self.name, self.planner, self.topology, self.recipe = name, planner, planner.topology, recipe
+    def __init__(self, name: str, planner: Planner, transport: Transport) -> None:
+        self.name, self.planner, self.topology, self.transport = name, planner, planner.topology, transport
         self.version = 0
         self.round = -1
         self.attempt = Attempt()
@@ -96,7 +97,7 @@ class Node:
 
     def _plan(self) -> None:
         """Look up the flow of this attempt."""
-        self._flow = flow_of(self.recipe, self.planner, self.attendance, self.sizes)
+        self._flow = flow_of(self.transport, self.planner, self.attendance, self.sizes)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.tensor(getattr(self, name)) for name in self.STATE}
@@ -111,7 +112,7 @@ class Relay(Node):
 
     Args:
         i: number of the relay.
-        planner, recipe: see `Node`.
+        planner, transport: see `Node`.
         hosts: names of the users' hosts.
         aggregation: computes the models, if relays may aggregate; relays of one process share it.
 
@@ -125,9 +126,9 @@ class Relay(Node):
     STATE = ("version", "prepared", "adopted")
 
     def __init__(
-        self, i: int, planner: Planner, recipe: Recipe, hosts: Sequence[str], aggregation: Aggregation | None
+        self, i: int, planner: Planner, transport: Transport, hosts: Sequence[str], aggregation: Aggregation | None
     ) -> None:
-        super().__init__(relay_name(i), planner, recipe)
+        super().__init__(relay_name(i), planner, transport)
         self.i, self.hosts, self.aggregation = i, tuple(hosts), aggregation
         self.phase = Phase.ABSENT
         self.dtype = torch.float64
@@ -324,13 +325,13 @@ class Relay(Node):
             event = Event.AGREE if bool(message.only_row[0]) is AGREED else Event.RETRY
             if event in TRANSITIONS[self.phase]:
                 return Shape(0, 1)
-        if message.kind == ATTENDANCE and self._may_attend(message.only_row, gate.recipe.lengths(gate.users)):
+        if message.kind == ATTENDANCE and self._may_attend(message.only_row, self.transport.lengths):
             return Shape(0, overhead)
         if message.kind == STATE and self.attendance.behind[self.i]:
-            self._aggregation.check(message.only_row, message.format, self.attempt.agreed, gate)
+            self._aggregation.check(message.only_row, message.format, self.attempt.agreed)
             return Shape(0, overhead, format=message.format)
         if message.kind == MODELS:
-            nbytes = self.recipe.model(gate.users, message.overhead[:1], message.format)
+            nbytes = self.transport.model(message.overhead[:1], message.format)
             return self.flow.delivery.passed(self.i, False, message, nbytes)
         return None
 

@@ -29,7 +29,7 @@ from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers
 from hmtl.communication.codecs.words import RowFormat
 from hmtl.communication.flows.flow import Content, Copy, Shape
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.flows.sums import SumsOfRows
+from hmtl.communication.flows.sums import TransportOfSums
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import IN_VAIN, KEYS, SHARED, SHARES, UNMASK, Message, nothing, overhead_only
 from hmtl.communication.nodes.aggregation import Aggregation
@@ -65,10 +65,10 @@ class SecureHost(Host):
         notary: by which users believe only keys that their hosts signed; None: they believe all.
     """
 
-    def __init__(self, planner: Planner, recipe: SumsOfRows, *args: Any) -> None:
-        super().__init__(planner, recipe, *args)
-        assert recipe.secure
-        self.formats, self.secure = recipe.formats, recipe.secure
+    def __init__(self, planner: Planner, transport: TransportOfSums, *args: Any) -> None:
+        super().__init__(planner, transport, *args)
+        assert transport.recipe.secure
+        self.formats, self.secure = transport.formats, transport.recipe.secure
         self.notary: Notary | None = None
         self._secrets: dict[int, masking.MaskingUser] = {}  # of the users who take part
         self._fewest = 0  # users behind a sum
@@ -284,10 +284,10 @@ class Introduction:
 class SecureRelay(Relay):
     """A relay that serves users in secure sums. It cannot tell masked terms from random numbers."""
 
-    def __init__(self, i: int, planner: Planner, recipe: SumsOfRows, *args: Any) -> None:
-        super().__init__(i, planner, recipe, *args)
-        assert recipe.secure
-        self.secure = recipe.secure
+    def __init__(self, i: int, planner: Planner, transport: TransportOfSums, *args: Any) -> None:
+        super().__init__(i, planner, transport, *args)
+        assert transport.recipe.secure
+        self.secure = transport.recipe.secure
         self._known: Introduction | None = None  # of this round, once the server has told
         self._serves: Ids = NOBODY  # the users that it serves, as places in the roster
         self._hears: Ids = NOBODY  # the users within range, likewise
@@ -449,10 +449,10 @@ class SecureRelay(Relay):
 class SecureServer(Server):
     """A server that chooses neighbours, and unmasks the sum of masked terms."""
 
-    def __init__(self, planner: Planner, recipe: SumsOfRows, aggregation: Aggregation) -> None:
-        super().__init__(planner, recipe, aggregation)
-        assert recipe.secure
-        self.formats, self.secure, self._sums = recipe.formats, recipe.secure, aggregation
+    def __init__(self, planner: Planner, transport: TransportOfSums, aggregation: Aggregation) -> None:
+        super().__init__(planner, transport, aggregation)
+        assert transport.recipe.secure
+        self.formats, self.secure, self._sums = transport.formats, transport.recipe.secure, aggregation
         self._known: Introduction | None = None  # of this round, if there are enough users
         self._relays: list[int] = []  # those that take part
         self._fewest = 0  # users behind a sum

@@ -16,8 +16,9 @@ from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
 from hmtl.communication.agreement import CONTENT_DIGEST_BYTES, Digest
 from hmtl.communication.attendance import DOUBTED, Attempt, Report, decide
 from hmtl.communication.codecs.formats import BYTES
-from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Recipe, Shape
+from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Shape
 from hmtl.communication.flows.planner import Planner
+from hmtl.communication.flows.recipe import Transport
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import (
     AGREED,
@@ -46,7 +47,7 @@ class Server(Node):
     """The server.
 
     Args:
-        planner, recipe: see `Node`.
+        planner, transport: see `Node`.
         aggregation: computes the models, if the server aggregates.
 
     Attributes:
@@ -59,8 +60,8 @@ class Server(Node):
 
     STATE = ("version", "attempts")
 
-    def __init__(self, planner: Planner, recipe: Recipe, aggregation: Aggregation | None) -> None:
-        super().__init__(SERVER, planner, recipe)
+    def __init__(self, planner: Planner, transport: Transport, aggregation: Aggregation | None) -> None:
+        super().__init__(SERVER, planner, transport)
         self.aggregation = aggregation
         self.attempts = 0
         self.empty = False
@@ -167,19 +168,19 @@ class Server(Node):
         i, kind, (_, overhead) = relay_of(message), message.kind, message.sizes
         if kind == REPORT:
             report = Report.from_bytes(message.only_row, self.topology, i)
-            nbytes, _ = self.recipe.lengths(gate.users).get(report.format, (-1, -1))
-            fits = (report.payload, report.overhead) == (nbytes, 8 * gate.users.further)
+            nbytes, _ = self.transport.lengths.get(report.format, (-1, -1))
+            fits = (report.payload, report.overhead) == (nbytes, 8 * self.transport.row_layout.further)
             if fits and DOUBTED <= report.version <= report.prepared <= self.attempts:
                 return Shape(0, overhead)
         elif turn.action == "down" and i in (step := self._step(*turn.numbers)).senders:
             return step.shape(i, up=True)
         elif kind == STATE and i == self.attendance.source:
-            gate.aggregation.check(message.only_row, message.format, self.version, gate)
+            gate.aggregation.check(message.only_row, message.format, self.version)
             return Shape(0, overhead, format=message.format)
         elif kind == DIGESTS and i in self.attendance.aggregators:
             return Shape(0, 2 * CONTENT_DIGEST_BYTES)
         elif kind == MODELS:
-            nbytes = self.recipe.model(gate.users, message.overhead[:1], message.format)
+            nbytes = self.transport.model(message.overhead[:1], message.format)
             return self.flow.delivery.passed(i, True, message, nbytes)
         return None
 

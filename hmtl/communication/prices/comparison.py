@@ -26,8 +26,8 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_REL
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.codecs.formats import FEW_BITS
 from hmtl.communication.codecs.wires import Wire, check_wire, row_bits
-from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import UNCODED, IVs
+from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.flows.routes import Trip
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.prices.pricing import cheapest, price

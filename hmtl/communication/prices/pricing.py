@@ -27,8 +27,8 @@ from hmtl.communication.accounting.network import Network
 from hmtl.communication.codecs.formats import FEW_BITS
 from hmtl.communication.codecs.wires import row_bits
 from hmtl.communication.communicators.base import Communicator
-from hmtl.communication.flows.flow import Recipe
 from hmtl.communication.flows.ivs import IVs
+from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess
 from hmtl.communication.meaning import Words
@@ -36,6 +36,7 @@ from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message
 from hmtl.communication.sides import AggregatorSide, RowMeaning, UserSide
 from hmtl.errors import CodingError
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,14 @@ class Price:
     added: dict[str, dict[str, int]]
 
 
-def price(recipe: Recipe, t: Topology, network: Network, m: int, dtype: torch.dtype = torch.float64) -> Price:
+def price(
+    recipe: Recipe,
+    t: Topology,
+    network: Network,
+    m: int,
+    dtype: torch.dtype = torch.float64,
+    common: torch.dtype | None = None,
+) -> Price:
     """Return the price of a round by a recipe.
 
     Args:
@@ -74,18 +82,20 @@ def price(recipe: Recipe, t: Topology, network: Network, m: int, dtype: torch.dt
         t, network: of the round.
         m: numbers in an IV, or words in a row of sums.
         dtype: type of the numbers in IVs.
+        common: type of the model, if terms travel and all users receive one; None: they receive sums.
 
     Raises:
         CodingError: the recipe has no plan for this network.
         ConfigError: it does not fit this network.
     """
-    row = recipe.of_numbers(m, t.K).row_bits(row_bits(recipe.wire, m, dtype))
+    meaning = Words(m, common=common) if recipe.adds else None
+    row = recipe.transport(RowLayout.zeros(m, dtype), t.K, meaning).row_bits(row_bits(recipe.wire, m, dtype))
     if t.K * t.H > MAX_PLAYED_SIZE and not (recipe.secure or network.links):
         bits = {tier: row[tier] * rows for tier, rows in _rows_by_formula(recipe, t, network).items()}
         return _price(bits, network.seconds(bits), network, {})
     numbers = min(m, LONGEST_SUMS if recipe.adds else LONGEST_IV)
-    dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers)
-    bits, dry_row = {}, dry.recipe.row_bits(64 * numbers)
+    dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers, common)
+    bits, dry_row = {}, dry.transport.row_bits(64 * numbers)
     for tier in TIERS:
         payload, overhead = dry.ledger.per_link(tier, -1).T
         bits[tier] = payload / dry_row[tier] * row[tier] + overhead
@@ -169,12 +179,13 @@ def chosen(communicator: Communicator, meaning: RowMeaning | None, m: int, dtype
         communicator = _with_aggregators(communicator, next(iter(cheapest(communicator.recipe, t, network, m, dtype))))
     if meaning is None or not (wire is None or wire in FEW_BITS):
         return communicator
-    recipe = SumsOfRows(wire=wire, common=None if wire else meaning.common)
-    adding, coding = price(recipe, t, network, meaning.words, dtype), price(communicator.recipe, t, network, m, dtype)
+    recipe = SumsOfRows(wire=wire)
+    adding = price(recipe, t, network, meaning.words, dtype, None if wire else meaning.common)
+    coding = price(communicator.recipe, t, network, m, dtype)
     if adding.between >= coding.between:
         return communicator
     made = Communicator(communicator.contacts, network, recipe, communicator.make_links)
-    size = 8 * recipe.of_numbers(meaning.words, t.K).formats.sums.nbytes / row_bits(wire, m, dtype)
+    size = 8 * recipe.transport(RowLayout.zeros(m, dtype), t.K, meaning).formats.sums.nbytes / row_bits(wire, m, dtype)
     between = " between relays and server" * (network.links is None)
     made.note = (
         f"relays add instead of coding, since this learner needs only sums: a round{between} takes "
@@ -196,7 +207,7 @@ def added_by_secure_sums(communicator: Communicator) -> dict[str, int]:
 
 @lru_cache(8)
 def dry_round(
-    recipe: Recipe, t: Topology, network: Network, numbers: int
+    recipe: Recipe, t: Topology, network: Network, numbers: int, common: torch.dtype | None = None
 ) -> tuple[Communicator, Counter[tuple[str, str]]]:
     """Play a round of zeros in which everybody takes part.
 
@@ -204,6 +215,7 @@ def dry_round(
         recipe: how rows travel; their numbers have 64 bits.
         t, network: of the round.
         numbers: in a row.
+        common: see `price`.
 
     Returns:
         The communicator, whose ledger has the bits, and the bits of each kind of message and tier.
@@ -212,7 +224,8 @@ def dry_round(
         log.info("playing a round of secure sums of %d users for its price", t.K)
     counted = Counter[tuple[str, str]]()
     communicator = Communicator(t, network, recipe, partial(_CountedLinks, counted=counted))
-    users, aggregator = _DryUsers(t.K, numbers, recipe.row_type, recipe.common), _DryAggregator()
+    words = Words(numbers, common=common) if recipe.adds else None
+    users, aggregator = _DryUsers(t.K, numbers, words), _DryAggregator()
     communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a round calls no other members
     return communicator, counted
 
@@ -244,14 +257,12 @@ class _CountedLinks(InProcess):
 class _DryUsers:
     """Users who send zeros, see `hmtl.communication.sides.UserSide`."""
 
-    deltas, further, answers = False, 0, (0,)
-
-    def __init__(self, K: int, numbers: int, dtype: torch.dtype, common: torch.dtype | None) -> None:
-        self.numbers, self.origin, self.common = numbers, torch.zeros(numbers, dtype=dtype), common
-        self._ivs = self.origin.expand(K, -1)
+    def __init__(self, K: int, numbers: int, words: Words | None) -> None:
+        self.row_layout, self.words = RowLayout.zeros(numbers, torch.int64 if words else torch.float64), words
+        self._ivs = self.row_layout.origin.expand(K, -1)
 
     def means(self) -> RowMeaning | None:
-        return Words(self.numbers, common=self.common) if self.origin.dtype == torch.int64 else None
+        return self.words
 
     def local_update(self, round: int, idle: Ids = np.empty(0, np.int64)) -> tuple[Ids, Tensor]:  # noqa: B008, nobody writes to it
         return np.arange(len(self._ivs)), self._ivs

@@ -8,7 +8,7 @@ what rows mean, see `Meaning`; then sums may travel in their place. K users, d f
 
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hmtl.errors import ConfigError, RangeError
 from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.cpu_time import cpu_seconds
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
@@ -75,34 +76,14 @@ class Users(Side):
     if a model arrived.
     """
 
-    numbers: int
-    """How many numbers a model has, m. Further numbers in a row are overhead, and always travel as float64.
-
-    0: nothing has to travel, and a round consists of `local_update` and `commit`.
-    """
-
-    further: int = 0
-    """How many further numbers an IV has, e."""
-
-    answers: Collection[int] = (0,)
-    """How many further numbers a model may have, e′."""
+    row_layout: RowLayout
+    """What stands in IVs and models; if they have no numbers, a round consists of `local_update` and `commit`."""
 
     sample: Ids | None = None
     """The users who are sampled for the next round, if the server drew them; None: those that the seed gives."""
 
     evaluates: bool = True
     """Whether this round will be measured; then users measure what they hold only during the round."""
-
-    deltas: bool = False
-    """Whether IVs are changes, which aggregators add up; what rounding leaves over of one is added to the next."""
-
-    @property
-    def origin(self) -> Tensor:
-        """The model [m] that every user holds before the first round and every node knows, in the type of IVs.
-
-        It also stands for the IV before the first one, unless IVs are changes.
-        """
-        return torch.zeros(self.numbers, dtype=torch.float64)
 
     @abstractmethod
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:
@@ -139,26 +120,9 @@ class Users(Side):
         """Yield the models [K, m] a few columns at a time, if `Algorithm.figures` needs them."""
         yield from ()
 
-    @property
-    def personal(self) -> bool:
-        """Whether users keep numbers from round to round beside a model that follows from the aggregator's state."""
-        return True
-
-    def keep(self) -> None:
-        """Keep the present models, the best so far, in the buffer `kept` [K, m]."""
-        self.register_buffer("kept", self.predictors(self.state_dict()))
-
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         """Return the models [K, m] that the users of a `state_dict` predict with."""
         return state["W"]
-
-    def handed_out(self, state: dict[str, Tensor]) -> Tensor:
-        """Return the models [K, m] that a run hands out, given a `state_dict`: the kept ones, or the present."""
-        return state["kept"] if "kept" in state else self.predictors(state)
-
-    def figure_shapes(self, algorithm: "Algorithm") -> dict[str, torch.Size]:
-        """Return the shapes of a user's terms of figures, see `Algorithm.terms_of_figures`."""
-        return {name: each.shape[1:] for name, each in algorithm.terms_of_figures().items()}
 
     def places(self, name: str, users: Ids) -> Ids:
         """Return which rows belong to these users in a tensor of all users of their state."""
@@ -225,7 +189,7 @@ class Algorithm(ABC):
     @property
     def remembers(self) -> bool:
         """Whether what a user keeps from earlier rounds may enter its terms; then sampling does not amplify privacy."""
-        return self.users.personal
+        return True
 
     @property
     def Omega(self) -> Symmetric | None:
@@ -239,7 +203,7 @@ class Algorithm(ABC):
         """
         everybody, users, aggregator = np.arange(self.problem.K), self.users, self.aggregator
         active, rows = users.local_update(round)
-        if not users.numbers:
+        if not users.row_layout.numbers:
             users.commit(active)
             return
         if meaning := users.meaning:

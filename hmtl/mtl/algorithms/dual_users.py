@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.base import Users
 from hmtl.mtl.algorithms.dual_aggregator import Coupling, DualSettings, SumsOfDuals
 from hmtl.mtl.algorithms.user_rows import of_rows, with_rows
@@ -42,7 +43,7 @@ class DualUsers(Users):
     Buffers: `a`, `W`, `curvature`; `pending` [N, C], `waiting` [K] and `dV` [K, d], the change of V̂ that belongs to
     `pending`, zero once the next model has arrived; `step` [K, d], the last move of v_k, `momentum` [K, d], the part of
     the last move of w_k beyond that, and `beta` [K]; `received` [K], the round in which a user's last model arrived;
-    `kept` [K, d], see `Users.keep`, if Ω is learned; `scale` [K], the product of all θ by which `a` was multiplied,
+    `kept` [K, d], the best models, if Ω is learned; `scale` [K], the product of all θ by which `a` was multiplied,
     if duals are rescaled.
     """
 
@@ -60,8 +61,6 @@ class DualUsers(Users):
     scale: Tensor
     solver: DualSolver
 
-    deltas = True
-
     def __init__(
         self, problem: Problem, solver: DualSolver, settings: DualSettings, coupling: Coupling | None = None
     ) -> None:
@@ -70,8 +69,6 @@ class DualUsers(Users):
         self.problem = problem
         object.__setattr__(self, "solver", solver)  # no submodule: what it holds is not state of the users
         self.settings = settings
-        self.numbers, self.further = problem.size, int(settings.accelerated)
-        self.answers = self.further, self.further + 1 + settings.rescales  # with c_k and θ after a change of Ω
         rows, K = problem.rows, len(problem.users)
         duals = rows.y.new_zeros(len(rows.y), problem.outputs)
         models = rows.y.new_zeros(1, 1).expand(K, problem.size)  # takes no memory until the first update
@@ -85,12 +82,11 @@ class DualUsers(Users):
             self.register_buffer("kept", models)
         if settings.rescales:
             self.register_buffer("scale", torch.ones_like(self.beta))
+        further = int(settings.accelerated)
+        answers = further, further + 1 + settings.rescales  # with c_k and θ after a change of Ω
+        self.row_layout = RowLayout(self.W.new_zeros(problem.size), further, answers, deltas=True)
         self._round = -1
         self._idle = NOBODY  # users who are idle in this round
-
-    @property
-    def origin(self) -> Tensor:
-        return self.W.new_zeros(self.numbers)
 
     def make_meaning(self) -> SumsOfDuals | None:
         problem, coupling = self.problem, self.coupling
@@ -128,7 +124,7 @@ class DualUsers(Users):
     def _take_sent(self, users: Ids, some: slice, sent: Tensor) -> Tensor:
         """Take what aggregators will read of the IVs of some of these users, and return its further numbers."""
         self.dV = with_rows(self.dV, users[some], sent)
-        return self._overshoot(users[some], sent)[:, : self.further]
+        return self._overshoot(users[some], sent)[:, : self.row_layout.further]
 
     def _ascend(
         self, scores: Sequence[Rows], a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
@@ -246,7 +242,7 @@ class LocalUsers(DualUsers):
 
     def __init__(self, problem: Problem, solver: DualSolver, settings: DualSettings, B: Symmetric) -> None:
         super().__init__(problem, solver, settings)
-        self.numbers = 0
+        self.row_layout = RowLayout(self.W.new_zeros(0))
         object.__setattr__(self, "B", B)  # no state of the users
         self.register_buffer("V", torch.zeros_like(self.W))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hmtl.errors import CheckpointError, ConfigError
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean, Weights
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, not_bounded
 from hmtl.mtl.algorithms.coupling import Coupler, TermsCoupler, coupler_of
@@ -68,24 +69,17 @@ class NetworkUsers(Users):
         if average:
             starts["averaged"] = average.start
         if coupler:
-            starts["coupled"], self.further = self.start_of_coupled, 1
-        self.numbers = len(self.origin)
+            starts["coupled"] = self.start_of_coupled
+        parts = [average.start, self.start_of_coupled] if average else [self.start_of_coupled]
+        self.row_layout = RowLayout(torch.cat(parts) if self.coupled and average else parts[0], 1 if coupler else 0)
         self.held = {name: UserRows(start, K) for name, start in starts.items()}
         self._rows = torch.empty(0, 0)  # the next round overwrites them; `AverageAggregator` keeps none
         self._tuned: dict[str, Tensor] = {}
 
     @property
-    def origin(self) -> Tensor:
-        return torch.cat([self.average.start, self.start_of_coupled]) if self.average else self.start_of_coupled
-
-    @property
     def start_of_coupled(self) -> Tensor:
         """The coupled section before the first round, empty if there is none."""
         return self._declared[self.coupled].start if self.coupled else self.model.start[:0]
-
-    @property
-    def personal(self) -> bool:
-        return self.held.keys() != {"averaged"}
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:
         setting, problem = self.setting, self.problem
@@ -94,7 +88,7 @@ class NetworkUsers(Users):
         users = budgets.numpy().nonzero()[0]
         budgets = budgets[users]
         self._tuned = {}
-        if self.evaluates and not self.personal:
+        if self.evaluates and self.held.keys() == {"averaged"}:
             unknown = self.problem.s.new_full((len(self.problem.users),), torch.nan)
             self._tuned = {f"tuned_test_{name}": unknown.clone() for name in self.problem.measures}
         if self.coupler or not self.average:
@@ -106,12 +100,14 @@ class NetworkUsers(Users):
 
         if len(users) <= size:
             return users, make(slice(0, len(users)))
-        return users, RowsByUsers((len(users), self.numbers), start.dtype, start.device, make, size, self._room)
+        return users, RowsByUsers(
+            (len(users), self.row_layout.numbers), start.dtype, start.device, make, size, self._room
+        )
 
     def _room(self, n: int) -> Tensor:
         """Return memory for n rows, which is kept: the first write to new memory takes longer than a copy."""
         if len(self._rows) < n:
-            self._rows = self.model.start.new_empty(n, self.numbers)
+            self._rows = self.model.start.new_empty(n, self.row_layout.numbers)
         return self._rows[:n]
 
     def make_meaning(self) -> Meaning | None:
@@ -125,7 +121,7 @@ class NetworkUsers(Users):
     def _trained(self, users: Ids, budgets: Tensor, round: int) -> Tensor:
         """Train these users, keep what is their own until it counts, and return their rows [b, m + e]."""
         if not len(users):
-            return self.model.start.new_empty(0, self.numbers + self.further)
+            return self.model.start.new_empty(0, self.row_layout.numbers + self.row_layout.further)
         own_names = self.learner.personal().keys()
         shared, own = self._numbers(users)
         before = {name: (rows, rows._version) for name, rows in vars(own).items()}

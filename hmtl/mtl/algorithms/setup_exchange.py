@@ -14,6 +14,7 @@ from hmtl.data import Task
 from hmtl.data.preprocessing import pooled
 from hmtl.errors import ProcessLost
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.base import Aggregator, Users
 
 
@@ -26,13 +27,11 @@ class SetupUsers(Users):
         take: called with users and the answers that they received [n, e].
     """
 
-    numbers = 0
-
     def __init__(
         self, facts: Tensor, told: int, take: Callable[[Ids, Tensor], None] = lambda users, answers: None
     ) -> None:
         super().__init__()
-        self.further, self.answers = facts.shape[1], (told,)
+        self.row_layout = RowLayout.zeros(0, further=facts.shape[1], answers=(told,))
         self.facts = facts.double()
         self.take = take
 

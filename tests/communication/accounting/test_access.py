@@ -1,5 +1,6 @@
 """Seconds of a round over access links: by hand, by what crosses one narrow link, and by who waits for whom."""
 
+from dataclasses import replace
 from itertools import groupby, product
 
 import numpy as np
@@ -16,6 +17,7 @@ from hmtl.communication.accounting.access import Access, Paths
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.sums import SumsOfRows
+from hmtl.communication.meaning import Words
 from hmtl.communication.prices import pricing
 from hmtl.communication.prices.pricing import _DryAggregator, _DryUsers, cheapest, chosen, price
 from hmtl.communication.secure.neighbors import Secure
@@ -120,7 +122,7 @@ def test_latency_counts_as_often_as_messages_turn(tmp_path_factory, t):
     recipes += [SumsOfRows(secure=Secure(0.0))] if fit(Secure(0.0), t) and t.G.any(axis=1).all() else []
     for recipe in recipes:
         tapped = Communicator(t, Network(medium="unicast"), recipe, Tapped)
-        tapped.round(0, _DryUsers(t.K, 1, recipe.row_type, None), _DryAggregator())
+        tapped.round(0, _DryUsers(t.K, 1, Words(1) if recipe.adds else None), _DryAggregator())
         turns = sum(1 for _ in groupby(tapped._links.tiers))
         if recipe.secure:  # if no relay has to pass shares to others, the server still waits for what it says of that
             assert turns in (22, 24)
@@ -177,7 +179,7 @@ def test_a_training_round_takes_as_long_as_its_price(tmp_path):
     for recipe, links in product((UNCODED, IVs(aggregators=[1])), (InProcess, Tapped)):
         communicator = Communicator(t, network, recipe, links)
         users = ScriptedUsers([random_numbers(0, 12, m, None)], [set()], 0)
-        users.answers = (0, 1)
+        users.row_layout = replace(users.row_layout, answers=(0, 1))
         communicator.round(0, users, ScriptedAggregator(12, m))
         assert communicator.seconds() == pytest.approx(price(recipe, t, network, m).seconds, rel=0.05)
         assert communicator.uncoded_seconds() == pytest.approx(plain, rel=0.05)

@@ -18,8 +18,8 @@ from hmtl.communication.codecs.block_loops import SIGNS
 from hmtl.communication.codecs.blocks import Blocks, QuantisedAggregatorCoder, QuantisedUserCoder
 from hmtl.communication.codecs.plain import HeardUsers
 from hmtl.errors import ConfigError, RangeError
+from hmtl.io.row_layout import RowLayout
 from hmtl.testing import QuantiserContract
-from hmtl.testing.scripted import ScriptedUsers
 
 K, M = 4, 70
 ALL = np.arange(K)
@@ -29,9 +29,9 @@ def numbers(seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(K, M)))
 
 
-def ends() -> tuple[QuantisedUserCoder, QuantisedAggregatorCoder]:
-    users = ScriptedUsers([numbers(0)], [set()], extras=0)
-    return QuantisedUserCoder(users, Blocks(4), ALL), QuantisedAggregatorCoder(users, Blocks(4), len(ALL))
+def ends(deltas: bool = False) -> tuple[QuantisedUserCoder, QuantisedAggregatorCoder]:
+    layout = RowLayout.zeros(M, deltas=deltas)
+    return QuantisedUserCoder(layout, Blocks(4), ALL), QuantisedAggregatorCoder(layout, Blocks(4), len(ALL))
 
 
 def counted(users: np.ndarray) -> HeardUsers:
@@ -72,10 +72,7 @@ def test_a_model_is_a_change_of_what_the_user_is_known_to_hold(lost: bool) -> No
 @pytest.mark.parametrize("deltas", [False, True])
 def test_an_iv_that_did_not_count_leaves_no_trace(deltas: bool) -> None:
     """The next one is encoded as if it had never been, and both ends hold the same bits."""
-    (host, aggregator), (plain, _) = ends(), ends()
-    for coder in (host, aggregator, plain):
-        coder.deltas = deltas
-    host.users.deltas = plain.users.deltas = deltas
+    (host, aggregator), (plain, _) = ends(deltas), ends(deltas)
     host.encode(ALL, numbers(1), 0)  # is lost
     lost, first = (each.encode(ALL, numbers(2), 0) for each in (host, plain))
     assert all(map(torch.equal, lost, first))

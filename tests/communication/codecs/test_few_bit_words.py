@@ -22,6 +22,7 @@ from hmtl.communication.codecs.formats import FEW_BITS, REQUEST
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import IVS, MODELS, Message
 from hmtl.errors import RangeError
+from hmtl.io.row_layout import RowLayout
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, symmetric
 
@@ -190,7 +191,7 @@ def test_who_was_away_for_more_than_half_of_all_rounds_is_left_out(counted: list
 def test_nothing_is_kept_of_users_who_never_took_part() -> None:
     """Users come one after the other, some again; what they owe survives that rows are added, and a resume."""
     formats, members, rng = FewBits(2, 20, 70), np.arange(3, 20, 2), np.random.default_rng(0)
-    coder = FewBitTermCoder(Terms([terms(0, 20, 71)], [set()]), formats, members)
+    coder = FewBitTermCoder(RowLayout.zeros(70, torch.int64, 1), formats, members)
     coder.scales, expected = powers([10, 10]), dict[int, Tensor]()
     assert not coder.state_dict()["errors"].numel()
     for users in ([9], [3, 19], [3, 9], [5, 7, 11, 13]):
@@ -200,7 +201,7 @@ def test_nothing_is_kept_of_users_who_never_took_part() -> None:
         for k, sent, row in zip(users[:-1], formats.terms.unpack(payload), x, strict=False):
             expected[k] = expected.get(k, 0) + row[:70] - 2**10 * sent[:70]
         state = coder.state_dict()
-        coder = FewBitTermCoder(coder.users, formats, members)
+        coder = FewBitTermCoder(coder.row_layout, formats, members)
         coder.load_state_dict(state)
     assert len(coder.state_dict()["errors"]) == 7
     for k, row in zip(members.tolist(), left_over(coder), strict=True):
@@ -210,7 +211,7 @@ def test_nothing_is_kept_of_users_who_never_took_part() -> None:
 def test_scales_that_no_aggregator_sends_become_powers_of_two() -> None:
     """A relay that lies can make users' terms wrong, but no host stop."""
     formats, everybody = FewBits(4, 2, 193), np.arange(2)
-    coder = FewBitTermCoder(Terms([terms(0, 2, 194)], [set()]), formats, everybody)
+    coder = FewBitTermCoder(RowLayout.zeros(193, torch.int64, 1), formats, everybody)
     row = torch.cat(
         [torch.zeros(1, 193, dtype=torch.int64), torch.tensor([[3, -7, 2**62, 2**40 + 5] + 4 * [0]])], dim=1
     )

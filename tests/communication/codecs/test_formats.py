@@ -12,7 +12,7 @@ from apart import Apart
 from hmtl.communication import IVs, SumsOfRows
 from hmtl.communication.codecs.blocks import Blocks
 from hmtl.communication.codecs.formats import BYTES
-from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, Message
 from hmtl.testing.scripted import ScriptedUsers
 from hmtl.topology import symmetric

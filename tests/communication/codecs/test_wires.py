@@ -40,11 +40,11 @@ def test_what_is_not_a_wire_is_refused() -> None:
 
 
 def test_the_report_says_that_numbers_are_rounded() -> None:
-    assert "int4" in rounding("int4", "float64")
-    assert "travel as Blocks;" in rounding(Blocks(4), "float64")
-    assert "float16" in rounding("float16", "float64")
-    assert rounding("float16", "bfloat16") == ""
-    assert rounding("float64", "float32") == rounding(None, "float64") == ""
+    assert "int4" in rounding("int4", torch.float64)
+    assert "travel as Blocks;" in rounding(Blocks(4), torch.float64)
+    assert "float16" in rounding("float16", torch.float64)
+    assert rounding("float16", torch.bfloat16) == ""
+    assert rounding("float64", torch.float32) == rounding(None, torch.float64) == ""
     assert set(QUANTISERS) == {"int8", "int4", "int3", "int2"}
 
 

@@ -1,6 +1,6 @@
 """Communicators where users move: handing over, sums over the rounds, going on in the middle of a stretch."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -50,8 +50,8 @@ def same(one: Played, other: Played) -> bool:
     [
         (Uncoded, {"further": 0}, torch.float64),
         (CodedHierarchical, {"answers": (0,)}, torch.float64),
-        (Uncoded, {}, torch.float32),
-        (CodedHierarchical, {}, torch.int64),
+        (Uncoded, {"origin": torch.zeros(5, dtype=torch.float64)}, torch.float32),
+        (CodedHierarchical, {"origin": torch.zeros(5, dtype=torch.float64)}, torch.int64),
         (Sums, {}, torch.float64),
     ],
     ids=["more numbers up", "more numbers down", "another type than that of the origin", "terms", "no terms"],
@@ -60,7 +60,7 @@ def test_a_learner_that_sends_other_rows_than_it_says_is_refused(kind, declared,
     """Otherwise nodes would take none of them, and rounds would go on in which nobody counts."""
     rows = [torch.zeros(6, 5, dtype=dtype)]
     users = Terms(rows, [set()]) if kind is Sums else ScriptedUsers(rows, [set()], 2)
-    vars(users).update(declared)
+    users.row_layout = replace(users.row_layout, **declared)
     with pytest.raises(CodingError, match="further"):
         kind(symmetric(K=6, H=3, r=2)).round(0, users, ScriptedAggregator(6, 5))
 

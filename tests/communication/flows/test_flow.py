@@ -16,14 +16,15 @@ from hmtl.coding import MEDIA, SumCode
 from hmtl.communication import TIERS, Communicator, Network
 from hmtl.communication.accounting.network import UPLINKS
 from hmtl.communication.attendance import Report, decide
-from hmtl.communication.codecs.words import PlainRows
-from hmtl.communication.flows.flow import Flow, Recipe, flow_of
+from hmtl.communication.flows.flow import Flow
 from hmtl.communication.flows.ivs import Coded, Forwarded, IVs, OwnModels
 from hmtl.communication.flows.planner import SUMS, Planner
+from hmtl.communication.flows.recipe import Recipe, flow_of
 from hmtl.communication.flows.sums import Added, CommonRow, SumsOfRows
 from hmtl.communication.meaning import Words
 from hmtl.communication.messages import SERVER
 from hmtl.io.arrays import Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import moving, topologies
 from hmtl.topology import Moving, Topology, any_r, symmetric
@@ -47,7 +48,7 @@ ROUNDS = 3
                 ("Completed", "", "", "server 1 3"),
             ],
         ),
-        (SumsOfRows(PlainRows(8)), (), True, [("Added", "0 1 2", "", "server")]),
+        (SumsOfRows(), (), True, [("Added", "0 1 2", "", "server")]),
     ],
 )
 def test_a_flow_prints_as_a_table(
@@ -56,7 +57,9 @@ def test_a_flow_prints_as_a_table(
     t = symmetric(K=20, H=5, r=3)
     planner = Planner(t, Network(), preferred, sums="whole", server=server)
     reports = {i: Report(np.array(t.N(i)), 0, 64, 0) for i in range(t.H)}
-    flow = flow_of(recipe, planner, decide(t, reports, 0, preferred, server), (64, 8))
+    flow = flow_of(
+        recipe.transport(RowLayout.zeros(8), t.K), planner, decide(t, reports, 0, preferred, server), (64, 8)
+    )
     head, *lines = str(flow).splitlines()
     ends = [head.index(title) for title in ("step", "relays send", "relays receive", "learn")]
     cells = [tuple(line[i:j].strip() for i, j in zip(ends, [*ends[1:], None], strict=True)) for line in lines]
@@ -69,7 +72,7 @@ class Common(Terms):
     kind: torch.dtype | None = None
 
     def means(self) -> Words:
-        return Words(self.numbers, self.further, self.further + 1, self.kind)
+        return Words(self.row_layout.numbers, self.row_layout.further, self.row_layout.further + 1, self.kind)
 
 
 class Totals(Total):
@@ -107,7 +110,7 @@ class Case:
             if not empty:
                 models = models_of(round, heard)
                 assert all(same_bits(model, models[k]) for k, model in users.models.items())
-            said = stated(made._server.flow, 8 * users.numbers, K, H)
+            said = stated(made._server.flow, 8 * users.row_layout.numbers, K, H)
             for tier in TIERS[1:]:
                 payload = made.ledger.per_link(tier, round)[:, 0]
                 np.testing.assert_array_equal(payload, 0 if empty else 8 * said[tier])

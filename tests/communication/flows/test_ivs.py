@@ -160,7 +160,7 @@ def test_users_and_aggregators_agree_on_numbers_of_few_bits(
     half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
     sides = [ScriptedUsers(ivs, absent, 1, mine) for mine in half]
     for side in sides:
-        side.deltas = deltas
+        side.row_layout = replace(side.row_layout, deltas=deltas)
     apart = Apart(t, sides, recipe_of(scheme, aggregators=aggregators, wire=f"int{width}"))
     bound = 0.51 / (2 ** (width - 1) - 1)  # of a rounding error, relative to the largest number of its block
     for round in range(rounds):
@@ -279,7 +279,7 @@ def test_a_relay_with_another_plan_is_told_from_damaged_data(others: Sequence[in
     assert plans[0].digest == plans[1].digest != plans[2].digest
     for i in others:
         relay = apart.relays[i]
-        relay.recipe = with_other_plan(relay.recipe, plans[2].digest)
+        relay.transport = with_other_plan(relay.transport, plans[2].digest)
     if len(others) == 5:
         with pytest.raises(CodingError, match=r"round 0, .* relays 0, 1, 2, 3, 4: its plan differs"):
             apart.play(0)

@@ -1,6 +1,7 @@
 """Routes over access links against an enumeration of all, with times by hand."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_all_users_whom_a_present_relay_hears_count_and_get_their_models(tmp_pat
     models = []
     for network in (Network(medium="unicast"), unequal):
         users = ScriptedUsers([random_numbers(n, 9, m, "float") for n in range(4)], [set()] * 4, 0)
-        users.answers = (0,)
+        users.row_layout = replace(users.row_layout, answers=(0,))
         communicator, means, got = Communicator(t, network, UNCODED), Means(9, m), []
         for n, absent in enumerate(away):
             outcome = communicator.round(n, users, means, absent)

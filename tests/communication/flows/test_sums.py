@@ -40,16 +40,6 @@ class Wide(Total):
         return super().update(users, ivs).expand(5, -1)
 
 
-class Typed(Terms):
-    """Users whose own numbers have a type."""
-
-    kind: torch.dtype
-
-    @property
-    def origin(self) -> Tensor:
-        return torch.zeros(self.numbers, dtype=self.kind)
-
-
 @given(
     t=topologies(max_K=25),
     network=networks,
@@ -214,8 +204,8 @@ def test_the_time_of_the_same_learner_uncoded() -> None:
     seconds = []
     for kind in (torch.float64, torch.float32):
         communicator, numbers = Sums(symmetric(K=20, H=5, r=3)), 8 * kind.itemsize * 600
-        users = Typed([terms(0, 20, 601)], [set()])
-        users.kind = kind
+        users = Terms([terms(0, 20, 601)], [set()])
+        users.row_layout = replace(users.row_layout, origin=torch.zeros(600, dtype=kind))
         communicator.round(0, users, Total(601))
         seconds.append(communicator.uncoded_seconds())
         up, down = 20 * (numbers + 64), 20 * (numbers + 128 + 32)

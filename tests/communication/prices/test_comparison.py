@@ -1,5 +1,6 @@
 """Loads, seconds and bits of every choice of aggregators, against networks computed by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_seconds_and_bits_are_those_of_rounds(medium: str) -> None:
     made = {scheme: Communicator(t, network, IVs(scheme, aggregators=who)) for scheme, who in choices.items()}
     for scheme, each in [*made.items(), ("best", Communicator(t, network, IVs(aggregators=best.nodes.setting)))]:
         users = ScriptedUsers([random_numbers(1, 9, m, None)], [set()], 0)
-        users.answers = (0, 1)
+        users.row_layout = replace(users.row_layout, answers=(0, 1))
         each.round(0, users, ScriptedAggregator(9, m))
         seconds = best.seconds[medium] if scheme == "best" else compared.seconds[medium][scheme]
         assert seconds == pytest.approx(each.seconds(), rel=0.003)

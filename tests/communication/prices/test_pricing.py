@@ -16,7 +16,7 @@ from problems import make, random_tasks
 
 from hmtl.coding import MEDIA
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, IVs, Network, Sums, SumsOfRows, Uncoded
-from hmtl.communication.flows.flow import Recipe
+from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.meaning import Words
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.prices import pricing
@@ -35,7 +35,7 @@ def test_of_ivs(t: Topology, medium: str, m: int, seed: int, aggregators: str | 
     network = Network(medium=medium)
     played = Uncoded(t, network) if aggregators == "uncoded" else CodedHierarchical(t, network, aggregators=aggregators)
     users = ScriptedUsers([random_numbers(seed, t.K, m, None)], [set()], 0)
-    users.answers = (0, 1)
+    users.row_layout = replace(users.row_layout, answers=(0, 1))
     played.round(0, users, ScriptedAggregator(t.K, m))
     priced = price(played.recipe, t, network, m).bits
     for tier in TIERS:
@@ -115,9 +115,11 @@ def test_of_learners(recipe: Recipe, learner: Callable[[int], Algorithm], medium
         played.setup(*setup)
     for round in range(3):
         played.round(round, users, aggregator)
-    m = users.means().words if recipe.adds else users.numbers
-    priced = price(played.recipe, played.topology, network, m, users.origin.dtype)
-    beside = 64 * (users.further + 1)  # bits of numbers of the learner, beside a row
+    m, common = users.row_layout.numbers, None
+    if recipe.adds:
+        m, common = users.means().words, None if wire else users.means().common
+    priced = price(played.recipe, played.topology, network, m, users.row_layout.dtype, common)
+    beside = 64 * (users.row_layout.further + 1)  # bits of numbers of the learner, beside a row
     for tier in TIERS:
         total = played.ledger.bits(tier, round=-1).total
         assert 0 <= total - priced.bits[tier].sum() + 0.001 * total <= 12 * beside + 0.005 * total
@@ -187,7 +189,7 @@ def test_sums_replace_ivs_if_they_take_less_time(settings: dict[str, Any], q: in
         assert made.recipe.wire == settings.get("wire")
         played = Communicator(given.topology, recipe=replace(given.recipe, aggregators=[0, 1, 2]))
         users = ScriptedUsers([torch.zeros(20, m, dtype=torch.float64)], [set()], 0)
-        users.answers = (0,)
+        users.row_layout = replace(users.row_layout, answers=(0,))
         played.round(0, users, Echo(20, m))
         between = sum(played.ledger.bits(tier).total for tier in TIERS[1:3]) / 1e8
         assert f"instead of {between:.3g} s" in made.note

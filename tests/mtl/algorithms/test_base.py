@@ -166,7 +166,7 @@ def test_a_round_without_users_leaves_the_users_unchanged(random_problem, learne
     W = algorithm.W.clone()
     users, rows = algorithm.users.local_update(2, idle=np.arange(K))
     assert len(users) == len(rows) == 0
-    if algorithm.users.numbers:
+    if algorithm.users.row_layout.numbers:
         meaning = algorithm.users.meaning or algorithm.aggregator.means()
         models = algorithm.aggregator.update(users, meaning.total_of(users, rows[:]) if meaning else rows[:])
         algorithm.users.commit(users)

@@ -123,7 +123,7 @@ def test_ivs_contain_what_was_left_out_and_all_that_follows_is_of_what_was_sent(
     """Δv + e is wanted, and what this rounding leaves over is owed once the IV counts."""
     case, rng = make(3, K=4, d=6, regularizer=Mean(0.1)), np.random.default_rng(3)
     users = MOCHA(case.problem, SDCA(), accelerated=gamma == 1, gamma=gamma).users
-    coder, own = QuantisedUserCoder(users, Blocks(4), np.arange(4)), 8 * (gamma == 1)
+    coder, own = QuantisedUserCoder(users.row_layout, Blocks(4), np.arange(4)), 8 * (gamma == 1)
     error, step = (torch.from_numpy(rng.normal(size=(4, 6))) for _ in range(2))
     coder.held, users.step, users.beta = -error, step, torch.full((4,), 0.3, dtype=torch.float64)
     ids, rows = users.local_update(0)
@@ -202,6 +202,6 @@ def test_networks_in_few_bits_are_near_those_in_all_bits(kind: str) -> None:
 
 def test_an_update_that_is_not_finite_is_one_error() -> None:
     learner = learners("fedavg", 4)
-    learner.users.receive(np.arange(4), torch.full((4, learner.users.numbers), torch.nan))
+    learner.users.receive(np.arange(4), torch.full((4, learner.users.row_layout.numbers), torch.nan))
     with pytest.raises(RangeError, match="training diverges"):
         CodedHierarchical(symmetric(K=4, H=4, r=2), wire="int4").round(0, learner.users, learner.aggregator)

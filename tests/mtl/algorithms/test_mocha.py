@@ -300,7 +300,7 @@ def test_local_training_needs_no_messages(random_problem):
     network = MOCHA(problem.regularized(Ridge(0.1)), SDCA(0.5), accelerated=False, seed=2, participation=work)
     for round in range(12):
         users, _ = local.users.local_update(round)
-        assert local.users.numbers == 0
+        assert local.users.row_layout.numbers == 0
         local.users.commit(users)
         network.step(round)
         assert torch.equal(local.W, network.W)
@@ -343,7 +343,7 @@ def test_setting_up_by_messages_changes_nothing(random_problem, regularizer):
     users, aggregator = mocha.setup()
     mocha.users.curvature = torch.zeros(5).double()
     who, facts = users.local_update(0)
-    assert users.numbers == 0
+    assert users.row_layout.numbers == 0
     assert who.tolist() == list(range(5))
     assert facts.shape == (5, 5 if isinstance(regularizer, Graph) else 1)
     assert facts.dtype == torch.float64

@@ -243,7 +243,7 @@ def test_what_travels(name):
         of = several_classes().regularized(Mean(0.1))
         algorithm = NetworkAlgorithm(LEARNERS[name], of, LocalSGD(0.1), deep)
         if name == "localnetworks":
-            assert algorithm.users.numbers == 0
+            assert algorithm.users.row_layout.numbers == 0
             return
         communicator.round(0, algorithm.users, algorithm.aggregator)
         assert communicator.V_bits == 64 * sent
@@ -262,7 +262,7 @@ def test_own_state_changes_when_its_update_counts(name):
 
     before = {each: users.held[each].all().clone() for each in own}
     _, ivs = users.local_update(2)
-    assert ivs.shape == (K, users.numbers + (name == "fedu")), "own state does not travel"
+    assert ivs.shape == (K, users.row_layout.numbers + (name == "fedu")), "own state does not travel"
     users.roll_back(np.array([1]))
     users.local_update(3, idle=np.array([0, 2]))  # whose updates of round 2 are still pending
     users.commit(np.array([0, 3]))

@@ -150,7 +150,7 @@ def test_statistics_are_averaged_and_nothing_else_travels(trainer):
     learner = NetworkAlgorithm(FedAvg(), problem(), trainer, normed)
     names = ["1.weight", "1.bias", "3.weight", "3.bias", "1.running_mean", "1.running_var"]
     assert list(learner.model.shapes) == names
-    models = learner.W.T + 0.01 * torch.arange(learner.users.numbers)
+    models = learner.W.T + 0.01 * torch.arange(learner.users.row_layout.numbers)
     learner.users.receive(np.arange(4), models)
     _, ivs = learner.users.local_update(0)
     before = learner.model.split(models[0])
