@@ -22,7 +22,7 @@ class Terms(ScriptedUsers):
     def __init__(self, terms: Sequence[Tensor], absent: Sequence[set[int]], mine: Sequence[int] | None = None) -> None:
         super().__init__(terms, absent, 1, mine)
 
-    def means(self) -> Words:
+    def hold_meaning(self) -> Words:
         return Words(self.row_layout.numbers, self.row_layout.further, self.row_layout.further + 1)
 
     def receive(self, users: np.ndarray, models: Tensor) -> None:
@@ -44,14 +44,14 @@ class Total(ScriptedAggregator):
 
 def adding(algorithm: Algorithm) -> Algorithm:
     """Let the users of an algorithm make terms of their rows, as over sums."""
-    algorithm.users.means()
+    algorithm.users.hold_meaning()
     return algorithm
 
 
 def terms_of(algorithm: Algorithm, round: int) -> tuple[np.ndarray, Tensor]:
     """Return who takes part in a round, and the terms of their rows."""
     users, rows = algorithm.users.local_update(round)
-    return users, algorithm.users.means().terms(round, users, rows)[:]
+    return users, algorithm.users.hold_meaning().terms(round, users, rows)[:]
 
 
 def terms(seed: int, K: int, m: int = 7, reach: int = 50) -> Tensor:

@@ -57,7 +57,7 @@ class Apart:
         nodes = AggregatorSet((), server=True) if recipe.secure else recipe.nodes(t, network)
         planners = [recipe.planner(t, network, nodes) for _ in range(2)]
         layout, width = sides[0].row_layout, sides[0].ivs[0].shape[1]
-        transport = replace(recipe.transport(layout, t.K, sides[0].means()), row_layout=layout)
+        transport = replace(recipe.transport(layout, t.K, sides[0].hold_meaning()), row_layout=layout)
         host, relay, server, self.schedule = Host, Relay, Server, Schedule()
         if recipe.secure:
             host, relay, server, self.schedule = SecureHost, SecureRelay, SecureServer, SecureSchedule()

@@ -2,8 +2,8 @@
 
 A communicator takes the two sides of a learner, its users and its aggregator, and plays rounds between nodes that know
 only what was sent to them. It counts the bits of every link and computes transmission times. It depends on topologies
-and codes but on no particular learner: it only asks the two sides for intermediate values (IVs, the users' updates) and
-models.
+and codes but on no particular learner: it asks the two sides for intermediate values (IVs, the users' updates), models,
+and what rows mean.
 """
 
 from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger

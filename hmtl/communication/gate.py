@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hmtl.communication.codecs.formats import REQUEST
 from hmtl.communication.flows.flow import Shape
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.flows.recipe import Transport, other_format
+from hmtl.communication.flows.recipe import Transport, unknown_format
 from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, relay_number
 from hmtl.communication.turns import Turn
 from hmtl.errors import CodingError
@@ -45,7 +45,7 @@ class Expecting(Protocol):
 
 
 class StateOfAggregators(Protocol):
-    """What knows the state of aggregators, and with it what other nodes may hand over."""
+    """The aggregators' state, against which a state that another node hands over is checked."""
 
     def check(self, content: NDArray[np.uint8], content_format: str, agreed: int) -> None:
         """Raise CodingError if no other node handed over this content, which leads to the version `agreed`."""
@@ -93,7 +93,7 @@ class Gate:
         if message.format == REQUEST and len(lengths) > 1:
             return Shape(0, 1, True, format=REQUEST)
         if message.format not in lengths:
-            raise CodingError(other_format(message.format))
+            raise CodingError(unknown_format(message.format))
         return Shape(lengths[message.format][0], 8 * self.transport.row_layout.further, True, format=message.format)
 
     def _rows(self, node: Expecting, turn: Turn, kind: str, message: Message) -> Ids | None:

@@ -1,6 +1,6 @@
-"""Where rows and sums meet: users send terms of their rows, or an aggregator makes these on their behalf.
+"""Adapters between rows and sums: terms are made of rows at the users, or at the aggregator on their behalf.
 
-K users; m numbers in a row and e further ones, e′ in a model; L words in a row of terms.
+K users; L words in a row of terms.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.sides import AggregatorSide, HandedRows, MeaningForAll, RowMeaning, UserSide
-from hmtl.io.arrays import Ids
-from hmtl.io.row_layout import RowLayout
+from hmtl.io.arrays import NOBODY, Ids
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Words:
         return row.to(self.common or row.dtype).expand(len(users), -1)
 
 
-class TermsOfUsers:
+class TermsAtUsers:
     """A user side whose rows are terms, and whose models follow from sums.
 
     Args:
@@ -50,12 +49,8 @@ class TermsOfUsers:
 
     def __init__(self, inner: UserSide, meaning: RowMeaning, sums: bool) -> None:
         self.inner, self.meaning, self.sums = inner, meaning, sums
-        self.row_layout = RowLayout.zeros(meaning.words, torch.int64, meaning.further, (meaning.answers,))
 
-    def means(self) -> RowMeaning:
-        return self.meaning
-
-    def local_update(self, round: int, idle: Ids = np.empty(0, np.int64)) -> tuple[Ids, HandedRows]:  # noqa: B008, nobody writes to it
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, HandedRows]:
         users, rows = self.inner.local_update(round, idle)
         return users, self.meaning.terms(round, users, rows)
 
@@ -71,7 +66,7 @@ class TermsOfUsers:
         return self.inner.receive(users, self.meaning.models(users, models[:1]) if self.sums else models)
 
 
-class OnBehalf:
+class TermsAtAggregator:
     """An aggregator of sums that gets rows: it makes terms of them as their users would, and models of its sums.
 
     Args:
@@ -88,7 +83,7 @@ class OnBehalf:
         return self.meaning.models(np.arange(self.K), self.inner.update(users, self.meaning.total_of(users, ivs)))
 
 
-class CommonModel:
+class ModelAtAggregator:
     """An aggregator of sums that sends the model that follows from them for all users, which may take fewer bits.
 
     Args:

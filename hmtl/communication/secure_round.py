@@ -26,7 +26,7 @@ class SecureSchedule(Schedule):
         stage.relays(SecureRelay.pass_on, hears=[SHARES], tells=True)
         stage.hosts(SecureHost.read, hears=[SHARES], tells=True)
         stage.relays(SecureRelay.confirm_shares, hears=[SHARED], tells=True)
-        stage.server(SecureServer.settle, hears=[SHARED], tells=True)
+        stage.server(SecureServer.choose_sharers, hears=[SHARED], tells=True)
         stage.relays(SecureRelay.announce, hears=[SHARED], tells=True)
         stage.hosts(SecureHost.prepare, hears=[SHARED])
 

@@ -25,8 +25,6 @@ class HandedRows(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def __len__(self) -> int: ...
-
     def __getitem__(self, block: tuple[slice, slice], /) -> Tensor: ...
 
 
@@ -35,7 +33,7 @@ class SentRows(HandedRows, Protocol):
     """Rows whose further numbers depend on what aggregators read of the others, after rounding."""
 
     def further(self, users: slice, /) -> Callable[[Tensor], Tensor]:
-        """Return what takes the numbers [n, m] that are read of some rows, and returns their further numbers [n, e]."""
+        """Return a function from the numbers [n, m] that aggregators read of rows to their further numbers [n, e]."""
 
 
 class RowMeaning(Protocol):
@@ -73,13 +71,8 @@ class MeaningForAll(RowMeaning, Protocol):
     def total_of(self, users: Ids, rows: Tensor) -> Tensor: ...
 
 
-class UserSide(Protocol):
-    """The part of an algorithm that runs at the users, as one batch. `hmtl.mtl.Users` documents its members."""
-
-    @property
-    def row_layout(self) -> RowLayout: ...
-
-    def means(self) -> RowMeaning | None: ...
+class PlayedUsers(Protocol):
+    """The users that a host plays: the learner's own, or `hmtl.communication.meaning.TermsAtUsers` around them."""
 
     def local_update(self, round: int, idle: Ids = ...) -> tuple[Ids, HandedRows]: ...
 
@@ -90,8 +83,17 @@ class UserSide(Protocol):
     def receive(self, users: Ids, models: Tensor) -> Tensor | None: ...
 
 
-class Updating(Protocol):
-    """What turns rows into models as they are played: an aggregator, or one that gets or sends other rows than it."""
+class UserSide(PlayedUsers, Protocol):
+    """The part of an algorithm that runs at the users, as one batch. `hmtl.mtl.Users` documents its members."""
+
+    @property
+    def row_layout(self) -> RowLayout: ...
+
+    def hold_meaning(self) -> RowMeaning | None: ...
+
+
+class PlayedAggregator(Protocol):
+    """The aggregator that nodes play: the learner's own, or one of `hmtl.communication.meaning` around it."""
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor: ...
 
@@ -100,10 +102,10 @@ class Updating(Protocol):
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
-class AggregatorSide(Updating, Protocol):
+class AggregatorSide(PlayedAggregator, Protocol):
     """The part of an algorithm that turns rows, or their sum, into models. `hmtl.mtl.Aggregator` documents its members.
 
     It may overwrite sums. It has to leave rows as they are: in one process, they may be the users' own memory.
     """
 
-    def means(self) -> MeaningForAll | None: ...
+    def hold_meaning(self) -> MeaningForAll | None: ...

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 Handle = Any
 """What leads to a message: numbers, or a reference of a library."""
 FACTS = {
-    "host": ("nbytes", "dtype"),
+    "host": (),
     "relay": ("phase", "combining"),
     "server": ("silent", "empty", "version", "sizes", "handover_bits", "combining"),
 }

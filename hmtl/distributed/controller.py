@@ -161,7 +161,7 @@ class Controller(Engine):
         def node(name: str, **facts: Any) -> Any:
             return SimpleNamespace(name=name, planner=planner, combining=False, **facts)
 
-        hosts = [node(each, transport=transport, nbytes=0, dtype=torch.float64, unsent=False) for each in self.hosts]
+        hosts = [node(each, transport=transport, unsent=False) for each in self.hosts]
         relays = [node(each, i=i, phase=Phase.ABSENT) for i, each in enumerate(self.relays)]
         none: set[int] = set()
         server = node(SERVER, attendance=planner.everybody, silent=none, empty=False, sizes=(0, 0), handover_bits=0)

@@ -21,8 +21,8 @@ class HostedUsers:
         self.inner, self.hosted = inner, hosted
         self.row_layout = inner.row_layout
 
-    def means(self) -> "HostedMeaning | None":
-        meaning = self.inner.means()
+    def hold_meaning(self) -> "HostedMeaning | None":
+        meaning = self.inner.hold_meaning()
         return HostedMeaning(meaning, self.hosted) if meaning else None
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:

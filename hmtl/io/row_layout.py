@@ -17,14 +17,14 @@ class RowLayout:
             IV before the first one, unless IVs are changes.
         further: e, how many further numbers an IV has. They are overhead, and always travel as float64.
         answers: how many further numbers a model may have, e′.
-        deltas: whether IVs are changes, which aggregators add up; what rounding leaves over of one is added to the
+        changes: whether IVs are changes, which aggregators add up; what rounding leaves over of one is added to the
             next.
     """
 
     origin: Tensor
     further: int = 0
     answers: Collection[int] = (0,)
-    deltas: bool = False
+    changes: bool = False
 
     @classmethod
     def zeros(
@@ -33,10 +33,10 @@ class RowLayout:
         dtype: torch.dtype = torch.float64,
         further: int = 0,
         answers: Collection[int] = (0,),
-        deltas: bool = False,
+        changes: bool = False,
     ) -> Self:
         """Return the layout of rows of m numbers before which users hold zeros; these take no memory."""
-        return cls(torch.zeros((), dtype=dtype).expand(m), further, answers, deltas)
+        return cls(torch.zeros((), dtype=dtype).expand(m), further, answers, changes)
 
     @property
     def numbers(self) -> int:

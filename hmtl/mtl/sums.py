@@ -18,7 +18,7 @@ from hmtl.errors import ConfigError, RangeError
 
 MAX_SUM = 2.0**61  # of K terms; K differences of terms then sum to at most 2^62, plus K terms to less than 2^63
 DIGITS = 3  # words of a figure, see `to_digits`
-LARGEST_FIGURE = 2.0**60
+MAX_FIGURE = 2.0**60
 COMPILED = torch.float32, torch.float64  # the types of models that the compiled loops know
 HELD = 2**21  # numbers that are held at once, of users on another device or of terms
 CACHE_NUMBERS = 2**16  # numbers in a block, so that intermediate results stay in the processor's cache

@@ -16,7 +16,7 @@ def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, st
     recipe, users = communicator.recipe, algorithm.users
     kind = "sums" if recipe.adds else "coded IVs" if isinstance(recipe, IVs) and recipe.coded else "IVs"
     nodes = str(recipe.aggregators).translate(dict.fromkeys(map(ord, "[]'")))
-    meaning = users.means() if recipe.adds and users.row_layout.numbers else None
+    meaning = users.make_meaning() if recipe.adds and users.row_layout.numbers else None
     numbers = meaning.words if meaning else users.row_layout.numbers
     how = f"{'secure ' * bool(recipe.secure)}{kind} of {numbers:,} numbers" + f" in {recipe.wire}" * bool(recipe.wire)
     row = f"{problem.d} numbers"

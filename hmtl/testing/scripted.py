@@ -85,7 +85,7 @@ class ScriptedAggregator:
         self.state["updates"] += 1
         return self.models()
 
-    def means(self) -> None:
+    def hold_meaning(self) -> None:
         """Need every row."""
 
     def models(self) -> Tensor:

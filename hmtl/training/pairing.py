@@ -18,7 +18,7 @@ def carrier_of(algorithm: Algorithm, communicator: Communicator) -> Communicator
     users, recipe = algorithm.users, communicator.recipe
     if not recipe.adds:
         communicator = chosen(communicator, users.make_meaning(), users.row_layout.numbers, users.row_layout.dtype)
-    elif users.row_layout.numbers and not users.means():
+    elif users.row_layout.numbers and not users.hold_meaning():
         raise _needs_rows(algorithm)
     communicator.recipe.joined(users, algorithm.aggregator, communicator.planner)
     return communicator

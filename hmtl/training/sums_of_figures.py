@@ -38,7 +38,7 @@ class FigureUsers(Users):
         super().__init__()
         self.algorithm, self.contacts, self.row_layout = algorithm, contacts, RowLayout.zeros(numbers)
 
-    def means(self) -> Words:  # type: ignore[override]  # rows are terms
+    def hold_meaning(self) -> Words:  # type: ignore[override]  # rows are terms
         return Words(self.row_layout.numbers)
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:

@@ -16,7 +16,7 @@ class EchoUsers:
         self.ivs, self.everybody = ivs, np.arange(len(ivs))
         self.row_layout = RowLayout.zeros(ivs.shape[1], ivs.dtype)
 
-    def means(self) -> None:
+    def hold_meaning(self) -> None:
         """Say nothing of what rows mean."""
 
     def local_update(self, round: int, idle: Sequence[int] = ()) -> tuple[Ids, torch.Tensor]:
@@ -35,7 +35,7 @@ class EchoUsers:
 class EchoAggregator:
     """The IVs are the models."""
 
-    def means(self) -> None:
+    def hold_meaning(self) -> None:
         """Need every row."""
 
     def update(self, users: Ids, ivs: torch.Tensor) -> torch.Tensor:

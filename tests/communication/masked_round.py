@@ -77,7 +77,7 @@ class MaskedRound:
         if self.sealed:
             sealed = self.server.pass_on(senders, np.stack([*self.sealed.values()]))
             read = np.stack([self.users[place].take(sealed[place]) for place in self.sealed])
-            self.server.settle(self.server.table(senders, read), np.ones(self.n, bool))
+            self.server.choose_sharers(self.server.table(senders, read), np.ones(self.n, bool))
         self.sharing = np.flatnonzero(self.server.shared).tolist()
         shared = self.server.shared[self.server.around]
         self.received = {place: (shared[place], sealed[place]) for place in self.sharing}

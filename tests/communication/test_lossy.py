@@ -59,12 +59,14 @@ class Sending(ScriptedUsers):
 
     common: torch.dtype | None = None
 
-    def __init__(self, *args: Any, deltas: bool) -> None:
+    def __init__(self, *args: Any, changes: bool) -> None:
         super().__init__(*args)
-        self.row_layout = replace(self.row_layout, deltas=deltas, answers=(0, 1, 2))  # real aggregators return no more
+        self.row_layout = replace(
+            self.row_layout, changes=changes, answers=(0, 1, 2)
+        )  # real aggregators return no more
         self.read: dict[tuple[int, int], Tensor] = {}
 
-    def means(self) -> Words:
+    def hold_meaning(self) -> Words:
         return Words(self.row_layout.numbers, common=self.common)
 
     def local_update(self, round: int, idle: np.ndarray = np.empty(0, np.int64)) -> tuple[np.ndarray, Any]:  # noqa: B008
@@ -175,7 +177,7 @@ def make_world(seed: int) -> World:
     absent = [set(np.flatnonzero(rng.random(K) < gone * (n < LOSSY)).tolist()) for n in range(rounds)]
     home = rng.integers(int(rng.integers(1, 4)), size=K)
     members = [np.flatnonzero(home == n).tolist() for n in np.unique(home)]
-    sides = [Sending(list(values), absent, 0, mine, deltas=True) for mine in members]
+    sides = [Sending(list(values), absent, 0, mine, changes=True) for mine in members]
     shared = bool(rng.integers(2))
     return World(lambda: Apart(Topology(G), sides, recipe, make=make, shared=shared), sides, weights, learner)
 
@@ -283,7 +285,7 @@ def test_an_update_without_a_verdict_is_settled_by_the_next_attendance(
 ) -> None:
     """Users 0 and 4 are heard by one relay each, and the attendance after the verdict is lost, too."""
     t, K, rng = Topology([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1], [0, 0, 1, 1, 0]]), 5, np.random.default_rng(3)
-    sides = [Sending([*torch.from_numpy(rng.normal(size=(6, K, M)))], [set()] * 6, 0, deltas=True)]
+    sides = [Sending([*torch.from_numpy(rng.normal(size=(6, K, M)))], [set()] * 6, 0, changes=True)]
 
     def fresh() -> Apart:
         recipe = IVs(aggregators=aggregators, wire=wire)

@@ -15,7 +15,7 @@ from hmtl.communication.messages import IVS, SERVER, UNMASK, Message
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import RangeError
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, Weights
-from hmtl.mtl.algorithms.coupling import StepsBySums, TermsCoupler
+from hmtl.mtl.algorithms.coupling import StepsBySums, SummedCoupler
 from hmtl.mtl.algorithms.dual_aggregator import SummedDualAggregator
 from hmtl.mtl.learners.base import Section
 from hmtl.mtl.learners.fedavg import FedAvg
@@ -42,10 +42,10 @@ def averages(learner: Any) -> Callable[[], AverageAggregator]:
     return lambda: AverageAggregator(average, learner, Weights(weights, float(weights.sum())), None)
 
 
-def couplers() -> TermsCoupler:
+def couplers() -> SummedCoupler:
     coupling = Mean(0.1, 0.01)
     steps = StepsBySums(coupling.coupling(coupling.start(K, M)), GRID)
-    return TermsCoupler(torch.zeros(K, M, dtype=torch.float64), steps, LocalSGD(0.1))
+    return SummedCoupler(torch.zeros(K, M, dtype=torch.float64), steps, LocalSGD(0.1))
 
 
 MAKE: dict[str, Callable[[], Any]] = {
@@ -80,7 +80,7 @@ def test_a_sum_out_of_range_counts_nobody_and_ends_no_run(
 ) -> None:
     rng = np.random.default_rng(5)
     values = GRID.rounded(torch.from_numpy(rng.normal(size=(5, K, M)) / K))
-    side = Sending([*values], [set()] * 5, 0, deltas=True)
+    side = Sending([*values], [set()] * 5, 0, changes=True)
     side.common = torch.float32 if averaged else None
     apart = Apart(T, [side], SumsOfRows(wire=wire, sums="whole"), make=MAKE[learner])
 
@@ -111,7 +111,7 @@ def test_a_sum_out_of_range_counts_nobody_and_ends_no_run(
 @pytest.mark.parametrize("wire", [None, "int4"])
 def test_a_sum_that_is_unmasked_wrongly_counts_nobody(wire: str | None, caplog: pytest.LogCaptureFixture) -> None:
     values = GRID.rounded(torch.from_numpy(np.random.default_rng(5).normal(size=(5, K, M)) / K))
-    side = Sending([*values], [set()] * 5, 0, deltas=True)
+    side = Sending([*values], [set()] * 5, 0, changes=True)
     apart, answers = Apart(T, [side], SumsOfRows(wire=wire, secure=Secure(0.15)), make=MAKE["mocha"]), list[Message]()
 
     def change(node: str, message: Message) -> Message:
@@ -133,6 +133,6 @@ def test_a_sum_that_is_unmasked_wrongly_counts_nobody(wire: str | None, caplog: 
 
 
 def test_numbers_that_do_not_fit_end_the_run_of_who_encodes_them() -> None:
-    side = Sending([torch.full((K, M), 2**62)], [set()], 0, deltas=True)
+    side = Sending([torch.full((K, M), 2**62)], [set()], 0, changes=True)
     with pytest.raises(RangeError, match="Lower fraction_bits"):
         Apart(T, [side], SumsOfRows(wire="int4", aggregators="server"), make=MAKE["mocha"]).play(0)

@@ -217,7 +217,7 @@ def test_adding_and_averaging(tmp_path):
         cocoa = mocha("squared", "shared", tmp_path, adding=adding)
         users, ivs = cocoa.users.local_update(0)
         ivs = ivs[:]
-        meaning = cocoa.aggregator.means()
+        meaning = cocoa.aggregator.hold_meaning()
         models = meaning.models(users, cocoa.aggregator.update(users, meaning.total_of(users, ivs)))[:, :D]
         ivs = ivs[:, :D]
         torch.testing.assert_close(models, (ivs.sum(0) / 0.3 / (1 if adding else K)).expand(K, -1))

@@ -84,7 +84,7 @@ def test_terms_are_those_of_equal_weights_with_noise(seed: int) -> None:
     mean = loud.sum(0) / (len(users) * UNIT)
     before = learner.averages.average.start
     row = learner.aggregator.update(users, loud.sum(0, keepdim=True))
-    after = learner.aggregator.means().models(users[:1], row)[0]
+    after = learner.aggregator.hold_meaning().models(users[:1], row)[0]
     torch.testing.assert_close(after - before, mean.to(before), atol=1e-6, rtol=0)
     assert learner.setup() is None, "users would tell how many rows they have"
 

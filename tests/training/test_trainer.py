@@ -33,7 +33,7 @@ class Users:
         users = np.setdiff1d(np.arange(12), [*idle, *([3] if round % 2 else [])])
         return users, torch.full((len(users), 5), 1.0, dtype=torch.float64)
 
-    def means(self):
+    def hold_meaning(self):
         return None
 
     def commit(self, users):
@@ -58,7 +58,7 @@ class Aggregator:
     def __init__(self):
         self.total = torch.zeros(12, 5, dtype=torch.float64)
 
-    def means(self):
+    def hold_meaning(self):
         return None
 
     def update(self, users, ivs):

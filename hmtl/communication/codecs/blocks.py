@@ -84,7 +84,7 @@ class QuantisedUserCoder(UserCoder):
     """A host's coder for numbers of few bits.
 
     Args:
-        row_layout: of the rows.
+        layout: of the rows.
         quantiser: rounds numbers.
         members: the numbers of these users in the network [n], ascending.
 
@@ -105,7 +105,7 @@ class QuantisedUserCoder(UserCoder):
         self.members = members
         origin = layout.origin.cpu().contiguous()
         self.newest = self.base = origin.expand(len(members), -1)
-        self.pending = self.held = (torch.zeros_like(origin) if layout.deltas else origin).expand_as(self.base)
+        self.pending = self.held = (torch.zeros_like(origin) if layout.changes else origin).expand_as(self.base)
 
     def encode(self, users: Ids, ivs: Tensor, first: int, further: Further | None = None) -> tuple[Tensor, Tensor]:
         at, m = self._rows(users), self.row_layout.numbers
@@ -113,7 +113,7 @@ class QuantisedUserCoder(UserCoder):
         wanted = numbers - held
         payload, sent = self.quantiser.encode(wanted), torch.empty_like(wanted)
         self.quantiser.decode(payload, sent)
-        self.pending = replaced(self.pending, at, sent - wanted if self.row_layout.deltas else sent + held)
+        self.pending = replaced(self.pending, at, sent - wanted if self.row_layout.changes else sent + held)
         extras = further(sent.to(ivs.device)) if further else ivs[:, m:]
         return payload, pack(extras, 0, ivs.dtype)[1]
 
@@ -145,7 +145,7 @@ class QuantisedAggregatorCoder(AggregatorCoder):
     """An aggregator's coder for numbers of few bits.
 
     Args:
-        row_layout: of the rows.
+        layout: of the rows.
         quantiser: rounds numbers.
         K: number of users.
 
@@ -159,10 +159,10 @@ class QuantisedAggregatorCoder(AggregatorCoder):
 
     def __init__(self, layout: RowLayout, quantiser: Quantiser, K: int) -> None:
         super().__init__(layout.numbers, None)
-        self.deltas = layout.deltas
+        self.changes = layout.changes
         self.quantiser = quantiser
         origin = layout.origin.cpu().contiguous()
-        self.held = origin.expand(0 if self.deltas else K, -1)
+        self.held = origin.expand(0 if self.changes else K, -1)
         self.base = origin.expand(K, -1)
         self.sent = quantiser.encode(torch.zeros_like(origin)[None]).expand(K, -1)
 
@@ -176,7 +176,7 @@ class QuantisedAggregatorCoder(AggregatorCoder):
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         numbers = torch.empty(len(users), self.numbers, dtype=dtype)
         self.quantiser.decode(payload, numbers)
-        if not self.deltas:
+        if not self.changes:
             at = torch.from_numpy(users)
             numbers += take(self.held, at)
             self.held = replaced(self.held, at, numbers.clone())

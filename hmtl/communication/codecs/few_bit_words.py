@@ -65,6 +65,11 @@ class FewBits:
     stamp: ClassVar[int] = STAMP
 
     @property
+    def name(self) -> str:
+        """The name of the format of terms and sums on known scales."""
+        return f"int{self.bits}"
+
+    @property
     def blocks(self) -> int:
         """B."""
         return -(-self.numbers // BLOCK)
@@ -91,12 +96,12 @@ class FewBits:
 
     @property
     def up(self) -> Mapping[str, tuple[RowFormat, RowFormat]]:
-        return {INT64: (self.whole, self.whole), f"int{self.bits}": (self.terms, self.sums)}
+        return {INT64: (self.whole, self.whole), self.name: (self.terms, self.sums)}
 
     @property
     def down(self) -> Mapping[str, RowFormat]:
         """Formats of a row for users who have the one before, and of the whole row."""
-        return {f"int{self.bits}": self.sums, INT64: self.whole}
+        return {self.name: self.sums, INT64: self.whole}
 
     @property
     def largest(self) -> int:
@@ -205,7 +210,7 @@ class FewBitTermCoder(TermCoder):
     """A host's coder that rounds terms to few bits, with leftovers.
 
     Args:
-        row_layout: of the rows.
+        layout: of the rows.
         formats: the formats of rows.
         members: the numbers of these users in the network [n], ascending.
 
@@ -240,7 +245,7 @@ class FewBitTermCoder(TermCoder):
         return self.formats.rounded(terms, self.scales, errors, owed, owed ^ 1), overhead
 
     def format(self, dtype: torch.dtype) -> str:
-        return f"int{self.formats.bits}" if self.scales.any() else INT64
+        return self.formats.name if self.scales.any() else INT64
 
     def requesting(self, idle: Ids) -> Ids:
         return idle
@@ -348,7 +353,7 @@ class FewBitSumCoder(SumCoder):
         self.row, self.number = row.clone(), self.number + 1
         stamp = torch.from_numpy(numbers_to_bytes([int(self.number)]))[None]
         if as_sum:
-            packed, row_format = self.formats.sums.pack(self._total), f"int{self.formats.bits}"
+            packed, row_format = self.formats.sums.pack(self._total), self.formats.name
         else:
             packed = self.formats.whole.pack(torch.cat([row, self.scales.view(1, -1)], dim=1))
         return packed, torch.cat([stamp, overhead], dim=1), row_format

@@ -22,7 +22,7 @@ Further = Callable[[Tensor], Tensor]
 
 
 class Remembering:
-    """What remembers some of its attributes, tensors named in STATE, from round to round."""
+    """A coder whose state is the tensors that STATE names."""
 
     STATE: tuple[str, ...] = ()
 
@@ -69,7 +69,7 @@ class UserCoder(Remembering):
     """A host's coder for floats.
 
     Args:
-        row_layout: of the rows.
+        layout: of the rows.
         wire: the type in which numbers travel; None: their own.
 
     Attributes:
@@ -124,7 +124,7 @@ class AggregatorCoder(Remembering):
         wire: the type in which numbers travel; None: their own.
 
     Attributes:
-        adds: whether rows are sums of terms, so that nobody knows of whom a number is.
+        adds: whether rows are sums of terms, so that no number belongs to one user.
     """
 
     adds = False

@@ -3,7 +3,7 @@
 import torch
 
 from hmtl.communication.codecs.blocks import QUANTISERS, name_of_quantiser
-from hmtl.communication.codecs.formats import FLOATS, Quantiser, name_of_type
+from hmtl.communication.codecs.formats import FEW_BITS, FLOATS, Quantiser, name_of_type
 from hmtl.errors import ConfigError
 
 Wire = str | Quantiser | None
@@ -48,7 +48,12 @@ def row_bits(wire: Wire, m: int, dtype: torch.dtype) -> int:
     return 8 * m * (FLOATS[wire] if isinstance(wire, str) else dtype).itemsize
 
 
-def rounding(wire: Wire, dtype: torch.dtype) -> str:
+def suits_sums(wire: Wire) -> bool:
+    """Return whether sums can travel by a wire: as words of 64 bits, or of few."""
+    return wire is None or (isinstance(wire, str) and wire in FEW_BITS)
+
+
+def rounding_note(wire: Wire, dtype: torch.dtype) -> str:
     """Return a note that numbers of type `dtype` are rounded on the way, or "" if they are not."""
     if not wire:
         return ""

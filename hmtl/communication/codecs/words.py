@@ -99,8 +99,8 @@ class PlainRows:
     """
 
     L: int
-    received: torch.dtype = torch.int64
-    K: int = 0
+    received: torch.dtype
+    K: int
     stamp: ClassVar[int] = 0
 
     @property
@@ -128,7 +128,7 @@ class TermCoder(UserCoder):
     """A host's coder for terms of 64 bits, whose users share one row: of sums, or a model.
 
     Args:
-        row_layout: of the rows.
+        layout: of the rows.
         K: number of users in the network.
     """
 

@@ -98,7 +98,6 @@ class Communicator:
         planning: cost of changing plans so far.
         ledger: bits of every link.
         stopwatch: CPU time of the current round.
-        V_bits: bits of one IV on the wire; 0 before the first round.
         setup_seconds: communication time of the set-up, and the time that it takes uncoded.
         note: why rows travel by this recipe, if it was chosen because it takes less time.
         name: of its nodes, among those of several communicators.
@@ -124,7 +123,7 @@ class Communicator:
         self.planning = Planning()
         self.ledger, self.stopwatch = LinkLedger(contacts.K, contacts.H, self.topology.names), Stopwatch()
         self.make_links, self._links = links, links(self.ledger)
-        self.V_bits, self.note = 0, ""
+        self.note = ""
         self._sides: tuple[UserSide, AggregatorSide] | None = None
         self.nodes: Nodes | None = None
         self._memory: dict[str, Any] = {}  # state of nodes that have not been made yet
@@ -137,6 +136,11 @@ class Communicator:
     def plan(self) -> Plan:
         """The plan for a round in which everybody is present."""
         return self.planner.plan
+
+    @property
+    def V_bits(self) -> int:
+        """The bits of a row that users send, V; 0 before the learner is known."""
+        return self.transport.tier_bits[USERS_TO_RELAYS]
 
     @property
     def theory(self) -> Loads:
@@ -197,11 +201,6 @@ class Communicator:
                 users.commit(active)
             return Outcome(active, tuple(relay.i for relay in present), (), empty=False)
         self._server = self._play(number, replace(self.nodes, relays=present, relay_names=names))
-        for host in self.nodes.hosts:
-            self.V_bits = 8 * host.nbytes
-        if self._server:
-            self.V_bits = 8 * self._server.sizes[0] or self.V_bits
-        self.V_bits = self.transport.row_bits(self.V_bits)[USERS_TO_RELAYS]  # the first rows may be longer
         if self._server is None:
             return Outcome(NOBODY, (), (), empty=False)
         attendance, empty = self._server.attendance, self._server.empty
@@ -237,7 +236,7 @@ class Communicator:
         """Return what `summary.json` reports about communication."""
         recipe, planner, tiers = self.recipe, self.planner, self.recipe.tiers
         r, *figures = np.mean([self._theory_of(number) for number in self._described_rounds], axis=0).tolist()
-        row_bits = self.transport.row_bits(self.V_bits)
+        row_bits = self.transport.tier_bits
         measured = {tier: self.ledger.bits(tier).payload / (self.ledger.rounds * row_bits[tier] or 1) for tier in TIERS}
         described: dict[str, Any] = {
             "r": r,
@@ -262,7 +261,6 @@ class Communicator:
         """Return what later rounds depend on, as tensors and numbers in plain dictionaries."""
         return {
             "ledger": self.ledger.state_dict(),
-            "V_bits": self.V_bits,
             "setup_seconds": list(self.setup_seconds),
             "planning": list(astuple(self.planning)),
             "nodes": self.nodes.state_dict() if self.nodes else self._memory,
@@ -271,7 +269,6 @@ class Communicator:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`, with the same bits."""
         self.ledger.load_state_dict(state["ledger"])
-        self.V_bits = int(state["V_bits"])
         self.setup_seconds = tuple(state["setup_seconds"])
         self.planning = Planning(*state["planning"])
         self.forget(state["nodes"])
@@ -288,7 +285,7 @@ class Communicator:
         Also return how their rows travel.
         """
         kinds = _kinds(recipe)
-        users, updating, transport = recipe.joined(users, aggregator, planner)
+        played, updating, transport = recipe.joined(users, aggregator, planner)
         if self._links.stand_ins:
             return self._links.stand_ins(name, transport, planner, aggregator, kinds.schedule), transport
         plays, homes = self._links.plays, self._links.homes(self.topology.K)
@@ -298,7 +295,7 @@ class Communicator:
         at_relays = aggregation if planner.preferred else None
         at_server = aggregation if planner.server else None
         nodes = Nodes(
-            [kinds.host(planner, transport, users, n, homes[name]) for n, name in enumerate(homes) if plays(name)],
+            [kinds.host(planner, transport, played, n, homes[name]) for n, name in enumerate(homes) if plays(name)],
             [kinds.relay(i, planner, transport, list(homes), at_relays) for i, name in enumerate(names) if plays(name)],
             kinds.server(planner, transport, at_server) if plays(SERVER) else None,
             aggregation,
@@ -365,7 +362,7 @@ class Communicator:
         """
         attendance, t, turns = server.attendance, self.topology, np.add(Schedule.turns, (0, 1, 0, 0))
         rows, last = sent[USERS_TO_RELAYS], sent[RELAYS_TO_USERS][: t.K]
-        forwards, delivers = self.planner.forwarding(attendance)
+        forwards, delivers = self.planner.plain_routes(attendance)
         heard, served = (np.arange(t.H)[:, None] == relays for relays in (forwards, delivers))
         up, down = (heard * rows).sum(axis=1), np.append((served * last).sum(axis=1), 0)
         for i in attendance.relays:

@@ -28,7 +28,7 @@ OTHER_PLAN = "its plan differs from that of others; install the same versions of
 
 
 class Keeper(Protocol):
-    """Where a node keeps the rows that it learns, for those of its process.
+    """Where one node keeps the rows that all aggregators of its process learn.
 
     Attributes:
         users: whose rows are kept.
@@ -94,11 +94,11 @@ class Heard(Protocol):
         """Hear these messages."""
 
 
-H = TypeVar("H", bound=Heard)
+HeardT = TypeVar("HeardT", bound=Heard)
 """What the steps of a flow take for heard."""
 
 
-class Step(Protocol[H]):
+class Step(Protocol[HeardT]):
     """A step of a round.
 
     Attributes:
@@ -119,18 +119,18 @@ class Step(Protocol[H]):
     @property
     def learners(self) -> Sequence[int]: ...
 
-    def up(self, i: int, heard: H) -> Content:
+    def up(self, i: int, heard: HeardT) -> Content:
         """Return what relay i sends the server."""
 
     def shape(self, i: int, up: bool) -> Shape:
         """Return the shape of what relay i sends the server, or gets from it, if it is a sender or receiver."""
 
-    def down(self, heard: H, received: Sequence[Message]) -> Iterator[Copy]:
+    def down(self, heard: HeardT, received: Sequence[Message]) -> Iterator[Copy]:
         """Yield what the server sends, from the rows that it heard, or from what relays sent."""
 
     def learn(
-        self, node: int, heard: H, received: Sequence[Message], digest: Digest, keeper: Keeper | None
-    ) -> H | None:
+        self, node: int, heard: HeardT, received: Sequence[Message], digest: Digest, keeper: Keeper | None
+    ) -> HeardT | None:
         """Let a node learn rows: it adds them to its digest and, if it keeps the rows of its process, to the keeper.
 
         Return what counts as heard by this node from now on, if that changes.
@@ -173,18 +173,18 @@ class Delivery(Protocol):
 
 
 @dataclass(frozen=True)
-class Flow(Generic[H]):
+class Flow(Generic[HeardT]):
     """What travels in an attempt.
 
     Attributes:
-        hearing: returns what a relay keeps of the rows that it hears, which is nothing yet.
+        hearing: makes the empty store for the rows that a relay hears.
         collect: the steps after which the aggregators hold what they compute the models from.
         delivery: how the models reach the users.
         digest: of the plan that the steps follow; nodes with another version of a solver may come to another plan.
     """
 
-    hearing: Callable[[int], H]
-    collect: tuple[Step[H], ...]
+    hearing: Callable[[int], HeardT]
+    collect: tuple[Step[HeardT], ...]
     delivery: Delivery
     digest: bytes = bytes(PLAN_DIGEST_BYTES)
 

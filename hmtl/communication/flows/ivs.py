@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import AggregatorSet, Loads, Plan, Scheme, bounds, loads, make_plan, resolve, scheme_of
-from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
@@ -19,17 +19,17 @@ from hmtl.communication.codecs.blocks import QuantisedAggregatorCoder, Quantised
 from hmtl.communication.codecs.formats import FLOATS, Quantiser
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import put, take
-from hmtl.communication.codecs.wires import check_wire, format_of, quantiser_of, rounding, row_bits
+from hmtl.communication.codecs.wires import check_wire, format_of, quantiser_of, rounding_note, row_bits
 from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper, Shape, Step
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
-from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, other_format
-from hmtl.communication.meaning import OnBehalf
+from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, unknown_format
+from hmtl.communication.meaning import TermsAtAggregator
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, alike, by_user
-from hmtl.communication.sides import AggregatorSide, RowMeaning, Updating, UserSide
+from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUsers, RowMeaning, UserSide
 from hmtl.errors import CodingError, ConfigError
 from hmtl.gf256 import matmul
-from hmtl.io.arrays import Ids
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Topology
 
@@ -79,14 +79,18 @@ class IVs(Recipe):
 
     def joined(
         self, users: UserSide, aggregator: AggregatorSide, planner: Planner
-    ) -> tuple[UserSide, Updating, "TransportOfIVs"]:
-        meaning, K = aggregator.means(), planner.topology.K
+    ) -> tuple[PlayedUsers, PlayedAggregator, "TransportOfIVs"]:
+        meaning, K = aggregator.hold_meaning(), planner.topology.K
         if meaning and meaning.private:
             raise ConfigError(
                 "privacy protects users in sums only, but this learner's rows travel one by one. Set "
                 "communicator=sums, or privacy.clip=null."
             )
-        return users, OnBehalf(aggregator, meaning, K) if meaning else aggregator, self.transport(users.row_layout, K)
+        return (
+            users,
+            TermsAtAggregator(aggregator, meaning, K) if meaning else aggregator,
+            self.transport(users.row_layout, K),
+        )
 
     def bounds(self, planner: Planner) -> Loads:
         return bounds(planner.topology, aggregators=planner.usual.setting)
@@ -104,11 +108,15 @@ class TransportOfIVs(Transport):
         nbytes = row_bits(self.recipe.wire, self.row_layout.numbers, dtype) // 8
         return {format_of(self.recipe.wire, dtype): (nbytes, nbytes)}
 
+    @property
+    def tier_bits(self) -> dict[str, int]:
+        return dict.fromkeys(TIERS, row_bits(self.recipe.wire, self.row_layout.numbers, self.row_layout.dtype))
+
     def model(self, row: Tensor, row_format: str) -> int:
         if row.shape[1] not in [8 * each + RECEIPT // 8 for each in self.row_layout.answers]:
             raise CodingError(f"models have no {row.shape[1]} bytes of further numbers")
         if row_format not in (lengths := self.lengths):
-            raise CodingError(other_format(row_format))
+            raise CodingError(unknown_format(row_format))
         return lengths[row_format][0]
 
     def user_coder(self, members: Ids) -> UserCoder:
@@ -157,7 +165,7 @@ class TransportOfIVs(Transport):
 
     def describe(self, planner: Planner) -> dict[str, Any]:
         communicator, scheme = "coded" if self.recipe.coded else "uncoded", scheme_of(self.recipe.scheme).name
-        note = rounding(self.recipe.wire, self.row_layout.dtype) if self.row_layout.numbers else ""
+        note = rounding_note(self.recipe.wire, self.row_layout.dtype) if self.row_layout.numbers else ""
         return {"communicator": communicator, "scheme": scheme, "note": note}
 
 
@@ -185,7 +193,7 @@ class Kept:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
     place: NDArray[np.int64] = field(init=False)
     cut: "tuple[Coded, Tensor] | None" = None
-    lacking: ClassVar[Ids] = np.empty(0, np.int64)
+    lacking: ClassVar[Ids] = NOBODY
 
     def __post_init__(self) -> None:
         self.place = np.full(len(self.near), -1)

@@ -37,12 +37,12 @@ class Planner:
         server: whether the server aggregates.
         access: the links from the network's file; None: it has none.
         attendance: function from bytes to the attendance that they encode.
-        copies_to: function from relays to the relay to which each user sends its row [K], or None: to all within range.
-            If only the server needs rows, further copies take a link's time in vain.
+        row_receivers: function from relays to the relay to which each user sends its row [K], or None: to all within
+            range. If only the server needs rows, further copies take a link's time in vain.
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
         routes: function from an attendance to the relay that sends each user its model [K], -1 if none does, and
             whether that relay gets it from the server, because it does not aggregate [K].
-        forwarding: function from an attendance to the relays by which plain forwarding would take each user's row to
+        plain_routes: function from an attendance to the relays by which plain forwarding would take each user's row to
             the server, and its model back [K] each.
         sum_code: function from links, and the numbers in a row, to the code by which relays send the server the sum of
             these users' terms.
@@ -64,8 +64,8 @@ class Planner:
         few, many = lru_cache(8), lru_cache(64)  # plans are large
         self._plans = few(self._plan)
         self.attendance = many(lambda content: Attendance.from_bytes(content, topology))
-        self.copies_to, self.routes = many(self._copies_to), many(self._routes)
-        self.forwarding = many(self._forwarding)
+        self.row_receivers, self.routes = many(self._row_receivers), many(self._routes)
+        self.plain_routes = many(self._plain_routes)
         self.forwarders = many(lambda heard: forwarders(heard, network.uplinks(heard)))
         self.sum_code = few(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
         self.spread_code = few(self._spread_code)
@@ -103,7 +103,7 @@ class Planner:
             return tuple(((i,), i) for i in relays)
         return ((relays, self.topology.H),) if relays else ()
 
-    def _copies_to(self, relays: tuple[int, ...]) -> NDArray[np.int64] | None:
+    def _row_receivers(self, relays: tuple[int, ...]) -> NDArray[np.int64] | None:
         if self.access is None or self.preferred:
             return None
         return Trip(self.access, self.topology.restricted(relays=relays).G, up=True).fastest()
@@ -114,7 +114,7 @@ class Planner:
             serving = Trip(self.access, t.G, up=False, here=here).fastest()
         return serving, (serving >= 0) & ~here[serving]
 
-    def _forwarding(self, attendance: Attendance) -> tuple[NDArray[np.int64], ...]:
+    def _plain_routes(self, attendance: Attendance) -> tuple[NDArray[np.int64], ...]:
         t = self.topology.restricted(relays=attendance.relays)
         if not self.access:
             return self.forwarders(attendance.heard), t.serving

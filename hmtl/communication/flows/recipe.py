@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hmtl.coding import Aggregators, AggregatorSet, Loads
-from hmtl.communication.accounting.ledger import TIERS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import Attendance
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
@@ -21,7 +20,7 @@ from hmtl.communication.flows.flow import Flow, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import Message
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.communication.sides import AggregatorSide, RowMeaning, Updating, UserSide
+from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUsers, RowMeaning, UserSide
 from hmtl.io.arrays import Ids
 from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Topology
@@ -29,7 +28,7 @@ from hmtl.topology import Moving, Topology
 RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last
 
 
-def other_format(row_format: str) -> str:
+def unknown_format(row_format: str) -> str:
     """Return why rows of a format are refused, if no rows travel in it."""
     return f"its format is {row_format}. Start all nodes with the same communicator.wire"
 
@@ -77,7 +76,7 @@ class Recipe(ABC):
     @abstractmethod
     def joined(
         self, users: UserSide, aggregator: AggregatorSide, planner: Planner
-    ) -> tuple[UserSide, Updating, "Transport"]:
+    ) -> tuple[PlayedUsers, PlayedAggregator, "Transport"]:
         """Return both sides as they are played, and how their rows travel.
 
         Rows become terms at the users if terms travel, and otherwise at the aggregator.
@@ -113,6 +112,11 @@ class Transport(ABC):
 
         Formats are in `formats.FORMATS`.
         """
+
+    @property
+    @abstractmethod
+    def tier_bits(self) -> dict[str, int]:
+        """The bits of a row of each tier."""
 
     @abstractmethod
     def model(self, row: Tensor, row_format: str) -> int:
@@ -155,10 +159,6 @@ class Transport(ABC):
     @abstractmethod
     def describe(self, planner: Planner) -> dict[str, Any]:
         """Return what `summary.json` reports about these rows on a topology, with a `note` on their format."""
-
-    def row_bits(self, V_bits: int) -> dict[str, int]:
-        """Return the bits of a row of each tier; `V_bits` are those of the rows that users sent last."""
-        return dict.fromkeys(TIERS, V_bits)
 
     def uncoded(self, sent: dict[str, Any], attendance: Attendance) -> dict[str, Any]:
         """Return the bits of a round by tier if users sent and received uncoded rows instead.

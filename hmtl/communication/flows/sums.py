@@ -33,14 +33,14 @@ from hmtl.communication.codecs.few_bit_words import FewBits, FewBitSumCoder, Few
 from hmtl.communication.codecs.formats import FEW_BITS
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import from_bytes, to_bytes
-from hmtl.communication.codecs.wires import name_of
+from hmtl.communication.codecs.wires import name_of, row_bits, suits_sums
 from hmtl.communication.codecs.words import PlainRows, RowFormat, SumCoder, TermCoder, unpacked
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Keeper, Shape
 from hmtl.communication.flows.planner import SUMS, Planner
-from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, other_format
-from hmtl.communication.meaning import CommonModel, TermsOfUsers
+from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, unknown_format
+from hmtl.communication.meaning import ModelAtAggregator, TermsAtUsers
 from hmtl.communication.messages import IVS, Message, alike, relay_number
-from hmtl.communication.sides import AggregatorSide, RowMeaning, Updating, UserSide
+from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUsers, RowMeaning, UserSide
 from hmtl.errors import CodingError, ConfigError
 from hmtl.io.arrays import Ids
 from hmtl.io.row_layout import RowLayout
@@ -68,7 +68,7 @@ class SumsOfRows(Recipe):
                 f"aggregators={self.aggregators} with communicator=sums: the server learns the sums. Set "
                 "aggregators=auto or server."
             )
-        if self.wire is not None and not (isinstance(self.wire, str) and self.wire in FEW_BITS):
+        if not suits_sums(self.wire):
             raise ConfigError(
                 f"wire={name_of(self.wire)} with communicator=sums: sums travel as integers. Choose one of "
                 f"{', '.join(FEW_BITS)}, or null for 64 bits."
@@ -107,27 +107,24 @@ class SumsOfRows(Recipe):
 
     def joined(
         self, users: UserSide, aggregator: AggregatorSide, planner: Planner
-    ) -> tuple[UserSide, Updating, "TransportOfSums"]:
+    ) -> tuple[PlayedUsers, PlayedAggregator, "TransportOfSums"]:
         layout, K = users.row_layout, planner.topology.K
         if not layout.numbers:  # nothing travels
             return users, aggregator, self.transport(layout, K)
-        meaning = users.means()
-        if not meaning:
+        if not (meaning := users.hold_meaning()):
             raise CodingError(
                 f"{type(aggregator).__name__} needs the rows of all users, not only sums of them. Set "
                 "communicator=coded or uncoded."
             )
         transport = self.transport(layout, K, meaning)
-        for code in transport.codes(planner):
-            _ = code.inverses  # otherwise the first node that needs them makes them during its turn
         if not transport.common:
-            return TermsOfUsers(users, meaning, True), aggregator, transport
-        of_sums = aggregator.means()
-        updating = CommonModel(aggregator, of_sums) if of_sums else aggregator
-        return TermsOfUsers(users, meaning, False), updating, transport
+            return TermsAtUsers(users, meaning, True), aggregator, transport
+        of_sums = aggregator.hold_meaning()
+        updating = ModelAtAggregator(aggregator, of_sums) if of_sums else aggregator
+        return TermsAtUsers(users, meaning, False), updating, transport
 
     def bounds(self, planner: Planner) -> Loads:
-        return with_copies(planner, sum_bounds(planner.topology))
+        return _with_copies(planner, sum_bounds(planner.topology))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +151,7 @@ class TransportOfSums(Transport):
         if before - self.formats.stamp not in [8 * each for each in self.row_layout.answers]:
             raise CodingError(f"rows for users have no {before} bytes of further numbers")
         if row_format not in self.formats.down:
-            raise CodingError(other_format(row_format))
+            raise CodingError(unknown_format(row_format))
         return self.formats.down[row_format].nbytes
 
     def delivered(self, planner: Planner, message: Message) -> Shape:
@@ -226,7 +223,7 @@ class TransportOfSums(Transport):
             CodingError: the relay has another code.
         """
         H = planner.topology.H
-        size = _nbytes(H) + PLAN_DIGEST_BYTES
+        size = -(-H // 8) + PLAN_DIGEST_BYTES  # a bit for each relay
         overhead, header = message.overhead[:1, :-size], message.overhead[0, -size:].numpy()
         present = np.unpackbits(header[:-PLAN_DIGEST_BYTES], count=H)
         code = planner.spread_code(tuple(np.flatnonzero(present).tolist()), self.formats.L)
@@ -241,10 +238,11 @@ class TransportOfSums(Transport):
 
     def loads(self, planner: Planner) -> Loads:
         up, spread = self.codes(planner)
-        return with_copies(planner, up.loads(spread, self.formats.L))
+        return _with_copies(planner, up.loads(spread, self.formats.L))
 
-    def row_bits(self, V_bits: int) -> dict[str, int]:
-        """Return the bits of a row of each tier; before the scales are known, rows are longer."""
+    @property
+    def tier_bits(self) -> dict[str, int]:
+        """The bits of a row of each tier; before the scales are known, rows are longer."""
         usual = next(iter(self.formats.down.values()))
         up, sums, down = (8 * each.nbytes for each in (self.formats.terms, self.formats.sums, usual))
         return dict(zip(TIERS, (up, sums, down, down), strict=True))
@@ -262,7 +260,7 @@ class TransportOfSums(Transport):
     @property
     def _own_bits(self) -> int:
         """The bits of a row of the learner, before it becomes terms."""
-        return 8 * self.own.numbers * self.own.dtype.itemsize
+        return row_bits(None, self.own.numbers, self.own.dtype)
 
     def describe(self, planner: Planner) -> dict[str, Any]:
         """Return what `summary.json` reports about these rows.
@@ -275,10 +273,9 @@ class TransportOfSums(Transport):
         described: dict[str, Any] = {"communicator": "sums", "scheme": "sums", "last_hop": planner.network.last_hop}
         described |= {"adding": names.of_relays(code.relays), "pieces": code.pieces}
         if self.row_layout.numbers:
-            row_bits = self.row_bits(0)
-            if len({*row_bits.values()}) > 1:
-                described["bits_per_number"] = {t: bits / self.row_layout.numbers for t, bits in row_bits.items()}
-            described["loads_uncoded"] = {tier: self.K * self._own_bits / row_bits[tier] for tier in TIERS}
+            if len({*self.tier_bits.values()}) > 1:
+                described["bits_per_number"] = {t: bits / self.row_layout.numbers for t, bits in self.tier_bits.items()}
+            described["loads_uncoded"] = {tier: self.K * self._own_bits / self.tier_bits[tier] for tier in TIERS}
         notes, bits = [], self.recipe.bits
         if bits:
             notes.append(
@@ -291,7 +288,7 @@ class TransportOfSums(Transport):
         return described | {"note": "; ".join(notes)}
 
 
-def with_copies(planner: Planner, load: Loads) -> Loads:
+def _with_copies(planner: Planner, load: Loads) -> Loads:
     """Return a load with the rows that relays send if each user gets its own copy."""
     if planner.network.last_hop == "unicast":
         return replace(load, last_hop=float(len(planner.topology.present)))
@@ -449,8 +446,3 @@ class CommonRow:
         if self.code.pieces == 1:
             return row.payload
         return self.formats.down[row.format].split(row.payload, self.code, self.code.shares_of(i))
-
-
-def _nbytes(H: int) -> int:
-    """Return the bytes of one bit for each relay."""
-    return -(-H // 8)

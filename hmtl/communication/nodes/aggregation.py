@@ -25,7 +25,7 @@ from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes
 from hmtl.communication.flows.flow import Content
 from hmtl.communication.flows.recipe import Transport
 from hmtl.communication.messages import PARTS
-from hmtl.communication.sides import Updating
+from hmtl.communication.sides import PlayedAggregator
 from hmtl.errors import CodingError, RangeError, few
 from hmtl.io.arrays import NOBODY, Ids
 
@@ -40,7 +40,7 @@ class PackedModels:
 
     Attributes:
         payload: numbers of the models, uint8 [rows, bytes].
-        overhead: further numbers and receipts, see `AggregatorCoder.receipts`, uint8 [rows, bytes].
+        overhead: further numbers and receipts, see `AggregatorCoder.encode`, uint8 [rows, bytes].
         format: of these rows.
     """
 
@@ -81,11 +81,11 @@ class Aggregation:
 
     name = "aggregation"
 
-    def __init__(self, aggregator: Updating, transport: Transport, revocable: bool) -> None:
+    def __init__(self, aggregator: PlayedAggregator, transport: Transport, revocable: bool) -> None:
         self.aggregator, self.transport, self.revocable = aggregator, transport, revocable
         self.coder = transport.aggregator_coder()
         self.counted: NDArray[np.int64] = np.full(transport.K, NEVER)
-        self.users: Ids = np.empty(0, np.int64)
+        self.users: Ids = NOBODY
         self.ivs: dict[str, Tensor] = {}
         self.version, self.prepared, self.past, self.since = 0, 0, list[Tensor](), 0
         self.unknown = False

@@ -17,13 +17,13 @@ from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.recipe import Transport
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import IVS, RECEIPTS, Message, host_name, nothing, relay_name, relay_number
-from hmtl.communication.sides import HandedRows, SentRows, UserSide
+from hmtl.communication.sides import HandedRows, PlayedUsers, SentRows
 from hmtl.communication.turns import Turn
 from hmtl.errors import CodingError
 from hmtl.io.arrays import Ids
 
 ALL = slice(0, None)
-LEAST = 64  # columns in a block
+MIN_BLOCK_COLUMNS = 64
 SEND_CHUNK_BYTES = 2**23  # bytes of rows that are sent at once, so that they stay in the processor's cache
 
 
@@ -47,13 +47,12 @@ class Host:
         pending: whether each user's update is pending [K].
         sent: the round of each user's last IV [K].
         dtype, device: of the IVs.
-        nbytes: bytes of an IV.
         last_turn: in this round; "": none.
     """
 
     STATE = ("waiting", "pending", "sent")
 
-    def __init__(self, planner: Planner, transport: Transport, users: UserSide, number: int, members: Ids) -> None:
+    def __init__(self, planner: Planner, transport: Transport, users: PlayedUsers, number: int, members: Ids) -> None:
         self.name, self.users, self.members = host_name(number), users, members
         self.coder = transport.user_coder(members)
         self.planner, self.transport, K = planner, transport, planner.topology.K
@@ -61,7 +60,6 @@ class Host:
         self.pending: NDArray[np.bool_] = np.zeros(K, dtype=bool)
         self.sent: NDArray[np.int64] = np.zeros(K, dtype=np.int64)
         self.dtype, self.device = torch.float64, torch.device("cpu")
-        self.nbytes = 0
         self.last_turn = ""
         self._idle = self.waiting.copy()
         self._round, self._relays = -1, tuple[str, ...]()
@@ -129,7 +127,9 @@ class Host:
             at_once = room // max(1, m)
         blocks = list[tuple[slice, slice]]()
         for part in _cut(n, at_once):
-            columns = [ALL] if self._whole else list(_cut(m, max(LEAST, room // max(1, part.stop - part.start))))
+            columns = (
+                [ALL] if self._whole else list(_cut(m, max(MIN_BLOCK_COLUMNS, room // max(1, part.stop - part.start))))
+            )
             blocks += [(part, each) for each in columns[:-1]]
             blocks.append((part, slice(columns[-1].start, None)))  # with the further numbers
         self._unsent = deque(blocks if n else ())
@@ -141,14 +141,14 @@ class Host:
 
     def _first_messages(self, payload: Tensor, overhead: Tensor) -> list[Message]:
         """Return a message with these rows of the users who take part, and requests of others."""
-        self.nbytes, lacking = payload.shape[1], self.coder.requesting(self.members[self._idle[self.members]])
+        lacking = self.coder.requesting(self.members[self._idle[self.members]])
         flags = torch.ones(len(lacking), 1, dtype=torch.uint8)
         requests = (
             [replace(self._message(lacking, nothing(len(lacking)), flags), format=REQUEST)] if len(lacking) else []
         )
         whole = self._message(self._users, payload, overhead)
         relays = tuple(relay_number(name) for name in self._relays)
-        routes = None if self.transport.recipe.adds else self.planner.copies_to(relays)
+        routes = None if self.transport.recipe.adds else self.planner.row_receivers(relays)
         if routes is None:
             return [whole, *requests]
         rows = []

@@ -75,7 +75,17 @@ HOST_TURNS: Mapping[str, frozenset[str]] = {
 OTHER_TURNS = frozenset(
     {
         *("report", "attend", "begin", "take", "up", "learn", "release", "aggregate", "confirm", "conclude", "deliver"),
-        *("send_state", "adopt_state", "pass_state", "attend_again", "down", "compare", "retry", "unmask", "settle"),
+        *(
+            "send_state",
+            "adopt_state",
+            "pass_state",
+            "attend_again",
+            "down",
+            "compare",
+            "retry",
+            "unmask",
+            "choose_sharers",
+        ),
         *("advertise", "introduce", "collect", "pass_on", "confirm_shares", "announce", "ask", "hear", "combine"),
     }
 )

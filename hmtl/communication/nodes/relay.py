@@ -45,7 +45,7 @@ from hmtl.communication.messages import (
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, following
 from hmtl.communication.turns import Turn
-from hmtl.io.arrays import Ids
+from hmtl.io.arrays import NOBODY, Ids
 
 log = logging.getLogger(__name__)
 
@@ -338,7 +338,7 @@ class Relay(Node):
     def _may_attend(self, content: NDArray[np.uint8], formats: Collection[str]) -> bool:
         """Return whether the server may tell this relay who attends; raise CodingError if nobody can attend so."""
         told = self.planner.attendance(content[ATTEMPT_BYTES:].tobytes())
-        arrived = np.concatenate([np.empty(0, np.int64), *(message.of_users() for message in self._arrived)])
+        arrived = np.concatenate([NOBODY, *(message.of_users() for message in self._arrived)])
         heard = np.isin(told.heard.N(self.i), arrived).all()
         able = self.aggregation is not None or not told.aggregating.any()
         return bool(told.reporting[self.i] and heard and able and told.format in formats)

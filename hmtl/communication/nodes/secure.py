@@ -503,7 +503,7 @@ class SecureServer(Server):
                 passed.append(self._copy(SHARES, Copy((i,), i, content)))
         return passed
 
-    def settle(self, messages: Sequence[Message]) -> list[Message]:
+    def choose_sharers(self, messages: Sequence[Message]) -> list[Message]:
         """Tell relays which users shared seeds: those whose shares enough neighbours could read."""
         if self._known is None or not messages:
             return []
@@ -512,7 +512,7 @@ class SecureServer(Server):
         for message in messages:
             mine = np.flatnonzero(self._known.serving == relay_of(message))
             read[mine] = _bools(message.overhead[0].numpy(), (len(mine), roster.degree.neighbors))
-        roster.settle(read, holds)
+        roster.choose_sharers(read, holds)
         return self._to(self._relays, SHARED, *overhead_only(np.packbits(roster.shared)))
 
     def retry(self) -> list[Message]:

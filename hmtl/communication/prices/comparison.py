@@ -24,8 +24,7 @@ from hmtl.coding import (
 )
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.codecs.formats import FEW_BITS
-from hmtl.communication.codecs.wires import Wire, check_wire, row_bits
+from hmtl.communication.codecs.wires import Wire, check_wire, row_bits, suits_sums
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.flows.routes import Trip
@@ -274,7 +273,7 @@ def _in_format(
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
     coded = IVs(aggregators=nodes.setting, wire=wire)
     recipes: dict[str, Recipe] = {"uncoded": IVs("uncoded", wire=wire), "coded": coded}
-    if wire is None or wire in FEW_BITS:
+    if suits_sums(wire):
         recipes["sums"] = SumsOfRows(wire=wire)
         if secure:
             recipes["secure"] = SumsOfRows(wire=wire, secure=secure)

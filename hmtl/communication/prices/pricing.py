@@ -1,8 +1,8 @@
 """The price of a round in which everybody takes part, and which way of rows has the lowest.
 
 A *dry round* is played in this process, with short rows of zeros. Its ledger says how many rows and how many bits of
-overhead each link carries. The price is so many rows of the length that they have in their format, and this overhead.
-Plans of large networks take minutes, so their rows are those of the formulas in `hmtl.coding`, without overhead.
+overhead each link carries. The price counts these rows at the length of their format, and adds the overhead. Plans of
+large networks take minutes; their rows come from the formulas in `hmtl.coding`, without overhead.
 
 K users, H relays, m numbers in an IV, or words in a row of sums.
 """
@@ -24,8 +24,7 @@ from torch import Tensor
 from hmtl.coding import AggregatorSet, loads, sum_loads
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS, USERS_TO_RELAYS, LinkLedger
 from hmtl.communication.accounting.network import Network
-from hmtl.communication.codecs.formats import FEW_BITS
-from hmtl.communication.codecs.wires import row_bits
+from hmtl.communication.codecs.wires import row_bits, suits_sums
 from hmtl.communication.communicators.base import Communicator
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.recipe import Recipe
@@ -35,14 +34,14 @@ from hmtl.communication.meaning import Words
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message
 from hmtl.communication.sides import AggregatorSide, RowMeaning, UserSide
 from hmtl.errors import CodingError
-from hmtl.io.arrays import Ids
+from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)
 
-LONGEST_IV = 420  # numbers of a dry IV: up to 8 pieces of its bytes need no padding
-LONGEST_SUMS = 10_080  # words of a dry row of sums: up to 8 pieces of 1 to 4 stretches need no padding
+MAX_DRY_NUMBERS = 420  # numbers of a dry IV: up to 8 pieces of its bytes need no padding
+MAX_DRY_WORDS = 10_080  # words of a dry row of sums: up to 8 pieces of 1 to 4 stretches need no padding
 OF_SECURE_SUMS = (KEYS, SHARED, SHARES, UNMASK)  # the kinds of messages that secure sums add, all of them overhead
 MAX_PLAYED_SIZE = 5000  # users times relays of a network that is priced by a dry round
 MAX_PRICED_RELAYS = 6  # relays; up to this number, all sets are tried if the network is small
@@ -89,13 +88,13 @@ def price(
         ConfigError: it does not fit this network.
     """
     meaning = Words(m, common=common) if recipe.adds else None
-    row = recipe.transport(RowLayout.zeros(m, dtype), t.K, meaning).row_bits(row_bits(recipe.wire, m, dtype))
+    row = recipe.transport(RowLayout.zeros(m, dtype), t.K, meaning).tier_bits
     if t.K * t.H > MAX_PLAYED_SIZE and not (recipe.secure or network.links):
         bits = {tier: row[tier] * rows for tier, rows in _rows_by_formula(recipe, t, network).items()}
         return _price(bits, network.seconds(bits), network, {})
-    numbers = min(m, LONGEST_SUMS if recipe.adds else LONGEST_IV)
+    numbers = min(m, MAX_DRY_WORDS if recipe.adds else MAX_DRY_NUMBERS)
     dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers, common)
-    bits, dry_row = {}, dry.transport.row_bits(64 * numbers)
+    bits, dry_row = {}, dry.transport.tier_bits
     for tier in TIERS:
         payload, overhead = dry.ledger.per_link(tier, -1).T
         bits[tier] = payload / dry_row[tier] * row[tier] + overhead
@@ -177,7 +176,7 @@ def chosen(communicator: Communicator, meaning: RowMeaning | None, m: int, dtype
     t, network, wire = communicator.topology, communicator.network, communicator.recipe.wire
     if network.links:
         communicator = _with_aggregators(communicator, next(iter(cheapest(communicator.recipe, t, network, m, dtype))))
-    if meaning is None or not (wire is None or wire in FEW_BITS):
+    if meaning is None or not suits_sums(wire):
         return communicator
     recipe = SumsOfRows(wire=wire)
     adding = price(recipe, t, network, meaning.words, dtype, None if wire else meaning.common)
@@ -205,7 +204,7 @@ def added_by_secure_sums(communicator: Communicator) -> dict[str, int]:
     return {tier: sum(bits[tier] for bits in added.values()) for tier in TIERS}
 
 
-@lru_cache(8)
+@lru_cache(32)  # a comparison plays about 17
 def dry_round(
     recipe: Recipe, t: Topology, network: Network, numbers: int, common: torch.dtype | None = None
 ) -> tuple[Communicator, Counter[tuple[str, str]]]:
@@ -261,10 +260,10 @@ class _DryUsers:
         self.row_layout, self.words = RowLayout.zeros(numbers, torch.int64 if words else torch.float64), words
         self._ivs = self.row_layout.origin.expand(K, -1)
 
-    def means(self) -> RowMeaning | None:
+    def hold_meaning(self) -> RowMeaning | None:
         return self.words
 
-    def local_update(self, round: int, idle: Ids = np.empty(0, np.int64)) -> tuple[Ids, Tensor]:  # noqa: B008, nobody writes to it
+    def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         return np.arange(len(self._ivs)), self._ivs
 
     def commit(self, users: Ids) -> None: ...
@@ -280,7 +279,7 @@ class _DryAggregator:
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         return ivs
 
-    def means(self) -> RowMeaning | None:
+    def hold_meaning(self) -> RowMeaning | None:
         return None
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ from hmtl.communication.secure.crypto import (
 )
 from hmtl.communication.secure.neighbors import Degree, circle
 from hmtl.errors import HmtlError
-from hmtl.io.arrays import Bytes, Ids
+from hmtl.io.arrays import NOBODY, Bytes, Ids
 
 Mask = NDArray[np.unsignedinteger]
 Parts = Sequence[tuple[int, int]]
@@ -70,7 +70,7 @@ class MaskingUser:
         self._sealing, self._masking = X25519PrivateKey.generate(), key_from(self._common)
         keys = self._sealing.public_key(), self._masking.public_key()
         self.advertised: Bytes = _bytes(b"".join(key.public_bytes_raw() for key in keys))
-        self.neighbors: Ids = np.empty(0, np.int64)
+        self.neighbors: Ids = NOBODY
         self._keys: list[tuple[bytes, bytes]] = []  # agreed with each neighbour
         self._strangers: NDArray[np.bool_] = np.empty(0, bool)  # neighbours without usable keys
         self._threshold = 0
@@ -187,7 +187,7 @@ class Roster:
         """The number of each user among the neighbours of its first, second, ... neighbour [k]."""
         return np.arange(self.degree.neighbors)[::-1]
 
-    def settle(self, read: NDArray[np.bool_], holds: NDArray[np.bool_]) -> None:
+    def choose_sharers(self, read: NDArray[np.bool_], holds: NDArray[np.bool_]) -> None:
         """Decide which users shared their seeds.
 
         Args:

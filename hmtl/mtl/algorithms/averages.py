@@ -89,8 +89,6 @@ class WeightedMean(Meaning):
         privacy: how terms are clipped and get noise; None: they do not.
     """
 
-    q = 1
-
     def __init__(
         self, average: Average, weights: Weights, last: Callable[[Ids], Tensor], ids: Ids, privacy: Privacy | None
     ) -> None:

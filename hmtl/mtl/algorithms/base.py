@@ -24,7 +24,7 @@ from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.base import Kind
-from hmtl.mtl.sums import LARGEST_FIGURE, LazyRows, from_digits, to_digits
+from hmtl.mtl.sums import MAX_FIGURE, LazyRows, from_digits, to_digits
 from hmtl.mtl.symmetric import Symmetric
 
 DIVERGED = (
@@ -52,8 +52,8 @@ class Side(nn.Module, ABC):
         """Return what rows mean, for the users of this side; None: the aggregator needs every row."""
         return None
 
-    def means(self) -> Meaning | None:
-        """Return what rows mean, and keep that from now on; see `make_meaning`."""
+    def hold_meaning(self) -> Meaning | None:
+        """Make what rows mean, see `make_meaning`, and hold it as part of the state from now on."""
         if self.meaning is None:
             self.meaning = self.make_meaning()
         return self.meaning
@@ -63,7 +63,7 @@ class Side(nn.Module, ABC):
         for prefix, side in [*self.named_modules()]:
             start = f"{prefix}.meaning.".lstrip(".")
             if isinstance(side, Side) and any(name.startswith(start) for name in state_dict):
-                side.means()
+                side.hold_meaning()
         old = self.state_dict()
         new = {name: value.to(old[name]) if name in old else value for name, value in state_dict.items()}
         return super().load_state_dict(new, strict, assign)
@@ -209,7 +209,7 @@ class Algorithm(ABC):
         if meaning := users.meaning:
             sent = meaning.terms(round, active, rows)[:].sum(0, keepdim=True)
         else:
-            meaning = aggregator.means()
+            meaning = aggregator.hold_meaning()
             sent = meaning.total_of(active, rows[:]) if meaning else rows[:]
         models = aggregator.update(active, sent)
         users.commit(active)
@@ -312,7 +312,7 @@ class Algorithm(ABC):
         """
         measured = self.users.measure()
         own = {name: each.double() for name, each in self._beside_measures(measured).items()}
-        in_range = [(each.abs() < LARGEST_FIGURE).reshape(len(each), -1).all(1) for each in own.values()]
+        in_range = [(each.abs() < MAX_FIGURE).reshape(len(each), -1).all(1) for each in own.values()]
         fine = torch.stack(in_range).all(0)
         own = {name: each.where(fine.view(-1, *(1,) * (each.ndim - 1)), 0) for name, each in own.items()}
         terms = {"users": torch.stack([torch.ones_like(fine), fine], dim=1)} | self._shares(own)

@@ -51,8 +51,6 @@ class StepsBySums:
         grid: grid of the terms.
     """
 
-    Omega = None
-
     def __init__(self, A: Symmetric, grid: Grid) -> None:
         scale = fitting(float(A.U.abs().sum(0).max()))
         self.A = A = LowRank(A.delta, A.U * scale, A.C / scale**2)
@@ -62,9 +60,6 @@ class StepsBySums:
         self._G = torch.linalg.inv(gram)
         self._slope = self.a * torch.eye(A.q).to(gram) + gram @ A.C
         self.steepest = max(self.a, float(torch.linalg.eigvals(self._slope).real.max()))
-
-    def take(self, regularizer: Regularizer) -> None:
-        """Keep A, which depends on the configuration alone."""
 
     def terms(self, W: Tensor, users: Tensor | slice = slice(None)) -> Tensor:
         """Return the terms [n, q, m] of models W [n, m] of these users in the sums, int64."""
@@ -226,7 +221,7 @@ class Coupler(Aggregator):
         return {name: value for name, value in self.named_buffers() if "Omega" in name}
 
 
-class TermsCoupler(Aggregator):
+class SummedCoupler(Aggregator):
     """Aggregator side if sums suffice: keeps the sums S, int64 [1, q·m], and the number of rounds t; both go down."""
 
     S: Tensor
@@ -251,7 +246,7 @@ class TermsCoupler(Aggregator):
         return torch.cat([self.S, self.rounds.to(self.S).view(1, 1)], dim=1)
 
 
-def coupler_of(problem: Problem, solver: NetworkSolver, start: Tensor) -> Coupler | TermsCoupler:
+def coupler_of(problem: Problem, solver: NetworkSolver, start: Tensor) -> Coupler | SummedCoupler:
     """Return the aggregator of coupled numbers that start at `start` [n].
 
     Raises:
@@ -260,5 +255,5 @@ def coupler_of(problem: Problem, solver: NetworkSolver, start: Tensor) -> Couple
     solver.rate(0)
     start, A = start.expand(problem.K, -1), problem.known(problem.regularizer.coupling)
     if A is not None and A.q:
-        return TermsCoupler(start, StepsBySums(A, problem.grid), solver)
+        return SummedCoupler(start, StepsBySums(A, problem.grid), solver)
     return Coupler(start, StepsOfAll(problem.regularizer, problem.K, start.shape[1], problem.s.device), solver)

@@ -84,7 +84,7 @@ class DualUsers(Users):
             self.register_buffer("scale", torch.ones_like(self.beta))
         further = int(settings.accelerated)
         answers = further, further + 1 + settings.rescales  # with c_k and θ after a change of Ω
-        self.row_layout = RowLayout(self.W.new_zeros(problem.size), further, answers, deltas=True)
+        self.row_layout = RowLayout(self.W.new_zeros(problem.size), further, answers, changes=True)
         self._round = -1
         self._idle = NOBODY  # users who are idle in this round
 
@@ -112,7 +112,7 @@ class DualUsers(Users):
         users = working.nonzero()[:, 0].numpy()
         ivs = of_rows(dV, users)
         rows = torch.cat([ivs, self._overshoot(users, ivs)], dim=1) if settings.accelerated else ivs
-        return users, Changes(rows, partial(self._take_sent, users))
+        return users, Changes(rows, partial(self._note_sent, users))
 
     def _overshoot(self, users: Ids, dV: Tensor) -> Tensor:
         """Return r_k [n, 1]; r_k > 0 means that the last extrapolation points away from the step Δv_k [n, d]."""
@@ -121,7 +121,7 @@ class DualUsers(Users):
         overshoot: Tensor = curvature * beyond
         return overshoot[:, None]
 
-    def _take_sent(self, users: Ids, some: slice, sent: Tensor) -> Tensor:
+    def _note_sent(self, users: Ids, some: slice, sent: Tensor) -> Tensor:
         """Take what aggregators will read of the IVs of some of these users, and return its further numbers."""
         self.dV = with_rows(self.dV, users[some], sent)
         return self._overshoot(users[some], sent)[:, : self.row_layout.further]
@@ -221,11 +221,11 @@ class Changes(LazyRows):
 
     def __init__(self, rows: Tensor, take_sent: Callable[[slice, Tensor], Tensor]) -> None:
         self.rows, self.dtype, self.device, self.shape = rows, rows.dtype, rows.device, (len(rows), rows.shape[1])
-        self._take_sent = take_sent
+        self._note_sent = take_sent
 
     def further(self, users: slice) -> Callable[[Tensor], Tensor]:
-        """Return what takes the numbers [n, d] that are read of some IVs, and returns their further numbers [n, e]."""
-        return partial(self._take_sent, users)
+        """See `hmtl.communication.sides.SentRows.further`."""
+        return partial(self._note_sent, users)
 
     def _block(self, users: slice, columns: slice) -> Tensor:
         return self.rows[users, columns]

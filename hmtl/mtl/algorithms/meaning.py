@@ -20,7 +20,6 @@ class Meaning(nn.Module, ABC):
     """How terms are made of rows, and models of sums.
 
     Attributes:
-        q: how many sums there are for each number of a row.
         words: L, numbers in a row of terms, and of sums.
         further: words beside terms.
         answers: words beside sums.
@@ -28,7 +27,6 @@ class Meaning(nn.Module, ABC):
         private: whether terms get noise that hides single users, so that their users have to make them.
     """
 
-    q: int
     words: int
     further: int = 0
     answers: int = 0
@@ -55,7 +53,9 @@ class Meaning(nn.Module, ABC):
 
 
 class SumsOfVectors(Meaning):
-    """Rows that move a vector x_k of each user, of which a matrix M = δI + U C Uᵀ needs the sums Σ_l U_lᵀ x_l.
+    """The meaning of rows that move a vector x_k of each user, if (M x)_k is needed, M = δI + U C Uᵀ.
+
+    Then the sums Σ_l U_lᵀ x_l suffice.
 
     A user's terms are the change of U_kᵀ x_k, rounded to the grid, so that sums of terms are sums of rounded vectors.
 

@@ -17,7 +17,7 @@ from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean, Weights
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, not_bounded
-from hmtl.mtl.algorithms.coupling import Coupler, TermsCoupler, coupler_of
+from hmtl.mtl.algorithms.coupling import Coupler, SummedCoupler, coupler_of
 from hmtl.mtl.algorithms.local_training import BlockTraining, Setting
 from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
@@ -53,7 +53,7 @@ class NetworkUsers(Users):
         setting: Setting,
         average: Average | None,
         weights: Weights,
-        coupler: Coupler | TermsCoupler | None,
+        coupler: Coupler | SummedCoupler | None,
     ) -> None:
         super().__init__()
         self.setting, self.average = setting, average
@@ -112,7 +112,7 @@ class NetworkUsers(Users):
 
     def make_meaning(self) -> Meaning | None:
         ids = self.problem.users
-        coupled = self.coupler.meaning_of(ids) if isinstance(self.coupler, TermsCoupler) else None
+        coupled = self.coupler.meaning_of(ids) if isinstance(self.coupler, SummedCoupler) else None
         if not self.average or (self.coupler and not coupled):
             return coupled
         mean = WeightedMean(self.average, self.weights, self.held["averaged"].of, ids, self.setting.privacy)
@@ -350,7 +350,7 @@ class NetworkAlgorithm(Algorithm):
         self.regularized = learner.regularized
         weights = self._weights()
         self.averages: AverageAggregator | None = None
-        self.coupler: Coupler | TermsCoupler | None = None
+        self.coupler: Coupler | SummedCoupler | None = None
         average, total = None, float(weights.sum())
         if averaged:
             average = Average(dict(sorted(averaged.items(), key=lambda each: each[1].over_all)), self.problem.grid)
@@ -402,7 +402,9 @@ class NetworkAlgorithm(Algorithm):
 
     @property
     def Omega(self) -> Symmetric | None:
-        return self.coupler.steps.Omega if self.coupler and self.problem.regularizer.learns else None
+        return (
+            self.coupler.steps.Omega if isinstance(self.coupler, Coupler) and self.problem.regularizer.learns else None
+        )
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """Return the exchange of the users' weights, and of what the regularizer has to know about them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from hmtl.io.arrays import Ids
 from hmtl.mtl.algorithms.averages import AverageAggregator, WeightedMean
 from hmtl.mtl.algorithms.base import Aggregator
-from hmtl.mtl.algorithms.coupling import Coupler, SumsOfSteps, TermsCoupler
+from hmtl.mtl.algorithms.coupling import Coupler, SummedCoupler, SumsOfSteps
 from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.sums import HELD, LazyRows, RowsByUsers
 
@@ -28,7 +28,6 @@ class MeaningOfTwoParts(Meaning):
         super().__init__()
         self.mean, self.coupled = mean, coupled
         self.words, self.answers = mean.words + coupled.words, coupled.answers
-        self.q = coupled.q
 
     def terms(self, round: int, users: Ids, rows: Tensor | LazyRows) -> LazyRows:
         a, whole = self.mean.words, rows[:]
@@ -62,20 +61,20 @@ class AggregatorOfTwoParts(Aggregator):
         coupler: the aggregator of the coupled numbers.
     """
 
-    def __init__(self, averages: AverageAggregator, coupler: Coupler | TermsCoupler) -> None:
+    def __init__(self, averages: AverageAggregator, coupler: Coupler | SummedCoupler) -> None:
         super().__init__()
         self.averages, self.coupler = averages, coupler
         self.mean = averages.make_meaning()
 
     def make_meaning(self) -> MeaningOfTwoParts | None:
-        if isinstance(self.coupler, TermsCoupler):
-            return MeaningOfTwoParts(self.averages.make_meaning(), self.coupler.make_meaning())
+        if isinstance(self.coupler, SummedCoupler):
+            return MeaningOfTwoParts(self.mean, self.coupler.make_meaning())
         return None
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
         a = self.mean.words
         averaged, coupled = ivs[:, :a], ivs[:, a:]
-        if isinstance(self.coupler, TermsCoupler):
+        if isinstance(self.coupler, SummedCoupler):
             sums = self.averages.update(users, averaged), self.coupler.update(users, coupled)
             return torch.cat(sums, dim=1)
         mean = self.averages.update(users, self.mean.total_of(users, averaged))

@@ -29,8 +29,8 @@ def numbers(seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(K, M)))
 
 
-def ends(deltas: bool = False) -> tuple[QuantisedUserCoder, QuantisedAggregatorCoder]:
-    layout = RowLayout.zeros(M, deltas=deltas)
+def ends(changes: bool = False) -> tuple[QuantisedUserCoder, QuantisedAggregatorCoder]:
+    layout = RowLayout.zeros(M, changes=changes)
     return QuantisedUserCoder(layout, Blocks(4), ALL), QuantisedAggregatorCoder(layout, Blocks(4), len(ALL))
 
 
@@ -69,16 +69,16 @@ def test_a_model_is_a_change_of_what_the_user_is_known_to_hold(lost: bool) -> No
     assert torch.equal(host.decode(ALL, payload, overhead[:, :-4], torch.float64, row_format), aggregator.newest)
 
 
-@pytest.mark.parametrize("deltas", [False, True])
-def test_an_iv_that_did_not_count_leaves_no_trace(deltas: bool) -> None:
+@pytest.mark.parametrize("changes", [False, True])
+def test_an_iv_that_did_not_count_leaves_no_trace(changes: bool) -> None:
     """The next one is encoded as if it had never been, and both ends hold the same bits."""
-    (host, aggregator), (plain, _) = ends(deltas), ends(deltas)
+    (host, aggregator), (plain, _) = ends(changes), ends(changes)
     host.encode(ALL, numbers(1), 0)  # is lost
     lost, first = (each.encode(ALL, numbers(2), 0) for each in (host, plain))
     assert all(map(torch.equal, lost, first))
     aggregator.decode(ALL, *lost, torch.float64, "blocks4")
     host.commit(ALL)
-    assert deltas or torch.equal(host.held, aggregator.held)
+    assert changes or torch.equal(host.held, aggregator.held)
 
 
 class TestInt8(QuantiserContract):

@@ -7,7 +7,7 @@ import torch
 
 from hmtl.communication.codecs.blocks import QUANTISERS, Blocks
 from hmtl.communication.codecs.formats import FORMATS
-from hmtl.communication.codecs.wires import Wire, check_wire, format_of, rounding, row_bits
+from hmtl.communication.codecs.wires import Wire, check_wire, format_of, rounding_note, row_bits
 from hmtl.errors import ConfigError
 
 
@@ -40,11 +40,11 @@ def test_what_is_not_a_wire_is_refused() -> None:
 
 
 def test_the_report_says_that_numbers_are_rounded() -> None:
-    assert "int4" in rounding("int4", torch.float64)
-    assert "travel as Blocks;" in rounding(Blocks(4), torch.float64)
-    assert "float16" in rounding("float16", torch.float64)
-    assert rounding("float16", torch.bfloat16) == ""
-    assert rounding("float64", torch.float32) == rounding(None, torch.float64) == ""
+    assert "int4" in rounding_note("int4", torch.float64)
+    assert "travel as Blocks;" in rounding_note(Blocks(4), torch.float64)
+    assert "float16" in rounding_note("float16", torch.float64)
+    assert rounding_note("float16", torch.bfloat16) == ""
+    assert rounding_note("float64", torch.float32) == rounding_note(None, torch.float64) == ""
     assert set(QUANTISERS) == {"int8", "int4", "int3", "int2"}
 
 

@@ -118,7 +118,7 @@ def test_shares_of_a_set_give_the_row(bits: int, L: int, r: int, most_pieces: in
 
 
 def test_plain_rows_have_words_of_64_bits() -> None:
-    formats = PlainRows(7)
+    formats = PlainRows(7, torch.int64, 0)
     assert formats.up == {"int64": (formats.terms, formats.sums)}
     assert formats.terms == formats.sums
     assert formats.sums.nbytes == 56

@@ -71,7 +71,7 @@ class Common(Terms):
 
     kind: torch.dtype | None = None
 
-    def means(self) -> Words:
+    def hold_meaning(self) -> Words:
         return Words(self.row_layout.numbers, self.row_layout.further, self.row_layout.further + 1, self.kind)
 
 
@@ -80,7 +80,7 @@ class Totals(Total):
 
     kind: torch.dtype | None = None
 
-    def means(self) -> Words:
+    def hold_meaning(self) -> Words:
         return Words(self.state["last"].shape[1] - 1, 1, 2, self.kind)
 
 

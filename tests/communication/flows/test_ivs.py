@@ -140,7 +140,7 @@ def test_every_aggregator_ends_with_the_ivs_of_all_who_were_heard(
     width=st.sampled_from((8, 4, 3, 2)),
     gone=st.sampled_from((0.0, 0.2, 0.5)),
     lost=st.sampled_from((0.0, 0.1, 0.4)),
-    deltas=st.booleans(),
+    changes=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 def test_users_and_aggregators_agree_on_numbers_of_few_bits(
@@ -150,7 +150,7 @@ def test_users_and_aggregators_agree_on_numbers_of_few_bits(
     width: int,
     gone: float,
     lost: float,
-    deltas: bool,
+    changes: bool,
     seed: int,
 ) -> None:
     """Whoever is absent, and whichever IVs and models are lost: both ends hold the same bits, near the true numbers."""
@@ -160,7 +160,7 @@ def test_users_and_aggregators_agree_on_numbers_of_few_bits(
     half = [range(0, t.K, 2), range(1, t.K, 2)] if t.K > 1 else [range(t.K)]
     sides = [ScriptedUsers(ivs, absent, 1, mine) for mine in half]
     for side in sides:
-        side.row_layout = replace(side.row_layout, deltas=deltas)
+        side.row_layout = replace(side.row_layout, changes=changes)
     apart = Apart(t, sides, recipe_of(scheme, aggregators=aggregators, wire=f"int{width}"))
     bound = 0.51 / (2 ** (width - 1) - 1)  # of a rounding error, relative to the largest number of its block
     for round in range(rounds):
@@ -192,7 +192,7 @@ def test_users_and_aggregators_agree_on_numbers_of_few_bits(
             for k, place in places.items():
                 if not host.pending[k]:
                     assert same_bits(host.coder.base[place], first.coder.base[k])
-                    assert deltas or same_bits(host.coder.held[place], first.coder.held[k])
+                    assert changes or same_bits(host.coder.held[place], first.coder.held[k])
         users, read = first.aggregator.seen[-1]
         wanted = ivs[round][users]
         assert same_bits(read[:, m:], wanted[:, m:])

@@ -117,7 +117,7 @@ def test_of_learners(recipe: Recipe, learner: Callable[[int], Algorithm], medium
         played.round(round, users, aggregator)
     m, common = users.row_layout.numbers, None
     if recipe.adds:
-        m, common = users.means().words, None if wire else users.means().common
+        m, common = users.hold_meaning().words, None if wire else users.hold_meaning().common
     priced = price(played.recipe, played.topology, network, m, users.row_layout.dtype, common)
     beside = 64 * (users.row_layout.further + 1)  # bits of numbers of the learner, beside a row
     for tier in TIERS:

@@ -167,7 +167,7 @@ def test_a_round_without_users_leaves_the_users_unchanged(random_problem, learne
     users, rows = algorithm.users.local_update(2, idle=np.arange(K))
     assert len(users) == len(rows) == 0
     if algorithm.users.row_layout.numbers:
-        meaning = algorithm.users.meaning or algorithm.aggregator.means()
+        meaning = algorithm.users.meaning or algorithm.aggregator.hold_meaning()
         models = algorithm.aggregator.update(users, meaning.total_of(users, rows[:]) if meaning else rows[:])
         algorithm.users.commit(users)
         algorithm.users.receive(users, meaning.models(np.arange(1), models)[:0] if meaning else models[:0])
@@ -302,7 +302,8 @@ def test_set_up_of_an_average(random_problem, where: str) -> None:
 
 def test_learners_say_what_rows_mean_if_sums_suffice(random_problem) -> None:
     for name in LEARNERS:
-        assert make(random_problem, name).users.make_meaning().q == 1
+        users = make(random_problem, name).users
+        assert users.make_meaning().words == users.row_layout.numbers
     problem = random_problem(0, loss=Logistic()).problem
     assert Local(problem, SDCA(), 0.1).users.make_meaning() is None
     for regularizer in (TaskRelationship(0.1), Clustered(0.1, 2), Graph(0.1, neighbors=1), Ridge(0.1)):

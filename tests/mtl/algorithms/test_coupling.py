@@ -58,7 +58,7 @@ def coupled(learner, regularizer, seed=1, solver=None, make=deep, problem=None, 
 
 def answer(aggregator, K, users, ivs):
     """The models of all users, which follow from the IVs of some."""
-    if not (means := aggregator.means()):
+    if not (means := aggregator.hold_meaning()):
         return aggregator.update(users, ivs)
     return means.models(np.arange(K), aggregator.update(users, means.total_of(users, ivs)))
 
