@@ -228,8 +228,8 @@ class Ours:
             TorchTrainer,
         )
         from hmtl.topology import symmetric
+        from hmtl.training.carrier import carrier_of
         from hmtl.training.engine import Training
-        from hmtl.training.pairing import carrier_of
         from hmtl.training.trainer import Trainer, TrainerSettings
 
         x, y = rows_of(case)

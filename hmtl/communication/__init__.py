@@ -9,7 +9,7 @@ and what rows mean.
 from hmtl.communication.accounting.ledger import SETUP, TIERS, Bits, LinkLedger
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator
-from hmtl.communication.communicators.choices import CodedHierarchical, Sums, Uncoded
+from hmtl.communication.communicators.named import CodedHierarchical, Sums, Uncoded
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess, Links

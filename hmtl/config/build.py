@@ -334,8 +334,8 @@ def build(cfg: DictConfig) -> Run:
 def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> Training:
     """Return what is trained on tasks that `load_tasks` returned, and how its messages travel."""
     from hmtl.mtl import preprocessing_setups
+    from hmtl.training.carrier import carrier_of
     from hmtl.training.engine import Training
-    from hmtl.training.pairing import carrier_of
 
     tasks, topology = build_tasks(cfg, tasks)
     setups = preprocessing_setups(tasks)

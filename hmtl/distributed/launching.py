@@ -14,8 +14,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 from hmtl.distributed.frames import HOSTS, role
+from hmtl.distributed.grpc_streams import Party
 from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_authority, make_key, to_pem
-from hmtl.distributed.wire import Party
 from hmtl.errors import ConfigError, EngineError, HmtlError, complain
 
 EXIT_SECONDS = 10.0  # seconds for processes to end after the controller

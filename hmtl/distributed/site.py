@@ -14,13 +14,13 @@ from hmtl.communication.messages import SERVER
 from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
 from hmtl.distributed.deployment import Deployment
+from hmtl.distributed.grpc_streams import Party, Streams
 from hmtl.distributed.launching import LocalNodes
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.multicast import Caster, Group, Listener
 from hmtl.distributed.post import Post
 from hmtl.distributed.signed_keys import SignedKeys
 from hmtl.distributed.values import as_frame, of_frame
-from hmtl.distributed.wire import Party, Streams
 from hmtl.errors import ConfigError, EngineError, HmtlError, ProcessLost
 from hmtl.training.engine import Build, Load, Values
 

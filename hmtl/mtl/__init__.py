@@ -6,9 +6,9 @@ An algorithm has a user side and an aggregator side. They exchange nothing but m
 """
 
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
+from hmtl.mtl.algorithms.learner_sides import NetworkAlgorithm
 from hmtl.mtl.algorithms.mixed_effects import MixedEffects
 from hmtl.mtl.algorithms.mocha import MOCHA, CoCoA, Local
-from hmtl.mtl.algorithms.networks import NetworkAlgorithm
 from hmtl.mtl.algorithms.setup_exchange import preprocessing_setups
 from hmtl.mtl.learners.apfl import APFL
 from hmtl.mtl.learners.base import Learner, Numbers, Section, Train

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hmtl.communication import CodedHierarchical, Communicator, Sums, Uncoded
 from hmtl.data import Task
 from hmtl.mtl import Learner, LocalSGD, Mean, NetworkAlgorithm, Participation, Problem, Squared, mlp
-from hmtl.mtl.algorithms import networks
+from hmtl.mtl.algorithms import learner_sides
 from hmtl.testing.learning import cases
 from hmtl.topology import any_r
 
@@ -83,17 +83,17 @@ class LearnerContract(ABC):
 
     @few_cases
     def test_users_train_in_blocks_of_any_size(self, seed: int) -> None:
-        models, usual, t = [], networks.MODEL_CHUNK_BYTES, any_r(self.K, 4, 2, seed % 1000)
+        models, usual, t = [], learner_sides.MODEL_CHUNK_BYTES, any_r(self.K, 4, 2, seed % 1000)
         try:
             for size in (usual, 1):
-                networks.MODEL_CHUNK_BYTES = size
+                learner_sides.MODEL_CHUNK_BYTES = size
                 for over in (CodedHierarchical(t), Sums(t)):
                     algorithm = self.algorithm(seed, participation=SOME)
                     if over.recipe.adds and not algorithm.users.make_meaning():
                         continue
                     models.append(self.played(algorithm, over, self.rounds))
         finally:
-            networks.MODEL_CHUNK_BYTES = usual
+            learner_sides.MODEL_CHUNK_BYTES = usual
         for other in models[1:]:
             torch.testing.assert_close(other, models[0], rtol=1e-5, atol=1e-6)
 

@@ -8,7 +8,7 @@ from timing import medians
 
 from hmtl.data import Task
 from hmtl.mtl import MOCHA, SDCA, Problem, Squared, TaskRelationship
-from hmtl.mtl.algorithms.dual_aggregator import Coupling
+from hmtl.mtl.algorithms.mocha_aggregator import DualCoupling
 
 D, ROWS = 50, 20
 
@@ -18,7 +18,9 @@ def test_update(record):
         regularizer, W = TaskRelationship(0.1), torch.randn(D, K, dtype=torch.float64)
         first = regularizer.start(K, D)
         (seconds,) = medians(
-            lambda W=W, first=first, regularizer=regularizer: Coupling(regularizer, regularizer.update_omega(W, first)),
+            lambda W=W, first=first, regularizer=regularizer: DualCoupling(
+                regularizer, regularizer.update_omega(W, first)
+            ),
             repeats=5,
             clock=time.process_time,
         )

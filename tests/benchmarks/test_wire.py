@@ -10,9 +10,9 @@ from timing import medians
 
 from hmtl.communication.messages import BROADCAST, SERVER
 from hmtl.distributed.frames import CONTROL, Frame
+from hmtl.distributed.grpc_streams import Party, Streams
 from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_authority, make_key, to_pem
 from hmtl.distributed.launching import free_port
-from hmtl.distributed.wire import Party, Streams
 
 SIZE, FRAMES, REPEATS = 100_000_000, 8, 9  # bytes of a frame; in each transfer; transfers
 NAMES = (SERVER, "relay 0")

@@ -27,7 +27,7 @@ from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, Weights
-from hmtl.mtl.algorithms.dual_aggregator import DualAggregator, DualSettings, SummedDualAggregator
+from hmtl.mtl.algorithms.mocha_aggregator import DualAggregator, DualSettings, SummedDualAggregator
 from hmtl.mtl.learners.base import Section
 from hmtl.mtl.learners.fedavg import FedAvg
 from hmtl.mtl.participation import Participation

@@ -15,8 +15,8 @@ from hmtl.communication.messages import IVS, SERVER, UNMASK, Message
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import RangeError
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, Weights
-from hmtl.mtl.algorithms.coupling import StepsBySums, SummedCoupler
-from hmtl.mtl.algorithms.dual_aggregator import SummedDualAggregator
+from hmtl.mtl.algorithms.coupled_steps import StepsBySums, SummedCoupler
+from hmtl.mtl.algorithms.mocha_aggregator import SummedDualAggregator
 from hmtl.mtl.learners.base import Section
 from hmtl.mtl.learners.fedavg import FedAvg
 from hmtl.mtl.regularizers import Mean

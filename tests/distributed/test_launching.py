@@ -13,8 +13,8 @@ import commands
 import pytest
 
 from hmtl.distributed import launching
+from hmtl.distributed.grpc_streams import Party
 from hmtl.distributed.launching import LocalNodes
-from hmtl.distributed.wire import Party
 from hmtl.errors import EngineError
 from hmtl.training.checkpoint import load_checkpoint
 

@@ -35,7 +35,7 @@ from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message
 from hmtl.communication.sides import AggregatorSide, RowMeaning, UserSide
 from hmtl.errors import CodingError
 from hmtl.io.arrays import NOBODY, Ids
-from hmtl.io.row_layout import RowLayout
+from hmtl.row_layout import RowLayout
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from hmtl.errors import ConfigError
 from hmtl.io.arrays import Ids
 from hmtl.mtl.algorithms.base import Aggregator
 from hmtl.mtl.algorithms.meaning import Meaning
+from hmtl.mtl.algorithms.weights import Weights
 from hmtl.mtl.learners.base import Learner, Numbers, Section
 from hmtl.mtl.privacy import Privacy
 from hmtl.mtl.sums import Grid, LazyRows, RowsByUsers, WeightedChanges, blocks, fitting
@@ -63,19 +64,6 @@ class Average:
         for _, columns in blocks(1, len(value)):
             value[columns] = self.grid.values(S[0, columns]).mul_(factor).add_(self.start[columns])
         return value[None]
-
-
-@dataclass(eq=False)
-class Weights:
-    """Weights of users in averages, which are known for good after the set-up.
-
-    Attributes:
-        own: the weights of the users of a side [n, 1].
-        total: the sum of all users' weights.
-    """
-
-    own: Tensor
-    total: float
 
 
 class WeightedMean(Meaning):

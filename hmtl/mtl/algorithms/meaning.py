@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hmtl.io.arrays import Ids
-from hmtl.mtl.algorithms.user_rows import of_rows, with_rows
+from hmtl.mtl.algorithms.held_rows import of_rows, with_rows
 from hmtl.mtl.sums import HELD, Grid, LazyRows, RowsByUsers, blocks
 from hmtl.mtl.symmetric import Symmetric
 

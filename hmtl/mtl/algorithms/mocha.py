@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users
-from hmtl.mtl.algorithms.dual_aggregator import Coupling, DualAggregator, DualSettings, SummedDualAggregator
-from hmtl.mtl.algorithms.dual_users import DualUsers, LocalUsers
+from hmtl.mtl.algorithms.mocha_aggregator import DualAggregator, DualCoupling, DualSettings, SummedDualAggregator
+from hmtl.mtl.algorithms.mocha_users import DualUsers, LocalUsers
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.problem import Problem
@@ -83,7 +83,7 @@ class MOCHA(Algorithm):
         B = problem.known(problem.regularizer.inverse)
         if B is not None and B.q:
             Omega = problem.regularizer.start(problem.K, problem.size).to(problem.s)
-            coupling = Coupling(problem.regularizer, Omega)
+            coupling = DualCoupling(problem.regularizer, Omega)
             aggregator = SummedDualAggregator(coupling, problem.size, settings, problem.grid, problem.K)
             return DualUsers(problem, self.solver, settings, coupling), aggregator
         V = problem.s.new_zeros(1, 1).expand(problem.K, problem.size)  # takes no memory until the first update

@@ -11,7 +11,7 @@ from torch import Tensor
 from hmtl.io.arrays import Ids
 from hmtl.mtl.algorithms.averages import AverageAggregator, WeightedMean
 from hmtl.mtl.algorithms.base import Aggregator
-from hmtl.mtl.algorithms.coupling import Coupler, SummedCoupler, SumsOfSteps
+from hmtl.mtl.algorithms.coupled_steps import Coupler, SummedCoupler, SumsOfSteps
 from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.sums import HELD, LazyRows, RowsByUsers
 

@@ -39,7 +39,7 @@ from hmtl.mtl import (
 )
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r
-from hmtl.training.pairing import carrier_of
+from hmtl.training.carrier import carrier_of
 
 SGD = LocalSGD(0.05, 2, 4, 0.2)
 K = 4

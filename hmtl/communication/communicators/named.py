@@ -1,4 +1,4 @@
-"""Communicators by name, each of which chooses a recipe."""
+"""The communicators that `communicator` names, each with its recipe; `prices` may choose another."""
 
 from hmtl.coding import CODED_SCHEMES, Aggregators, Scheme, scheme_of
 from hmtl.communication.accounting.network import Network

@@ -1,6 +1,6 @@
-"""Aggregator side of dual learning: couples the users' dual vectors, W = V A⁻¹, and learns Ω.
+"""Aggregator side of MOCHA and CoCoA: couples the users' dual vectors, W = V A⁻¹, and learns Ω.
 
-K users, d features; with C classes, read C·d for d. See `dual_users` for the messages.
+K users, d features; with C classes, read C·d for d. See `mocha_users` for the messages.
 """
 
 import logging
@@ -16,8 +16,8 @@ from torch import Tensor
 from hmtl.errors import ConfigError
 from hmtl.io.arrays import Ids
 from hmtl.mtl.algorithms.base import Aggregator
+from hmtl.mtl.algorithms.held_rows import of_rows
 from hmtl.mtl.algorithms.meaning import SumsOfVectors
-from hmtl.mtl.algorithms.user_rows import of_rows
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.sums import Grid, LazyRows
@@ -73,7 +73,7 @@ class DualSettings:
         return due and (self.rounds is None or round + self.omega_every <= self.rounds)
 
 
-class Coupling:
+class DualCoupling:
     """A regularizer with an Ω [K, K], and what follows from both.
 
     Attributes:
@@ -154,7 +154,7 @@ class DualAggregator(Aggregator):
         self.register_buffer("outdated", torch.zeros(len(V), dtype=torch.bool))
         self.register_buffer("t", torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("gain", torch.tensor(math.inf, dtype=torch.float64))
-        self.coupling = Coupling(regularizer, self.Omega)
+        self.coupling = DualCoupling(regularizer, self.Omega)
         if regularizer.common is not None:
             self.register_buffer("center", V.new_zeros(V.shape[1]))
         if settings.rescales:
@@ -163,7 +163,7 @@ class DualAggregator(Aggregator):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = True) -> Any:
         keys = super().load_state_dict(state_dict, strict, assign)
         if any(name.startswith("Omega") for name in state_dict):
-            self.coupling = Coupling(self.coupling.regularizer, self.Omega)
+            self.coupling = DualCoupling(self.coupling.regularizer, self.Omega)
         return keys
 
     @property
@@ -175,7 +175,7 @@ class DualAggregator(Aggregator):
         """Return each user's c_k, [K, 1], given the facts [K, f] of the set-up."""
         regularizer = self.coupling.regularizer.prepared(facts).to(self.V.device)
         self.Omega = regularizer.start(*self.V.shape).to(self.V)
-        self.coupling = Coupling(regularizer, self.Omega)
+        self.coupling = DualCoupling(regularizer, self.Omega)
         return self.curvature
 
     @torch.no_grad()
@@ -210,7 +210,7 @@ class DualAggregator(Aggregator):
         if after > RAISED * before:
             name = f"{type(regularizer).__name__}.update_omega"
             log.warning("%s raised the penalty from %.3g to %.3g. Return the Ω of the least one.", name, before, after)
-        self.coupling = Coupling(regularizer, self.Omega)
+        self.coupling = DualCoupling(regularizer, self.Omega)
         if self.settings.rescales:
             self._rescale(W)
 
@@ -225,7 +225,7 @@ class DualAggregator(Aggregator):
             self.scale = scale
 
     def _models(self) -> Tensor:
-        """Return W = B V, [K, d]; with a common model, (B V) as in `Coupling`."""
+        """Return W = B V, [K, d]; with a common model, (B V) as in `DualCoupling`."""
         coupling = self.coupling
         W = coupling.step @ self.V
         return W + coupling.keep * self.center if coupling.keep else W
@@ -247,7 +247,7 @@ class SumsOfDuals(SumsOfVectors):
         ids: the numbers of these users in the network.
     """
 
-    def __init__(self, coupling: Coupling, d: int, settings: DualSettings, grid: Grid, ids: Ids) -> None:
+    def __init__(self, coupling: DualCoupling, d: int, settings: DualSettings, grid: Grid, ids: Ids) -> None:
         start = coupling.B.C.new_zeros(1, 1).expand(len(ids), d)  # takes no memory until the first update
         super().__init__(coupling.B, grid, start, ids)
         self.gamma, self.accelerated = settings.gamma, settings.accelerated
@@ -285,7 +285,7 @@ class SummedDualAggregator(Aggregator):
     S: Tensor
     t: Tensor
 
-    def __init__(self, coupling: Coupling, d: int, settings: DualSettings, grid: Grid, K: int) -> None:
+    def __init__(self, coupling: DualCoupling, d: int, settings: DualSettings, grid: Grid, K: int) -> None:
         super().__init__()
         self.coupling, self.d, self.K = coupling, d, K
         self.settings = settings

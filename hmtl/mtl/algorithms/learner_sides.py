@@ -14,15 +14,15 @@ from torch import Tensor
 
 from hmtl.errors import CheckpointError, ConfigError
 from hmtl.io.arrays import NOBODY, Ids
-from hmtl.io.row_layout import RowLayout
-from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean, Weights
+from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, not_bounded
-from hmtl.mtl.algorithms.coupling import Coupler, SummedCoupler, coupler_of
+from hmtl.mtl.algorithms.coupled_steps import Coupler, SummedCoupler, coupler_of
+from hmtl.mtl.algorithms.held_rows import UserRows
 from hmtl.mtl.algorithms.local_training import BlockTraining, Setting
 from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.algorithms.setup_exchange import SetupAggregator, SetupUsers
 from hmtl.mtl.algorithms.two_parts import AggregatorOfTwoParts, MeaningOfTwoParts
-from hmtl.mtl.algorithms.user_rows import UserRows
+from hmtl.mtl.algorithms.weights import Weights, are_alike, weights_of
 from hmtl.mtl.learners.base import Learner, Numbers
 from hmtl.mtl.networks.flat import FlatModel, MakeModel
 from hmtl.mtl.participation import Participation
@@ -32,6 +32,7 @@ from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.mtl.sums import LazyRows, RowsByUsers
 from hmtl.mtl.symmetric import Symmetric
 from hmtl.mtl.torch_loss import TorchLoss
+from hmtl.row_layout import RowLayout
 
 MODEL_CHUNK_BYTES = 2**26  # bytes of models that are held at once; more are trained as they are sent
 RECEIVED = "averaged", "coupled"  # rows that change when they are received, unlike own state
@@ -376,15 +377,9 @@ class NetworkAlgorithm(Algorithm):
         super().load_state_dict(state)
 
     def _weights(self) -> Tensor:
-        """Return the users' weights in averages [K, 1]."""
+        """Return the users' weights in averages [K, 1]; with privacy, they are equal."""
         counts = torch.tensor(self.problem.counts).to(self.problem.s)
-        weights = torch.ones_like(counts) if self.privacy else self.learner.weights(counts)
-        if weights.shape != counts.shape or not (weights >= 0).all() or not 0 < float(weights.sum()) < torch.inf:
-            raise ConfigError(
-                f"{type(self.learner).__name__}.weights does not return K={self.problem.K} finite weights from 0, at "
-                "least one above 0. Return one for each of the numbers of rows that it gets."
-            )
-        return weights[:, None]
+        return torch.ones_like(counts)[:, None] if self.privacy else weights_of(self.learner, counts)
 
     @property
     def common(self) -> Tensor | None:
@@ -402,15 +397,13 @@ class NetworkAlgorithm(Algorithm):
 
     @property
     def Omega(self) -> Symmetric | None:
-        return (
-            self.coupler.steps.Omega if isinstance(self.coupler, Coupler) and self.problem.regularizer.learns else None
-        )
+        if isinstance(self.coupler, Coupler) and self.problem.regularizer.learns:
+            return self.coupler.steps.Omega
+        return None
 
     def setup(self) -> tuple[Users, Aggregator] | None:
         """Return the exchange of the users' weights, and of what the regularizer has to know about them."""
-        few, more = (self.learner.weights(torch.arange(n, n + self.problem.K)) for n in (1.0, 2.0))
-        alike = bool((few == few[0]).all() and (few == more).all())  # for any numbers of rows
-        weighs = self.averages is not None and not self.privacy and not alike
+        weighs = self.averages is not None and not self.privacy and not are_alike(self.learner, self.problem.K)
         weights = self._weights()[self.problem.users] if weighs else self.problem.s[:, None][:, :0]
         facts = self.problem.facts() if self.coupled else weights[:, :0]
         if not weighs and not facts.shape[1]:

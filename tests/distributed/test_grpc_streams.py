@@ -21,11 +21,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from hmtl.communication.messages import IVS, REPORT, SERVER
-from hmtl.distributed import wire as module
+from hmtl.distributed import grpc_streams as module
 from hmtl.distributed.frames import CONTROL, Frame
+from hmtl.distributed.grpc_streams import METHOD, Party, Streams, certificate_at, grpc
 from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, serial_of, to_pem
 from hmtl.distributed.launching import free_port
-from hmtl.distributed.wire import METHOD, Party, Streams, certificate_at, grpc
 from hmtl.errors import EngineError
 
 NAMES = ["server", "relay 0", "relay 1", "host 0", "host 1"]

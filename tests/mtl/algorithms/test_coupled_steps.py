@@ -29,10 +29,10 @@ from hmtl.mtl import (
     TaskRelationship,
 )
 from hmtl.mtl.algorithms import meaning
-from hmtl.mtl.algorithms.coupling import Coupler, StepsOfAll
+from hmtl.mtl.algorithms.coupled_steps import Coupler, StepsOfAll
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, any_r
-from hmtl.training.pairing import carrier_of
+from hmtl.training.carrier import carrier_of
 
 WEIGHTS = np.array([[0, 1, 0, 2], [1, 0, 0.5, 0], [0, 0.5, 0, 0], [2, 0, 0, 0]])
 KINDS = {"Ω": TaskRelationship, "common and Ω": Common}

@@ -1,4 +1,4 @@
-"""User side of dual learning: users improve their own duals, given the models that couple them.
+"""User side of MOCHA and CoCoA: users improve their own duals, given the models that couple them.
 
 K users, N rows of all users, one user after the other, d features, C classes (1 for one score); models and IVs have C·d
 numbers, for which d stands. There is one row for each user.
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from hmtl.io.arrays import NOBODY, Ids
-from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.base import Users
-from hmtl.mtl.algorithms.dual_aggregator import Coupling, DualSettings, SumsOfDuals
-from hmtl.mtl.algorithms.user_rows import of_rows, with_rows
+from hmtl.mtl.algorithms.held_rows import of_rows, with_rows
+from hmtl.mtl.algorithms.mocha_aggregator import DualCoupling, DualSettings, SumsOfDuals
 from hmtl.mtl.problem import Problem, Rows, rows_of
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
 from hmtl.mtl.sums import LazyRows
 from hmtl.mtl.symmetric import Symmetric
+from hmtl.row_layout import RowLayout
 
 
 class DualUsers(Users):
@@ -62,7 +62,7 @@ class DualUsers(Users):
     solver: DualSolver
 
     def __init__(
-        self, problem: Problem, solver: DualSolver, settings: DualSettings, coupling: Coupling | None = None
+        self, problem: Problem, solver: DualSolver, settings: DualSettings, coupling: DualCoupling | None = None
     ) -> None:
         super().__init__()
         self.coupling = coupling  # if sums suffice

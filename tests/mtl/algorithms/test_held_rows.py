@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmtl.mtl.algorithms.user_rows import UserRows
+from hmtl.mtl.algorithms.held_rows import UserRows
 
 N = 3
 

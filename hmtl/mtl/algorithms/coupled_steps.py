@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from hmtl.errors import RangeError
 from hmtl.io.arrays import Ids
 from hmtl.mtl.algorithms.base import Aggregator
+from hmtl.mtl.algorithms.held_rows import of_rows, with_rows
 from hmtl.mtl.algorithms.meaning import SumsOfVectors
-from hmtl.mtl.algorithms.user_rows import of_rows, with_rows
 from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Regularizer
 from hmtl.mtl.solvers.networks import NetworkSolver
