@@ -1,7 +1,8 @@
 """Regularizers R(W, Ω) = ½ tr(W A Wᵀ), each defined by its coupling matrix A(Ω).
 
-K users, d features; W [d, K] holds one user's model per column; Ω, A and B = A⁻¹ are `Symmetric`, [K, K]. If there are
-more users than numbers in a model, a learned Ω is of low rank, and no matrix [K, K] is ever built.
+K users, d features; W [d, K] holds one user's model per column, for networks its change from the start, so that they
+are drawn to where they started, not to 0. Ω, A and B = A⁻¹ are `Symmetric`, [K, K]. If there are more users than
+numbers in a model, a learned Ω is of low rank, and no matrix [K, K] is ever built.
 """
 
 import copy
@@ -139,11 +140,11 @@ class Ridge(Regularizer):
 
 
 class Shrinking(Regularizer):
-    """A coupling with a term of its own that shrinks models to 0.
+    """A coupling with a term of its own that shrinks models to 0, and networks to their start.
 
     Args:
         lam: strength of the coupling.
-        lam2: λ2, strength of the term; None: 0.1, and 1e-6 for networks, whose size it limits far more.
+        lam2: λ2, strength of the term; None: 0.1, and 1e-6 for networks, which it limits far more.
     """
 
     def __init__(self, lam: float, lam2: float | None = None) -> None:

@@ -142,7 +142,7 @@ def test_a_step_on_all_rows_follows_the_gradient(seed):
     problem = Problem(tasks, CrossEntropy(), Ridge(1e-9))
     fedu = NetworkAlgorithm(FedU(), problem, LocalSGD(0.1, 1, 1000), nn.Linear, seed=1)
     start = fedu.W.clone()
-    _, after = fedu.users.local_update(0)
+    _, changes = fedu.users.local_update(0)
     loss = 0.0
     for k, task in enumerate(tasks):
         own = start[:, k].clone().requires_grad_()
@@ -150,7 +150,7 @@ def test_a_step_on_all_rows_follows_the_gradient(seed):
         p = (task.x_train.float() @ own[:12].view(3, 4).T + own[12:]).log_softmax(1)
         objective = -(weights * p.gather(1, task.y_train[:, None])[:, 0]).mean()
         objective.backward()
-        torch.testing.assert_close(after[k, :15], start[:, k] - 0.1 * own.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(changes[k, :15], -0.1 * own.grad, rtol=1e-4, atol=1e-6)
         loss += float(objective.detach())
     assert fedu.metrics()["primal"] == pytest.approx(loss, rel=1e-5)
 

@@ -1,7 +1,8 @@
 """The two sides of a learner of networks: who takes part, what travels, and which updates count.
 
 K users, m numbers of a network (parameters, and buffers that training changes), b users of a block. The sections of a
-learner are one row of numbers: first those that are averaged, then the one that is coupled.
+learner are one row of numbers: first those that are averaged, then the change of the one that is coupled, from its
+start. The regularizer acts on these changes, so it draws no user's network to zero.
 """
 
 import copy
@@ -71,7 +72,8 @@ class NetworkUsers(Users):
             starts["averaged"] = average.start
         if coupler:
             starts["coupled"] = self.start_of_coupled
-        parts = [average.start, self.start_of_coupled] if average else [self.start_of_coupled]
+        change = torch.zeros_like(self.start_of_coupled)
+        parts = [average.start, change] if average else [change]
         self.row_layout = RowLayout(torch.cat(parts) if self.coupled and average else parts[0], 1 if coupler else 0)
         self.held = {name: UserRows(start, K) for name, start in starts.items()}
         self._rows = torch.empty(0, 0)  # the next round overwrites them; `AverageAggregator` keeps none
@@ -148,7 +150,8 @@ class NetworkUsers(Users):
         parts = [new[name] for name in averaged]
         if self.coupler:
             steps = budgets // self.learner.phases  # the first phase trains coupled numbers
-            parts += [new[self.coupled], steps[:, None].to(new[self.coupled])]
+            change = new[self.coupled] - self.start_of_coupled
+            parts += [change, steps[:, None].to(change)]
         if not parts:
             return self.model.start.new_empty(len(users), 0)
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
@@ -196,9 +199,10 @@ class NetworkUsers(Users):
 
     def receive(self, users: Ids, models: Tensor) -> None:
         a = len(self.average.start) if self.average else 0
-        for name, part in (("averaged", models[:, :a]), ("coupled", models[:, a:])):
-            if name in self.held and len(users):
-                self.held[name].put(users, part)
+        if "averaged" in self.held and len(users):
+            self.held["averaged"].put(users, models[:, :a])
+        if self.coupler and len(users):
+            self.held["coupled"].put(users, models[:, a:] + self.start_of_coupled)
 
     def take(self, users: Ids, answers: Tensor) -> None:
         """Take the answer [n, e] to the set-up: the sum of all weights, if there is any."""
@@ -241,8 +245,9 @@ class NetworkUsers(Users):
 
     def blocks(self) -> Iterator[Tensor]:
         if self.coupler:
-            rows = self.held["coupled"].all()
-            yield from torch.split(rows, max(1, COLUMN_CHUNK_NUMBERS // self.problem.K), dim=1)
+            rows, width = self.held["coupled"].all(), max(1, COLUMN_CHUNK_NUMBERS // self.problem.K)
+            columns = torch.split(rows, width, dim=1), torch.split(self.start_of_coupled, width)
+            yield from map(torch.sub, *columns)
 
     def predictors(self, state: dict[str, Tensor]) -> Tensor:
         return self.learner.predictor(*self._named({name: state[name] for name in self.held}))
@@ -357,7 +362,7 @@ class NetworkAlgorithm(Algorithm):
             average = Average(dict(sorted(averaged.items(), key=lambda each: each[1].over_all)), self.problem.grid)
             self.averages = AverageAggregator(average, self.learner, Weights(weights, total), privacy)
         if self.coupled:
-            self.coupler = coupler_of(self.problem, solver, self.coupled[0])
+            self.coupler = coupler_of(self.problem, solver, torch.zeros_like(self.coupled[0]))
         setting = Setting(self.problem, self.learner, solver, self.model, seed, participation, privacy)
         self.users = NetworkUsers(setting, average, Weights(weights[self.problem.users], total), self.coupler)
         if self.averages and self.coupler:

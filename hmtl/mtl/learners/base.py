@@ -36,7 +36,8 @@ class Section:
 
     Attributes:
         start: the numbers before the first round [n].
-        coupled: whether the regularizer couples the users' numbers, as in FedU; otherwise they are averaged.
+        coupled: whether the regularizer couples the users' numbers, as in FedU; otherwise they are averaged. It acts on
+            their changes from `start`, which also travel in their place.
         over_all: whether the average is over all users, also those who took no part, with what they sent last. Each
             user keeps that as own state with the name of the section.
     """

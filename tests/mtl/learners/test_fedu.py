@@ -11,7 +11,9 @@ from problems import random_tasks
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.data import TensorDataset
 
+from hmtl import Federation
 from hmtl.data import Task
 from hmtl.mtl import (
     Common,
@@ -79,7 +81,7 @@ def plain_round(fedu, modules, kind, reduction, round, budgets, rate):
             optimizer.step()
     old = [parameters_to_vector(module.parameters()).detach() for module in modules]
     for k, module in enumerate(modules):
-        pull = 0.2 * sum(WEIGHTS[k, j] * (old[k] - old[j]) for j in range(K)) + 0.1 * old[k]
+        pull = 0.2 * sum(WEIGHTS[k, j] * (old[k] - old[j]) for j in range(K)) + 0.1 * (old[k] - fedu.model.start)
         vector_to_parameters(old[k] - rate * budgets[k] * pull, module.parameters())
 
 
@@ -103,6 +105,51 @@ def test_agrees_with_a_loop_over_modules(kind, make, reduction, precision, graph
     assert fedu.W.dtype == getattr(torch, precision)
     assert (fedu.W - fedu.model.start[:, None]).abs().max() > 1e-3
     torch.testing.assert_close(fedu.W, want, rtol=0, atol=1e-5 if precision == "float32" else 1e-12)
+
+
+def best_coupling(lam, changes):
+    """λΣ⁻¹ for the best Σ of changes [K, m], K ≤ m, of trace 1; its eigenvalues are at least 1 % of the largest."""
+    s, V = np.linalg.eigh(changes @ changes.T)
+    s = np.sqrt(np.maximum(s, 1e-4 * s[-1]))
+    return lam * (V * (s.sum() / s)) @ V.T
+
+
+@pytest.mark.parametrize("personal", [None, "2"], ids=["FedU", "FedPer"])
+def test_learned_relations_are_those_of_changes_from_pretrained_networks(personal):
+    """A pretrained network stays where it is, whatever λ is: the public call beside a loop and numpy."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, C))
+    with torch.no_grad():
+        first[2].weight.mul_(10)
+    data = [TensorDataset(torch.randn(n, 6), torch.arange(n) % C) for n in COUNTS]
+    learner = FedPer(personal, coupled=True) if personal else FedU()
+    federation = Federation(
+        first, data, algorithm=learner, solver=LocalSGD(0.2, 2, 100), regularizer=TaskRelationship(5.0)
+    )
+    modules = [copy.deepcopy(first) for _ in data]
+    shares, x = torch.tensor(COUNTS) / sum(COUNTS), 0.2 * 2
+    for _ in range(3):
+        for module, rows in zip(modules, data, strict=True):
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.2)
+            for _ in range(2):
+                optimizer.zero_grad()
+                F.cross_entropy(module(rows.tensors[0]), rows.tensors[1]).backward()
+                optimizer.step()
+        parts = [each[2] if personal else each for each in modules]
+        start = parameters_to_vector((first[2] if personal else first).parameters()).detach().double()
+        D = torch.stack([parameters_to_vector(part.parameters()).detach().double() for part in parts]) - start
+        D = np.linalg.solve(np.eye(K) + x * best_coupling(5.0, D.numpy()), D.numpy())
+        for part, change in zip(parts, torch.from_numpy(D), strict=True):
+            vector_to_parameters((start + change).float(), part.parameters())
+        if personal:
+            shared = [parameters_to_vector(each[0].parameters()).detach() for each in modules]
+            for each in modules:
+                vector_to_parameters(torch.stack(shared).T @ shares, each[0].parameters())
+    for got, want in zip(federation.train(3), modules, strict=True):
+        torch.testing.assert_close(
+            parameters_to_vector(got.parameters()), parameters_to_vector(want.parameters()), rtol=0, atol=1e-5
+        )
+    assert (parameters_to_vector(got[2].parameters()) - parameters_to_vector(first[2].parameters())).abs().max() < 0.3
 
 
 @pytest.mark.parametrize("kind", ["graph", "sums", "learned"])
@@ -151,26 +198,29 @@ def test_planted_groups_are_found(learner, regularizer):
 
 
 def test_falling_steps_reach_the_joint_optimum(random_problem):
-    """min over W and Σ is the minimum of the losses and (λ/2)‖W‖_*², which an interior-point solver finds."""
+    """min over W and Σ is that of the losses and (λ/2)‖W − W_start‖_*², which an interior-point solver finds."""
     problem = random_problem(2, regularizer=TaskRelationship(0.05, floor=1e-8), loss=Logistic()).problem
     W, losses = cp.Variable((problem.d, problem.K)), 0
     for k, task in enumerate(problem.tasks):
         margins = cp.multiply(task.y_train.numpy(), task.x_train.numpy() @ W[:, k])
         losses += cp.sum(cp.logistic(-margins)) / len(task.y_train)
-    value = cp.Problem(cp.Minimize(losses + 0.025 * cp.square(cp.normNuc(W)))).solve(solver=cp.CLARABEL)
     fedu = coupled(problem, LocalSGD(0.3, 1, 100, 0.03), partial(nn.Linear, bias=False), 200)
+    changes = W - np.outer(fedu.model.start.numpy(), np.ones(problem.K))
+    value = cp.Problem(cp.Minimize(losses + 0.025 * cp.square(cp.normNuc(changes)))).solve(solver=cp.CLARABEL)
     assert value * (1 - 1e-5) <= fedu.metrics()["primal"] <= value * (1 + 2e-3)
 
 
 def test_users_who_act_on_older_sums_settle_where_the_objective_does(random_problem):
     """With steps that become short, the gradient of the objective vanishes."""
     problem = random_problem(2, regularizer=Mean(0.5, 0.2), loss=Logistic()).problem
-    W = coupled(problem, LocalSGD(0.5, 1, 100, 0.1), nn.Linear, 400).W.T.double().requires_grad_()
+    fedu = coupled(problem, LocalSGD(0.5, 1, 100, 0.1), nn.Linear, 400)
+    W = fedu.W.T.double().requires_grad_()
     loss = sum(
         problem.s[k] * problem.loss(x.x_train @ W[k, :-1] + W[k, -1], x.y_train).sum()
         for k, x in enumerate(problem.tasks)
     )
     A = problem.regularizer.coupling(LowRank.multiple(1, 4)).dense()
-    (gradient,) = torch.autograd.grad(loss + 0.5 * (A @ W * W).sum(), W)
+    change = W - fedu.model.start
+    (gradient,) = torch.autograd.grad(loss + 0.5 * (A @ change * change).sum(), W)
     assert gradient.abs().max() < 5e-3
     assert W.abs().max() > 0.05

@@ -49,6 +49,7 @@ def test_every_round_is_that_of_modules(seed, kind, own, coupled, epochs, part):
     for module in modules:
         nn.utils.vector_to_parameters(algorithm.model.start.clone(), module.parameters())
     each = [dict(module.named_parameters()) for module in modules]
+    first = copy.deepcopy({name: w.detach() for name, w in each[0].items()})
     phases = [own, set(NAMES) - own] if kind == "fedrep" else [set(NAMES)]
     for round in range(3):
         rate, before = 0.1 / (1 + 0.5 * round), copy.deepcopy(each[0])
@@ -64,7 +65,8 @@ def test_every_round_is_that_of_modules(seed, kind, own, coupled, epochs, part):
                 moved = torch.einsum("k,k...->...", p * here / p[here].sum(), new - start) if here.any() else 0
                 new = (start + moved).expand_as(new)
             elif coupled:
-                new = new - rate * torch.einsum("k,kl,l...->k...", (budgets // len(phases)).double(), A, new)
+                change, lengths = new - first[name], rate * (budgets // len(phases)).double()
+                new = new - torch.einsum("k,kl,l...->k...", lengths, A, change)
             for mine, w in zip(each, new, strict=True):
                 mine[name].data = w.clone()
         algorithm.step(round)
@@ -73,7 +75,9 @@ def test_every_round_is_that_of_modules(seed, kind, own, coupled, epochs, part):
         nn.functional.cross_entropy(m(t.x_train), t.y_train.long()) for m, t in zip(modules, problem.tasks, strict=True)
     ]
     wrong = [(m(t.x_test).argmax(1) != t.y_test).double().mean() for m, t in zip(modules, problem.tasks, strict=True)]
-    V = torch.stack([torch.cat([w.detach().flatten() for name, w in mine.items() if name in own]) for mine in each])
+    V = torch.stack(
+        [torch.cat([(w - first[name]).detach().flatten() for name, w in mine.items() if name in own]) for mine in each]
+    )
     penalty = 0.5 * float((A * (V @ V.T)).sum()) if coupled else 0.0
     now = algorithm.metrics()
     assert now["test_error"] == pytest.approx(float(sum(wrong)) / K), "the errors of whole models"
