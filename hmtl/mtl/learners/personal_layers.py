@@ -17,7 +17,7 @@ class FedPer(Learner):
 
     Args:
         personal: names of the personal parameters, or of modules with personal parameters only, as in `state_dict` of
-            the network; None: the last layer.
+            the network; `*` stands for any characters, as in "*lora_B*". None: the last layer.
         coupled: whether the regularizer of the problem couples the personal parameters, as in FedU; they then travel
             beside the shared ones.
 

@@ -5,6 +5,7 @@ b users; a shared and p personal numbers of a network with m = a + p parameters.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -20,16 +21,17 @@ def last_layer(names: Sequence[str]) -> frozenset[str]:
 
 
 def matching(names: Sequence[str], wanted: Collection[str]) -> frozenset[str]:
-    """Return the parameters with a wanted name, or in a module with a wanted name.
+    """Return the parameters with a wanted name, or in a module with one; `*` and `?` stand for any characters.
 
     Raises:
-        ConfigError: a wanted name matches nothing, or all parameters match.
+        ConfigError: a wanted name matches nothing.
     """
-    of = {each: {name for name in names if f"{name}.".startswith(f"{each}.")} for each in wanted}
+    of = {each: {name for name in names if fnmatchcase(f"{name}.", f"{each}.*")} for each in wanted}
     if unknown := [each for each, matched in of.items() if not matched]:
         raise ConfigError(
             f"personal={unknown[0]!r} is none of the network's parameters and modules. Its parameters are "
-            f"{few(names)}; give some of them, or modules such as {names[-1].rpartition('.')[0] or names[-1]!r}."
+            f"{few(names)}; give some of them, modules such as {names[-1].rpartition('.')[0] or names[-1]!r}, or a "
+            "pattern such as '*bias'."
         )
     return frozenset[str]().union(*of.values())
 

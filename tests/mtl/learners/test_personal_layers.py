@@ -127,6 +127,49 @@ def test_which_parameters_are_personal(network, data):
             personal(make, wanted)
 
 
+def with_adapters(d, C):
+    """Each layer as peft leaves it: a frozen map, and two adapters by name."""
+
+    def layer(n, m):
+        adapters = {
+            f"lora_{each}": nn.ModuleDict({"default": nn.Linear(n, m), "own": nn.Linear(n, m)}) for each in "AB"
+        }
+        return nn.ModuleDict(adapters | {"base_layer": nn.Linear(n, m).requires_grad_(False)})
+
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([layer(d, 3), layer(3, C)]).double()
+
+        def forward(self, x):
+            for each in self.layers:
+                x = sum(part(x) for name in ("lora_A", "lora_B") for part in each[name].values())
+            return x
+
+    return Module()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        ("*lora_B*", lambda name: "lora_B" in name),
+        ("*.own", lambda name: ".own." in name),
+        (["layers.1.*.own.bias", "layers.?.lora_A.default"], lambda name: name.endswith(("1.lora_A.own.bias", "1.lora_B.own.bias")) or "lora_A.default" in name),
+        ("layers.1", lambda name: ".1." in name),
+    ],
+)  # fmt: skip
+def test_patterns_choose_adapters(kind, wanted, chosen):
+    """For all learners with personal layers: `*` and `?` in names of parameters and of modules."""
+    algorithm = NetworkAlgorithm(KINDS[kind](wanted), several_classes(), LocalSGD(0.1), with_adapters)
+    algorithm.step(0)
+    personal = algorithm.describe()["personal"]
+    assert personal == sorted(name for name in algorithm.model.shapes if chosen(name))
+    assert all("lora" in name for name in personal)
+    for name, w in algorithm.model.split(algorithm.W.T).items():
+        assert (name in personal) == bool((w != w[:1]).any())
+
+
 def test_the_last_layer_may_lack_a_bias():
     def make(d, C):
         return nn.Sequential(nn.Linear(d, 3), nn.GELU(), nn.Linear(3, C, bias=False)).double()
@@ -140,6 +183,8 @@ def test_the_last_layer_may_lack_a_bias():
         (["1"], "'1' is none of"),  # an activation
         ("0.weights", "'0.weights' is none of.*0.weight"),
         (["4", "40"], "'40'"),
+        ("*lora_B*", "lora_B.*pattern"),
+        ("*", "nothing shared"),
         ([], "nothing personal"),
         ([0, 2, 4], "nothing shared"),
     ],
