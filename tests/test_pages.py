@@ -19,6 +19,9 @@ def run_on(page: str) -> list[Piece]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", list(dict.fromkeys(piece.page for piece in SHOWN)))
 def test_pages(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("transformers", "peft"):  # an extra
+        if any(f"from {package} import" in piece.text for piece in run_on(page) if piece.is_python):
+            pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     lay(tmp_path, run_on(page))
     names: dict[str, object] = {}

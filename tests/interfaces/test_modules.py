@@ -19,7 +19,17 @@ import hmtl
 from hmtl.data import from_datasets
 from hmtl.distributed.values import from_bytes, to_bytes
 from hmtl.errors import CheckpointError, ConfigError, DataError
-from hmtl.mtl import CrossEntropy, FedAvg, LocalTrainer, NetworkAlgorithm, Problem, Ridge, TorchLoss, TorchTrainer
+from hmtl.mtl import (
+    CrossEntropy,
+    FedAvg,
+    FedPer,
+    LocalTrainer,
+    NetworkAlgorithm,
+    Problem,
+    Ridge,
+    TorchLoss,
+    TorchTrainer,
+)
 from hmtl.topology import symmetric
 
 ADAMW = TorchTrainer(partial(torch.optim.AdamW, lr=0.01, eps=1e-3))  # eps: for parameters whose gradient is rounding
@@ -613,6 +623,28 @@ def test_adapters_are_saved_and_loaded_by_peft(tmp_path):
     x = words(4, T)
     torch.testing.assert_close(loaded(x).logits, models[1](x).logits)
     assert len({id(model.get_base_model().bert.embeddings.word_embeddings.weight) for model in models}) == 1
+
+
+def test_a_personal_adapter_beside_a_shared_one(tmp_path):
+    """Both are saved with the module, and peft loads both."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base, config = gpt(), peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"])
+    model = peft.get_peft_model(copy.deepcopy(base), config)
+    model.add_adapter("own", config)
+    model.base_model.set_adapter(["default", "own"])
+    users = [(Subset(texts(5 * N), range(k, 5 * N, 5)), texts(4)) for k in range(5)]
+    models = hmtl.Federation(model, users, algorithm=FedPer("*.own")).train(2)
+    first, second = (dict(each.named_parameters()) for each in models[:2])
+    assert any(".own." in name for name in first)
+    for name, w in first.items():
+        assert torch.equal(w, second[name]) == (".lora_" not in name or ".default." in name)
+    models[1].save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path)
+    loaded.load_adapter(tmp_path / "own", "own")
+    loaded.base_model.set_adapter(["default", "own"])
+    x = words(4, T)
+    torch.testing.assert_close(loaded.eval()(x).logits, models[1](x).logits)
 
 
 class Stream(IterableDataset):
