@@ -367,10 +367,8 @@ WRONG = (-1, 0, 1.5, "3")
     ("make", "kind"),
     [
         (lambda: hmtl.Federation(nn.Linear(D, C - 1), users()), ConfigError),
-        (lambda: hmtl.Federation(network, users(), solver=LocalSGD()), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), solver=torch.optim.SGD), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), solver=TorchTrainer), ConfigError),
-        slow(lambda: hmtl.Federation(network, users(), solver="sgd"), ConfigError),
         slow(lambda: hmtl.Federation("mlp", users()), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), topology="G.csv"), ConfigError),
         (lambda: hmtl.Federation(network, users(), topology=[[1] * K]), ConfigError),

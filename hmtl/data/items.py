@@ -46,6 +46,11 @@ class Items(Dataset[Any]):
         return Items(self.sources, self.rows[rows])
 
     @property
+    def is_stored(self) -> bool:
+        """Whether all items are rows of tensors."""
+        return all(self._stored)
+
+    @property
     def dataset(self) -> Dataset[Any]:
         """The items as a Dataset: the user's own, if these are all items of the first one."""
         first, _ = self.sources[0]

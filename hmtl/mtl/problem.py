@@ -306,21 +306,20 @@ class Problem:
             for task, *pair in zip(self.tasks, *own, strict=True)
         )
 
-    def stack(self, dtype: torch.dtype) -> None:
-        """Read all training rows once, so that `rows_in` has them as vectors in their own type.
+    def stack(self, dtype: torch.dtype) -> bool:
+        """Let `rows_in` have all training rows as vectors in their own type, and return whether this can be done.
 
-        Raises:
-            ConfigError: rows are not tensors of one shape.
+        It cannot if rows are drawn or made anew whenever they are read, or are no tensors of one shape.
         """
         if not self.items:
-            return
+            return all(task.dataset is None for task in self.tasks)
+        if not all(task.items and task.items.is_stored for task in self.tasks):
+            return False
         parts = [inputs for k in range(len(self.tasks)) for inputs, _ in self.batches("train", k)]
-        alike = all(isinstance(each, Tensor) for each in parts) and len({each.shape[1:] for each in parts}) <= 1
-        if not alike:
-            raise ConfigError("solver=sgd needs rows that are tensors of one shape. Choose solver=torch.")
-        rows = self.rows_in(dtype)
-        X = torch.cat(parts).flatten(1).to(self.s.device) if parts else rows.X
-        self._rows[dtype] = replace(rows, X=X)
+        if not all(isinstance(each, Tensor) for each in parts) or len({each.shape[1:] for each in parts}) != 1:
+            return False
+        self._rows[dtype] = replace(self.rows_in(dtype), X=torch.cat(parts).flatten(1).to(self.s.device))
+        return True
 
     def batches(self, split: str, user: int) -> Iterator[tuple[Any, Any]]:
         """Yield the rows of a split of one of this process's users, as inputs and targets of batches."""

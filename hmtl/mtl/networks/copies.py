@@ -1,22 +1,27 @@
-"""Copies of a network side by side, each with its own parameters: their predictions and their gradient steps.
+"""Copies of a network side by side, each with its own parameters: their predictions and their gradients.
 
 G copies, B rows per copy, d features, C outputs, m parameters.
 """
 
-from collections.abc import Set
+import warnings
+from collections.abc import Mapping, Set
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.networks.flat import FlatModel, channels_last
+from hmtl.mtl.networks.calls import called, scores_of
+from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, channels_last, seeded
 from hmtl.mtl.networks.layers import outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # memory of the copies that are computed at once: on a CPU it should fit in the cache; on a GPU, fewer calls are faster
 CPU_BYTES = 4 << 20
 GPU_BYTES = 1 << 30
+SMALL = 1 << 13  # numbers in a result whose computation takes no longer than the call of the operation
 
 
 def group_size(model: FlatModel, minibatch: int, like: Tensor) -> int:
@@ -53,15 +58,21 @@ class Copies:
         ordered = channels_last if self.model.channels_last else Tensor.detach
         return {name: ordered(part[g]) for name, part in self.parameters.items()}
 
-    def step(self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, rate: float) -> None:
-        """Set w ← w − rate · Σ_b weight_b ∇ℓ_b for each copy, for rows x [G, B, d], y and weights [G, B]."""
+    def add_gradients(
+        self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, to: Mapping[str, Tensor], scale: float
+    ) -> None:
+        """Add scale · Σ_b weight_b ∇ℓ_b to tensors by name of the parameter [G, ...]; these may be the parameters.
+
+        Rows x are [G, B, d], y and weights [G, B].
+        """
 
         def minibatch(parameters: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
             losses: Tensor = loss(self.model(parameters, x), y)
             return (weight * losses).sum()
 
         if len(x) > 1:
-            gradients = vmap(grad(minibatch), randomness="different")(self.parameters, x, y, weights)
+            with sdpa_kernel(SDPBackend.MATH):  # the only attention that vmap does not compute copy by copy
+                gradients = vmap(grad(minibatch), randomness="different")(self.parameters, x, y, weights)
         else:  # autograd alone is faster than vmap over one copy
             parameters = {
                 name: part.detach().requires_grad_(name in self.trained) for name, part in self._placed(0).items()
@@ -69,9 +80,9 @@ class Copies:
             trained = {name: part for name, part in parameters.items() if name in self.trained}
             value = minibatch(parameters, x[0], y[0], weights[0])
             each = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
-            gradients = dict(zip(trained, each, strict=True))
+            gradients = {name: part[None] for name, part in zip(trained, each, strict=True)}
         for name in self.trained:
-            self.parameters[name].sub_(gradients[name], alpha=rate)
+            to[name].add_(gradients[name], alpha=scale)
 
 
 class LayeredCopies(Copies):
@@ -80,7 +91,9 @@ class LayeredCopies(Copies):
     def predict(self, x: Tensor) -> Tensor:
         return self.model.predictions(outputs_of(self.model.layers, self.parameters, x)[-1])
 
-    def step(self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, rate: float) -> None:
+    def add_gradients(
+        self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, to: Mapping[str, Tensor], scale: float
+    ) -> None:
         outputs = outputs_of(self.model.layers, self.parameters, x)
         inputs = [x, *outputs[:-1]]
         g = loss.gradient(self.model.predictions(outputs[-1]), y).view(outputs[-1].shape) * weights[..., None]
@@ -91,12 +104,65 @@ class LayeredCopies(Copies):
                 g = backward(g, outputs[n])
             before = torch.bmm(g, weight) if n else g
             if layer.weight in self.trained:
-                weight.baddbmm_(g.mT, inputs[n], alpha=-rate)
+                to[layer.weight].baddbmm_(g.mT, inputs[n], alpha=scale)
             if layer.bias in self.trained and layer.bias is not None:
-                self.parameters[layer.bias].sub_(g.sum(1), alpha=rate)
+                to[layer.bias].add_(g.sum(1), alpha=scale)
             g = before
 
 
 def copies(model: FlatModel, W: Tensor, trained: Set[str] | None = None) -> Copies:
     """Return copies of a network, see `Copies`, of the fastest kind that it allows."""
     return (LayeredCopies if model.layers else Copies)(model, W, trained)
+
+
+def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: int) -> bool:
+    """Return whether `Copies` have the gradients of one module after the other, and are faster for B rows.
+
+    They lack those of modules that mix the rows of a batch, change buffers, or branch on the values of a tensor. Two
+    rows x [2, d] with y [2] show it: the second one has the weight 0, as rows have that only fill a minibatch up.
+
+    They are faster if most of the time is spent on calling operations, that is, if their results are small.
+
+    Sets `model.random`.
+    """
+    if model.layers or model.buffers or model.types:
+        return bool(model.layers)
+    module, _ = (model.to_train(each) for each in (model.lent(model.start), model.module))
+    if any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules()):
+        return False
+    before, saved = {name: each.clone() for name, each in module.named_buffers()}, list[Tensor]()
+    with seeded(0, "check", device=x.device), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            called(module, model.inputs(x))
+            state = _random_state(x.device)
+            called(module, model.inputs(x))
+            model.random = not torch.equal(state, _random_state(x.device))
+            for each in (module, model.module) if model.random else ():
+                each.eval()
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda each: (saved.append(each), each)[1], lambda each: each
+            ):
+                predictions = model.predictions(scores_of(called(module, model.inputs(x[:1]))))
+            trained = {name: w for name, w in module.named_parameters() if w.requires_grad}
+            alone = torch.autograd.grad(loss(predictions, y[:1]).sum(), list(trained.values()))
+            sums = torch.zeros(2, len(model.start)).to(model.start)
+            networks, parts = copies(model, model.start.repeat(2, 1)), model.split(sums)
+            networks.add_gradients(x.expand(2, *x.shape), y.expand(2, 2), y.new_tensor([[1, 0]] * 2), loss, parts, 1)
+        except Exception:  # a module may raise anything; training one user after the other will say what is wrong
+            return False
+    places = {each.untyped_storage().data_ptr() for each in chain(module.parameters(), module.buffers())}
+    results = [each.numel() for each in saved if each.untyped_storage().data_ptr() not in places]
+    return (
+        sum(results) * B <= SMALL * len(results)
+        and not any("performance drop" in str(each.message) for each in caught)
+        and all(torch.equal(each, before[name]) for name, each in module.named_buffers())
+        and all(
+            torch.allclose(parts[name], each.to(sums), rtol=1e-3, atol=1e-5)
+            for name, each in zip(trained, alone, strict=True)
+        )
+    )
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

@@ -8,7 +8,6 @@ import inspect
 import json
 import math
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from hmtl.data.items import described, each_tensor
@@ -59,9 +58,11 @@ class FlatModel:
         module: the module.
         shapes: shape of each trained parameter, and then of each buffer in w, by name.
         buffers: names of the buffers in w.
+        types: types of those that are not of the type of w, by name.
         start: the first numbers [m], float64 if the first parameter is, and float32 otherwise.
         layers: the layers of a network of linear maps and activations, otherwise none; see `layers_of`.
-        random: whether a training step draws random numbers, as dropout does; known after `check_training`.
+        side_by_side: whether several users train at once; solvers that can do this set it, see `trains_side_by_side`.
+        random: whether a training step draws random numbers, as dropout does; known where `side_by_side` is.
         kept: frozen parameters, and large buffers that training leaves alone, by name; all modules share them.
         frozen: names of the layers that stay in evaluation mode.
         channels_last: whether the module runs with kernels whose channels are last in memory, see `channels_last`.
@@ -117,12 +118,12 @@ class FlatModel:
             tensors = trained | {name: each for name, each in self.module.named_buffers() if name in self.buffers}
             self.kept = self._kept()
             self.shapes = {name: each.shape for name, each in tensors.items()}
-            self._types = {name: each.dtype for name, each in tensors.items() if each.dtype != like.dtype}
+            self.types = {name: each.dtype for name, each in tensors.items() if each.dtype != like.dtype}
             self._places |= {name: name for name in self.buffers}
             self.start = torch.cat([each.detach().flatten().to(like) for each in tensors.values()])
             self.module.eval()
-            self.layers = () if as_given or self._types else layers_of(self.module, self.shape)
-            self.random = not self.layers
+            self.layers = () if as_given or self.types else layers_of(self.module, self.shape)
+            self.side_by_side, self.random = bool(self.layers), not self.layers
             with torch.no_grad():
                 scores = scores_of(called(self.module, self._rows(x)))
             self.channels_last = self._runs_with_channels_last(x)
@@ -192,46 +193,6 @@ class FlatModel:
         about = {"C": self.C or 1, "shape": self.shape, "as_given": self.as_given, "tensors": tensors}
         return json.dumps(about | {"kept": list(self.kept), "trunk": self.trunk})
 
-    def check_training(self, x: Tensor) -> None:
-        """Check on rows x [n, d] that the module can be trained for several users at once.
-
-        Raises:
-            ConfigError: the module normalises over a batch, changes buffers during training, or does something that
-                `torch.func.vmap` cannot handle.
-        """
-        if self.layers:
-            return  # linear maps and activations can
-        module, x = self.to_train(copied(self.module, self.kept.values())), x.to(self.start.device)
-        before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-        def total(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-            args, named = arguments(module, self._rows(x))
-            return scores_of(functional_call(module, parameters, args, named)).sum()
-
-        with seeded(0, "check", device=x.device), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a slow layer warns again when it trains
-            state = _generator_state(x.device)
-            called(module, self._rows(x))
-            self.random = not torch.equal(state, _generator_state(x.device))
-            norms = [
-                type(each).__name__ for each in module.modules() if isinstance(each, BATCH_NORMS) and each.training
-            ]
-            others = [name for name, buffer in module.named_buffers() if not torch.equal(buffer, before[name])]
-            if changing := [*norms, *others, *self.buffers]:
-                raise ConfigError(
-                    f"The model's {changing[0]} changes with the minibatches of training, which solver=sgd cannot do "
-                    "for several users at once. Choose solver=torch, or GroupNorm or LayerNorm if it is a norm."
-                )
-            try:
-                vmap(grad(total), randomness="different")(self.split(self.start.expand(2, -1)), x.expand(2, *x.shape))
-            except RuntimeError as error:
-                reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-                raise ConfigError(
-                    f"The model cannot be trained for several users at once ({reason}). Remove .item(), branches on "
-                    "the values of a tensor, and layers without a batching rule: torch.func.vmap does not allow them. "
-                    "Or choose solver=torch."
-                ) from error
-
     def check_no_buffers(self, algorithm: str) -> None:
         """Raise ConfigError if w contains buffers, for an algorithm that must not take steps on them."""
         if self.buffers:
@@ -258,6 +219,8 @@ class FlatModel:
         """Return `holding(w, trained)` in a module that the next call takes back; all calls are from one thread."""
         if self._lent is None:
             self._lent = copied(self.module, self.kept.values())
+            for name, each in self._lent.named_parameters():
+                each.data = channels_last(each.data) if self.channels_last and name in self.shapes else each.data
         first = dict(self.module.named_buffers())
         for name, buffer in self._lent.named_buffers():
             if name not in self.shapes and name not in self.kept and name in first:
@@ -333,7 +296,7 @@ class FlatModel:
 
     def output(self, parameters: dict[str, Tensor], inputs: Any) -> Any:
         """Return the module's output for inputs, with these parameters and buffers."""
-        typed = {name: w.to(self._types[name]) if name in self._types else w for name, w in parameters.items()}
+        typed = {name: w.to(self.types[name]) if name in self.types else w for name, w in parameters.items()}
         # tie_weights=False: if a module occurs twice, torch would set its weights twice and not restore them
         placed = {place: typed[name] for place, name in self._places.items()}
         args, named = arguments(self.module, inputs)
@@ -452,10 +415,6 @@ def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, st
         for place in part.named_parameters(prefix, recurse=False, remove_duplicate=False)
     )
     return {place: names[id(w)] for place, w in places if id(w) in names}
-
-
-def _generator_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Solvers that train one user's module after another: by code of your own, or by any optimizer of torch.
+"""Solvers that train modules: by any optimizer of torch, or one user's after another by code of your own.
 
 K users, n rows each, C outputs, m numbers in a model; T steps on minibatches of at most B rows.
 """
@@ -7,11 +7,12 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
@@ -20,14 +21,19 @@ from hmtl.data.items import Items, each_tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.calls import called, scores_of, with_targets
+from hmtl.mtl.networks.copies import group_size, trains_side_by_side
 from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, seeded
 from hmtl.mtl.problem import Problem, Rows
 from hmtl.mtl.solvers.base import SomeIds
 from hmtl.mtl.solvers.networks import MinibatchSolver, NetworkSolver, NetworkSubproblem
+from hmtl.mtl.solvers.side_by_side import StepRule, side_by_side
 from hmtl.mtl.torch_loss import TorchLoss, paired
 from hmtl.rng import generator
 
 TrainModule = Callable[[int, nn.Module], nn.Module]
+SEPARABLE = SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad, optim.Adadelta, optim.Adamax, optim.NAdam
+"""Optimizers that treat each number alone."""
+MIN_GROUP = 8  # of fewer copies, `torch.func.vmap` costs more than it saves
 
 
 def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: TrainModule, lend: bool = False) -> Tensor:
@@ -103,11 +109,13 @@ class LocalTrainer(NetworkSolver):
 
 
 class TorchTrainer(MinibatchSolver):
-    """A solver that trains by an optimizer of torch, made anew in each round, on the minibatches of `LocalSGD`.
+    """A solver that trains by an optimizer of torch, made anew in each round.
 
-    With `torch.optim.SGD` alone, `LocalSGD` takes the same steps, up to 4 times faster. A proximal term is added to the
-    loss, and a correction to the gradients, before they are clipped. Stragglers stop after their number of steps.
-    Networks with BatchNorm skip a minibatch of one row, which has no variance.
+    Users train side by side where that is faster, and gives the same models: small networks without convolutions, on
+    tensors, by the loss of the problem and an optimizer in SEPARABLE. Otherwise, they train in one module, in turn.
+
+    A proximal term is added to the loss, and a correction to the gradients, before they are clipped. Stragglers stop
+    after their number of steps. Networks with BatchNorm skip a minibatch of one row, which has no variance.
 
     Args:
         optimizer: makes an optimizer from parameters, such as `functools.partial(torch.optim.AdamW, lr=1e-3)`.
@@ -163,13 +171,14 @@ class TorchTrainer(MinibatchSolver):
             super().check_correction()
 
     def check_network(self, model: FlatModel, problem: Problem) -> None:
-        """Raise ConfigError if a step on this network fails."""
+        """Choose whether users train side by side, and raise ConfigError if a step on this network fails."""
         if not problem.tasks:
             return  # processes that train try it
         like, counts = model.start, torch.tensor(problem.here, dtype=torch.int64)
         scale = problem.weights * counts.repeat_interleave(counts).to(problem.weights)
         ends = torch.stack(scale.aminmax())  # the rows with the least and the largest weight, as it were
         at = torch.tensor([0, min(1, problem.here[0] - 1)])
+        model.side_by_side = self._side_by_side(model, problem)  # stacks rows, if they are not
         X, y = problem.rows_in(like.dtype).X[at], problem.rows_in(like.dtype).y[at]
         data = problem.datasets(like.dtype, model.shape)[0]
         own = data.of(at) if isinstance(data, Items) else Subset(data, at.tolist())
@@ -181,23 +190,47 @@ class TorchTrainer(MinibatchSolver):
             raise
         except Exception as error:  # the parts are any code
             raise ConfigError(
-                f"solver=torch cannot train this model ({type(error).__name__}: {error}). Check solver.optimizer, "
+                f"The solver cannot train this model ({type(error).__name__}: {error}). Check solver.optimizer, "
                 "scheduler, loss and transform: a loss takes predictions, [rows, C] or [rows], and targets [rows]."
             ) from error
 
+    def _side_by_side(self, model: FlatModel, problem: Problem) -> bool:
+        """Return whether users train side by side, and let `problem` have rows for that."""
+        given = self.optimizer
+        optimizer = given.func if isinstance(given, partial) and not given.args else given
+        own, example = self.loss or self.transform or isinstance(problem.loss, TorchLoss), problem.example()
+        if own or optimizer not in SEPARABLE or not isinstance(example, Tensor):
+            return False
+        B = min(self.batch, max(problem.here))
+        is_small = model.layers or group_size(model, B * example[0].numel(), model.start) >= MIN_GROUP
+        if not is_small or not problem.stack(model.start.dtype):
+            return False
+        rows = problem.rows_in(model.start.dtype)
+        at = torch.tensor([0, min(1, len(rows.X) - 1)])
+        return trains_side_by_side(model, problem.loss, rows.X[at], rows.y[at], B)
+
     def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
-        model, correction = subproblem.model, subproblem.correction
+        model, settings = subproblem.model, self._settings(subproblem.round)
+        usual, rate = self.steps(rows.counts), float(settings["lr"])
+        plain = not any(settings.get(each) for each in ("momentum", "weight_decay", "maximize")) and self.clip is None
+
+        def make(parameters: Sequence[nn.Parameter]) -> Optimizer:
+            optimizer = self._make(parameters)
+            optimizer.param_groups[0].update(settings)
+            return optimizer
+
+        how = None if plain and type(self._make()) is SGD else make
+        if model.side_by_side:
+            return side_by_side(loss, rows, subproblem, order, usual, budgets, StepRule(rate, how, self.clip))
         lam, anchors = subproblem.anchor or (0.0, None)
-        settings = self._settings(subproblem.round)
-        usual = self.steps(rows.counts)
         starts, first_rows = (usual.cumsum(0) - usual).tolist(), rows.starts.tolist()
 
         def train(k: int, module: nn.Module) -> nn.Module:
             named = {name: w for name, w in module.named_parameters() if w.requires_grad}
-            optimizer = self._make(list(named.values()))
-            optimizer.param_groups[0].update(settings)
+            parameters = list(named.values())
+            optimizer = how(parameters) if how else None
             anchor = {} if anchors is None else model.split(anchors[k])
-            extra = {} if correction is None else model.split(correction[k])
+            correction = {} if subproblem.correction is None else model.split(subproblem.correction[k])
             normalised = any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules())
             for numbers in order[starts[k] :][: int(budgets[k])]:
                 at = numbers[numbers >= 0]
@@ -219,16 +252,21 @@ class TorchTrainer(MinibatchSolver):
                         "The rows have weights (class_weight, or reduction=sum), but solver.loss returns a mean. Set "
                         "+solver.loss.reduction=none."
                     )
-                if anchor:
-                    distances = [(w - anchor[name]).square().sum() for name, w in named.items()]
-                    losses = losses + lam / 2 * torch.stack(distances).sum()
-                optimizer.zero_grad()
+                for w in parameters:
+                    w.grad = None
                 losses.backward()  # type: ignore[no-untyped-call]
-                for name, w in named.items() if extra else ():
-                    w.grad = extra[name] if w.grad is None else w.grad + extra[name]
+                with torch.no_grad():
+                    for name, w in named.items():
+                        further = [correction[name]] if correction else []
+                        further += [lam * (w - anchor[name])] if anchor else []
+                        for each in further:
+                            w.grad = each.to(w) if w.grad is None else w.grad + each
+                        if not optimizer and w.grad is not None:
+                            w.sub_(w.grad, alpha=rate)
                 if self.clip is not None:
-                    nn.utils.clip_grad_norm_(named.values(), self.clip)
-                optimizer.step()
+                    nn.utils.clip_grad_norm_(parameters, self.clip)
+                if optimizer:
+                    optimizer.step()
             return module
 
         return one_by_one(subproblem, budgets, train, lend=True)

@@ -98,7 +98,6 @@ def test_nobody_takes_part(learner):
     ("make", "message"),
     [
         (lambda d, C: nn.Linear(d, C + 1), r"shape \(2, 2\) for 2 rows, not \(2, 1\)"),
-        (lambda d, C: nn.Sequential(nn.Linear(d, C), nn.BatchNorm1d(C)), "BatchNorm"),
         (nn.Conv2d, "kernel_size"),
         (nn.Linear(5, 1), "_partial_"),
         (lambda d, C: cnn(d - 2, C), "d=3 is not side²"),

@@ -48,7 +48,8 @@ def test_steps_and_predictions(name, loss):
         networks = copies(model, W, trained)
         assert type(networks) is (LayeredCopies if name in LAYERED else Copies)
         for t, (rate, B) in enumerate(steps):
-            networks.step(*(each[t, users, :B] for each in (x, y.double(), weights)), loss, rate)
+            rows = (each[t, users, :B] for each in (x, y.double(), weights))
+            networks.add_gradients(*rows, loss, networks.parameters, -rate)
         predictions = networks.predict(x[0, users])
         for k, new, prediction in zip(users, W, predictions, strict=True):
             parameters = {name: w.clone().requires_grad_() for name, w in model.split(start[k]).items()}

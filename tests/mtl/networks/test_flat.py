@@ -11,8 +11,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from hmtl.data import Task
-from hmtl.errors import ConfigError
-from hmtl.mtl import CrossEntropy, FedU, LocalSGD, NetworkAlgorithm, Problem, Ridge
+from hmtl.mtl import CrossEntropy, FedAvg, FedU, LocalSGD, NetworkAlgorithm, Problem, Ridge
 
 K, C, IMAGE, WORDS, VOCABULARY = 3, 3, (3, 6, 6), (5,), 20
 
@@ -177,20 +176,54 @@ class Branches(nn.Module):
         return self.out(x if x.sum() > 0 else -x)
 
 
-@pytest.mark.parametrize(
-    ("shape", "make", "named"),
-    [
-        (IMAGE, image(nn.BatchNorm2d(8)), "BatchNorm"),
-        (IMAGE, image(nn.BatchNorm2d(8, track_running_stats=False)), "BatchNorm"),
-        (IMAGE, image(nn.InstanceNorm2d(8, track_running_stats=True)), "1.running_mean"),
-        (WORDS, lambda d, C: spectral_norm(nn.Linear(d, C)), "parametrizations.weight.0._u"),
-        (WORDS, Counts, "seen"),
-        (WORDS, Branches, "vmap"),
-        (WORDS, lambda d, C: nn.Sequential(nn.RReLU(), nn.Linear(d, C)), "vmap"),
-    ],
-)
-def test_modules_that_cannot_be_trained(shape, make, named):
-    with pytest.raises(ConfigError) as error:
-        NetworkAlgorithm(FedU(), Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(), make)
-    assert named in str(error.value)
-    assert "\n" not in str(error.value)
+class Centred(nn.Module):
+    """Mixes the rows of a batch."""
+
+    def __init__(self, d, C):
+        super().__init__()
+        self.out = nn.Linear(d, C)
+
+    def forward(self, x):
+        return self.out(x / VOCABULARY - x.mean(0) / VOCABULARY)
+
+
+class Unused(nn.Module):
+    """Has a parameter that gets no gradient."""
+
+    def __init__(self, d, C):
+        super().__init__()
+        self.out, self.further = nn.Linear(d, C), nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.out(x / VOCABULARY)
+
+
+ALONE = {
+    "batch norm": (IMAGE, image(nn.BatchNorm2d(8))),
+    "without statistics": (IMAGE, image(nn.BatchNorm2d(8, track_running_stats=False))),
+    "instance norm with statistics": (IMAGE, image(nn.InstanceNorm2d(8, track_running_stats=True))),
+    "spectral norm": (WORDS, lambda d, C: spectral_norm(nn.Linear(d, C))),
+    "counts": (WORDS, Counts),
+    "branches": (WORDS, Branches),
+    "random": (WORDS, lambda d, C: nn.Sequential(nn.RReLU(), nn.Linear(d, C))),
+    "centred": (WORDS, Centred),
+    "unused": (WORDS, Unused),
+    "lstm": TRAIN["lstm"],
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_modules_of_which_one_is_lent_to_the_users(name):
+    """They cannot be trained side by side, or not as fast."""
+    shape, make = ALONE[name]
+    learner = NetworkAlgorithm(FedAvg(), Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(), make)
+    assert not learner.model.side_by_side
+    learner.step(0)
+    assert learner.W.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["words", "transformer", "tied", "masked", "twice"])
+def test_modules_that_train_side_by_side(name):
+    shape, make = TRAIN[name]
+    learner = NetworkAlgorithm(FedU(), Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(), make)
+    assert learner.model.side_by_side

@@ -13,6 +13,7 @@ from torch import nn
 from hmtl.errors import ConfigError
 from hmtl.mtl import CrossEntropy, LocalSGD, Rows
 from hmtl.mtl.networks import flat
+from hmtl.mtl.networks.copies import trains_side_by_side
 from hmtl.mtl.networks.flat import FlatModel
 from hmtl.mtl.solvers.networks import NetworkSubproblem
 
@@ -59,7 +60,8 @@ def test_users_do_not_depend_on_each_other(name):
     draw, K = torch.Generator().manual_seed(3), len(COUNTS)
     X, y = torch.randn(K, 33, D, generator=draw), torch.randint(C, (K, 33), generator=draw).float()
     model, s = FlatModel(NETWORKS[name], X[0], C, 1), 1 / torch.tensor(COUNTS)
-    model.check_training(X[0, :2])
+    assert trains_side_by_side(model, CrossEntropy(), X[0, :2], y[0, :2], 7)
+    model.side_by_side = True
     W = model.start + 0.1 * torch.randn(K, len(model.start), generator=draw)
     solver = LocalSGD(0.05, epochs=2, batch=7)
     budgets = torch.tensor([2, 6, 1, 0, 2, 1])
@@ -82,6 +84,8 @@ def test_random_draws_differ_by_user_and_name(monkeypatch):
     """Users draw in groups, from a stream for each group; a group draws the same whichever others are there."""
     x = torch.ones(2, D)
     model = FlatModel(dropping, x, C, 1)
+    model.side_by_side = trains_side_by_side(model, CrossEntropy(), x, x[:, 0], 2)
+    assert model.random
     monkeypatch.setattr("hmtl.mtl.networks.copies.CPU_BYTES", 2 * 4 * (len(model.start) + 2 * D))  # two users
     rows = Rows(x.repeat(4, 1), torch.ones(8), torch.ones(8), (2,) * 4, torch.ones(8))
     W, order = model.start.expand(4, -1), torch.arange(2).repeat(4, 1)
