@@ -239,6 +239,39 @@ def test_linear_models_of_numbers(settings):
     assert models[0](torch.zeros(3, D)).shape == (3,)
 
 
+@pytest.mark.parametrize(("model", "options"), [(nn.Linear(D, 1), {}), (None, {"algorithm": "local"})])
+def test_integers_are_numbers(model, options):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(K, 12, D, generator=draw)
+    data = [TensorDataset(each, (9 * each.sum(1)).round().long()) for each in x]
+    federation = hmtl.Federation(model, data, loss="squared", **options)
+    federation.train(1)
+    assert federation.summary.error_measure == "mean squared error"
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (nn.Linear(D, 2), {}),
+        (nn.Linear(D, 2), {"loss": nn.CrossEntropyLoss(reduction="none")}),
+        (nn.Linear(D, 1), {}),
+        (None, {"algorithm": "local"}),
+    ],
+)
+def test_a_rare_class_counts_as_much_as_a_common_one(model, options):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(K, 60, D, generator=draw)
+    y = (torch.arange(60) % 10 == 0).long()
+    x[..., 0] += y
+    data = [TensorDataset(each, y) for each in x]
+    errors = []
+    for weight in (None, "balanced"):
+        federation = hmtl.Federation(model, data, **options, **{"dataset.class_weight": weight})
+        federation.train(10)
+        errors.append(federation.history[-1]["train_balanced_error"])
+    assert errors[1] < errors[0] - 0.05
+
+
 @pytest.mark.slow
 def test_the_example_runs():
     assert doctest.testmod(module).failed == 0
@@ -379,6 +412,7 @@ WRONG = (-1, 0, 1.5, "3")
         slow(lambda: hmtl.Federation(network, users(), engine="ray"), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), logger=["console"]), ConfigError),
         (lambda: hmtl.Federation(network, users(), evaluate_evry=2), ConfigError),
+        (lambda: hmtl.Federation(network, users(), **{"dataset.class_weight": "even"}), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), seed="zero"), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), partition="shards"), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), early_stopping=3), ConfigError),

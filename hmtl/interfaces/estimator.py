@@ -71,8 +71,9 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             which also decides whether tasks differ in their intercepts only, and whether these go with the means of
             the features. With sparse rows, another loss, or K·d³ above 3e7, None
             means `Common(0.3)` for numbers and `Common(0.01)` for labels.
-        loss: Loss function. If None, the logistic loss for labels, and the squared error if y holds floats with more
-            than two values. Several classes are learned one-vs-rest.
+        loss: Loss function. If None, the squared error for numbers: floats with more than two values, or integers with
+            more than 20; `MultiTaskRegressor` and `MultiTaskClassifier` decide otherwise. Labels have the logistic
+            loss. Several classes are learned one-vs-rest.
         task: Name or position of the column of X that names the task of each row, with values of any type. It is not a
             feature.
         class_weight: Weights of the rows of each class within a task: "balanced", inversely proportional to the number
@@ -156,7 +157,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             X: rows [n, d] of all tasks: an array, a DataFrame, or a sparse array, which stays sparse and needs
                 standardize="none". Or a list with the rows of each task, X[k] [n_k, d]. Columns of tables are matched
                 by name. If no task is named, all rows are one task.
-            y: labels, or numbers as floats, [n]; or y[k] [n_k].
+            y: labels or numbers, see `loss`, [n]; or y[k] [n_k].
             sample_weight: relative weights of the rows within their task, [n], not for lists. If None, all are equal.
                 The loss of a task is the weighted mean; rows of weight 0 are left out.
             groups: task of each row [n], if no column of X names it.
@@ -365,16 +366,11 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             raise DataError("y holds text in some tasks and numbers in others. Give labels of one kind, or numbers.")
         every = np.concatenate(targets)
         values = np.unique(every)
-        numeric = every.dtype.kind == "f" and len(values) > 2
+        numeric = len(values) > {"f": 2, "i": MANY_CLASSES, "u": MANY_CLASSES}.get(every.dtype.kind, len(values))
         if self._predicts is not None:
             numeric = self._predicts == "numbers"
         elif self.loss is not None:
             numeric = self.loss.labels is None and not self.loss.classes
-        elif every.dtype.kind in "iu" and len(values) > MANY_CLASSES:
-            raise DataError(
-                f"y has {len(values)} whole numbers, which may be classes or numbers to predict. Give "
-                "loss=hmtl.mtl.Hinge(), or y as floats."
-            )
         if numeric and every.dtype.kind == "U":
             raise DataError("y is text, but the estimator predicts numbers. Give numbers, or another loss.")
         if numeric:

@@ -27,7 +27,7 @@ from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, TopologyError
 from hmtl.inference.models import models_of
 from hmtl.interfaces.matching import are_signs, matched
-from hmtl.mtl import Learner, Loss, NetworkAlgorithm, TorchLoss
+from hmtl.mtl import Learner, Loss, NetworkAlgorithm, Squared, TorchLoss
 from hmtl.mtl.measures import OwnMeasure
 from hmtl.mtl.networks.flat import copied
 from hmtl.reporting.console_logger import ConsoleLogger
@@ -70,13 +70,13 @@ class Federation:
         settings: all others. Parts are `topology`, `solver`, `loss`, `regularizer`, `participation`, `network` and
             `communicator`; of the last, a class or `functools.partial` takes the place of an object. Values are such as
             `seed=1`, `H=10`, `evaluate_every=5`, `secure=True`, `resume=FOLDER`, `privacy={"clip": 1.0, "noise": 1.0}`,
-            and `**{"algorithm.alpha": 0.3}` in a part.
+            `**{"algorithm.alpha": 0.3}` in a part, and `**{"dataset.class_weight": "balanced"}`.
 
     Four defaults depend on the model and the data. `device` is that of the module. `topology="any_r"` replaces
     "symmetric" if that cannot have this number of users. `solver="torch"` takes the steps of "sgd" with any module.
     `loss` is the module's own if it returns one for labels in a dictionary; otherwise "squared" for numbers,
     "cross_entropy" for several scores and a class number, and "logistic" for one score and ±1, or 0 and 1. It may be a
-    loss of torch, see `TorchLoss`.
+    loss of torch, see `TorchLoss`. Linear models predict integers as numbers with loss="squared".
 
     Attributes:
         algorithm, communicator: what trains, and what counts bits and time.
@@ -256,8 +256,17 @@ def _configuration(
     if is_network == (model is None):
         kinds = ("networks", "a module") if is_network else ("linear models", "None")
         raise ConfigError(f"algorithm={named['algorithm']} trains {kinds[0]}. Set model to {kinds[1]}.")
-    tasks = classified(from_datasets(dataset, networks=is_network))
-    if (loss := parts.get("loss")) is not None and not isinstance(loss, str | Loss) and callable(loss):
+    loss, tasks = parts.get("loss"), from_datasets(dataset, networks=is_network)
+    if model is None and (loss == "squared" or isinstance(loss, Squared)):
+        tasks = tuple(task if task.labels else task.numbered(None) for task in tasks)
+    elif model is None:
+        tasks = classified(tasks)
+    settings = dict(settings)
+    if (class_weight := settings.pop("dataset.class_weight", None)) is not None:
+        if class_weight != "balanced":
+            raise ConfigError(f'dataset.class_weight={class_weight!r} is unknown. Give "balanced", or None.')
+        tasks = tuple(replace(task, class_weight=class_weight) for task in tasks)
+    if loss is not None and not isinstance(loss, str | Loss) and callable(loss):
         parts["loss"] = TorchLoss(loss)
     usual: dict[str, Any] = {"solver": "torch"} if is_network else {}
     if model is not None and tasks:

@@ -5,6 +5,7 @@ from inspect import Parameter, signature
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -30,23 +31,25 @@ def matched(
 
     Args:
         model: the module, or what makes it.
-        tasks: as `from_datasets` returns them.
+        tasks: as `from_datasets` returns them, in which negative integers have no classes yet.
         loss: the loss that is named, or a part's name; None: none is.
         own: a function with which the solver trains, if any.
     """
     scores, y, has_own = _tried(model, tasks[0])
-    first, C = tasks[0], 0
-    if scores is not None:
-        C = scores.shape[1] if scores.ndim == 2 else 1
-    if isinstance(loss, TorchLoss) or (has_own and loss is None):
+    C = 0 if scores is None else scores.shape[1] if scores.ndim == 2 else 1
+    takes_targets = isinstance(loss, TorchLoss) or (has_own and loss is None)
+    values = np.unique(torch.cat([getattr(task, f"y_{split}") for task in tasks for split in SPLITS]))
+    if C != 1 or not (takes_targets or len(values) > 2):
+        tasks = classified(tasks)
+    first = tasks[0]
+    if takes_targets:
         return TorchLoss(), _numbered(tasks, C if first.classes and C > 1 else None)
     if not first.has_numbers:
         is_alike = scores is not None and isinstance(y, Tensor) and y.is_floating_point() and y.shape == scores.shape
         return TorchLoss(own or half_squares) if own or is_alike else "squared", tasks
     if first.classes and C == 1 and first.labels is None:
-        largest = max(max(getattr(task, f"y_{split}").tolist(), default=0) for task in tasks for split in SPLITS)
         numbers = _numbered(tasks, None)
-        if largest == 1 and loss != "squared" and not isinstance(loss, Squared):
+        if values.max() == 1 and loss != "squared" and not isinstance(loss, Squared):
             return "logistic", classified(numbers)
         return "squared", numbers
     if first.classes:

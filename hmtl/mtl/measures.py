@@ -21,7 +21,7 @@ OwnMeasure = Callable[..., float]
 """Maps a user's predictions [n] or [n, C] and targets [n], as NumPy arrays, to a number."""
 
 
-def measures_for(loss: Loss, own: Mapping[str, OwnMeasure]) -> dict[str, Measure]:
+def measures_for(loss: Loss, own: Mapping[str, OwnMeasure], outputs: int) -> dict[str, Measure]:
     """Return the measures by name: the error, for classes the balanced error, for two classes the AUC, and own ones.
 
     Raises:
@@ -40,6 +40,8 @@ def measures_for(loss: Loss, own: Mapping[str, OwnMeasure]) -> dict[str, Measure
         measures["balanced_error"] = balanced
     if loss.labels == (-1.0, 1.0):
         measures["auc"] = auc
+    elif loss.classes and outputs == 2:
+        measures["auc"] = lambda p, y, counts: auc(loss.scores(p)[:, 1] - loss.scores(p)[:, 0], y, counts)
     for name, function in own.items():
         if name in {*measures, "r2"} or name.endswith(SUMMARIES) or not name.isidentifier():
             raise ConfigError(
@@ -71,9 +73,9 @@ def balanced_error(errors: Tensor, number: Tensor, counts: Tensor, C: int) -> Te
 
 
 def auc(predictions: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-    """Return the area under the ROC curve [K] for y = ±1; undefined for users with rows of one class only.
+    """Return the area under the ROC curve [K] for y = ±1, or 0 and 1; undefined for users with rows of one class only.
 
-    It is the probability that a row with y = 1 has a larger prediction than one with y = −1, where ties count half.
+    It is the probability that a row with y = 1 has a larger prediction than one of the other class; ties count half.
     """
     N, positive = len(y), y > 0
     before = (counts.cumsum(0) - counts).repeat_interleave(counts)  # rows of other users

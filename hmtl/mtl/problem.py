@@ -194,7 +194,7 @@ class Problem:
         self.size = self.outputs * self.d
         self.loss = copy.deepcopy(loss).to(device)
         self.binary = self.loss.binary if isinstance(self.loss, OneVsRest) else self.loss
-        self.measures = measures_for(self.loss, measures)
+        self.measures = measures_for(self.loss, measures, self.outputs)
         counts = torch.tensor(self.here, dtype=torch.float64, device=device)
         self.s = 1 / counts if reduction == "mean" else torch.ones_like(counts)
         weights = [s * task.weights.to(device) for task, s in zip(self.tasks, self.s, strict=True)]

@@ -16,7 +16,7 @@ from hmtl import load_run
 from hmtl.config.build import build_tasks
 from hmtl.data import Task
 from hmtl.errors import ConfigError
-from hmtl.mtl import CrossEntropy, Hinge, Problem, Ridge, Squared
+from hmtl.mtl import CrossEntropy, Hinge, Problem, Ridge, Squared, TorchLoss
 from hmtl.mtl.measures import summarize
 from hmtl.train import train
 
@@ -64,6 +64,21 @@ def test_two_classes(counts, seed):
             assert got["test_auc"][k] == pytest.approx(metrics.roc_auc_score(y, p))
         else:
             assert got["test_auc"][k].isnan()
+
+
+@given(**draw)
+def test_two_scores_have_the_auc_of_their_difference(counts, seed):
+    tasks, predictions = users_with(counts, 2, seed)
+    signs = Problem(tasks, Hinge(), Ridge(1.0))
+    pairs = np.stack([-np.concatenate(predictions), np.concatenate(predictions)], axis=1) / 2
+    numbered = [
+        Task(task.name, task.x_train, task.y_train > 0, task.x_test, task.y_test > 0, classes=2) for task in tasks
+    ]
+    for loss in (CrossEntropy(), TorchLoss(torch.nn.CrossEntropyLoss())):
+        rows = np.append(pairs, np.zeros((len(pairs), 1)), 1) if isinstance(loss, TorchLoss) else pairs  # and the loss
+        got = Problem(numbered, loss, Ridge(1.0)).measure("test", torch.from_numpy(rows).float())["test_auc"]
+        want = signs.measure("test", torch.from_numpy(np.concatenate(predictions)).float())["test_auc"]
+        assert torch.equal(got.nan_to_num(-1), want.nan_to_num(-1))
 
 
 @pytest.mark.parametrize("loss", [Hinge, CrossEntropy])
