@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def plan(cfg: DictConfig) -> None:
-    """Print loads, bounds and times, and write `topology.png` to `cfg.output_dir` if it can be written to."""
+    """Print loads, bytes and times; write `topology.png` to `cfg.output_dir`, and `failures.png` with `cfg.fail`."""
     # Imported here so that --help does not wait for torch and matplotlib.
     from hmtl.coding import resolve
     from hmtl.communication.prices.comparison import comparison
@@ -25,11 +25,15 @@ def plan(cfg: DictConfig) -> None:
     from hmtl.reporting.network_picture import draw
     from hmtl.reporting.plan_report import (
         choices_table,
-        format_table,
+        failures_picture,
+        failures_table,
+        links_table,
         plan_table,
         remarks,
+        round_tables,
         secure_remark,
         secure_table,
+        time_remarks,
         time_table,
         verdict,
     )
@@ -43,28 +47,31 @@ def plan(cfg: DictConfig) -> None:
     topology = contacts.at(0)
     with progress(f"Planning for K={topology.K} users and H={topology.H} relays"):
         secure = Secure(cfg.colluding) if cfg.secure else None
-        result: Any = comparison(topology, network, cfg.V_bits, cfg.wire, secure)
+        result: Any = comparison(topology, network, cfg.V_bits, cfg.wire, secure, cfg.fail)
     if network.links:
         best = resolve(topology, result.choices[0][0])
-        tables, facts = [time_table(result)], {}
-        lines = [f"Plain forwarding takes at least {result.uncoded_bound:.4g} s, whichever relays serve the users."]
+        tables, facts, lines = [time_table(result), links_table(result)], {}, list(time_remarks(result))
     else:
         best = result.aggregators[network.medium].nodes
-        tables, lines = [plan_table(result), choices_table(result)], list(remarks(result))
-        tables += [format_table(result, cfg.wire)] if cfg.wire else []
+        tables, lines = [plan_table(result), choices_table(result), *round_tables(result)], list(remarks(result))
         facts = {"verdict": verdict(result)}
     if result.secure:
         tables.append(secure_table(result.secure["bits"], topology.K))
         lines += ["", secure_remark(result.secure, topology.K)]
+    tables += [failures_table(result)] if result.failures else []
     if isinstance(contacts, Moving):
         lines.append("The users move: all of this holds for the first contacts only.")
         facts["note"] = lines[-1]
-    picture = Path(cfg.output_dir) / "topology.png"
+    pictures = {"topology": draw(contacts, best.relays, with_server=best.server)}
+    pictures |= {"failures": failures_picture(result)} if result.failures else {}
+    folder = Path(cfg.output_dir)
     try:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        draw(contacts, best.relays, with_server=best.server).write(picture.with_suffix(""), "png")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            picture.write(folder / name, "png")
     except OSError as error:
-        log.warning("%s was not saved: %s. Set output_dir to a folder that you can write to.", picture, error.strerror)
+        log.warning("%s: no picture was saved: %s. Set output_dir to a folder to write to.", folder, error.strerror)
+        pictures = {}
     if cfg.format == "json":
         print(json.dumps(asdict(result) | facts, indent=2))
         return
@@ -73,8 +80,8 @@ def plan(cfg: DictConfig) -> None:
         console.table(table)
     for line in lines:
         console.print(line, markup=False)
-    if picture.exists():
-        console.print(f"Picture: {picture}", markup=False, soft_wrap=True)
+    for name in pictures:
+        console.print(f"Picture: {folder / name}.png", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def test_text(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wire_adds_the_cost_in_its_format(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     plan(configure("wire=int4", name="plan"))
     printed = capsys.readouterr().out
-    assert "int4:" in printed
-    line = next(line for line in printed.splitlines() if "IVs, uncoded" in line)
-    assert line.split()[-1] == "14.8"  # 15.06 without overhead
+    plain, narrow = (line.split() for line in printed.splitlines() if line.startswith(" all  "))
+    assert plain[0] == narrow[0] == "all"
+    assert float(plain[1]) / float(narrow[1]) == pytest.approx(14.9, abs=0.2)  # 15.06 without overhead
 
 
 def test_secure_sums_and_what_they_add(
@@ -93,6 +93,8 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(
         (("V_bits=0",), "V_bits"),
         (("wire=int5",), "wire=int5"),
         (("topology=file", f"topology.path={FIG2}", "K=12"), "K=12"),
+        (("fail=7",), "fail=7"),
+        (("fail=roof",), "fail=roof"),
         (("network.W1=0",), "W1"),
         (("network.uplink_bps=[1,2]",), "uplink_bps"),
         (("network.medium=smoke",), "medium"),
@@ -140,3 +142,8 @@ def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_
     printed = " ".join(capsys.readouterr().out.split())
     assert "roof" in printed
     assert "secure sums" in printed
+    failures = as_json(*words, "fail=ROOF")["failures"]  # alice has no other relay
+    assert [(each["relay"], each["cut_off"]) for each in failures] == [(None, 0), ("roof", 1)]
+    assert (tmp_path / "failures.png").exists()
+    plan(configure(*words, "fail=each", name="plan"))
+    assert "A round if a relay fails" in capsys.readouterr().out

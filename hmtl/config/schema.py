@@ -120,6 +120,7 @@ class PlanConfig(NetworkConfig):
     wire: str | None = MISSING
     secure: bool = MISSING
     colluding: float = MISSING
+    fail: str | None = MISSING
     format: str = MISSING
 
 

@@ -1,18 +1,24 @@
 """What `plan` prints: tables of loads, savings and choices, and whether coding pays."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+import matplotlib
 from rich import box
 from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
-from hmtl.communication.prices.comparison import Comparison, Timetable
-from hmtl.reporting.console import MIN_SAVED, as_table, compared, saved
+from hmtl.communication.prices.comparison import Compared, Comparison, LinkUse, Timetable
+from hmtl.reporting.console import MIN_SAVED, as_table, compared, saved, share_saved
+from hmtl.reporting.style import OKABE_ITO, PAGE, PRINT, Picture
 
 MAX_CHOICES = 5  # that a table of seconds shows
+MAX_SHOWN_HOSTS = 24  # whose links a table shows
+WAYS = {"uncoded": "plain", "coded": "coded", "sums": "sums", "secure": "secure"}
+"""What travels in a round, as tables call it."""
 
 
 def plan_table(comparison: Comparison) -> Table:
@@ -20,7 +26,7 @@ def plan_table(comparison: Comparison) -> Table:
     uncoded = [comparison.seconds[medium]["uncoded"] for medium in MEDIA]
 
     def row(who: str, up: float, down: Iterable[float], seconds: Iterable[float] = ()) -> list[str]:
-        shares = (f"{saved(time, reference):.1%}" for time, reference in zip(seconds, uncoded, strict=False))
+        shares = (share_saved(time, reference) for time, reference in zip(seconds, uncoded, strict=False))
         return [who, f"{up:.2f}", *(f"{ivs:.2f}" for ivs in down), *shares]
 
     rows = []
@@ -40,33 +46,33 @@ def plan_table(comparison: Comparison) -> Table:
     rows.append(row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]))
     title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; IVs of {comparison.V_bits:,} bits"
     headers = ("who aggregates", "up", "down,\nbroadcast", "down,\nunicast", "saved,\nbroadcast", "saved,\nunicast")
-    table = as_table(title, headers, rows)
-    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    table = _narrow(title, headers, rows)
     for before_rule in (table.rows[-2], table.rows[-4 if comparison.secure_sums else -3]):
         before_rule.end_section = True
     return table
 
 
-def format_table(comparison: Comparison, wire: str) -> Table:
-    """Return the cost of a round with numbers of 64 bits and in the format `wire`, one row for each thing that travels.
-
-    Bits are those between relays and server, seconds those over all hops.
-    """
-    names = {"uncoded": "IVs, uncoded", "coded": "IVs, coded", "sums": "sums, where they suffice"}
-    names |= {"secure": "secure sums"} if comparison.secure else {}
-    plain, narrow = comparison.formats["null"], comparison.formats[wire]
-    rows = []
-    for key, name in names.items():
-        row = [name, f"{plain[key].bits / 1e6:.4g}", f"{plain[key].seconds:.3g}"]
-        if key in narrow:
-            fewer = plain[key].bits / narrow[key].bits
-            row += [f"{narrow[key].bits / 1e6:.4g}", f"{narrow[key].seconds:.3g}", f"{fewer:.1f}"]
-        rows.append(row)
-    headers = ("what travels", "64 bits:\nMbit", "s", f"{wire}:\nMbit", "s", "times\nfewer bits")
-    title = f"A round, {comparison.network.medium}: Mbit between relays and server, s over all hops"
+def _narrow(title: str, headers: Sequence[str], rows: Iterable[Iterable[str]]) -> Table:
+    """Return a table for many columns."""
     table = as_table(title, headers, rows)
     table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
     return table
+
+
+def round_tables(comparison: Comparison) -> Iterator[Table]:
+    """Yield megabytes and seconds of a round on each hop, by what travels: a table for each format."""
+    for form, costs in comparison.formats.items():
+        rows = [[f"{tier.replace('_', ' ')}", *_cells(cost.hops[tier] for cost in costs.values())] for tier in TIERS]
+        totals = [(sum(size for size, _ in cost.hops.values()), cost.seconds) for cost in costs.values()]
+        headers = [f"{WAYS[what]}\n{unit}" for what in costs for unit in ("MB", "s")]
+        title = f"A round in {'64 bits' if form == 'null' else form}, {comparison.network.medium} downlink"
+        table = _narrow(title, ["from", *headers], [*rows, ["all", *_cells(totals)]])
+        table.rows[-2].end_section = True
+        yield table
+
+
+def _cells(hops: Iterable[tuple[float, float]]) -> list[str]:
+    return [f"{n:.3g}" for size, seconds in hops for n in (size / 1e6, seconds)]
 
 
 def choices_table(comparison: Comparison) -> Table:
@@ -131,14 +137,93 @@ def secure_remark(secure: Mapping[str, Any], K: int) -> str:
 
 def time_table(times: Timetable) -> Table:
     """Return the seconds of a round over access links, for the best choices of who aggregates and the usual ones."""
-    usual = [choice for choice in times.choices[MAX_CHOICES:] if _is_usual(times, choice[0])]
-    rows = [(_who(times, setting), seconds) for setting, seconds in (*times.choices[:MAX_CHOICES], *usual)]
-    rows.append(("sums, where they suffice", times.sums_seconds))
+    rows = [
+        (_who(times, setting), seconds, times.costs[n : n + 1])
+        for n, (setting, seconds) in enumerate(times.choices)
+        if n < MAX_CHOICES or _is_usual(times, setting)
+    ]
+    sums_cost = [sum(link.cost or 0.0 for link in times.links["sums"])] if times.costs else []
+    rows.append(("sums, where they suffice", times.sums_seconds, sums_cost))
+    rows += [("secure sums", times.secure_seconds, [])] if times.secure_seconds is not None else []
     tried = f"best of {'all ' * times.every}{len(times.choices)} choices"
     title = f"K={times.K} users, H={times.H} relays, r={times.r:.4g}; IVs of {times.V_bits:,} bits; no compute; {tried}"
-    rows += [("secure sums", times.secure_seconds)] if times.secure_seconds is not None else []
-    cells = [[who, f"{seconds:.4g}", f"{saved(seconds, times.uncoded):.1%}"] for who, seconds in rows]
-    return as_table(title, ("who aggregates", "seconds", "saved"), cells)
+    cells = [
+        [who, f"{seconds:.4g}", share_saved(seconds, times.uncoded), *(f"{each:.4g}" for each in cost)]
+        for who, seconds, cost in rows
+    ]
+    return as_table(title, ("who aggregates", "seconds", "saved", *["cost"] * bool(times.costs)), cells)
+
+
+def time_remarks(times: Timetable) -> Iterator[str]:
+    """Yield the sentences under the tables of a plan with a file of links."""
+    yield "saved: share of the time of plain forwarding. MB, s: bytes on a node's link in a round, and their time."
+    yield f"Plain forwarding takes at least {times.uncoded_bound:.4g} s, whichever relays serve the users."
+    setting, seconds = times.choices[0]
+    pays = saved(seconds, times.uncoded) >= MIN_SAVED
+    how = f"pays: if {_who(times, setting)} aggregates, a round takes {compared(seconds, times.uncoded)}"
+    yield f"Coding {how if pays else 'does not pay'}. Sums take {compared(times.sums_seconds, times.uncoded)}."
+
+
+def links_table(times: Timetable) -> Table:
+    """Return the bytes, the seconds and the cost of a round on each node's link, for the fastest IVs and for sums.
+
+    Of many hosts, those whose links take longest are shown.
+    """
+    ways = [times.links["coded"], times.links["sums"]]
+    hosts = sorted(range(1 + times.H, len(ways[0])), key=lambda n: -max(way[n].seconds for way in ways))
+    shown = (*range(1 + times.H), *sorted(hosts[:MAX_SHOWN_HOSTS]))
+    rows = [[ways[0][n].node, *(cell for way in ways for cell in _use(way[n : n + 1]))] for n in shown]
+    rows.append(["all", *(cell for way in ways for cell in _use(way))])
+    what = ["sends\nMB", "receives\nMB", "s", *["cost"] * bool(times.costs)]
+    title = f"Links; left: {_who(times, times.choices[0][0])} aggregates, right: sums"
+    title += f"; {MAX_SHOWN_HOSTS} of {len(hosts)} hosts" * (len(hosts) > MAX_SHOWN_HOSTS)
+    table = _narrow(title, ["link of", *what, *what], rows)
+    table.rows[-2].end_section = True
+    return table
+
+
+def _use(links: Sequence[LinkUse]) -> list[str]:
+    """Return the cells of a link, or of several, of which the busiest determines the seconds."""
+    totals = [sum(link.sent for link in links) / 1e6, sum(link.received for link in links) / 1e6]
+    totals.append(max(link.seconds for link in links))
+    totals += [sum(link.cost or 0.0 for link in links)] if links[0].cost is not None else []
+    return [f"{total:.3g}" for total in totals]
+
+
+def failures_table(compared: Compared) -> Table:
+    """Return what a round costs without each relay that fails."""
+    ways, priced = list(compared.failures[0].seconds), bool(compared.failures[0].cost)
+    rows = []
+    for failure in compared.failures:
+        cells = [f"{failure.seconds[way]:.4g}" if failure.seconds else "waits" for way in ways]
+        cells += [f"{failure.cost[way]:.4g}" if failure.cost else "" for way in ways if priced]
+        rows.append(["none" if failure.relay is None else str(failure.relay), str(failure.cut_off), *cells])
+    headers = [f"{WAYS[way]}\n{unit}" for unit in ("s", *["cost"] * priced) for way in ways]
+    return _narrow("A round if a relay fails", ["failed\nrelay", "users\ncut off", *headers], rows)
+
+
+@matplotlib.rc_context(PRINT)
+def failures_picture(compared: Compared) -> Picture:
+    """Draw the seconds of a round without each relay that fails, and write how many users it cuts off."""
+    failures = compared.failures
+    figure = Picture(figsize=(PAGE, 0.8 + 0.22 * len(failures)), layout="constrained")
+    axes = figure.add_subplot(xlabel="seconds of communication in a round", ylabel="failed relay")
+    axes.grid(axis="x")
+    marks = zip(failures[0].seconds, "os^", (9, 5, 5), OKABE_ITO.values(), strict=False)
+    for way, marker, size, color in marks:  # others fit into the circle of plain forwarding
+        points = [(failure.seconds[way], n) for n, failure in enumerate(failures) if failure.seconds]
+        style: Any = {"color": color, "markersize": size, "fillstyle": "none" if marker == "o" else "full"}
+        axes.plot(*zip(*points, strict=True), marker, label=WAYS[way], **style)
+        axes.axvline(points[0][0], color=color, linewidth=0.7, linestyle="dashed", zorder=1)
+    for n, failure in enumerate(failures):
+        if failure.cut_off:
+            text = f"cuts off {failure.cut_off}" if failure.seconds else "the run waits"
+            axes.annotate(text, (1.01, n), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
+    axes.set_yticks(range(len(failures)), ["none" if each.relay is None else str(each.relay) for each in failures])
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    figure.fit_legend(axes.get_legend_handles_labels()[0])
+    return figure
 
 
 def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:
@@ -151,8 +236,12 @@ def _who(times: Timetable, setting: str | list[int | str]) -> str:
 
 
 def _listed(relays: Sequence[int | str], server: bool = False) -> str:
-    """Return the names of nodes; without relays, it is the server."""
-    return ", ".join(map(str, (*["server"] * (server or not relays), *relays)))
+    """Return the names of nodes, and numbers in ranges such as `0-3`; without relays, it is the server."""
+    listed = ["server"] * (server or not relays)
+    for _, group in groupby(enumerate(relays), lambda each: each[1] - each[0] if isinstance(each[1], int) else each[1]):
+        first, *others = [node for _, node in group]
+        listed += [f"{first}-{others[-1]}"] if len(others) > 1 else map(str, (first, *others))
+    return ", ".join(listed)
 
 
 def _distance(proven: bool, excess: float) -> str:

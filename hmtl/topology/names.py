@@ -1,9 +1,16 @@
 """Names of relays and users, for everything that people read; inside, relays and users are numbers from 0."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from hmtl.errors import TopologyError
+
+T = TypeVar("T")
+RANGE = re.compile(r"(\d{1,6})-(\d{1,6})")
+"""Relays by their numbers, such as `0-9`; both ends are included."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,17 @@ class Names:
         return self.users[k] if self.users else k
 
     def numbers(self, nodes: Iterable[str | int]) -> list[str | int]:
-        """Return a list of nodes with the numbers of relays in place of their names; other entries stay."""
-        known = {name: i for i, name in enumerate(self.relays)}
-        return [known.get(node, node) if isinstance(node, str) else node for node in nodes]
+        """Return a list of nodes with the numbers of relays in place of their names, in any case, and of ranges: `0-9`.
+
+        Other entries stay.
+        """
+        find = in_any_case(dict[str, str | int]({"server": "server"}) | {name: i for i, name in enumerate(self.relays)})
+        numbers: list[str | int] = []
+        for node in nodes:
+            known = find(node) if isinstance(node, str) else node
+            ends = RANGE.fullmatch(str(node)) if known is None else None
+            numbers += range(int(ends[1]), int(ends[2]) + 1) if ends else [node if known is None else known]
+        return numbers
 
     def of_relays(self, nodes: Sequence[str | int]) -> list[str | int]:
         """Return a list of nodes with the names of relays in place of their numbers; other entries stay."""
@@ -52,6 +67,16 @@ class Names:
         known = [str(self.user(int(k))) for k in users]
         more = f" and {len(known) - 10} more" if len(known) > 10 else ""
         return f"user{'s' * (len(known) != 1)} {', '.join(known[:10])}{more}"
+
+
+def in_any_case(known: Mapping[str, T]) -> Callable[[str], T | None]:
+    """Return a function from a name to its value: of the name as written, else of the only one alike in another case.
+
+    It returns None for other names.
+    """
+    counts = Counter(name.casefold() for name in known)
+    alike = {name.casefold(): value for name, value in known.items() if counts[name.casefold()] == 1}
+    return lambda name: known[name] if name in known else alike.get(name.casefold())
 
 
 NAMELESS = Names()

@@ -11,7 +11,7 @@ import pytest
 from commands import encode, here, run
 
 from hmtl.reporting import console
-from hmtl.reporting.console import Console, as_table, progress
+from hmtl.reporting.console import Console, as_table, progress, share_saved
 from hmtl.reporting.console_logger import ConsoleLogger
 
 SMALL = ("K=4", "H=3", "r=2", "dataset.rows_per_user=20", "hydra.run.dir=out")
@@ -111,3 +111,9 @@ def test_help_has_a_line_for_each_setting(columns: int, monkeypatch: pytest.Monk
     assert [line for line in lines if line.startswith("algorithm.weights=rows")]
     assert [line for line in lines if line.startswith("algorithm=fedavg (apfl, cocoa, ")]
     assert not [line for line in lines if line.startswith(("algorithm.omega_every", "hydra", "output_dir"))]
+
+
+def test_shares_saved_are_readable_if_nothing_is_saved() -> None:
+    cells = [share_saved(seconds, 10.0) for seconds in (9.0, 10.0001, 11.0, 201.8)]
+    assert cells == ["10.0%", "0.0%", "-10.0%", "20.2 × as long"]
+    assert share_saved(1.0, 0.0) == ""

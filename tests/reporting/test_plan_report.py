@@ -8,7 +8,7 @@ import pytest
 from hmtl.communication import Network
 from hmtl.communication.prices.comparison import Comparison, comparison
 from hmtl.reporting.console import MIN_SAVED, Console, saved
-from hmtl.reporting.plan_report import choices_table, plan_table, remarks, verdict
+from hmtl.reporting.plan_report import choices_table, plan_table, remarks, round_tables, verdict
 from hmtl.topology import Topology, any_r, heterogeneous, symmetric
 
 V = 64_000_000  # bits of an IV, so that overhead is less than a thousandth of the payload
@@ -18,6 +18,8 @@ def text(compared: Comparison, capsys: pytest.CaptureFixture[str]) -> str:
     console = Console()
     console.table(plan_table(compared))
     console.table(choices_table(compared))
+    for table in round_tables(compared):
+        console.table(table)
     for line in remarks(compared):
         console.print(line)
     return capsys.readouterr().out
@@ -70,7 +72,7 @@ def test_a_choice_that_is_not_proven_is_not_called_best(capsys: pytest.CaptureFi
 def test_sums_meet_their_bound_or_whole_rows_do() -> None:
     assert row(comparison(symmetric(20, 5, 3), Network(), 1000), "send sums, shares of 1/3 row")[1] == "proven"
     whole = comparison(heterogeneous(20, 4, 2, 0.2), Network(), 1000)
-    assert row(whole, "send sums, whole rows") == ["0, 1, 2, 3", "proven"]
+    assert row(whole, "send sums, whole rows") == ["0-3", "proven"]
     worse = replace(whole, sums=replace(whole.sums, pieces=2, excess=0.25, proven=False))
     assert "25.00%" in row(worse, "send sums, shares of 1/2 row")[1]
 

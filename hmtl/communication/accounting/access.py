@@ -5,8 +5,9 @@ A transfer takes the latencies of both ends, and no end carries more than its ra
 round.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,19 +19,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hmtl.communication.accounting.ledger import TIERS
 from hmtl.errors import ConfigError
 from hmtl.topology import Topology
+from hmtl.topology.names import in_any_case
 
 Rate = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]  # bit/s; with less, times would not be finite
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Seconds  # of any currency
 T = TypeVar("T")
 
 
 class Link(BaseModel):
-    """What a node sends and receives at most, and its share of a path's latency."""
+    """What a node sends and receives at most, its share of a path's latency, and the price of 1e9 bytes.
+
+    The price is that of sending and of receiving, or a list of both.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     up_bps: Rate
     down_bps: Rate
     latency_s: Seconds
+    price_per_gb: Amount | tuple[Amount, Amount] = 0.0
+
+
+UNLIMITED = Link.model_construct(up_bps=inf, down_bps=inf, latency_s=0.0)
 
 
 class HostLink(Link):
@@ -40,12 +50,12 @@ class HostLink(Link):
 
 
 class LinkFile(BaseModel):
-    """The content of a file of links, by name or number."""
+    """The content of a file of links, by name or number; without hosts, nothing limits the links of users."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     server: Link
     relays: dict[int | str, Link]
-    hosts: dict[int | str, HostLink]
+    hosts: dict[int | str, HostLink] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,43 +82,57 @@ class Access:
     Attributes:
         links: bit/s up and down, and seconds, of the links of the server, of relays and of hosts [1 + H + N, 3].
         homes: the host of each user [K].
+        names: of the nodes with these links.
+        prices: of 1e9 bytes sent and received [1 + H + N, 2]; None: the file has none.
     """
 
     links: NDArray[np.float64]
     homes: NDArray[np.int64]
+    names: Sequence[str] = ()
+    prices: NDArray[np.float64] | None = None
 
     def seconds(self, bits: Mapping[str, ArrayLike], paths: Paths) -> float:
         """Return the time of a round [s]: on each tier, that of the busiest node and the latencies, summed over tiers.
 
         T = Σ_tier (max over nodes of bits on the node's link / its rate + turns · max over hops of their latency)
 
-        The nodes of a tier are those that send and those that receive. A user's row leaves once for each relay that
-        hears it, through the link that all users of its host share. A broadcast of the server leaves once, and arrives
-        at all relays; one of a relay leaves once, and arrives once at each host of users whom the relay serves. Nodes
-        wait for each other on every tier, and computing takes no time.
+        The nodes of a tier are those that send and those that receive, see `crossing`. Nodes wait for each other on
+        every tier, and computing takes no time.
 
         Args:
             bits: of each tier by link, as a ledger counts them.
             paths: who sent to whom.
         """
+        server, relays, hosts = np.split(self.links, [1, 1 + len(paths.near)])
+        at_home = np.equal.outer(self.homes, np.arange(len(hosts)))  # [K, N]
+        within = np.where(paths.near @ at_home > 0, np.add.outer(relays[:, 2], hosts[:, 2]), 0.0)
+        between = np.where(paths.near.any(axis=1), relays[:, 2] + server[:, 2], 0.0)
+        hops = [within.max(), between.max(), between.max(), within.max()]
+        slowest = (self.crossing(bits, paths) / self.links[:, :2]).max(axis=(1, 2))
+        return float(sum(slowest.tolist()) + np.dot(paths.turns, hops))
+
+    def crossing(self, bits: Mapping[str, ArrayLike], paths: Paths) -> NDArray[np.float64]:
+        """Return the bits that each node sends and receives on its link, by tier [4, 1 + H + N, 2].
+
+        A user's row leaves once for each relay that hears it, through the link that all users of its host share. A
+        broadcast of the server leaves once, and arrives at all relays; one of a relay leaves once, and arrives once at
+        each host of users whom the relay serves.
+
+        Args:
+            bits, paths: see `seconds`.
+        """
         H, K = paths.near.shape
         rows, up, down, last = (np.asarray(bits[tier], np.float64) for tier in TIERS)
-        server, relays, hosts = np.split(self.links, [1, 1 + H])
-        at_home = np.equal.outer(self.homes, np.arange(len(hosts)))  # [K, N]
-        acting = paths.near.any(axis=1)
         heard, served = paths.heard * rows, paths.served * last[:K]
-        cast = last[K:] @ ((paths.served > 0) @ at_home)  # to each host
-        busy = [  # bits on links, and their rates, of those who send and of those who receive
-            ((heard.sum(axis=0) @ at_home, hosts[:, 0]), (heard.sum(axis=1), relays[:, 1])),
-            ((up, relays[:, 0]), (up.sum(), server[:, 1])),
-            ((down.sum(), server[:, 0]), (down[:H] + down[H] * acting, relays[:, 1])),
-            ((served.sum(axis=1) + last[K:], relays[:, 0]), (served.sum(axis=0) @ at_home + cast, hosts[:, 1])),
-        ]
-        within = np.where(paths.near @ at_home > 0, np.add.outer(relays[:, 2], hosts[:, 2]), 0.0)
-        between = np.where(acting, relays[:, 2] + server[:, 2], 0.0)
-        hops = [within.max(), between.max(), between.max(), within.max()]
-        slowest = [max(float((each / rates).max()) for each, rates in ends) for ends in busy]
-        return sum(slowest) + float(np.dot(paths.turns, hops))
+        at_home = np.equal.outer(self.homes, np.arange(len(self.links) - 1 - H))  # [K, N]
+        crossing = np.zeros((len(TIERS), len(self.links), 2))
+        server, relays, hosts = np.split(crossing, [1, 1 + H], axis=1)
+        hosts[0, :, 0], relays[0, :, 1] = heard.sum(axis=0) @ at_home, heard.sum(axis=1)
+        relays[1, :, 0], server[1, :, 1] = up, up.sum()
+        server[2, :, 0], relays[2, :, 1] = down.sum(), down[:H] + down[H] * paths.near.any(axis=1)
+        relays[3, :, 0] = served.sum(axis=1) + last[K:]
+        hosts[3, :, 1] = served.sum(axis=0) @ at_home + last[K:] @ ((paths.served > 0) @ at_home)
+        return crossing
 
 
 def read_links(path: str | Path) -> LinkFile:
@@ -127,16 +151,30 @@ def read_links(path: str | Path) -> LinkFile:
 
 def access_of(file: LinkFile, t: Topology, path: str) -> Access:
     """Return the access links of a network; raise ConfigError if one of its relays or users has none."""
-    relays = [_of("relay", t.names.relay(i), file.relays, path) for i in range(t.H)]
-    hosts = dict(enumerate(file.hosts.items()))
-    home = {user: n for n, (name, host) in hosts.items() for user in ((name,) if host.users is None else host.users)}
-    homes = [_of("user", t.names.user(k), home, path) for k in range(t.K)]
-    links = [[each.up_bps, each.down_bps, each.latency_s] for each in (file.server, *relays, *file.hosts.values())]
-    return Access(np.array(links), np.array(homes))
+    relay_names, given = [str(t.names.relay(i)) for i in range(t.H)], file.hosts
+    hosts = {"users": UNLIMITED} if given is None else {f"host {name}": host for name, host in given.items()}
+    home = {
+        str(user): n
+        for n, (name, host) in enumerate((given or {}).items())
+        for user in ((name,) if host.users is None else host.users)
+    }
+    users = [str(t.names.user(k)) for k in range(t.K)]
+    links = [file.server, *_each("relay", relay_names, file.relays, path), *hosts.values()]
+    prices = np.array([np.broadcast_to(each.price_per_gb, 2) for each in links])
+    return Access(
+        np.array([[each.up_bps, each.down_bps, each.latency_s] for each in links]),
+        np.zeros(t.K, np.int64) if given is None else np.array(_each("user", users, home, path)),
+        ["server", *(name if t.names.relays else f"relay {name}" for name in relay_names), *hosts],
+        prices if prices.any() else None,
+    )
 
 
-def _of(what: str, name: str | int, known: Mapping[Any, T], path: str) -> T:
-    found = known.get(name, known.get(str(name)))
-    if found is None:
-        raise ConfigError(f"{path} has no link of {what} {name}. Add it to this file.")
-    return found
+def _each(what: str, names: Iterable[str], known: Mapping[Any, T], path: str) -> list[T]:
+    """Return what is known of nodes by their names, in any case; raise ConfigError if a node is missing."""
+    find = in_any_case({str(name): value for name, value in known.items()})
+    values = list[T]()
+    for name in names:
+        if (value := find(name)) is None:
+            raise ConfigError(f"{path} has no link of {what} {name}. Add it to this file.")
+        values.append(value)
+    return values

@@ -220,10 +220,15 @@ class Communicator:
             bits: by tier and link, as the ledger counts them.
             sizes: bytes of payload and overhead of a row; None: those of the round.
         """
-        if (server := self._server) is None or not self.planner.access:
+        if self._server is None or not self.planner.access:
             return self.network.seconds(bits)
-        flow = _flow(server, sizes or server.sizes)
-        return self._time(bits, self._paths(server, flow, _kinds(self.recipe).schedule))
+        return self._time(bits, self.paths(sizes))
+
+    def paths(self, sizes: tuple[int, int] | None = None) -> Paths:
+        """Return who sent to whom in the last round, in a process with the server; see `time_of` for `sizes`."""
+        assert self._server is not None
+        flow = _flow(self._server, sizes or self._server.sizes)
+        return self._paths(self._server, flow, _kinds(self.recipe).schedule)
 
     def uncoded_seconds(self) -> float:
         """Return the communication time that the last round would take uncoded."""

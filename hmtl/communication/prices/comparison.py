@@ -22,15 +22,17 @@ from hmtl.coding import (
     obstacle,
     sum_codes,
 )
-from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
+from hmtl.communication.accounting.access import Access
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.codecs.wires import Wire, check_wire, row_bits, suits_sums
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.flows.routes import Trip
 from hmtl.communication.flows.sums import SumsOfRows
-from hmtl.communication.prices.pricing import cheapest, price
+from hmtl.communication.prices.pricing import BITS_PER_GB, Price, cheapest, price
 from hmtl.communication.secure.neighbors import Secure
+from hmtl.errors import ConfigError, few
 from hmtl.topology import Names, Topology
 
 
@@ -77,10 +79,48 @@ class RoundCost:
     Attributes:
         bits: bits between relays and server, in both directions.
         seconds: the communication time over all hops.
+        hops: the bytes of each tier, and the time that they take.
     """
 
     bits: float
     seconds: float
+    hops: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class LinkUse:
+    """What a round needs of a node's link.
+
+    Attributes:
+        node: the node, such as `roof` or `relay 0`.
+        sent, received: bytes on the link.
+        seconds: the time that they take at the link's rates, that of sending or of receiving, whichever is longer.
+        cost: their price; None: the file of links has none.
+    """
+
+    node: str
+    sent: float
+    received: float
+    seconds: float
+    cost: float | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A round without a relay that has failed.
+
+    Attributes:
+        relay: name or number of the relay; None: all take part.
+        cut_off: number of users whom no other relay hears, so that they take no part.
+        seconds: the time of a round by what travels: `uncoded`, `coded` (with aggregators chosen for all relays) or
+            `sums`; empty: no user is left, and the run waits.
+        cost: the round's price by what travels; empty: the file of links has none.
+    """
+
+    relay: str | int | None
+    cut_off: int
+    seconds: dict[str, float]
+    cost: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -94,6 +134,7 @@ class Compared:
         network: the links.
         secure: what secure sums promise, see `Secure.describe`, and the `bits` that they add to a round, by kind of
             message and tier, all of them overhead; None: nobody asked for it.
+        failures: rounds without the relays whose failure is planned for, after one with all relays.
     """
 
     K: int
@@ -103,6 +144,7 @@ class Compared:
     V_bits: int
     network: Network
     secure: dict[str, Any] | None
+    failures: list[Failure]
 
 
 @dataclass(frozen=True)
@@ -143,21 +185,30 @@ class Timetable(Compared):
         uncoded: the time of plain forwarding.
         uncoded_bound: what plain forwarding takes at least, whichever relays forward rows and deliver models.
         choices: the nodes that aggregate, as in the setting `aggregators`, and the time, the shortest first.
-        sums_seconds: the time for learners that need only sums, of 64 bits.
+        costs: the price of a round by choice; empty: the file has no prices.
+        sums_seconds: the time for learners that need only sums, of 64 bits or of the format's few bits.
         every: whether these are all choices.
         secure_seconds: the time of secure sums of 64 bits.
+        links: what a round needs of each node's link by what travels, see `Failure.seconds`.
     """
 
     uncoded: float
     uncoded_bound: float
     choices: list[tuple[str | list[int | str], float]]
+    costs: list[float]
     sums_seconds: float
     every: bool
     secure_seconds: float | None
+    links: dict[str, list[LinkUse]]
 
 
 def comparison(
-    t: Topology, network: Network, V_bits: int, wire: str | None = None, secure: Secure | None = None
+    t: Topology,
+    network: Network,
+    V_bits: int,
+    wire: str | None = None,
+    secure: Secure | None = None,
+    fail: str | None = None,
 ) -> Comparison | Timetable:
     """Compare the server (uncoded), all relays (each scheme), and the best relays for each medium.
 
@@ -170,25 +221,29 @@ def comparison(
         wire: another format of numbers, in which a round's cost is computed, too; None: none. With a file of links, the
             only one for IVs.
         secure: settings of secure sums, whose cost is computed, too; None: it is not.
+        fail: a relay without which a round is computed, too, or `each`; None: none.
 
     Raises:
-        ConfigError: the format is unknown, or there are too few users for secure sums.
+        ConfigError: the format or the relay is unknown, or there are too few users for secure sums.
     """
     check_wire(wire)
     m = -(-V_bits // 64)
     compared: dict[str, Any] = {"K": t.K, "H": t.H, "r": t.r, "names": t.names, "V_bits": V_bits, "network": network}
     added = price(SumsOfRows(secure=secure), t, network, m).added if secure else {}
     compared["secure"] = secure.describe(t.K, t.G) | {"bits": added} if secure else None
+    failed = _failing(t, fail)
     if network.links:
-        return _by_seconds(t, network, m, wire, secure, compared)
+        return _by_seconds(t, network, m, wire, secure, failed, compared)
     media, uplinks = {medium: replace(network, medium=medium) for medium in MEDIA}, network.uplinks(t)
     recipes = {scheme: IVs(scheme, aggregators="all") for scheme in CODED_SCHEMES} | {"uncoded": UNCODED}
     by_scheme = {scheme: loads(t, scheme, uplinks) for scheme in SCHEMES}
     obstacles = {scheme: reason for scheme in CODED_SCHEMES if (reason := obstacle(t, scheme))}
     least, partition = demand_of(t).optimum
     best = {medium: _best(t, media, medium, m) for medium in MEDIA}
+    ways = _ways(best[network.medium].nodes, wire)
     return Comparison(
         **compared,
+        failures=_failures(t, network, m, ways, failed),
         loads={scheme: _between(by_scheme[scheme]) for scheme in SCHEMES},
         aggregators=best,
         sums=_adding(t, media, m, SumsOfRows()),
@@ -213,22 +268,75 @@ def comparison(
 
 
 def _by_seconds(
-    t: Topology, network: Network, m: int, wire: Wire, secure: Secure | None, compared: dict[str, Any]
+    t: Topology,
+    network: Network,
+    m: int,
+    wire: Wire,
+    secure: Secure | None,
+    failed: list[int],
+    compared: dict[str, Any],
 ) -> Timetable:
     access, bits = network.access(t), row_bits(wire, m, torch.float64)
     assert access is not None
     trips = [Trip(access, t.G, up) for up in (True, False)]
     beyond = bits * sum(trip.seconds(trip.fastest()) - trip.bound for trip in trips)
-    plain, coded = price(IVs("uncoded", wire=wire), t, network, m).seconds, cheapest(IVs(wire=wire), t, network, m)
+    coded = {nodes: each for nodes, each in cheapest(IVs(wire=wire), t, network, m).items() if each.seconds < inf}
+    ways = _ways(next(iter(coded)), wire)
+    prices = {what: price(recipe, t, network, m) for what, recipe in ways.items()}
+    plain = prices["uncoded"].seconds
     return Timetable(
         **{**compared, "V_bits": bits},
+        failures=_failures(t, network, m, ways, failed),
         uncoded=plain,
         uncoded_bound=plain - beyond,
-        choices=[(nodes.setting, seconds) for nodes, seconds in coded.items() if seconds < inf],
-        sums_seconds=price(SumsOfRows(), t, network, m).seconds,
+        choices=[(nodes.setting, each.seconds) for nodes, each in coded.items()],
+        costs=[each.cost for each in coded.values() if each.cost is not None],
+        sums_seconds=prices["sums"].seconds,
         every=len(coded) == (2 << len(t.active)) - 1,
         secure_seconds=price(SumsOfRows(secure=secure), t, network, m).seconds if secure else None,
+        links={what: _link_uses(each, access) for what, each in prices.items()},
     )
+
+
+def _link_uses(priced: Price, access: Access) -> list[LinkUse]:
+    links, prices = priced.links, access.prices
+    assert links is not None
+    seconds = (links / access.links[:, :2]).max(axis=1).tolist()
+    costs = [None] * len(seconds) if prices is None else ((links * prices).sum(axis=1) / BITS_PER_GB).tolist()
+    return [LinkUse(*each) for each in zip(access.names, *(links.T / 8).tolist(), seconds, costs, strict=True)]
+
+
+def _ways(nodes: AggregatorSet, wire: Wire) -> dict[str, Recipe]:
+    """Return how a round can travel; sums have no format of 16 or 32 bits, and 64 then."""
+    coded, sums = IVs(aggregators=nodes.setting, wire=wire), SumsOfRows(wire=wire if wire in FEW_BITS else None)
+    return {"uncoded": IVs("uncoded", wire=wire), "coded": coded, "sums": sums}
+
+
+def _failing(t: Topology, fail: str | None) -> list[int]:
+    """Return the numbers of the relays that the setting `fail` names; raise ConfigError if there is no such relay."""
+    named = [] if fail is None else list(t.active) if fail == "each" else t.names.numbers([fail])
+    named = [int(i) if str(i).isdecimal() else i for i in named]
+    if any(i not in t.active for i in named):
+        relays = few([str(t.names.relay(i)) for i in t.active])
+        raise ConfigError(f"fail={fail} is not a relay with users. Choose each, or one of {relays}.")
+    return [i for i in named if isinstance(i, int)]
+
+
+def _failures(t: Topology, network: Network, m: int, ways: dict[str, Recipe], failed: list[int]) -> list[Failure]:
+    failures = list[Failure]()
+    for i in [None, *failed] if failed else []:
+        left = t.restricted(relays=set(range(t.H)) - {i})
+        played, absent = ways if left.active else {}, () if i is None else (i,)
+        prices = {what: price(recipe, t, network, m, absent=absent) for what, recipe in played.items()}
+        failures.append(
+            Failure(
+                relay=None if i is None else t.names.relay(i),
+                cut_off=len(t.present) - len(left.present),
+                seconds={what: each.seconds for what, each in prices.items()},
+                cost={what: each.cost for what, each in prices.items() if each.cost is not None},
+            )
+        )
+    return failures
 
 
 def _best(t: Topology, media: dict[str, Network], medium: str, m: int) -> ChosenRelays:
@@ -271,15 +379,21 @@ def _in_format(
     t: Topology, network: Network, nodes: AggregatorSet, m: int, wire: str | None, secure: Secure | None
 ) -> dict[str, RoundCost]:
     """Return the cost of a round in a format, by what travels; sums have no format of 16 or 32 bits."""
-    coded = IVs(aggregators=nodes.setting, wire=wire)
-    recipes: dict[str, Recipe] = {"uncoded": IVs("uncoded", wire=wire), "coded": coded}
-    if suits_sums(wire):
-        recipes["sums"] = SumsOfRows(wire=wire)
-        if secure:
-            recipes["secure"] = SumsOfRows(wire=wire, secure=secure)
-    prices = {what: price(recipe, t, network, m) for what, recipe in recipes.items()}
-    inner = RELAYS_TO_SERVER, SERVER_TO_RELAYS
-    return {what: RoundCost(sum(float(p.bits[tier].sum()) for tier in inner), p.seconds) for what, p in prices.items()}
+    recipes = _ways(nodes, wire)
+    if not suits_sums(wire):
+        del recipes["sums"]
+    elif secure:
+        recipes["secure"] = SumsOfRows(wire=wire, secure=secure)
+    costs = {}
+    for what, recipe in recipes.items():
+        priced = price(recipe, t, network, m)
+        total = {tier: float(priced.bits[tier].sum()) for tier in TIERS}
+        seconds = {
+            each: network.seconds({tier: priced.bits[tier] * (tier == each) for tier in TIERS}) for each in TIERS
+        }
+        hops = {tier: (total[tier] / 8, seconds[tier]) for tier in TIERS}
+        costs[what] = RoundCost(total[RELAYS_TO_SERVER] + total[SERVER_TO_RELAYS], priced.seconds, hops)
+    return costs
 
 
 def _between(load: Loads) -> dict[str, float]:

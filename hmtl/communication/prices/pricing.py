@@ -40,6 +40,7 @@ from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)
 
+BITS_PER_GB = 8e9
 MAX_DRY_NUMBERS = 420  # numbers of a dry IV: up to 8 pieces of its bytes need no padding
 MAX_DRY_WORDS = 10_080  # words of a dry row of sums: up to 8 pieces of 1 to 4 stretches need no padding
 OF_SECURE_SUMS = (KEYS, SHARED, SHARES, UNMASK)  # the kinds of messages that secure sums add, all of them overhead
@@ -58,12 +59,16 @@ class Price:
         seconds: the communication time of the round.
         between: the time that the bits between relays and server take; with a file of links, that of the round.
         added: bits that secure sums add, by kind of message and tier.
+        links: with a file of links, the bits that each node sends and receives on its link [1 + H + N, 2].
+        cost: what these bits cost at the file's prices; None: it has none.
     """
 
     bits: dict[str, NDArray[np.float64]]
     seconds: float
     between: float
     added: dict[str, dict[str, int]]
+    links: NDArray[np.float64] | None = None
+    cost: float | None = None
 
 
 def price(
@@ -73,6 +78,7 @@ def price(
     m: int,
     dtype: torch.dtype = torch.float64,
     common: torch.dtype | None = None,
+    absent: tuple[int, ...] = (),
 ) -> Price:
     """Return the price of a round by a recipe.
 
@@ -82,6 +88,7 @@ def price(
         m: numbers in an IV, or words in a row of sums.
         dtype: type of the numbers in IVs.
         common: type of the model, if terms travel and all users receive one; None: they receive sums.
+        absent: relays that have failed.
 
     Raises:
         CodingError: the recipe has no plan for this network.
@@ -90,17 +97,23 @@ def price(
     meaning = Words(m, common=common) if recipe.adds else None
     row = recipe.transport(RowLayout.zeros(m, dtype), t.K, meaning).tier_bits
     if t.K * t.H > MAX_PLAYED_SIZE and not (recipe.secure or network.links):
-        bits = {tier: row[tier] * rows for tier, rows in _rows_by_formula(recipe, t, network).items()}
+        bits = {tier: row[tier] * rows for tier, rows in _rows_by_formula(recipe, t, network, absent).items()}
         return _price(bits, network.seconds(bits), network, {})
     numbers = min(m, MAX_DRY_WORDS if recipe.adds else MAX_DRY_NUMBERS)
-    dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers, common)
+    dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers, common, absent)
     bits, dry_row = {}, dry.transport.tier_bits
     for tier in TIERS:
         payload, overhead = dry.ledger.per_link(tier, -1).T
         bits[tier] = payload / dry_row[tier] * row[tier] + overhead
-    seconds = dry.time_of(bits, (row[USERS_TO_RELAYS] // 8, 0))
+    sizes = row[USERS_TO_RELAYS] // 8, 0
+    seconds = dry.time_of(bits, sizes)
     added = {kind: {tier: counted[kind, tier] for tier in TIERS} for kind in OF_SECURE_SUMS if recipe.secure}
-    return _price(bits, seconds, network, added)
+    made = _price(bits, seconds, network, added)
+    if (access := dry.planner.access) is None:
+        return made
+    links = access.crossing(bits, dry.paths(sizes)).sum(axis=0)
+    cost = None if access.prices is None else float((links * access.prices).sum()) / BITS_PER_GB
+    return replace(made, links=links, cost=cost)
 
 
 def _price(
@@ -110,39 +123,45 @@ def _price(
     return Price(bits, seconds, seconds if network.links else network.seconds(between), added)
 
 
-def _rows_by_formula(recipe: Recipe, t: Topology, network: Network) -> dict[str, NDArray[np.float64]]:
+def _rows_by_formula(
+    recipe: Recipe, t: Topology, network: Network, absent: tuple[int, ...]
+) -> dict[str, NDArray[np.float64]]:
     """Return how many rows each relay sends the server [H], and how many the links of other tiers carry in total."""
+    nodes, senders = recipe.nodes(t, network), len(t.present)  # users do not know that their relay has failed
+    if absent:
+        t = t.restricted(relays=set(range(t.H)) - {*absent})
+        nodes = recipe.planner(t, network, nodes).usual
     uplinks, users = network.uplinks(t), len(t.present)
     if isinstance(recipe, IVs):
-        load = loads(t, recipe.scheme, uplinks, aggregators=recipe.nodes(t, network).setting)
+        load = loads(t, recipe.scheme, uplinks, aggregators=nodes.setting)
     else:
         load = sum_loads(t, uplinks)
     last = load.last_hop if load.last_hop and network.last_hop == "broadcast" else users
-    by_tier = users, load.by_relay, load.down(network.medium), last
+    by_tier = senders, load.by_relay, load.down(network.medium), last
     return {tier: np.asarray(rows, np.float64) for tier, rows in zip(TIERS, by_tier, strict=True)}
 
 
 def cheapest(
     recipe: Recipe, t: Topology, network: Network, m: int, dtype: torch.dtype = torch.float64
-) -> dict[AggregatorSet, float]:
-    """Return the seconds of a round by sets of aggregators, the shortest first: all sets if there are few relays.
+) -> dict[AggregatorSet, Price]:
+    """Return the price of a round by sets of aggregators, the shortest first: all sets if there are few relays.
 
     Otherwise, a relay more or less is tried as long as this takes less time and not too many sets were tried.
 
     Args:
         recipe, t, network, m, dtype: see `price`; the rows are IVs.
     """
-    seconds: dict[AggregatorSet, float] = {}
+    prices: dict[AggregatorSet, Price] = {}
     most = max(2, MAX_PRICING_WORK // (t.K * t.H))
 
     def shortest(sets: Iterable[AggregatorSet]) -> AggregatorSet:
-        for nodes in [nodes for nodes in sets if nodes not in seconds][: most - len(seconds)]:
+        for nodes in [nodes for nodes in sets if nodes not in prices][: most - len(prices)]:
             try:
-                seconds[nodes] = price(replace(recipe, aggregators=nodes.setting), t, network, m, dtype).seconds
+                prices[nodes] = price(replace(recipe, aggregators=nodes.setting), t, network, m, dtype)
             except CodingError:  # these relays cannot aggregate by this scheme
-                seconds[nodes] = inf
-            log.debug("choices of aggregators tried: %d of at most %d", len(seconds), most)
-        return min(seconds, key=lambda nodes: (seconds[nodes], len(nodes.relays)))
+                prices[nodes] = Price({}, inf, inf, {})
+            log.debug("choices of aggregators tried: %d of at most %d", len(prices), most)
+        return min(prices, key=lambda nodes: (prices[nodes].seconds, len(nodes.relays)))
 
     alone, everyone = AggregatorSet((), server=True), AggregatorSet(t.active, server=False)
     if len(t.active) <= MAX_PRICED_RELAYS and (2 << len(t.active)) <= most:
@@ -155,7 +174,7 @@ def cheapest(
             before, A = best, set(best.relays)
             near = [tuple(sorted(A ^ {i})) for i in t.active]
             best = shortest([AggregatorSet(B, server) for B in near if B for server in (False, True)])
-    return dict(sorted(seconds.items(), key=lambda item: (item[0] != best, item[1])))
+    return dict(sorted(prices.items(), key=lambda item: (item[0] != best, item[1].seconds)))
 
 
 def chosen(communicator: Communicator, meaning: RowMeaning | None, m: int, dtype: torch.dtype) -> Communicator:
@@ -206,15 +225,20 @@ def added_by_secure_sums(communicator: Communicator) -> dict[str, int]:
 
 @lru_cache(32)  # a comparison plays about 17
 def dry_round(
-    recipe: Recipe, t: Topology, network: Network, numbers: int, common: torch.dtype | None = None
+    recipe: Recipe,
+    t: Topology,
+    network: Network,
+    numbers: int,
+    common: torch.dtype | None = None,
+    absent: tuple[int, ...] = (),
 ) -> tuple[Communicator, Counter[tuple[str, str]]]:
-    """Play a round of zeros in which everybody takes part.
+    """Play a round of zeros in which everybody takes part but the absent relays.
 
     Args:
         recipe: how rows travel; their numbers have 64 bits.
         t, network: of the round.
         numbers: in a row.
-        common: see `price`.
+        common, absent: see `price`.
 
     Returns:
         The communicator, whose ledger has the bits, and the bits of each kind of message and tier.
@@ -224,8 +248,8 @@ def dry_round(
     counted = Counter[tuple[str, str]]()
     communicator = Communicator(t, network, recipe, partial(_CountedLinks, counted=counted))
     words = Words(numbers, common=common) if recipe.adds else None
-    users, aggregator = _DryUsers(t.K, numbers, words), _DryAggregator()
-    communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator))  # a round calls no other members
+    users, aggregator = _DryUsers(t.K, numbers, words), _DryAggregator(1 if words else t.K)
+    communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator), absent)  # no other members
     return communicator, counted
 
 
@@ -274,10 +298,13 @@ class _DryUsers:
 
 
 class _DryAggregator:
-    """An aggregator that returns what it gets, see `hmtl.communication.sides.AggregatorSide`."""
+    """An aggregator that returns these many rows of zeros, see `hmtl.communication.sides.AggregatorSide`."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor:
-        return ivs
+        return ivs.new_zeros(1, ivs.shape[1]).expand(self._rows, -1)
 
     def hold_meaning(self) -> RowMeaning | None:
         return None

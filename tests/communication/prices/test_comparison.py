@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hmtl.coding import CODED_SCHEMES, MEDIA
 from hmtl.communication import TIERS, Communicator, IVs, Network, Sums
+from hmtl.communication.prices import pricing
 from hmtl.communication.prices.comparison import comparison
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import ConfigError
@@ -178,3 +179,44 @@ def test_schemes_without_a_plan_are_named_with_the_reason() -> None:
     compared = comparison(any_r(5000, 5, 3, 0), Network(), 1000)
     assert compared.not_trainable.keys() == {"paper", "equal"}
     assert compared.seconds["broadcast"].keys() == {"uncoded", "optimal"}
+
+
+def test_links_by_hand(tmp_path: Path) -> None:
+    """Plain forwarding of 1 MB: both users are at relay 0, through the link of one host; a GB costs the server 90."""
+    path, link = tmp_path / "links.yaml", "{up_bps: 8e6, down_bps: 16e6, latency_s: 0"
+    path.write_text(
+        f"server: {link}, price_per_gb: [90, 0]}}\nrelays: {{0: {link}}}}}\nhosts: {{h: {link}, users: [0, 1]}}}}"
+    )
+    compared = comparison(Topology([[1, 1]]), Network(links=str(path)), 8_000_000, fail="each")
+    server, relay, host = compared.links["uncoded"]
+    assert (server.sent, relay.received, host.sent) == (near(2e6), near(4e6), near(2e6))
+    assert (server.seconds, relay.seconds, host.seconds) == (near(2), near(4), near(2))
+    assert (server.cost, relay.cost) == (near(2e-3 * 90), 0)
+    (cost,) = (cost for (nodes, _), cost in zip(compared.choices, compared.costs, strict=True) if nodes == "server")
+    assert cost == near(0.18)
+    assert [(each.relay, each.cut_off) for each in compared.failures] == [(None, 0), (0, 2)]
+    assert compared.failures[1].seconds == {}
+
+
+def test_hops_are_parts_of_a_round() -> None:
+    for costs in comparison(symmetric(20, 5, 3), BROADCAST, V, "int4").formats.values():
+        for cost in costs.values():
+            assert sum(seconds for _, seconds in cost.hops.values()) == pytest.approx(cost.seconds)
+            assert sum(8 * cost.hops[tier][0] for tier in TIERS[1:3]) == pytest.approx(cost.bits)
+
+
+@pytest.mark.parametrize("played", [True, False])
+def test_failures_are_rounds_without_the_relay(played: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some users have only one relay, and others have to aggregate if one that was to do so fails."""
+    t = heterogeneous(20, 4, 2, 0.4)
+    assert set(t.degrees) > {1}
+    monkeypatch.setattr(pricing, "MAX_PLAYED_SIZE", 10**9 * played)
+    compared = comparison(t, BROADCAST, 64 * 4200, fail="each")
+    best = compared.aggregators["broadcast"].nodes
+    for i, failure in enumerate(compared.failures[1:]):
+        assert (failure.relay, failure.cut_off) == (i, sum(t.relays_of(k) == (i,) for k in range(20)))
+        for what, recipe in {"uncoded": IVs("uncoded"), "coded": IVs(aggregators=best.setting)}.items():
+            communicator = Communicator(t, BROADCAST, recipe)
+            users = ScriptedUsers([random_numbers(0, 20, 4200, None)], [set()], 0)
+            communicator.round(0, users, ScriptedAggregator(20, 4200), (i,))
+            assert failure.seconds[what] == pytest.approx(communicator.seconds(), rel=1e-3)
