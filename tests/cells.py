@@ -44,16 +44,16 @@ class Halves(Learner):
 
 
 class Tapped(Cell):
-    """A cell with a tap, which counts the bits of the messages that it hands over, by round, tier and link."""
+    """A cell with a tap, which counts the bits of what it hands over, by round, tier, link and kind of message."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.tap: Counter[tuple[int, str, int]] = Counter()
+        self.tap: Counter[tuple[int, str, int, str]] = Counter()
 
     def _handed(self, message: Message, communicator: Communicator) -> Values:
         sent = super()._handed(message, communicator)
         for link, n in tapped(message) if communicator.name != "figures" else ():
-            self.tap[message.round, message.tier, link] += n
+            self.tap[message.round, message.tier, link, message.kind] += n
         return sent
 
 
@@ -97,8 +97,8 @@ class Cells(Controller):
         faults: what is still to happen.
         told: all answers, by node, as pairs of a call and what a cell returned.
         frames: all messages: the name of the nodes that play, sender, receivers and frame.
-        taps: the bits of all messages, by round (-1: the set-up), tier and link, but of those of processes that ended
-            before they could say so, and of rounds that were played again.
+        taps: the bits of all messages, by round (-1: the set-up), tier, link and kind, but of those of processes that
+            ended before they could say so, and of rounds that were played again.
         lost: whether a message from a sender gets lost on its way to a receiver.
         again: the rounds of the checkpoints from which the run continued.
         change: what arrives at a receiver instead of a frame.
@@ -118,7 +118,7 @@ class Cells(Controller):
         self.faults: list[Fault] = []
         self.told: dict[str, list[tuple[str, Any]]] = defaultdict(list)
         self.frames: list[tuple[str, str, Sequence[str], Frame]] = []
-        self.taps: Counter[tuple[int, str, int]] = Counter()
+        self.taps: Counter[tuple[int, str, int, str]] = Counter()
         self.again: list[int] = []
         self.lost: Callable[[str, str, Frame], bool] = lambda sender, receiver, frame: False
         self.change: Callable[[str, Frame], Frame] = lambda receiver, frame: frame

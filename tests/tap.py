@@ -46,7 +46,7 @@ class Tap:
             rows, links = len(message.rows()), message.links
             bits = 8 * sum(part[:1].numel() for part in (message.payload, message.overhead)) if rows else 0
             each = [int(links)] * rows if not getattr(links, "shape", ()) else links.tolist()
-            tap.write(cell, [message.round, message.tier, each, bits, communicator.name, asked[0]])
+            tap.write(cell, [message.round, message.tier, each, bits, communicator.name, asked[0], message.kind])
             return sent
 
         def tapped_play(cell: Cell, name: str, round: int, evaluates: bool, turns: Any) -> Any:
@@ -96,21 +96,21 @@ class Tap:
         again = self.folder / "again"
         return [tuple(json.loads(line)) for line in again.read_text().splitlines()] if again.exists() else []
 
-    def read(self) -> tuple[Counter[tuple[int, str, int]], int]:
-        """The bits by round, tier and link, and how many a kill kept from being said.
+    def read(self) -> tuple[Counter[tuple[int, str, int, str]], int]:
+        """The bits by round, tier, link and kind of message, and how many a kill kept from being said.
 
         The former lack these, and those of turns that were asked for before their round was played again.
         """
-        bits, unsaid, replays = Counter[tuple[int, str, int]](), 0, self.replays
+        bits, unsaid, replays = Counter[tuple[int, str, int, str]](), 0, self.replays
         for path in self.folder.glob("*.tap"):
             pending: list[Any] = []
             for line in map(json.loads, path.read_text().splitlines()):
                 if line != "said":
                     pending += [line] if line[4] != "figures" else []
                     continue
-                for round, tier, links, n, _, asked in pending:
+                for round, tier, links, n, _, asked, kind in pending:
                     if not any(asked < when and round >= first for when, first in replays):
-                        bits.update({(round, tier, link): n * links.count(link) for link in set(links)})
+                        bits.update({(round, tier, link, kind): n * links.count(link) for link in set(links)})
                 pending.clear()
             unsaid += sum(len(links) * n for _, _, links, n, *_ in pending)
         return bits, unsaid

@@ -45,7 +45,7 @@ class Links(ABC):
             return
         links = [message.links] * len(message) if isinstance(message.links, int) else message.links
         payload, overhead = message.sizes
-        self.ledger.add(message.tier, links, 8 * payload, 8 * overhead)
+        self.ledger.add(message.tier, message.kind, links, 8 * payload, 8 * overhead)
         self.send(message)
 
     @abstractmethod

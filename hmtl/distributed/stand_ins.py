@@ -170,7 +170,7 @@ def _envelope(sender: str, sent: Values) -> Envelope:
 def bits_of(sent: Values, round: int) -> Sent:
     """Return the bits of a message that a cell sent in a round, see `Cell.play`."""
     payload, overhead = sent["sizes"]
-    return Sent(sent["tier"], sent["links"].numpy(), 8 * payload, 8 * overhead, round)
+    return Sent(sent["tier"], sent["kind"], sent["links"].numpy(), 8 * payload, 8 * overhead, round)
 
 
 class FarUsers:

@@ -86,16 +86,18 @@ class CommunicatorContract:
             assert set(users.sent) == unsettled
             assert {k for at, k in users.committed if at == round} <= set(heard)
             assert len(aggregator.seen) == len(expected.seen)
-            assert self.posted(communicator) == {tier: communicator.ledger.bits(tier).total for tier in TIERS}
+            posted, ledger = self.posted(communicator), communicator.ledger
+            assert posted == {(tier, kind): ledger.bits(tier, kind=kind).total for tier, kind in posted}
+            assert sum(posted.values()) == sum(ledger.bits(tier).total for tier in TIERS)
         counted = {(round, k) for round in range(rounds) for k in range(K)}
         assert set(users.committed).isdisjoint(users.dropped)
         assert set(users.committed) | set(users.dropped) | {(at, k) for k, at in users.sent.items()} <= counted
 
     @staticmethod
-    def posted(communicator: Communicator) -> dict[str, int]:
-        """Return the bits of each tier as the links counted them."""
+    def posted(communicator: Communicator) -> dict[tuple[str, str], int]:
+        """Return the bits of each tier and kind of message as the links counted them."""
         links: Any = communicator._links
-        bits: dict[str, int] = links.bits
+        bits: dict[tuple[str, str], int] = links.bits
         return bits
 
     def test_further_numbers_are_overhead(self) -> None:

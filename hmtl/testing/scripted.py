@@ -1,12 +1,13 @@
 """A learner that learns nothing, for tests. K users, m + e numbers in a row."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.communication import TIERS, InProcess, LinkLedger
+from hmtl.communication import InProcess, LinkLedger
 from hmtl.communication.messages import Message
 from hmtl.io.arrays import NOBODY, Ids
 from hmtl.mtl.algorithms.base import Users
@@ -104,12 +105,12 @@ class Counting(InProcess):
 
     def __init__(self, ledger: LinkLedger) -> None:
         super().__init__(ledger)
-        self.bits = dict.fromkeys(TIERS, 0)
+        self.bits = Counter[tuple[str, str]]()  # by tier and kind of message
 
     def send(self, message: Message) -> None:
         rows = message.rows()
         parts = (message.payload[rows], message.overhead[rows])
-        self.bits[message.tier] += 8 * sum(part.numel() for part in parts)
+        self.bits[message.tier, message.kind] += 8 * sum(part.numel() for part in parts)
         super().send(message)
 
 

@@ -4,6 +4,7 @@ import csv
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -73,15 +74,16 @@ def for_cells(*words: str) -> tuple[str, ...]:
 
 
 def check_bits(trained: Trained) -> None:
-    """The ledger has the bits of the messages that nodes handed over, round by round, and link by link in the end."""
-    taps = trained.cells.taps
+    """The ledger has the bits that nodes handed over, round by round, and by link and kind of message in the end."""
+    taps, ledger = trained.cells.taps, trained.run.communicator.ledger
     for row in trained.rows:
         for tier in TIERS:
             assert row[f"bits/{tier}"] == sum(n for key, n in taps.items() if key[:2] == (row["round"], tier)), row
         assert row["bits_total"] == sum(n for key, n in taps.items() if key[0] <= row["round"])
-    for tier in TIERS:
-        for link, bits in enumerate(trained.run.communicator.ledger.per_link(tier).sum(1)):
-            assert bits == sum(n for key, n in taps.items() if key[1:] == (tier, link))
+    by_link = Counter[tuple[str, str, str]]()
+    for (_, tier, link, kind), n in taps.items():
+        by_link[tier, ledger.links[tier][link], kind] += n
+    assert {tuple(row[:3]): sum(row[3:]) for row in ledger.table().itertuples(index=False)} == +by_link
 
 
 @pytest.mark.parametrize("words", CONFIGURATIONS, ids=" ".join)

@@ -1,5 +1,6 @@
 """The ledger has what nodes really handed over, whoever is delayed, suspended or killed, at sites and by Ray."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -81,8 +82,10 @@ def check(cfg: DictConfig, tap: Tap) -> None:
     for tier in TIERS:
         for row in ended.rows:
             assert row[f"bits/{tier}"] == sum(n for key, n in bits.items() if key[:2] == (row["round"], tier)), row
-        for link, total in enumerate(ledger.per_link(tier).sum(1)):
-            assert total == sum(n for key, n in bits.items() if key[1:] == (tier, link))
+    by_link = Counter[tuple[str, str, str]]()
+    for (_, tier, link, kind), n in bits.items():
+        by_link[tier, ledger.links[tier][link], kind] += n
+    assert {tuple(row[:3]): sum(row[3:]) for row in ledger.table().itertuples(index=False)} == +by_link
     assert ended.rows[-1]["bits_total"] == bits.total()
     kills = any(each.how == KILLED for each in tap.failures)
     assert (unsaid > 0) == kills, "what a killed process handed over is unknown"

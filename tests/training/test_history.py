@@ -52,7 +52,7 @@ def test_columns_may_begin_later_and_hold_nothing(tmp_path: Path) -> None:
 def test_bits_are_added_to_their_round(tmp_path: Path) -> None:
     rows = [{"round": n, "bits/a": 10, "bits_total": 10 * n + 15} for n in range(3)]
     history = filled(tmp_path / "metrics.csv", rows)
-    history.add([Sent("a", np.arange(2), 3, 1, round) for round in (-1, 1)])
+    history.add([Sent("a", "IVs", np.arange(2), 3, 1, round) for round in (-1, 1)])
     assert [(row["bits/a"], row["bits_total"]) for row in history] == [(10, 23), (18, 41), (10, 51)]
     with (tmp_path / "metrics.csv").open() as file:
         assert [row["bits_total"] for row in csv.DictReader(file)] == ["23", "41", "51"]

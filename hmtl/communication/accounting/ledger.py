@@ -1,4 +1,4 @@
-"""The ledger: the bits of each tier and link, which `communication.links` counts message by message. K users, H relays.
+"""The ledger: the bits of each tier, link and kind of message, which `communication.links` counts. K users, H relays.
 
 A tier is one direction of one hop; a link is one sender on it or, on the way down, one receiver.
 """
@@ -16,6 +16,9 @@ TIERS = ("users_to_relays", "relays_to_server", "server_to_relays", "relays_to_u
 USERS_TO_RELAYS, RELAYS_TO_SERVER, SERVER_TO_RELAYS, RELAYS_TO_USERS = TIERS
 SETUP = "setup"
 
+Counts = dict[tuple[str, str], NDArray[np.int64]]
+"""Payload and overhead bits of the links of a tier [links, 2], by tier and kind of message."""
+
 
 class Bits(NamedTuple):
     """Bits sent: the `payload` of IVs or models, with padding, and the `overhead` of what travels with them."""
@@ -32,6 +35,7 @@ class Sent(NamedTuple):
     """Bits that were sent on some links of a tier in a round, see `LinkLedger.add`; round -1: the set-up."""
 
     tier: str
+    kind: str
     links: NDArray[np.int64]
     payload: int
     overhead: int
@@ -43,7 +47,7 @@ class Sent(NamedTuple):
 
 
 class LinkLedger:
-    """Bits by tier and link: of the set-up, of the latest round, and in total.
+    """Bits by tier, link and kind of message: of the set-up, of the latest round, and in total.
 
     `Links.post` records every message. The ledger does not grow with the rounds: the bits of earlier rounds are in the
     measurements of a run. What is exchanged before the first round is recorded as `SETUP`, which is part of the totals
@@ -65,62 +69,85 @@ class LinkLedger:
         broadcasts = [f"all of {i}" for i in relays]
         links = users, relays, [*relays, "all relays"], [*users, *broadcasts]
         self.links: dict[str, Sequence[str]] = dict(zip(TIERS, links, strict=True))
-        ends = np.cumsum([0, *map(len, links)])
-        self._slices = {tier: slice(*ends[n : n + 2]) for n, tier in enumerate(TIERS)}
         self.rounds = 0
-        zeros = np.zeros((ends[-1], 2), np.int64)  # payload and overhead of the links of all tiers
-        self._setup, self._earlier, self._latest = zeros, zeros.copy(), zeros.copy()
-
-    @property
-    def _open(self) -> NDArray[np.int64]:
-        return self._latest if self.rounds else self._setup
+        self._setup, self._earlier, self._latest = Counts(), Counts(), Counts()
 
     def begin_round(self) -> None:
         """Begin the next round."""
-        self._earlier += self._latest
-        self._latest[:] = 0
+        for key, counts in self._latest.items():
+            self._earlier[key] = self._earlier.get(key, 0) + counts
+        self._latest = {}
         self.rounds += 1
 
-    def add(self, tier: str, links: ArrayLike, payload: int, overhead: int = 0, round: int | None = None) -> None:
+    def add(
+        self, tier: str, kind: str, links: ArrayLike, payload: int, overhead: int = 0, round: int | None = None
+    ) -> None:
         """Record bits of the current round, or of the set-up before the first round.
 
         Args:
             tier: one of TIERS.
+            kind: of the message, one of the kinds in `messages`.
             links: the index of a link of the tier, or several (repeats allowed).
             payload, overhead: bits on each of these links.
             round: the round in which they were sent, if it is over; -1: the set-up.
         """
-        counts = self._open
+        counts = self._latest if self.rounds else self._setup
         if round is not None and round != self.rounds - 1:
             counts = self._setup if round < 0 else self._earlier
-        np.add.at(counts[self._slices[tier]], np.asarray(links, dtype=np.int64), (payload, overhead))
+        if (tier, kind) not in counts:
+            counts[tier, kind] = np.zeros((len(self.links[tier]), 2), np.int64)
+        np.add.at(counts[tier, kind], np.asarray(links, dtype=np.int64), (payload, overhead))
 
-    def bits(self, tier: str, link: int | None = None, round: int | str | None = None) -> Bits:
-        """Return the bits on a tier, or on one link of it; see `per_link` for `round`."""
-        counts = self.per_link(tier, round)
+    def bits(self, tier: str, link: int | None = None, round: int | str | None = None, kind: str | None = None) -> Bits:
+        """Return the bits on a tier, or on one link of it; see `per_link` for `round` and `kind`."""
+        counts = self.per_link(tier, round, kind)
         payload, overhead = counts.sum(0) if link is None else counts[link]
         return Bits(int(payload), int(overhead))
 
-    def per_link(self, tier: str, round: int | str | None = None) -> NDArray[np.int64]:
+    def per_link(self, tier: str, round: int | str | None = None, kind: str | None = None) -> NDArray[np.int64]:
         """Return payload and overhead bits of the links of a tier [links, 2].
 
-        `round` is the latest round (its number, or -1), SETUP, or None for the total.
+        `round` is the latest round (its number, or -1), SETUP, or None for the total. `kind` is one kind of message;
+        None: all.
 
         Raises:
             ValueError: the round is an earlier one.
         """
         if round is None:
-            counts = self._setup + self._earlier + self._latest
+            parts = [self._setup, self._earlier, self._latest]
         elif round == SETUP:
-            counts = self._setup
+            parts = [self._setup]
         elif self.rounds and round in (-1, self.rounds - 1):
-            counts = self._latest
+            parts = [self._latest]
         else:
             raise ValueError(
                 f"round {round} is not the latest of {self.rounds} rounds, and a ledger holds only that one. Read it "
                 "after every round."
             )
-        return counts[self._slices[tier]].copy()
+        total = np.zeros((len(self.links[tier]), 2), np.int64)
+        for part in parts:
+            for (counted, each), counts in part.items():
+                total += counts if counted == tier and kind in (None, each) else 0
+        return total
+
+    def table(self) -> Any:
+        """Return the bits so far, those of the set-up included, as a DataFrame: the content of `links.csv`.
+
+        Columns are `tier`, `link`, `kind`, `payload_bits` and `overhead_bits`. A row is a kind of message on a link
+        that has carried any.
+        """
+        import pandas as pd  # noqa: PLC0415, it takes long to load, and nodes write no tables
+
+        columns = ("tier", "link", "kind", "payload_bits", "overhead_bits")
+        tables = [pd.DataFrame(columns=columns)]
+        counted = {*self._setup, *self._earlier, *self._latest}
+        for tier, kind in sorted(counted, key=lambda key: (TIERS.index(key[0]), key[1])):
+            counts = self.per_link(tier, kind=kind)
+            used = np.flatnonzero(counts.any(axis=1))
+            links = [self.links[tier][link] for link in used.tolist()]
+            rows = tier, links, kind, *counts[used].T
+            tables.append(pd.DataFrame(dict(zip(columns, rows, strict=True))))
+        return pd.concat(tables[1:] or tables, ignore_index=True)
 
     def loads(self, V_bits: int) -> dict[str, float]:
         """Return the measured load of each tier: payload bits per round, divided by V.
@@ -129,19 +156,16 @@ class LinkLedger:
         """
         return {tier: self.bits(tier).payload / (self.rounds * V_bits or 1) for tier in TIERS}
 
-    def latest(self) -> torch.Tensor:
-        """Return the bits of the current round, or of the set-up, [links of all tiers, 2]."""
-        return torch.from_numpy(self._open.copy())
-
-    def add_latest(self, counts: torch.Tensor) -> None:
-        """Add what `latest` of another ledger returned."""
-        np.add(self._open, counts.numpy(), out=self._open)
-
     def state_dict(self) -> dict[str, Any]:
-        counts = {"setup": self._setup, "earlier": self._earlier, "latest": self._latest}
-        return {"rounds": self.rounds, **{name: torch.from_numpy(bits.copy()) for name, bits in counts.items()}}
+        def tensors(counts: Counts) -> dict[str, torch.Tensor]:
+            return {"/".join(key): torch.from_numpy(bits.copy()) for key, bits in counts.items()}
+
+        parts = {"setup": self._setup, "earlier": self._earlier, "latest": self._latest}
+        return {"rounds": self.rounds, **{name: tensors(counts) for name, counts in parts.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rounds = state["rounds"]
-        names = ("setup", "earlier", "latest")
-        self._setup, self._earlier, self._latest = (state[name].numpy().copy() for name in names)
+        self._setup, self._earlier, self._latest = (
+            {tuple(key.split("/")): bits.numpy().copy() for key, bits in state[name].items()}
+            for name in ("setup", "earlier", "latest")
+        )

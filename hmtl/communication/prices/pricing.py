@@ -8,10 +8,9 @@ K users, H relays, m numbers in an IV, or words in a row of sums.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import combinations
 from math import inf
 from typing import cast
@@ -22,16 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.coding import AggregatorSet, loads, sum_loads
-from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS, USERS_TO_RELAYS, LinkLedger
+from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS, USERS_TO_RELAYS
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.codecs.wires import row_bits, suits_sums
 from hmtl.communication.communicators.base import Communicator
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.flows.sums import SumsOfRows
-from hmtl.communication.links import InProcess
 from hmtl.communication.meaning import Words
-from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK, Message
+from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.sides import AggregatorSide, RowMeaning, UserSide
 from hmtl.errors import CodingError
 from hmtl.io.arrays import NOBODY, Ids
@@ -100,14 +98,15 @@ def price(
         bits = {tier: row[tier] * rows for tier, rows in _rows_by_formula(recipe, t, network, absent).items()}
         return _price(bits, network.seconds(bits), network, {})
     numbers = min(m, MAX_DRY_WORDS if recipe.adds else MAX_DRY_NUMBERS)
-    dry, counted = dry_round(replace(recipe, wire=None), t, network, numbers, common, absent)
+    dry = dry_round(replace(recipe, wire=None), t, network, numbers, common, absent)
     bits, dry_row = {}, dry.transport.tier_bits
     for tier in TIERS:
         payload, overhead = dry.ledger.per_link(tier, -1).T
         bits[tier] = payload / dry_row[tier] * row[tier] + overhead
     sizes = row[USERS_TO_RELAYS] // 8, 0
     seconds = dry.time_of(bits, sizes)
-    added = {kind: {tier: counted[kind, tier] for tier in TIERS} for kind in OF_SECURE_SUMS if recipe.secure}
+    kinds = OF_SECURE_SUMS if recipe.secure else ()
+    added = {kind: {tier: dry.ledger.bits(tier, kind=kind).total for tier in TIERS} for kind in kinds}
     made = _price(bits, seconds, network, added)
     if (access := dry.planner.access) is None:
         return made
@@ -231,26 +230,22 @@ def dry_round(
     numbers: int,
     common: torch.dtype | None = None,
     absent: tuple[int, ...] = (),
-) -> tuple[Communicator, Counter[tuple[str, str]]]:
-    """Play a round of zeros in which everybody takes part but the absent relays.
+) -> Communicator:
+    """Play a round of zeros without the absent relays, and return the communicator, whose ledger has the bits.
 
     Args:
         recipe: how rows travel; their numbers have 64 bits.
         t, network: of the round.
         numbers: in a row.
         common, absent: see `price`.
-
-    Returns:
-        The communicator, whose ledger has the bits, and the bits of each kind of message and tier.
     """
     if recipe.secure:
         log.info("playing a round of secure sums of %d users for its price", t.K)
-    counted = Counter[tuple[str, str]]()
-    communicator = Communicator(t, network, recipe, partial(_CountedLinks, counted=counted))
+    communicator = Communicator(t, network, recipe)
     words = Words(numbers, common=common) if recipe.adds else None
     users, aggregator = _DryUsers(t.K, numbers, words), _DryAggregator(1 if words else t.K)
     communicator.round(0, cast(UserSide, users), cast(AggregatorSide, aggregator), absent)  # no other members
-    return communicator, counted
+    return communicator
 
 
 def _with_aggregators(communicator: Communicator, nodes: AggregatorSet) -> Communicator:
@@ -262,19 +257,6 @@ def _with_aggregators(communicator: Communicator, nodes: AggregatorSet) -> Commu
     made.aggregators = communicator.aggregators
     _ = made.theory  # plans before the first round
     return made
-
-
-class _CountedLinks(InProcess):
-    """Links that also count the bits of each kind of message and tier."""
-
-    def __init__(self, ledger: LinkLedger, counted: Counter[tuple[str, str]]) -> None:
-        super().__init__(ledger)
-        self.counted = counted
-
-    def post(self, message: Message) -> None:
-        super().post(message)
-        if not message.announces:
-            self.counted[message.kind, message.tier] += 8 * len(message) * sum(message.sizes)
 
 
 class _DryUsers:

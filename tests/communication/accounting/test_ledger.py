@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,19 +13,24 @@ from hmtl.communication import SETUP, TIERS, LinkLedger
 
 entries = st.lists(
     st.tuples(
-        st.integers(0, 3), st.sampled_from(TIERS), st.integers(0, 2), st.integers(0, 10**6), st.integers(0, 10**3)
+        st.integers(0, 3),
+        st.sampled_from(TIERS),
+        st.sampled_from(["IVs", "models"]),
+        st.integers(0, 2),
+        st.integers(0, 10**6),
+        st.integers(0, 10**3),
     ),
     max_size=40,
 )
 
 
 @given(entries)
-def test_counts_add_up(entries: list[tuple[int, str, int, int, int]]) -> None:
+def test_counts_add_up(entries: list[tuple[int, str, str, int, int, int]]) -> None:
     """Entries of round 0 are the set-up's; at the end of each round, of that one, of the set-up and of all so far."""
     ledger = LinkLedger(K=3, H=3)
-    payload, overhead = Counter[tuple[str, int, int]](), Counter[tuple[str, int, int]]()
+    payload, overhead = Counter[tuple[str, str, int, int]](), Counter[tuple[str, str, int, int]]()
 
-    def total(counter: Counter[tuple[str, int, int]], *want: object) -> int:
+    def total(counter: Counter[tuple[str, str, int, int]], *want: object) -> int:
         return sum(
             n for key, n in counter.items() if all(w is None or w == part for w, part in zip(want, key, strict=True))
         )
@@ -36,19 +42,25 @@ def test_counts_add_up(entries: list[tuple[int, str, int, int, int]]) -> None:
             ledger = again
         if round:
             ledger.begin_round()
-        for _, tier, link, p, o in (entry for entry in entries if entry[0] == round):
-            ledger.add(tier, link, p, o)
-            payload[tier, link, round] += p
-            overhead[tier, link, round] += o
+        for _, tier, kind, link, p, o in (entry for entry in entries if entry[0] == round):
+            ledger.add(tier, kind, link, p, o)
+            payload[tier, kind, link, round] += p
+            overhead[tier, kind, link, round] += o
         assert ledger.rounds == round
         latest = [(-1, round), (round - 1, round)] if round else []
         for asked, counted in [(None, None), (SETUP, 0), *latest]:
             for tier in TIERS:
-                for link in (None, 0, 2):
-                    expected = total(payload, tier, link, counted), total(overhead, tier, link, counted)
-                    assert ledger.bits(tier, link, asked) == expected
+                for link, kind in product((None, 0, 2), (None, "models")):
+                    expected = total(payload, tier, kind, link, counted), total(overhead, tier, kind, link, counted)
+                    assert ledger.bits(tier, link, asked, kind) == expected
         for tier in TIERS:
-            assert ledger.loads(7)[tier] == pytest.approx(total(payload, tier, None, None) / (7 * round or 1))
+            assert ledger.loads(7)[tier] == pytest.approx(total(payload, tier, None, None, None) / (7 * round or 1))
+    rows = [tuple(row) for row in ledger.table().itertuples(index=False)]
+    assert rows == [
+        (tier, ledger.links[tier][link], kind, *both)
+        for tier, kind, link in product(TIERS, ("IVs", "models"), range(3))
+        if any(both := (total(payload, tier, kind, link, None), total(overhead, tier, kind, link, None)))
+    ]
 
 
 def test_an_earlier_round_is_refused() -> None:
@@ -66,18 +78,18 @@ def test_an_earlier_round_is_refused() -> None:
 def test_its_size_does_not_depend_on_the_number_of_rounds() -> None:
     ledger = LinkLedger(K=100, H=3)
     sizes = []
-    for rounds in (1, 1000):
+    for rounds in (2, 1000):
         for _ in range(rounds):
             ledger.begin_round()
-            ledger.add(TIERS[0], np.arange(100), 64)
+            ledger.add(TIERS[0], "IVs", np.arange(100), 64)
         sizes.append(len(pickle.dumps(ledger.state_dict())))
     assert abs(sizes[1] - sizes[0]) < 10
-    assert ledger.bits(TIERS[0]) == (1001 * 64 * 100, 0)
+    assert ledger.bits(TIERS[0]) == (1002 * 64 * 100, 0)
 
 
 def test_a_link_named_twice_counts_twice() -> None:
     ledger = LinkLedger(K=2, H=3)
     ledger.begin_round()
-    ledger.add("relays_to_server", [1, 1, 2], 10, 1)
+    ledger.add("relays_to_server", "IVs", [1, 1, 2], 10, 1)
     assert ledger.per_link("relays_to_server").tolist() == [[0, 0], [20, 2], [10, 1]]
     assert list(ledger.links["server_to_relays"]) == ["relay 0", "relay 1", "relay 2", "all relays"]
