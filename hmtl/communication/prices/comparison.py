@@ -308,7 +308,7 @@ def _link_uses(priced: Price, access: Access) -> list[LinkUse]:
 
 def _ways(nodes: AggregatorSet, wire: Wire) -> dict[str, Recipe]:
     """Return how a round can travel; sums have no format of 16 or 32 bits, and 64 then."""
-    coded, sums = IVs(aggregators=nodes.setting, wire=wire), SumsOfRows(wire=wire if wire in FEW_BITS else None)
+    coded, sums = IVs(aggregators=nodes.setting, wire=wire), SumsOfRows(wire=wire if suits_sums(wire) else None)
     return {"uncoded": IVs("uncoded", wire=wire), "coded": coded, "sums": sums}
 
 
