@@ -1,7 +1,7 @@
 """Prices against the ledgers of rounds that are played with rows of numbers, and which way of rows is chosen."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,13 @@ from problems import make, random_tasks
 
 from hmtl.coding import MEDIA
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, IVs, Network, Sums, SumsOfRows, Uncoded
+from hmtl.communication.codecs.blocks import Blocks
 from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.meaning import Words
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.prices import pricing
-from hmtl.communication.prices.pricing import added_by_secure_sums, chosen, price
+from hmtl.communication.prices.choice import chosen
+from hmtl.communication.prices.pricing import added_by_secure_sums, price
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.mtl import MOCHA, SDCA, Algorithm, FedAvg, LocalSGD, Logistic, Mean, NetworkAlgorithm, Problem, mlp
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
@@ -216,3 +218,14 @@ def test_secure_sums_of_many_users_say_that_they_are_played(caplog: pytest.LogCa
     with caplog.at_level("INFO", logger=pricing.__name__):
         price(SumsOfRows(secure=Secure(0.0)), any_r(7, 3, 2, 5), Network(), 1)
     assert "7 users" in caplog.text
+
+
+def test_a_quantiser_of_ones_own_needs_no_hash() -> None:
+    """A dataclass has none, unless it is frozen."""
+
+    @dataclass
+    class Half(Blocks):
+        width: int = 4
+
+    given = CodedHierarchical(symmetric(K=20, H=5, r=3), wire=Half())
+    assert chosen(given, Words(40), 40, torch.float64) is given
