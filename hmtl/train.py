@@ -65,4 +65,4 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
 
 
 if __name__ == "__main__":
-    main(train, "config")
+    main(train, "config", resumable=True)

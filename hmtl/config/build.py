@@ -294,14 +294,18 @@ def _nodes(cfg: DictConfig) -> dict[str, Any]:
     return nodes | {f"logger.{name}": node for name, node in loggers.items()}
 
 
+def identity_of(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings that a run and the one that resumes it have in common."""
+    return flat(cfg, set(CHANGEABLE) - {"rounds"} if cfg.privacy.epsilon else CHANGEABLE)  # the noise follows from both
+
+
 def build(cfg: DictConfig) -> Run:
     """Return all objects of a training run."""
     from hmtl.training.checkpoint import load_checkpoint
     from hmtl.training.trainer import Trainer, TrainerSettings
 
     check(cfg)
-    free = set(CHANGEABLE) - {"rounds"} if cfg.privacy.epsilon else CHANGEABLE  # the noise follows from both
-    folder, identity = Path(cfg.output_dir), flat(cfg, free)
+    folder, identity = Path(cfg.output_dir), identity_of(cfg)
     engine: Engine = make_part(cfg, "engine", **targets.accepted(cfg.engine["_target_"], agreed=agreed(cfg)))
     with ExitStack() as stack:
         stack.callback(engine.close)

@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -33,22 +33,27 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hmtl.config.build import check, conf_dir
-from hmtl.errors import ConfigError, HmtlError, Interrupted, complain, was_interrupted
+from hmtl.config.build import check, conf_dir, identity_of
+from hmtl.errors import CheckpointError, ConfigError, HmtlError, Interrupted, complain, was_interrupted
 from hmtl.training.folder import held
 
 Complain = Callable[[str], None]
 ERROR = "error.txt"
 """A sweep's job that fails leaves its error in this file."""
+SWEEP = "sweep.txt"
+"""A sweep that has not finished, in a folder of Hydra's choice, has its command line there in this file."""
 FOLDER_NAME = re.compile(r"[\w=.,+-]{1,100}")
 """Names of jobs that can be the names of their folders."""
 YAML_SETTING = re.compile(r"^( *)(\w+): *([^#\n]*?)(?: +# +(.*))?$", re.MULTILINE)  # indentation, key, value, comment
 
 
-def main(task: Callable[[DictConfig], None], config_name: str, complain: Complain = complain) -> NoReturn:
+def main(
+    task: Callable[[DictConfig], None], config_name: str, complain: Complain = complain, resumable: bool = False
+) -> NoReturn:
     """Run `task` with the configuration that the command line composes, and exit.
 
-    In a sweep, a job that fails does not stop the others.
+    In a sweep, a job that fails does not stop the others. If a sweep of a `resumable` task was stopped, the same
+    command continues it.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through, without Hydra's own report
     warnings.filterwarnings("error", "provider=.* is not available", UserWarning)  # a folder that does not exist
@@ -56,7 +61,7 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # λ in an encoding without it
-    statuses, Jobs.status, full = [0], 0, "-v" in sys.argv[1:]
+    statuses, Jobs.status, Jobs.resumable, full = [0], 0, resumable, "-v" in sys.argv[1:]
     sys.argv[1:] = [word for word in sys.argv[1:] if word != "-v"]
 
     def job(cfg: DictConfig) -> None:
@@ -65,8 +70,13 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
         file = Path(HydraConfig.get().runtime.output_dir, ERROR)
         if (full or in_sweep) and OmegaConf.select(cfg, "logger.console.report"):
             cfg.logger.console.report = "full" if full else "none"
+        if in_sweep and "label" in (OmegaConf.select(cfg, "logger.console") or ()):
+            cfg.logger.console.label = _job_name()
         if in_sweep:
             file.unlink(missing_ok=True)
+            if resumable and not cfg.resume and _has_finished(cfg, file.parent):
+                print(f"Job {_job_name()}: finished before", flush=True)
+                return
         start = time.monotonic()
         statuses.append(exit_status(lambda: task(cfg), config_name, errors.append))
         if in_sweep and statuses[-1] == 0 and not sys.stdout.isatty():  # a terminal has shown a progress bar
@@ -76,6 +86,8 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
             if in_sweep:
                 file.write_text(f"{error}\n")
         if statuses[-1] > 2:
+            if in_sweep and resumable:
+                print("To continue the sweep, give the same command again.", flush=True)
             sys.exit(statuses[-1])
 
     if config_name == "plan" and not os.access(".", os.W_OK):
@@ -86,16 +98,39 @@ def main(task: Callable[[DictConfig], None], config_name: str, complain: Complai
     OmegaConf.register_new_resolver("settings_help", settings_help, replace=True)
     command = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)
     statuses.append(exit_status(command, config_name, complain))
+    Jobs.lock.close()
     sys.exit(max(*statuses, Jobs.status))
+
+
+def _job_name() -> str:
+    """Return the number of a sweep's job, and what differs between jobs, such as `2 of 3: seed=1`."""
+    job = HydraConfig.get().job
+    number = f"{job.num + 1} of {Jobs.total}" if Jobs.total else job.num + 1  # unknown in other processes
+    return f"{number}: {job.override_dirname}"
+
+
+def _has_finished(cfg: DictConfig, folder: Path) -> bool:
+    """Return whether a job has finished with these settings in its folder; let it resume if it was stopped there."""
+    from hmtl.training.checkpoint import load_checkpoint  # late, for --help
+
+    if not (folder / "checkpoint.pt").exists() or Path(cfg.output_dir) != folder:
+        return False
+    try:
+        rounds = load_checkpoint(folder, "train", identity_of(cfg))["history"]["rounds"]
+    except CheckpointError:  # of other settings, or damaged
+        return False
+    if rounds < cfg.rounds or not (folder / "summary.json").exists():
+        cfg.resume = str(folder) if rounds <= cfg.rounds else None
+        return False
+    return bool(rounds == cfg.rounds)
 
 
 def _print_job(summary: Path, seconds: float) -> None:
     """Print a line on a job of a sweep that has trained."""
     if summary.exists():
-        job, values = HydraConfig.get().job, json.loads(summary.read_text())
+        values = json.loads(summary.read_text())
         key = "test_error" if "test_error" in values else "train_error"
-        number = f"{job.num + 1} of {Jobs.total}" if Jobs.total else job.num + 1  # unknown in other processes
-        print(f"Job {number}: {job.override_dirname}: {key} {values[key]:.4f}, {seconds:.0f} s", flush=True)
+        print(f"Job {_job_name()}: {key} {values[key]:.4f}, {seconds:.0f} s", flush=True)
 
 
 def exit_status(action: Callable[[], None], config_name: str, complain: Complain = complain) -> int:
@@ -185,6 +220,9 @@ class Jobs(Callback):
     typed: ClassVar[Sequence[str]] = ()
     """The command line of a sweep. Hydra composes a configuration without the values that a sweep takes, where a
     setting of a part may not exist that each job has. It gets these settings in `on_multirun_start`, for the jobs."""
+    resumable: ClassVar[bool] = False
+    lock: ClassVar[ExitStack] = ExitStack()
+    """The lock of a sweep's folder, until the command ends."""
     total: ClassVar[int] = 0
     """How many jobs the sweep has; 0: unknown."""
     older: ClassVar[set[tuple[Path, int]]] = set()
@@ -241,6 +279,23 @@ class Jobs(Callback):
             *subdir,
             *given["hydra"],  # the settings of the command line have the last word
         ]
+        if self.resumable and not any(word.startswith("hydra.sweep.dir=") for word in given["hydra"]):
+            config.hydra.sweep.dir = folder = str(self._sweep_folder(Path(config.hydra.sweep.dir)))
+            config.hydra.overrides.hydra.append(f'hydra.sweep.dir="{folder}"')
+
+    def _sweep_folder(self, new: Path) -> Path:
+        """Return the folder in which the same command was stopped, or a new one."""
+        command = shlex.join(self.typed)
+        for file in sorted(new.parents[1].glob(f"*/*/{SWEEP}"), reverse=True):
+            with suppress(ConfigError, OSError):  # of a sweep that is going on
+                if file.read_text() == command:
+                    self.lock.enter_context(held(file.parent))
+                    print(f"Continuing {file.parent}. For a new sweep, add hydra.sweep.dir=FOLDER.", flush=True)
+                    return file.parent
+        new.mkdir(parents=True, exist_ok=True)
+        self.lock.enter_context(held(new))
+        (new / SWEEP).write_text(command)
+        return new
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the finished runs in a table, and take the status of the jobs, also of those in other processes."""
@@ -252,6 +307,8 @@ class Jobs(Callback):
             names = (f"number {name}" if name.isdigit() else name for name in failed)
             print(f"Jobs that failed: {'; '.join(names)}. See their {ERROR}.")
             Jobs.status = 2
+        else:
+            (sweep / SWEEP).unlink(missing_ok=True)
         if any(sweep.rglob("summary.json")):
             Console().table(comparison_table(as_lines(find_runs([sweep]), over_seeds=False)))
             print(f"For a picture: python -m hmtl.report {shlex.quote(str(sweep))}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+from rich.markup import escape
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
@@ -40,9 +41,16 @@ class ConsoleLogger:
         rounds: of the run in total.
         lines: whether to print lines of progress if output is not a terminal.
         report: what is printed: "short", "full" (all tables at the end) or "none" (only a progress bar is shown).
+        label: of the progress bar; None: the number of rounds.
     """
 
-    def __init__(self, rounds: int, lines: bool = True, report: Literal["short", "full", "none"] = "short") -> None:
+    def __init__(
+        self,
+        rounds: int,
+        lines: bool = True,
+        report: Literal["short", "full", "none"] = "short",
+        label: str | None = None,
+    ) -> None:
         self._console = Console()
         self._rounds = rounds
         self._progress = Progress(
@@ -51,7 +59,7 @@ class ConsoleLogger:
             console=self._console,
             speed_estimate_period=SPEED,
         )
-        self._task = self._progress.add_task(f"{rounds} rounds", total=rounds, status="")
+        self._task = self._progress.add_task(escape(label or f"{rounds} rounds"), total=rounds, status="")
         self._latest: Measurements = {}  # not every round is evaluated
         self._report = report
         self._lines = lines and report != "none"

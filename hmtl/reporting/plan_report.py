@@ -220,8 +220,7 @@ def failures_picture(compared: Compared) -> Picture:
             text = f"cuts off {failure.cut_off}" if failure.seconds else "the run waits"
             axes.annotate(text, (1.01, n), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
     axes.set_yticks(range(len(failures)), ["none" if each.relay is None else str(each.relay) for each in failures])
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    axes.set(ylim=(len(failures) - 0.5, -0.5), xlim=(0, None))
     figure.fit_legend(axes.get_legend_handles_labels()[0])
     return figure
 

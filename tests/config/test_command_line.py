@@ -1,6 +1,7 @@
 """The command line: exit statuses, errors in one line, and what a sweep does with failed jobs."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from omegaconf import DictConfig
 from omegaconf.errors import InterpolationKeyError
@@ -17,7 +19,10 @@ from omegaconf.errors import InterpolationKeyError
 from hmtl.config.build import check
 from hmtl.config.command_line import ERROR, main
 from hmtl.errors import ConfigError, DataError, Interrupted
+from hmtl.reporting.run_comparison import as_lines, comparison, find_runs
+from hmtl.train import train
 from hmtl.training.folder import run_name
+from hmtl.training.trainer import Trainer
 
 Run = Callable[..., tuple[int, str]]
 slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -240,3 +245,55 @@ def test_warnings_of_libraries_are_shown_and_their_information_is_not(
     shown = "".join(capsys.readouterr())
     assert "fontManager" not in shown
     assert "there are none" in shown
+
+
+SWEEP_OF_FOUR = ["-m", "seed=0,1,2,3", "K=4", "H=3", "r=2", "topology=any_r"]
+SWEEP_OF_FOUR += ["rounds=6", "checkpoint_every=2", "baseline=null", "logger=none"]
+
+
+@pytest.mark.slow
+def test_a_stopped_sweep_goes_on_when_the_same_command_is_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is stopped in the fourth round of its third job; its table is then that of an undisturbed sweep."""
+    played, play_round = list[Path](), Trainer._round
+
+    def stop(trainer: Trainer, number: int, user_seconds: float) -> dict[str, float]:
+        played.append(trainer.settings.folder)
+        if len(played) == 2 * 6 + 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return play_round(trainer, number, user_seconds)
+
+    def sweep(*words: str) -> tuple[int, str]:
+        played.clear()
+        monkeypatch.setattr(sys, "argv", ["hmtl", *SWEEP_OF_FOUR, *words])
+        with pytest.raises(SystemExit) as left:
+            main(train, "config", resumable=True)
+        return left.value.code, capsys.readouterr().out
+
+    def rounds_of_jobs() -> dict[str, int]:
+        return {name: sum(folder.name == name for folder in played) for name in sorted({path.name for path in played})}
+
+    def numbers(folder: Path) -> pd.DataFrame:
+        table = comparison(as_lines(find_runs([folder]), over_seeds=False))
+        return table[["run", "rounds", "mean", "worst", "Mbit", "communication_s", "communication_saved"]]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    whole = {f"seed={n}": 6 for n in range(4)}
+    monkeypatch.setattr(Trainer, "_round", stop)
+    status, said = sweep()
+    assert (status, "give the same command again" in said) == (128 + signal.SIGTERM, True)
+    assert rounds_of_jobs() == {"seed=0": 6, "seed=1": 6, "seed=2": 4}
+    status, said = sweep()
+    assert (status, said.count("finished before")) == (0, 2)
+    assert rounds_of_jobs() == {"seed=2": 2, "seed=3": 6}
+    (stopped,) = tmp_path.glob("multirun/*/*")
+    monkeypatch.setattr(Trainer, "_round", play_round)
+    assert sweep("hydra.sweep.dir=undisturbed")[0] == 0
+    pd.testing.assert_frame_equal(numbers(stopped), numbers(tmp_path / "undisturbed"))
+    monkeypatch.setattr(Trainer, "_round", stop)
+    assert sweep("hydra.sweep.dir=undisturbed", "rounds=7")[0] == 0  # jobs go on if they get more rounds
+    assert rounds_of_jobs() == dict.fromkeys(whole, 1)
+    assert sweep("hydra.sweep.dir=undisturbed", "rounds=7", "lam=0.1")[0] != 0  # others begin anew
+    assert rounds_of_jobs()["seed=0"] == 7
