@@ -131,6 +131,11 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
     if any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules()):
         return False
     before, saved = {name: each.clone() for name, each in module.named_buffers()}, list[Tensor]()
+
+    def keep(result: Tensor) -> Tensor:
+        saved.append(result)
+        return result
+
     with seeded(0, "check", device=x.device), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -140,9 +145,7 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
             model.random = not torch.equal(state, _random_state(x.device))
             for each in (module, model.module) if model.random else ():
                 each.eval()
-            with torch.autograd.graph.saved_tensors_hooks(
-                lambda each: (saved.append(each), each)[1], lambda each: each
-            ):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
                 predictions = model.predictions(scores_of(called(module, model.inputs(x[:1]))))
             trained = {name: w for name, w in module.named_parameters() if w.requires_grad}
             alone = torch.autograd.grad(loss(predictions, y[:1]).sum(), list(trained.values()))
