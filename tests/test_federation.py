@@ -73,7 +73,7 @@ def test_a_federation_is_the_configured_run(configure, algorithm):
     tasks = run.algorithm.problem.everybody
     linear = algorithm == "mocha"
     first = None if linear else run.algorithm.model.holding(run.algorithm.model.start)
-    options = {} if linear else {"solver": "sgd", "loss": "logistic"}
+    options = {} if linear else {"loss": "logistic"}
     federation = hmtl.Federation(first, tasks, algorithm=algorithm, **options)
     models = federation.train(3)
     best = run.trainer.engine.models(run.algorithm, run.trainer.state).T.double()
@@ -87,10 +87,20 @@ def test_a_federation_is_the_configured_run(configure, algorithm):
     ).all()
 
 
-def test_the_solver_for_any_module_takes_the_usual_steps():
+def test_users_side_by_side_and_one_after_the_other_learn_the_same():
     tasks, first = from_datasets(users()), nn.Linear(D, C)
-    usual, quick = (hmtl.Federation(first, tasks, **kind).train(1) for kind in ({}, {"solver": "sgd"}))
-    assert torch.allclose(numbers(usual), numbers(quick), atol=1e-6)
+    adam = partial(torch.optim.Adam, lr=0.01)
+    for ways in (({}, {"solver": lent(torch.optim.SGD)}), ({"solver": adam}, {"solver": lent(torch.optim.Adam, 0.01)})):
+        federations = [hmtl.Federation(first, tasks, **how) for how in ways]
+        models = [numbers(federation.train(1)) for federation in federations]
+        torch.testing.assert_close(*models, rtol=3e-5, atol=3e-5)
+        for federation, how in zip(federations, ("side by side", "one after the other"), strict=True):
+            assert how in repr(federation)
+
+
+def lent(optimizer, lr=0.03):
+    """Return a solver that cannot know that its optimizer treats each number alone."""
+    return TorchTrainer(lambda parameters: optimizer(parameters, lr=lr))
 
 
 def test_training_continues_and_is_reproducible():
@@ -400,7 +410,6 @@ WRONG = (-1, 0, 1.5, "3")
     ("make", "kind"),
     [
         (lambda: hmtl.Federation(nn.Linear(D, C - 1), users()), ConfigError),
-        slow(lambda: hmtl.Federation(network, users(), solver=torch.optim.SGD), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), solver=TorchTrainer), ConfigError),
         slow(lambda: hmtl.Federation("mlp", users()), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), topology="G.csv"), ConfigError),

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from hmtl.communication import LinkLedger
 from hmtl.config.build import PART_CLASSES, build, build_topology, compose, conf_dir
@@ -27,7 +29,7 @@ from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, TopologyError
 from hmtl.inference.models import models_of
 from hmtl.interfaces.matching import are_signs, matched
-from hmtl.mtl import Learner, Loss, NetworkAlgorithm, Squared, TorchLoss
+from hmtl.mtl import Learner, Loss, NetworkAlgorithm, Squared, TorchLoss, TorchTrainer
 from hmtl.mtl.measures import OwnMeasure
 from hmtl.mtl.networks.flat import copied
 from hmtl.reporting.console_logger import ConsoleLogger
@@ -68,12 +70,13 @@ class Federation:
         logger: loggers, which are closed at the end of `train`, or functions that get the row of each round.
         output_dir: folder of the results, which are those of the command; None: a temporary one.
         settings: all others. Parts are `topology`, `solver`, `loss`, `regularizer`, `participation`, `network` and
-            `communicator`; of the last, a class or `functools.partial` takes the place of an object. Values are such as
-            `seed=1`, `H=10`, `evaluate_every=5`, `secure=True`, `resume=FOLDER`, `privacy={"clip": 1.0, "noise": 1.0}`,
+            `communicator`; of the last, a class or `functools.partial` takes the place of an object. A solver may be an
+            optimizer's class, or `functools.partial(torch.optim.AdamW, lr=1e-3)`. Values are such as `seed=1`, `H=10`,
+            `evaluate_every=5`, `secure=True`, `resume=FOLDER`, `privacy={"clip": 1.0, "noise": 1.0}`,
             `**{"algorithm.alpha": 0.3}` in a part, and `**{"dataset.class_weight": "balanced"}`.
 
-    Four defaults depend on the model and the data. `device` is that of the module. `topology="any_r"` replaces
-    "symmetric" if that cannot have this number of users. `solver="torch"` takes the steps of "sgd" with any module.
+    Three defaults depend on the model and the data. `device` is that of the module. `topology="any_r"` replaces
+    "symmetric" if that cannot have this number of users.
     `loss` is the module's own if it returns one for labels in a dictionary; otherwise "squared" for numbers,
     "cross_entropy" for several scores and a class number, and "logistic" for one score and ±1, or 0 and 1. It may be a
     loss of torch, see `TorchLoss`. Linear models predict integers as numbers with loss="squared".
@@ -268,7 +271,10 @@ def _configuration(
         tasks = tuple(replace(task, class_weight=class_weight) for task in tasks)
     if loss is not None and not isinstance(loss, str | Loss) and callable(loss):
         parts["loss"] = TorchLoss(loss)
-    usual: dict[str, Any] = {"solver": "torch"} if is_network else {}
+    solver = parts.get("solver")
+    if isinstance(solver, partial) or (isinstance(solver, type) and issubclass(solver, Optimizer)):
+        parts["solver"] = TorchTrainer(solver)
+    usual: dict[str, Any] = {}
     if model is not None and tasks:
         usual["loss"], tasks = matched(model, tasks, parts.get("loss"), getattr(parts.get("solver"), "loss", None))
     elif tasks and not tasks[0].classes and not are_signs(tasks):

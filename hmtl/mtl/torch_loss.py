@@ -17,7 +17,7 @@ class TorchLoss(Loss):
     It is evaluated batch by batch, in training and in measuring, since it may be a mean over other things than rows,
     such as words. Targets may have any shape, and get the type of predictions where both have the same shape. To be
     measured, a row has the prediction [s + 1]: its s scores, those of classes, or one for a number, or none for another
-    target, and then its loss, that of its batch if the function returns a mean. `solver=sgd` cannot use it.
+    target, and then its loss, that of its batch if the function returns a mean. Users then train one after the other.
 
     Args:
         function: maps predictions and targets of a batch of n rows to their mean loss, or to losses [n]; None: the

@@ -21,7 +21,8 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # memory of the copies that are computed at once: on a CPU it should fit in the cache; on a GPU, fewer calls are faster
 CPU_BYTES = 4 << 20
 GPU_BYTES = 1 << 30
-SMALL = 1 << 13  # numbers in a result whose computation takes no longer than the call of the operation
+CPU_RESULT_BYTES = 16 << 20  # of results that a step keeps for its gradient
+SMALL = 1 << 14  # numbers in a result whose computation takes no longer than the call of the operation
 
 
 def group_size(model: FlatModel, minibatch: int, like: Tensor) -> int:
@@ -32,7 +33,7 @@ def group_size(model: FlatModel, minibatch: int, like: Tensor) -> int:
     if like.is_cpu and any(isinstance(part, CONVOLUTIONS) for part in model.module.modules()):
         return 1
     nbytes = (len(model.start) + minibatch) * like.element_size()
-    return max(1, (CPU_BYTES if like.is_cpu else GPU_BYTES) // nbytes)
+    return max(1, min(model.most_at_once, (CPU_BYTES if like.is_cpu else GPU_BYTES) // nbytes))
 
 
 class Copies:
@@ -123,7 +124,7 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
 
     They are faster if most of the time is spent on calling operations, that is, if their results are small.
 
-    Sets `model.random`.
+    Sets `model.random` and `model.most_at_once`.
     """
     if model.layers or model.buffers or model.types:
         return bool(model.layers)
@@ -156,6 +157,8 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
             return False
     places = {each.untyped_storage().data_ptr() for each in chain(module.parameters(), module.buffers())}
     results = [each.numel() for each in saved if each.untyped_storage().data_ptr() not in places]
+    if model.start.is_cpu:
+        model.most_at_once = CPU_RESULT_BYTES // (sum(results) * B * model.start.element_size() + 1)
     return (
         sum(results) * B <= SMALL * len(results)
         and not any("performance drop" in str(each.message) for each in caught)

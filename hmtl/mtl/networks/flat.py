@@ -31,6 +31,7 @@ MakeModel = Callable[..., nn.Module]
 
 If it has an argument `shape`, it gets the shape of a row, such as (3, 32, 32), and its module gets rows [n, *shape].
 """
+MAX_AT_ONCE = 1 << 20  # networks
 LARGE = 1024  # numbers; a smaller buffer may be a counter that changes later
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _seeding = threading.RLock()  # torch has one set of generators for all threads of a process
@@ -63,6 +64,7 @@ class FlatModel:
         layers: the layers of a network of linear maps and activations, otherwise none; see `layers_of`.
         side_by_side: whether several users train at once; solvers that can do this set it, see `trains_side_by_side`.
         random: whether a training step draws random numbers, as dropout does; known where `side_by_side` is.
+        most_at_once: number of networks whose intermediate results fit in a processor's cache; known there, too.
         kept: frozen parameters, and large buffers that training leaves alone, by name; all modules share them.
         frozen: names of the layers that stay in evaluation mode.
         channels_last: whether the module runs with kernels whose channels are last in memory, see `channels_last`.
@@ -123,7 +125,8 @@ class FlatModel:
             self.start = torch.cat([each.detach().flatten().to(like) for each in tensors.values()])
             self.module.eval()
             self.layers = () if as_given or self.types else layers_of(self.module, self.shape)
-            self.side_by_side, self.random = bool(self.layers), not self.layers
+            self.side_by_side, self.random = False, not self.layers
+            self.most_at_once = MAX_AT_ONCE
             with torch.no_grad():
                 scores = scores_of(called(self.module, self._rows(x)))
             self.channels_last = self._runs_with_channels_last(x)

@@ -220,7 +220,8 @@ class TorchTrainer(MinibatchSolver):
             return optimizer
 
         how = None if plain and type(self._make()) is SGD else make
-        if model.side_by_side:
+        is_wrong = settings.get("fused") and subproblem.trained is not None  # torch's fused steps on parts of W are
+        if model.side_by_side and not is_wrong:
             return side_by_side(loss, rows, subproblem, order, usual, budgets, StepRule(rate, how, self.clip))
         lam, anchors = subproblem.anchor or (0.0, None)
         starts, first_rows = (usual.cumsum(0) - usual).tolist(), rows.starts.tolist()
@@ -232,13 +233,14 @@ class TorchTrainer(MinibatchSolver):
             anchor = {} if anchors is None else model.split(anchors[k])
             correction = {} if subproblem.correction is None else model.split(subproblem.correction[k])
             normalised = any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules())
-            for numbers in order[starts[k] :][: int(budgets[k])]:
-                at = numbers[numbers >= 0]
-                if normalised and len(at) == 1:
+            own = order[starts[k] :][: int(budgets[k])]
+            sizes, places = (own >= 0).sum(1), own.clamp_min(0).to(rows.y.device) + first_rows[k]
+            y_own, s_own = rows.y[places], rows.s[places] * (rows.counts[k] / sizes[:, None].to(rows.s))
+            for t, n in enumerate(sizes.tolist()):
+                if normalised and n == 1:
                     continue
-                places = first_rows[k] + at.to(rows.y.device)
-                x, y = self._minibatch(loss, model, subproblem.data[k], at, rows.y[places])
-                weights = rows.s[places] * (rows.counts[k] / len(at))
+                x, y = self._minibatch(loss, model, subproblem.data[k], own[t, :n], y_own[t, :n])
+                weights = s_own[t, :n]
                 if isinstance(loss, TorchLoss) and self.loss is None:
                     losses = loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)
                 else:
@@ -247,7 +249,7 @@ class TorchTrainer(MinibatchSolver):
                 if losses.ndim:
                     losses = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
                     losses = (weights * losses).sum()
-                elif (weights * len(at) - 1).abs().max() > 1e-5:
+                elif (weights * n - 1).abs().max() > 1e-5:
                     raise ConfigError(
                         "The rows have weights (class_weight, or reduction=sum), but solver.loss returns a mean. Set "
                         "+solver.loss.reduction=none."

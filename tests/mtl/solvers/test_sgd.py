@@ -104,6 +104,7 @@ def test_networks_of_layers_do_not_wait_for_trainings_in_other_threads():
         FlatModel(NETWORKS["mlp"], x, C, 1),
         Rows(x, torch.ones(2), x[:, 0], (2,), torch.ones(2)),
     )
+    model.side_by_side = True
     start = NetworkSubproblem(model, model.start[None], np.arange(1), 0, (0, "dropout"))
     order, budgets = torch.arange(2)[None], torch.ones(1, dtype=torch.int64)
     with ThreadPoolExecutor(1) as pool, flat._seeding:
