@@ -1,9 +1,10 @@
-"""Whole rounds of FedAvg with many clients, sampled ones, and large networks, beside loops that anyone would write.
+"""Whole rounds of FedAvg with many clients, ragged ones, and large networks, beside loops that anyone would write.
 
-    python experiments/clients.py sampled100 [--rounds 5] [--evaluate]
+    python experiments/clients.py sampled100 [--repeats 5] [--rounds 5] [--evaluate]
 
-CPU seconds of a round, one thread, medians of interleaved rounds, relative to the loop: one module for all users, no
-optimizer, rows of a user gathered once. `vmap` is `torch.func.vmap` in its best group size. `--memory SIDE` plays two
+CPU seconds of `Federation(model, data).train(rounds)` on one thread, medians of interleaved repeats, relative to the
+loop: one module for all users, rows of a user gathered once, and no optimizer for gradient steps. `vmap` is
+`torch.func.vmap` in its best group size. `--memory SIDE` plays two
 rounds of one side, and prints the most memory of its process beyond that after the imports, and the size of the data.
 fluke and pfl-research only train, without averages and errors, if they are installed
 (`pip install fluke-fl==0.8.1 pfl==0.6.0`).
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.utils.data import TensorDataset
 
-STEP, C = 0.03, 10
+STEP, C, WORDS = 0.03, 10, 100
 
 
 @dataclass(frozen=True)
 class Case:
-    """K users with n rows of this shape, of whom a fraction trains in a round, with minibatches of `batch` rows."""
+    """K users with n rows of this shape, of whom a fraction trains in a round, with minibatches of `batch` rows.
+
+    Rows are `words` if that is set. One user has `largest` rows. Without an optimizer, steps are gradient steps.
+    """
 
     K: int
     n: int
@@ -39,11 +44,47 @@ class Case:
     network: Callable[[], nn.Module]
     batch: int = 20
     shape: tuple[int, ...] = (784,)
-    torch_solver: bool = False
+    words: bool = False
+    largest: int = 0
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None
+
+    @cached_property
+    def counts(self) -> list[int]:
+        counts = [self.n] * self.K
+        counts[self.K // 3] = self.largest or self.n
+        return counts
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the loops that know no optimizer and no ragged users can train it."""
+        return not (self.optimizer or self.largest or self.words) and len(self.shape) == 1
 
 
-def mlp(hidden: int, d: int = 784) -> nn.Module:
-    return nn.Sequential(nn.Linear(d, hidden), nn.ReLU(), nn.Linear(hidden, C))
+def mlp(*hidden: int, d: int = 784) -> nn.Module:
+    widths = [d, *hidden]
+    layers = [part for i, o in zip(widths, hidden, strict=False) for part in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(widths[-1], C))
+
+
+def cnn() -> nn.Module:
+    first = nn.Conv2d(1, 16, 5), nn.ReLU(), nn.MaxPool2d(2)
+    return nn.Sequential(*first, nn.Conv2d(16, 32, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, C))
+
+
+class Text(nn.Module):
+    """An embedding of words, a layer that reads them, and a linear map of its mean output."""
+
+    def __init__(self, reader: Callable[[], nn.Module], width: int = 32) -> None:
+        super().__init__()
+        self.embedding, self.reader, self.out = nn.Embedding(WORDS, width), reader(), nn.Linear(width, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.reader(self.embedding(x))
+        return self.out((out[0] if isinstance(out, tuple) else out).mean(1))
+
+
+gru = partial(nn.GRU, 32, 32, batch_first=True)
+transformer = partial(nn.TransformerEncoderLayer, 32, 4, 64, batch_first=True)
 
 
 def resnet18() -> nn.Module:
@@ -73,17 +114,29 @@ CASES = {
     "sampled10000": Case(10_000, 10, 0.01, partial(mlp, 64)),
     "all100": Case(100, 600, 1.0, partial(mlp, 64)),
     "all1000": Case(1000, 60, 1.0, partial(mlp, 64)),
+    "ragged": Case(201, 50, 1.0, partial(mlp, 64), largest=20_000),
     "large": Case(20, 20, 1.0, partial(mlp, 12_580)),
-    "resnet": Case(20, 8, 1.0, resnet18, 8, (3, 32, 32), torch_solver=True),
-    "resnet100": Case(100, 8, 1.0, resnet18, 8, (3, 32, 32), torch_solver=True),
+    "deep": Case(20, 20, 1.0, partial(mlp, 2790, 2790)),
+    "resnet": Case(20, 8, 1.0, resnet18, 8, (3, 32, 32)),
+    "resnet100": Case(100, 8, 1.0, resnet18, 8, (3, 32, 32)),
+    "cnn": Case(40, 60, 1.0, cnn, shape=(1, 28, 28)),
+    "gru": Case(40, 60, 1.0, partial(Text, gru), shape=(20,), words=True),
+    "transformer": Case(40, 60, 1.0, partial(Text, transformer), shape=(20,), words=True),
+    "adamw": Case(100, 60, 1.0, partial(mlp, 32, d=100), shape=(100,), optimizer=partial(torch.optim.AdamW, lr=1e-3)),
 }
 
 
-def rows_of(case: Case) -> tuple[Tensor, Tensor]:
-    """Return rows [K, n, *shape] and classes [K, n]."""
+def rows_of(case: Case) -> tuple[list[Tensor], list[Tensor]]:
+    """Return rows [n, *shape] and classes [n] of each user."""
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(case.K, case.n, *case.shape, generator=rng)
-    return x, torch.randint(C, (case.K, case.n), generator=rng)
+    N = sum(case.counts)
+    x = (
+        torch.randint(WORDS, (N, *case.shape), generator=rng)
+        if case.words
+        else torch.randn(N, *case.shape, generator=rng)
+    )
+    y = torch.randint(C, (N,), generator=rng)
+    return list(x.split(case.counts)), list(y.split(case.counts))
 
 
 class Loop:
@@ -102,7 +155,11 @@ class Loop:
             for w, mean in zip(self.module.state_dict().values(), self.mean, strict=True):
                 w.copy_(mean)
 
-    def __call__(self) -> None:
+    def __call__(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.round()
+
+    def round(self) -> None:
         case, module = self.case, self.module
         sample = torch.randperm(case.K, generator=self.rng)[: max(1, round(case.fraction * case.K))].tolist()
         total = [torch.zeros_like(mean) for mean in self.mean]
@@ -110,9 +167,15 @@ class Loop:
         module.train()
         for k in sample:
             self.load()
-            order = torch.randperm(case.n, generator=self.rng)
+            optimizer = case.optimizer(parameters) if case.optimizer else None
+            order = torch.randperm(case.counts[k], generator=self.rng)
             for x, y in zip(self.x[k][order].split(case.batch), self.y[k][order].split(case.batch), strict=True):
                 gradients = torch.autograd.grad(nn.functional.cross_entropy(module(x), y), parameters)
+                if optimizer:
+                    for w, gradient in zip(parameters, gradients, strict=True):
+                        w.grad = gradient
+                    optimizer.step()
+                    continue
                 with torch.no_grad():
                     for w, gradient in zip(parameters, gradients, strict=True):
                         w.sub_(gradient, alpha=STEP)
@@ -132,9 +195,9 @@ class VmapLoop(Loop):
 
     def __init__(self, case: Case, evaluates: bool, group: int) -> None:
         super().__init__(case, evaluates)
-        self.group = group
+        self.group, self.x, self.y = group, torch.stack(self.x), torch.stack(self.y)
 
-    def __call__(self) -> None:
+    def round(self) -> None:
         case, module = self.case, self.module
         sample = torch.randperm(case.K, generator=self.rng)[: max(1, round(case.fraction * case.K))]
 
@@ -175,7 +238,7 @@ class Fluke(Loop):
 
         self.clients = [make(k) for k in range(case.K)]
 
-    def __call__(self) -> None:
+    def round(self) -> None:
         sample = torch.randperm(self.case.K, generator=self.rng)[: max(1, round(self.case.fraction * self.case.K))]
         for k in sample.tolist():
             self.clients[k].fit()
@@ -204,7 +267,7 @@ class PFL(Loop):
         self.settings = NNTrainHyperParams(local_num_epochs=1, local_learning_rate=STEP, local_batch_size=case.batch)
         self.start, self.train = self.model.get_parameters(), PyTorchSGDBridge.do_sgd
 
-    def __call__(self) -> None:
+    def round(self) -> None:
         sample = torch.randperm(self.case.K, generator=self.rng)[: max(1, round(self.case.fraction * self.case.K))]
         for k in sample.tolist():
             self.model.set_parameters(self.start)
@@ -212,49 +275,32 @@ class PFL(Loop):
 
 
 class Ours:
-    """Rounds by the trainer, uncoded or by default, which chooses sums."""
+    """`Federation`, uncoded or by default, which chooses sums."""
 
     def __init__(self, case: Case, evaluates: bool, communicator: str, folder: Path) -> None:
-        from hmtl.communication import CodedHierarchical, Uncoded
-        from hmtl.data import Task
-        from hmtl.mtl import (
-            CrossEntropy,
-            FedAvg,
-            LocalSGD,
-            Mean,
-            NetworkAlgorithm,
-            Participation,
-            Problem,
-            TorchTrainer,
-        )
+        from hmtl import Federation
+        from hmtl.communication import Uncoded
+        from hmtl.mtl import LocalSGD, Participation, TorchTrainer
         from hmtl.topology import symmetric
-        from hmtl.training.carrier import carrier_of
-        from hmtl.training.engine import Training
-        from hmtl.training.trainer import Trainer, TrainerSettings
 
-        x, y = rows_of(case)
-        tasks = [Task(str(k), x[k], y[k], x[k][:0], y[k][:0], classes=C) for k in range(case.K)]
-        problem = Problem(tasks, CrossEntropy(), Mean(0.1))
+        data = [TensorDataset(*rows) for rows in zip(*rows_of(case), strict=True)]
         solver = LocalSGD(STEP, epochs=1, batch=case.batch)
-        if case.torch_solver:
-            solver = TorchTrainer(partial(torch.optim.SGD, lr=STEP), epochs=1, batch=case.batch)
+        if case.optimizer:
+            solver = TorchTrainer(case.optimizer, epochs=1, batch=case.batch)
+        torch.manual_seed(0)
+        self.federation = Federation(
+            case.network(),
+            data,
+            solver=solver,
+            topology=symmetric(K=case.K, H=5, r=3),
+            participation=Participation(fraction=case.fraction),
+            evaluate_every=1 if evaluates else 10**6,
+            output_dir=folder / communicator,
+            **({"communicator": Uncoded} if communicator == "uncoded" else {}),
+        )
 
-        def network(d: int, C: int, shape: tuple[int, ...]) -> nn.Module:
-            return case.network()
-
-        part = Participation(fraction=case.fraction)
-        algorithm = NetworkAlgorithm(FedAvg(), problem, solver, network, participation=part)
-        kind = Uncoded if communicator == "uncoded" else CodedHierarchical
-        made = carrier_of(algorithm, kind(symmetric(K=case.K, H=5, r=3)))
-        every = 1 if evaluates else 10**6
-        settings = TrainerSettings(folder, 10**6 + 1, evaluate_every=every)
-        self.trainer = Trainer(Training(algorithm, made), settings)
-        self.trainer._round(0, 0.0)
-        self.number = 0
-
-    def __call__(self) -> None:
-        self.number += 1
-        self.trainer._round(self.number, 0.0)
+    def __call__(self, rounds: int) -> None:
+        self.federation.train(rounds)
 
 
 def cpu(work: Callable[[], object]) -> float:
@@ -263,12 +309,12 @@ def cpu(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def sides(case: Case, evaluates: bool, folder: Path) -> dict[str, Callable[[], Callable[[], None]]]:
+def sides(case: Case, evaluates: bool, folder: Path) -> dict[str, Callable[[], Callable[[int], None]]]:
     """What makes each side, by name."""
-    groups = () if case.torch_solver or case.K * case.n < 1000 else (4, 10, 25)
-    made: dict[str, Callable[[], Callable[[], None]]] = {"loop": partial(Loop, case, evaluates)}
+    groups = () if not case.is_plain or case.K * case.n < 1000 else (4, 10, 25)
+    made: dict[str, Callable[[], Callable[[int], None]]] = {"loop": partial(Loop, case, evaluates)}
     made |= {f"vmap by {group}": partial(VmapLoop, case, evaluates, group) for group in groups}
-    peers = {"fluke": Fluke, "pfl": PFL}
+    peers = {"fluke": Fluke, "pfl": PFL} if case.is_plain else {}
     made |= {name: partial(peer, case, False) for name, peer in peers.items() if importlib.util.find_spec(name)}
     return made | {name: partial(Ours, case, evaluates, name, folder) for name in ("uncoded", "default")}
 
@@ -278,6 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--evaluate", action="store_true")
     parser.add_argument("--memory", metavar="SIDE")
     arguments = parser.parse_args()
@@ -290,30 +337,32 @@ def main() -> None:
 
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             side = makers[arguments.memory]()
-            side()
-            side()
+            side(1)
+            side(1)
             used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-            data = case.K * case.n * 4 * int(np.prod(case.shape))
+            data = sum(case.counts) * 4 * int(np.prod(case.shape))
             m = sum(w.numel() for w in case.network().parameters())
             times, each = used / data, (used - data) / m
             print(f"{used / 2**20:,.0f} MiB: {times:.2f} times the data, {each:.1f} bytes per parameter beyond them")
             return
         setups = {name: cpu(lambda name=name: makers.__setitem__(name, makers[name]())) for name in makers}
         for side in makers.values():
-            side()  # compiles, and fills caches
+            side(2)  # compiles, and fills caches
         seconds = {name: list[float]() for name in makers}
-        for _ in range(arguments.rounds):
+        for _ in range(arguments.repeats):
             for name, side in makers.items():
-                seconds[name].append(cpu(side))
+                seconds[name].append(cpu(lambda side=side: side(arguments.rounds)) / arguments.rounds)
     loop = statistics.median(seconds["loop"])
     m = sum(w.numel() for w in case.network().parameters())
     print(
         f"K={case.K} x {case.n} rows, {case.fraction:.0%} train{', evaluated' * arguments.evaluate}; {m:,} parameters"
     )
-    print(f"{'side':12}{'set-up s':>10}{'round ms':>10}{'relative':>10}")
+    print(f"{'side':12}{'set-up s':>10}{'round ms':>10}{'relative':>10}{'from':>8}{'to':>8}")
     for name, each in seconds.items():
+        ratios = sorted(own / loops for own, loops in zip(each, seconds["loop"], strict=True))
+        middle = statistics.median(each)
         print(
-            f"{name:12}{setups[name]:10.2f}{1000 * statistics.median(each):10.1f}{statistics.median(each) / loop:10.2f}"
+            f"{name:12}{setups[name]:10.2f}{1000 * middle:10.1f}{middle / loop:10.2f}{ratios[0]:8.2f}{ratios[-1]:8.2f}"
         )
 
 
