@@ -68,9 +68,9 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             `regularizer`. Ignored if that is given.
         regularizer: Penalty that couples the tasks, trained by MOCHA. If None, `Common(lam)` if `lam` is given; else
             models are draws from a normal distribution (`hmtl.mtl.MixedEffects`). Its variances maximise the evidence,
-            which also decides whether tasks differ in their intercepts only, and whether these go with the means of
-            the features. With sparse rows, another loss, or K·d³ above 3e7, None
-            means `Common(0.3)` for numbers and `Common(0.01)` for labels.
+            and models are averaged by it over structures: tasks that do not differ, or in their intercepts only, or in
+            all weights, with intercepts that go with the means of the features or do not. With sparse rows, another
+            loss, or K·d³ above 3e7, None means `Common(0.3)` for numbers and `Common(0.01)` for labels.
         loss: Loss function. If None, the squared error for numbers: floats with more than two values, or integers with
             more than 20; `MultiTaskRegressor` and `MultiTaskClassifier` decide otherwise. Labels have the logistic
             loss. Several classes are learned one-vs-rest.
@@ -89,7 +89,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             `Common` and mixed effects, which learn how the means of the tasks differ, unless these are some hundred
             standard deviations apart; otherwise "task". Unless it is "none", each task's numbers are then divided by
             their standard deviation, which is nearer to those of other tasks the fewer rows there are. Mixed effects
-            divide only if that raises the evidence.
+            also average over models without this division.
         seed: Seed of the order in which rows are visited.
 
     Attributes:
@@ -102,7 +102,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
             solution's round, or at the learned variances. In units of `primal_`.
         primal_: Primal objective of the solution, for numbers in units of the squared standard deviations by which the
             targets are divided. For mixed effects, minus the logarithm of the models' posterior density, up to a
-            constant: losses are divided by the variance of the noise, and summed over rows.
+            constant, averaged as the models: losses are divided by the variance of the noise, and summed over rows.
         rounds_: Number of rounds that were run.
 
     Ref: Smith et al. 2017.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import expit, log_expit
+from scipy.special import expit, log_expit, softmax
 from torch import Tensor
 
 from hmtl.data import Task
@@ -25,6 +25,7 @@ from hmtl.mtl.problem import Problem, runs
 MAX_FEATURES = 300  # D and each user's curvature have d² numbers, and an iteration takes K·d³ operations
 MAX_NUMBERS = 2 * 10**7  # in all users' curvatures, of which some ten copies are in memory
 MEANS_WORK = 3 * 10**7  # K·p²·a for p features, of which a differ between tasks, up to which means of tasks are tried
+NEGLIGIBLE = 7.0  # logarithm of how much less likely choices may be for whose means and full D are fitted, too
 OBSERVED = 30  # how many models the prior of a full D counts as
 
 
@@ -64,12 +65,13 @@ class Mixed:
 class MixedEffects:
     """Linear models of numbers or labels as draws from a normal distribution, with all variances from the rows.
 
-    The evidence, less the number of variances and of units that the rows determine, decides between models that differ
-    in their intercepts only and models whose slopes differ, too, with one variance; and between units of the targets.
-    For this choice, it decides whether intercepts go with the features: then the means of the features over each task
-    have weights in w0, too, with a variance of their own (Mundlak 1978). One variance for all slopes is then the mean
-    of an inverse Wishart prior of a full D, which counts as `OBSERVED` models and is learned for at most as many
-    features, if tasks have as many rows as features on average.
+    Several structures are fitted: one model for all tasks, models that differ in their intercepts only, and models
+    whose slopes differ, too, with one variance; each in all units of the targets. For those that are likely, intercepts
+    that go with the features are another one: the means of the features over each task then have weights in w0, too,
+    with a variance of their own (Mundlak 1978). One variance for all slopes is then also the mean of an inverse Wishart
+    prior of a full D, which counts as `OBSERVED` models and is learned for at most as many features, if tasks have as
+    many rows as features on average. With few rows, the evidence says little about the structure. So the models are
+    averages over structures, with shares ∝ exp(evidence - c) for c variances and units that the rows determine.
 
     Args:
         problem: dense rows and loss, `Squared` or `Logistic`; several classes are learned one against the rest. The
@@ -81,13 +83,14 @@ class MixedEffects:
         seed: not used, only kept.
 
     Attributes:
-        fits: fit of each score, with features of mean square 1, their means over tasks, if chosen, behind them, and
-            targets in the chosen units.
+        fits: fits of each score, with features of mean square 1, their means over tasks, if used, behind them, and
+            targets in their units.
+        shares: shares of these fits in the models, whose sum is 1.
         W: models [C·d, K], for features and targets without units; means of tasks are in the intercepts.
         w0: common model [C·d], for tasks whose means are unknown, too.
-        primal, gap: sums over the C scores, see `Mixed`.
-        iterations: number of iterations of the chosen fit.
-        settled: whether it has converged.
+        primal, gap: means over the fits by their shares, summed over the C scores, see `Mixed`.
+        iterations: largest number of iterations of a fit.
+        settled: whether the fits have converged whose share is above the tolerance.
 
     Raises:
         ConfigError: no iterations.
@@ -112,36 +115,49 @@ class MixedEffects:
         slopes = np.ones(d)
         slopes[d - intercept :] = 0
         all_groups = np.stack([slopes, 1 - slopes])[: 1 + intercept]
-        choices = [all_groups[1:]] + [all_groups] * (K > 1)
+        choices = [all_groups[:0]] * (intercept and K > 1) + [all_groups[1:]] + [all_groups] * (K > 1)
         every = _ScoreRows(problem, slopes)
-        self.fits: list[Mixed] = []
-        models = []
+        self.fits: list[tuple[Mixed, ...]] = []
+        self.shares: list[Floats] = []
+        models, averages = [], []
         for score in range(problem.outputs):
-            best, starts = -math.inf, dict[int, Mixed]()
             targets = every.y if problem.outputs == 1 else np.where(every.y == score, 1.0, -1.0)
+            bases: list[tuple[float, _ScoreRows, Floats, Mixed]] = []
+            starts = dict[int, Mixed]()
             for unit, learned in units:
                 rows = every.with_targets(targets, unit.numpy())
                 for i, groups in enumerate(choices):
                     fit = starts[i] = _fit(rows, groups, starts.get(i), False, iterations, tolerance)
-                    if (worth := fit.evidence - np.log(rows.units) @ rows.counts - learned - len(groups)) > best:
-                        best, chosen = worth, (rows, groups, fit)
-            rows, groups, fit = chosen
-            new, more = fit.w0, rows.with_means()
-            p = more.priors.shape[1]
-            is_quick = K * p**2 * groups.sum() <= MEANS_WORK
-            if intercept and K > 1 and p > d and is_quick:
-                other = _fit(more, groups, fit, False, iterations, tolerance)
-                if other.evidence > fit.evidence + 1:
-                    rows, fit = more, other
-            if len(groups) == len(all_groups) and K > 1 and d <= min(OBSERVED, len(rows.y) / K):
-                fit = _fit(rows, groups, fit, True, iterations, tolerance)
-            self.fits.append(fit)
-            models.append(rows.restored(fit.W, new if rows is more else fit.w0))  # means of new tasks are unknown
+                    cost = np.log(rows.units) @ rows.counts + learned + len(groups)
+                    bases.append((cost, rows, groups, fit))
+            best = max(fit.evidence - cost for cost, _, _, fit in bases)
+            fits: list[Mixed] = []
+            worths, restored = [], []
+            for cost, rows, groups, fit in bases:
+                if fit.evidence - cost < best - NEGLIGIBLE:
+                    continue
+                new = [(rows, cost, fit)]
+                more = rows.with_means() if len(groups) else rows
+                p = more.priors.shape[1]
+                if intercept and K > 1 and p > d and K * p**2 * groups.sum() <= MEANS_WORK:
+                    new.append((more, cost + 1, _fit(more, groups, fit, False, iterations, tolerance)))
+                if len(groups) == len(all_groups) and K > 1 and d <= min(OBSERVED, len(rows.y) / K):
+                    new += [(r, c, _fit(r, groups, other, True, iterations, tolerance)) for r, c, other in new]
+                for at, cost_at, each in new:
+                    fits.append(each)
+                    worths.append(each.evidence - cost_at)
+                    w0 = each.w0 if at is rows else fit.w0  # means of new tasks are unknown
+                    restored.append(at.restored(each.W, w0))
+            shares = softmax(worths)
+            self.fits.append(tuple(fits))
+            self.shares.append(shares)
+            models.append(np.einsum("f,fkd->kd", shares, np.stack(restored)))
+            averages += [(float(share), fit) for share, fit in zip(shares, fits, strict=True)]
         self.W, self.w0 = torch.from_numpy(np.concatenate(models, axis=1)).T.tensor_split([K], dim=1)
-        self.primal = sum(fit.primal for fit in self.fits)
-        self.gap = sum(max(0.0, fit.gap) for fit in self.fits)  # rounding errors at an optimum may be below 0
-        self.iterations = max(fit.iterations for fit in self.fits)
-        self.settled = all(fit.settled for fit in self.fits)
+        self.primal = sum(share * fit.primal for share, fit in averages)
+        self.gap = sum(share * max(0.0, fit.gap) for share, fit in averages)  # rounding errors may be below 0
+        self.iterations = max(fit.iterations for _, fit in averages)
+        self.settled = all(fit.settled for share, fit in averages if share > tolerance)
 
     @staticmethod
     def supports(tasks: Sequence[Task], loss: Loss) -> bool:

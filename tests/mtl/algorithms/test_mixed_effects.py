@@ -8,6 +8,7 @@ from scipy.stats import multivariate_normal
 
 from hmtl.data import Task
 from hmtl.mtl import Logistic, MixedEffects, Problem, Ridge, Squared
+from hmtl.mtl.algorithms.mixed_effects import Mixed
 
 
 def rows(seed: int, K: int, d: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -32,6 +33,13 @@ def mixed(X: list[np.ndarray], y: list[np.ndarray], loss=None, tolerance=1e-6) -
     return learner, rows / np.sqrt(np.square(rows).mean(0))
 
 
+def likeliest(learner: MixedEffects) -> Mixed:
+    """Return the fit with the largest share in the models of the only score."""
+    ((shares,), (fits,)) = learner.shares, learner.fits
+    assert sum(shares) == pytest.approx(1)
+    return fits[int(np.argmax(shares))]
+
+
 @pytest.mark.parametrize("deviation", [0.0, 2.0], ids=["same slopes", "other slopes"])
 def test_evidence(deviation: float):
     """Models and evidence by the covariance of all rows; no other variances are more likely, if D has no prior."""
@@ -41,7 +49,7 @@ def test_evidence(deviation: float):
         x @ ([1, -1] + deviation * rng.normal(size=2)) + c + rng.normal(size=len(x)) for x, c in zip(X, b, strict=True)
     ]
     learner, rows = mixed(X, y)
-    (fit,) = learner.fits
+    fit = likeliest(learner)
     assert fit.settled
     assert (fit.D[0, 0] == 0) == (deviation == 0)
     same = np.equal.outer(*[np.repeat(np.arange(8), [*map(len, X)])] * 2)
@@ -59,9 +67,11 @@ def test_evidence(deviation: float):
     gain = np.linalg.solve(covariance(D, spread, noise), target)
     w0 = np.diag([spread, spread, flat]) @ rows.T @ gain
     units = np.sqrt(np.square(np.column_stack([np.concatenate(X), np.ones(len(rows))])).mean(0))
-    for k, w in enumerate(learner.W.T.numpy()):
+    average = sum(share * each.W for share, each in zip(learner.shares[0], learner.fits[0], strict=True))
+    np.testing.assert_allclose(learner.W.T.numpy() * units, average)
+    for k, w in enumerate(fit.W):
         own = same[np.flatnonzero(np.repeat(np.arange(8), [*map(len, X)]) == k)[0]]
-        np.testing.assert_allclose(w * units, w0 + D @ rows[own].T @ gain[own], atol=1e-3)
+        np.testing.assert_allclose(w, w0 + D @ rows[own].T @ gain[own], atol=1e-3)
     best = evidence(D, spread, noise)
     assert fit.evidence == pytest.approx(best, abs=0.05)
     for factor in (0.7, 1.4) if deviation == 0 else ():
@@ -76,7 +86,7 @@ def test_the_evidence_with_means_of_tasks():
     X = [c + rng.normal(size=(5, 2)) for c in centers]
     y = [x @ [1, 0.5] - 3 * c[0] + b + rng.normal(size=5) for x, c, b in zip(X, centers, intercepts, strict=True)]
     learner, rows = mixed(X, y)
-    (fit,), task = learner.fits, np.repeat(np.arange(12), 5)
+    fit, task = likeliest(learner), np.repeat(np.arange(12), 5)
     means = np.array([rows[task == k, :2].mean(0) for k in range(12)])
     columns, D, noise = np.column_stack([rows, means[task]]), fit.D, fit.noise
     flat = 100 * np.square(np.concatenate(y)).mean()  # the prior of the intercept, which is hardly one
@@ -86,7 +96,7 @@ def test_the_evidence_with_means_of_tasks():
     best = multivariate_normal(np.zeros(60), V).logpdf(target) + 0.5 * np.log(flat)
     assert fit.evidence == pytest.approx(best, abs=0.05)
     gain = np.linalg.solve(V, target)
-    fitted = np.concatenate([np.column_stack([x, np.ones(5)]) @ w for x, w in zip(X, learner.W.T.numpy(), strict=True)])
+    fitted = (rows * fit.W[task]).sum(1)
     np.testing.assert_allclose(fitted, (columns @ prior @ columns.T + own) @ gain, atol=1e-3)
 
 
@@ -94,7 +104,7 @@ def test_the_gap_of_labels():
     """The gap bounds the distance from the optimum for the learned variances, which a general optimiser finds."""
     X, y = rows(3, 8, 2)
     learner, x = mixed(X, [np.sign(t - np.median(t)) + (t == np.median(t)) for t in y], Logistic(), 1e-2)
-    (fit,) = learner.fits
+    fit = likeliest(learner)
     label = np.concatenate([np.sign(t - np.median(t)) + (t == np.median(t)) for t in y])
     task = np.repeat(np.arange(8), [*map(len, y)])
     root = np.linalg.cholesky(fit.D + 1e-12 * np.eye(3))
