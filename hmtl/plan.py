@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from hmtl.config.command_line import main
@@ -21,9 +23,11 @@ def plan(cfg: DictConfig) -> None:
     from hmtl.communication.prices.comparison import comparison
     from hmtl.communication.secure.neighbors import Secure
     from hmtl.config.build import build_topology, check, make_part
+    from hmtl.io.files import write_whole
     from hmtl.reporting.console import Console, progress
     from hmtl.reporting.network_picture import draw
     from hmtl.reporting.plan_report import (
+        PLAN,
         choices_table,
         failures_picture,
         failures_table,
@@ -72,8 +76,13 @@ def plan(cfg: DictConfig) -> None:
     except OSError as error:
         log.warning("%s: no picture was saved: %s. Set output_dir to a folder to write to.", folder, error.strerror)
         pictures = {}
+    content = json.dumps(asdict(result) | facts, indent=2)
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep:  # which has a table of all plans
+        write_whole(folder / PLAN, content)
     if cfg.format == "json":
-        print(json.dumps(asdict(result) | facts, indent=2))
+        print(content)
+    if in_sweep or cfg.format == "json":
         return
     console = Console()
     for table in tables:

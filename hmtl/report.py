@@ -9,6 +9,8 @@ measure=NAME     what to compare, a column of metrics.csv: test_error (default),
                  test_error_worst, test_balanced_error, test_auc, gap, ...
 panels=A,B,...   panels of the picture: rounds, bits, seconds, users (default)
                  or communication (seconds without measured compute)
+spread=se        after ±: the standard error of the mean; sd (default): the deviation
+columns=A,B,...  columns of the tables: run, n, rounds, mean, worst user, Mbit, ...
 labels='{coded: ours}'   new labels, by those of lines and settings in the table
 output=NAME      write NAME.csv and so on instead; a folder in NAME is created
 """
@@ -25,7 +27,7 @@ from hmtl.config.command_line import exit_status
 from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError, DataError, run_command
 
-REPORT_SETTINGS = ("measure", "panels", "labels", "output")
+REPORT_SETTINGS = ("measure", "panels", "labels", "output", "spread", "columns")
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -44,8 +46,9 @@ def report(arguments: Sequence[str]) -> None:
     if not folders:
         raise DataError("No folder was given. Give the folders of runs or sweeps, such as multirun/2026-01-31.")
     panels = settings["panels"].split(",") if "panels" in settings else ()
+    spread, columns = settings.get("spread", "sd"), settings["columns"].split(",") if "columns" in settings else ()
     labels = _labels(settings.get("labels", "{}"))
-    write_report(folders, settings.get("measure"), panels, labels, settings.get("output"))
+    write_report(folders, settings.get("measure"), panels, labels, settings.get("output"), spread, columns)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import commands
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
@@ -46,7 +48,7 @@ def test_text(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wire_adds_the_cost_in_its_format(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     plan(configure("wire=int4", name="plan"))
     printed = capsys.readouterr().out
-    plain, narrow = (line.split() for line in printed.splitlines() if line.startswith(" all  "))
+    plain, narrow = (line.split() for line in printed.splitlines() if line.lstrip().startswith("all  "))
     assert plain[0] == narrow[0] == "all"
     assert float(plain[1]) / float(narrow[1]) == pytest.approx(14.9, abs=0.2)  # 15.06 without overhead
 
@@ -147,3 +149,11 @@ def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_
     assert (tmp_path / "failures.png").exists()
     plan(configure(*words, "fail=each", name="plan"))
     assert "A round if a relay fails" in capsys.readouterr().out
+
+
+def test_a_sweep_of_plans_ends_with_a_table(tmp_path: Path) -> None:
+    done = commands.here("hmtl.plan", "-m", "K=6", "H=3", "topology=any_r", "r=1,3", f"hydra.sweep.dir={tmp_path}")
+    assert (done.returncode, done.stdout.count("A round")) == (0, 1)
+    table = pd.read_csv(tmp_path / "plans.csv")
+    assert table["plan"].tolist() == ["r=1", "r=3"]
+    assert table["coded saved"][1] == pytest.approx(0.5, abs=0.01)  # 6 + 6 + 6 + 6 rows become 6 + 0 + 0 + 6

@@ -300,6 +300,7 @@ class Jobs(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Compare the finished runs in a table, and take the status of the jobs, also of those in other processes."""
         from hmtl.reporting.console import Console
+        from hmtl.reporting.plan_report import PLAN, sweep_of_plans, sweep_table
         from hmtl.reporting.run_comparison import as_lines, comparison_table, find_runs
 
         sweep = Path(config.hydra.sweep.dir)
@@ -312,6 +313,11 @@ class Jobs(Callback):
         if any(sweep.rglob("summary.json")):
             Console().table(comparison_table(as_lines(find_runs([sweep]), over_seeds=False)))
             print(f"For a picture: python -m hmtl.report {shlex.quote(str(sweep))}")
+        if any(sweep.glob(f"*/{PLAN}")):
+            plans = sweep_of_plans(sweep)
+            plans.to_csv(sweep / "plans.csv", index=False)
+            Console().table(sweep_table(plans))
+            print(f"Table: {sweep / 'plans.csv'}")
 
 
 def _errors(config: DictConfig) -> set[tuple[Path, int]]:

@@ -18,6 +18,8 @@ def write_report(
     panels: Sequence[str] = (),
     labels: Mapping[str, str] = MappingProxyType({}),
     output: str | Path | None = None,
+    spread: str = "sd",
+    columns: Sequence[str] = (),
 ) -> Picture:
     """Print the table of the runs in these folders, write it and the picture to files, and return the picture.
 
@@ -25,6 +27,7 @@ def write_report(
         folders, measure: see `run_comparison.find_runs`.
         panels: see `comparison_picture`.
         labels: see `run_comparison.as_lines`.
+        spread, columns: see `run_comparison.readable`; bands of the picture have one standard deviation.
         output: path of the files without their endings; None: `report` in the first folder.
 
     Raises:
@@ -37,18 +40,17 @@ def write_report(
         )
     runs = tables.find_runs(folders, measure)
     lines = tables.as_lines(runs, labels=labels)
-    picture, table = comparison_picture(lines, panels), tables.readable(lines)
+    picture, shown = comparison_picture(lines, panels), tables.comparison_table(lines, spread, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = "".join("l" if column in ("run", "measure") else "r" for column in table)
     for ending, text in {
         ".csv": tables.comparison(lines).to_csv(index=False),
         "_runs.csv": tables.comparison(tables.as_lines(runs, over_seeds=False)).to_csv(index=False),
-        ".md": tables.as_markdown(lines),
-        ".tex": table.to_latex(index=False, escape=True, column_format=columns).replace("λ", r"$\lambda$"),
+        ".md": tables.as_markdown(lines, spread, columns),
+        ".tex": tables.as_latex(tables.readable(lines, spread, columns, "latex")),
     }.items():
         write_whole(path.with_name(path.name + ending), text)
     picture.write(path, "png", "pdf", "svg")
     console = Console()
-    console.table(tables.comparison_table(lines))
+    console.table(shown)
     console.print(f"Picture: {path}.png, .pdf and .svg; tables: .csv, .md and .tex", markup=False, soft_wrap=True)
     return picture

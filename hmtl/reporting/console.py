@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import rich.console
+from rich import box
 from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
@@ -49,6 +50,13 @@ def as_table(title: str, headers: Sequence[str], rows: Iterable[Iterable[str]], 
         table.add_column(header, justify="left" if n < words else "right")
     for row in rows:
         table.add_row(*map(Text, row))  # plain: brackets are not markup
+    return table
+
+
+def narrow_table(title: str, headers: Sequence[str], rows: Iterable[Iterable[str]], words: int = 1) -> Table:
+    """Return a table like `as_table`, for many columns."""
+    table = as_table(title, headers, rows, words)
+    table.box, table.padding, table.show_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
     return table
 
 

@@ -1,20 +1,25 @@
 """What `plan` prints: tables of loads, savings and choices, and whether coding pays."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import matplotlib
-from rich import box
+import pandas as pd
 from rich.table import Table
 
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.prices.comparison import Compared, Comparison, LinkUse, Timetable
-from hmtl.reporting.console import MIN_SAVED, as_table, compared, saved, share_saved
+from hmtl.reporting.console import MIN_SAVED, as_table, compared, narrow_table, saved, share_saved
+from hmtl.reporting.run_comparison import natural_order
 from hmtl.reporting.style import OKABE_ITO, PAGE, PRINT, Picture
 
+PLAN = "plan.json"
+"""The plan of a job in a sweep, in its folder."""
 MAX_CHOICES = 5  # that a table of seconds shows
 MAX_SHOWN_HOSTS = 24  # whose links a table shows
 WAYS = {"uncoded": "plain", "coded": "coded", "sums": "sums", "secure": "secure"}
@@ -46,16 +51,9 @@ def plan_table(comparison: Comparison) -> Table:
     rows.append(row("all relays, Theorem 2", bounds[RELAYS_TO_SERVER], [bounds[SERVER_TO_RELAYS]]))
     title = f"K={comparison.K} users, H={comparison.H} relays, r={comparison.r:.4g}; IVs of {comparison.V_bits:,} bits"
     headers = ("who aggregates", "up", "down,\nbroadcast", "down,\nunicast", "saved,\nbroadcast", "saved,\nunicast")
-    table = _narrow(title, headers, rows)
+    table = narrow_table(title, headers, rows)
     for before_rule in (table.rows[-2], table.rows[-4 if comparison.secure_sums else -3]):
         before_rule.end_section = True
-    return table
-
-
-def _narrow(title: str, headers: Sequence[str], rows: Iterable[Iterable[str]]) -> Table:
-    """Return a table for many columns."""
-    table = as_table(title, headers, rows)
-    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
     return table
 
 
@@ -66,7 +64,7 @@ def round_tables(comparison: Comparison) -> Iterator[Table]:
         totals = [(sum(size for size, _ in cost.hops.values()), cost.seconds) for cost in costs.values()]
         headers = [f"{WAYS[what]}\n{unit}" for what in costs for unit in ("MB", "s")]
         title = f"A round in {'64 bits' if form == 'null' else form}, {comparison.network.medium} downlink"
-        table = _narrow(title, ["from", *headers], [*rows, ["all", *_cells(totals)]])
+        table = narrow_table(title, ["from", *headers], [*rows, ["all", *_cells(totals)]])
         table.rows[-2].end_section = True
         yield table
 
@@ -154,6 +152,35 @@ def time_table(times: Timetable) -> Table:
     return as_table(title, ("who aggregates", "seconds", "saved", *["cost"] * bool(times.costs)), cells)
 
 
+def sweep_of_plans(folder: Path) -> pd.DataFrame:
+    """Return the seconds of a round of each plan in a folder, and what coding and sums save of plain forwarding."""
+    rows = []
+    for path in sorted(folder.glob(f"*/{PLAN}"), key=natural_order):
+        each = json.loads(path.read_text())
+        if "choices" in each:
+            plain, coded, sums = each["uncoded"], each["choices"][0][1], each["sums_seconds"]
+        else:
+            medium = each["network"]["medium"]
+            plain = each["seconds"][medium]["uncoded"]
+            coded, sums = (best["seconds"][medium] for best in (each["aggregators"][medium], each["sums"]))
+        row = {"plan": path.parent.name, "K": each["K"], "H": each["H"], "r": each["r"], "plain s": plain}
+        row |= {"coded s": coded, "coded saved": saved(coded, plain)}
+        rows.append(row | {"sums s": sums, "sums saved": saved(sums, plain)})
+    return pd.DataFrame(rows)
+
+
+def sweep_table(plans: pd.DataFrame) -> Table:
+    """Return the table of `sweep_of_plans`."""
+    rows = [
+        [
+            str(cell) if isinstance(cell, str | int) else f"{cell:.1%}" if "saved" in key else f"{cell:.4g}"
+            for key, cell in row.items()
+        ]
+        for row in plans.to_dict("records")
+    ]
+    return narrow_table("A round; saved: share of the time of plain forwarding", list(plans), rows)
+
+
 def time_remarks(times: Timetable) -> Iterator[str]:
     """Yield the sentences under the tables of a plan with a file of links."""
     yield "saved: share of the time of plain forwarding. MB, s: bytes on a node's link in a round, and their time."
@@ -177,7 +204,7 @@ def links_table(times: Timetable) -> Table:
     what = ["sends\nMB", "receives\nMB", "s", *["cost"] * bool(times.costs)]
     title = f"Links; left: {_who(times, times.choices[0][0])} aggregates, right: sums"
     title += f"; {MAX_SHOWN_HOSTS} of {len(hosts)} hosts" * (len(hosts) > MAX_SHOWN_HOSTS)
-    table = _narrow(title, ["link of", *what, *what], rows)
+    table = narrow_table(title, ["link of", *what, *what], rows)
     table.rows[-2].end_section = True
     return table
 
@@ -199,7 +226,7 @@ def failures_table(compared: Compared) -> Table:
         cells += [f"{failure.cost[way]:.4g}" if failure.cost else "" for way in ways if priced]
         rows.append(["none" if failure.relay is None else str(failure.relay), str(failure.cut_off), *cells])
     headers = [f"{WAYS[way]}\n{unit}" for unit in ("s", *["cost"] * priced) for way in ways]
-    return _narrow("A round if a relay fails", ["failed\nrelay", "users\ncut off", *headers], rows)
+    return narrow_table("A round if a relay fails", ["failed\nrelay", "users\ncut off", *headers], rows)
 
 
 @matplotlib.rc_context(PRINT)

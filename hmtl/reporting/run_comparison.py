@@ -17,7 +17,7 @@ from rich.table import Table
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, USERS_TO_RELAYS
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.files import check_sums
-from hmtl.reporting.console import as_table, saved
+from hmtl.reporting.console import as_table, saved, share_saved
 from hmtl.reporting.console_logger import OVER_USERS
 from hmtl.training.folder import READ_LATER, overrides
 from hmtl.training.summary import Summary
@@ -189,7 +189,7 @@ def find_runs(folders: Iterable[Path], measure: str | None = None) -> list[Finis
     """
     runs: dict[Path, FinishedRun] = {}
     for folder in folders:
-        paths = sorted(folder.rglob("summary.json"), key=_sort_key)
+        paths = sorted(folder.rglob("summary.json"), key=natural_order)
         if not paths:
             raise DataError(f"{folder} has no finished run. Give the folder of a run or a sweep.")
         for path in paths:
@@ -313,62 +313,106 @@ TABLE_COLUMNS = {
     "Mbit": ("Mbit", ".3g"),
     "compute s": ("compute_s", ".3g"),
     "comm. s": ("communication_s", ".3g"),
-    "s": ("total_s", ".3g"),
+    "whole s": ("total_s", ".3g"),
     "comm. saved": ("communication_saved", ".1%"),
 }
 """Columns of the tables to read: their names in `comparison`, and formats."""
-ONLY_FILES = ["weighted", "compute s", "comm. s"]  # there is no room in a terminal
+ONLY_FILES = ["weighted", "compute s"]  # there is no room in a terminal
+SPREADS = {"sd": "standard deviation", "se": "standard error of the mean"}
+MARKS = {"": "{}", "markdown": "**{}**", "latex": "BEST{}END"}
+"""The best mean in a table of each kind; LaTeX escapes what stands in a cell, and `as_latex` replaces these words."""
 
 
-def readable(lines: Sequence[Line]) -> pd.DataFrame:
-    """Return the table of a report as text, with a row per line: means, ± standard deviations of measures."""
+def readable(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] = (), style: str = "") -> pd.DataFrame:
+    """Return the table of a report as text, with a row per line: means, ± standard deviations or errors of measures.
+
+    Args:
+        lines: its rows.
+        spread: one of `SPREADS`.
+        columns: those to show, in this order; (): all.
+        style: one of `MARKS`: how the best value of each measure is marked, unless measures differ in kind.
+
+    Raises:
+        ConfigError: the spread or a column is unknown.
+    """
+    if spread not in SPREADS:
+        raise ConfigError(f"spread={spread} is unknown. Choose {' or '.join(SPREADS)}.")
     numbers = comparison(lines)
     table = {"run": [line.name for line in lines]}
     kinds = [line.runs[0].described() for line in lines]
     if len(set(kinds)) > 1:  # then the errors of a column differ in kind
         table["measure"] = kinds
     for header, (name, form) in TABLE_COLUMNS.items():
-        column, spread = numbers[name], numbers.get(f"{name}_sd", numbers[name] * math.nan)
+        column, sd = numbers[name], numbers.get(f"{name}_sd", numbers[name] * math.nan)
+        sd = sd / numbers["runs"] ** 0.5 if spread == "se" else sd
         if name in ENDS:
             units = [line.runs[0].unit for line in lines]
-            column, spread, form = column * units, spread * units, ".2f" if set(units) == {100} else ".4f"
-        shown = zip(column, spread, strict=True)
-        cells = [f"{n:{form}}" * (n == n) + f" ± {sd:{form}}" * (sd == sd and name in ENDS) for n, sd in shown]
+            column, sd, form = column * units, sd * units, ".2f" if set(units) == {100} else ".4f"
+        shown = zip(column, sd, strict=True)
+        cells = [
+            f"{n:{form}}" * (n == n) + f" ± {around:{form}}" * (around == around and name in ENDS)
+            for n, around in shown
+        ]
+        if header == "comm. saved":
+            cells = [share_saved(1 - share, 1.0) for share in column]
+        if name in ENDS and len(set(kinds)) == 1 and len(lines) > 1 and column.notna().any():
+            best = column.min() if falls(lines[0].runs[0].measure) else column.max()
+            cells = [MARKS[style].format(cell) if n == best else cell for cell, n in zip(cells, column, strict=True)]
         if any(cells) and not (header == "n" and set(cells) == {"1"}):
             table[header] = cells
-    return pd.DataFrame(table)
+    if unknown := [column for column in columns if column not in table]:
+        raise ConfigError(f"columns: there is no {unknown[0]!r}. Choose from {', '.join(table)}.")
+    return pd.DataFrame(table)[list(columns or table)]
 
 
-def title(lines: Sequence[Line]) -> str:
+def falls(measure: str) -> bool:
+    """Return whether less of a measure is better."""
+    return over_users(measure)[0].endswith(("error", "loss", "gap", "primal"))
+
+
+def as_latex(table: pd.DataFrame) -> str:
+    """Return a table of `readable` in LaTeX."""
+    columns = "".join("l" if column in ("run", "measure") else "r" for column in table)
+    text = str(table.to_latex(index=False, escape=True, column_format=columns)).replace("λ", r"$\lambda$")
+    return text.replace("±", r"$\pm$").replace("BEST", r"\textbf{").replace("END", "}")
+
+
+def title(lines: Sequence[Line], spread: str = "sd") -> str:
     """Return what the table of a report shows."""
     runs = [run for line in lines for run in line.runs]
     what, seeds = " or ".join(sorted({run.described() for run in runs})), {len(line.runs) for line in lines}
-    spread = "" if seeds == {1} else "; ±: standard deviation over seeds"
+    around = "" if seeds == {1} else f"; ±: {SPREADS[spread]} over seeds"
     rates = {run.summary.rates for run in runs}
     at = f" at {rates.pop()}" if len(rates) == 1 and None not in rates else ", at the rates of each run"
-    means = f"Mbit: between relays and server; comm. saved: share of the communication time over all hops{at}"
-    return f"{len(runs)} run{'s' * (len(runs) > 1)}; {what}{spread}; {means}"
+    rounds = {run.summary.rounds for run in runs}
+    played = f"; {min(rounds)} round{'s' * (min(rounds) > 1)}" if len(rounds) == 1 else ""
+    warm = any(run.summary.time.warm_up_s for run in runs)
+    means = f"Mbit: between relays and server; whole s: compute and communication{', without the warm-up' * warm}"
+    means += f"; comm. saved: share of the communication time over all hops{at}"
+    return f"{len(runs)} run{'s' * (len(runs) > 1)}; {what}{around}{played}; {means}"
 
 
-def comparison_table(lines: Sequence[Line]) -> Table:
-    """Return the table that `report` and a sweep print, with a row per line."""
-    table = readable(lines).drop(columns=ONLY_FILES, errors="ignore")
-    return as_table(title(lines), list(table), table.itertuples(index=False), 1 + ("measure" in table))
+def comparison_table(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] = ()) -> Table:
+    """Return the table that `report` and a sweep print, with a row per line; see `readable`."""
+    table = readable(lines, spread, columns)
+    left_out = [*ONLY_FILES, *["rounds"] * (table.get("rounds", pd.Series()).nunique() == 1)]  # the title has these
+    table = table if columns else table.drop(columns=left_out, errors="ignore")
+    return as_table(title(lines, spread), list(table), table.itertuples(index=False), 1 + ("measure" in table))
 
 
-def as_markdown(lines: Sequence[Line]) -> str:
-    """Return the table of a report in Markdown."""
-    table = readable(lines)
+def as_markdown(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] = ()) -> str:
+    """Return the table of a report in Markdown; see `readable`."""
+    table = readable(lines, spread, columns, "markdown")
     rule = ["---", *("---:" for _ in list(table)[1:])]
     rows = [list(table), rule, *table.itertuples(index=False)]
-    return f"{title(lines)}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"{title(lines, spread)}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _unreadable(path: Path, why: str) -> DataError:
     return DataError(f"{path} cannot be read ({why}). Leave this run out.")
 
 
-def _sort_key(path: Path) -> list[str | float]:
+def natural_order(path: Path) -> list[str | float]:
     """Return a key that sorts the numbers in names as numbers: what is between them, and each of them, in turn."""
     words = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", str(path))
     return [float(word) if n % 2 else word for n, word in enumerate(words)]

@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hmtl.errors import ConfigError
-from hmtl.reporting.run_comparison import Line, over_users
+from hmtl.reporting.run_comparison import Line, falls, over_users
 from hmtl.reporting.style import COLUMN, PAGE, PRINT, Picture, curve_styles
 
 USERS = "users"
@@ -67,8 +67,7 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
             axes.set_ylabel(_label(lines))
         first = first or axes
     means = pd.concat([line.curve["mean"] for line in lines])
-    falls = over_users(lines[0].runs[0].measure)[0].endswith(("error", "loss", "gap", "primal"))
-    if first and falls and 0 < WIDE * means.min() < means.max():
+    if first and falls(lines[0].runs[0].measure) and 0 < WIDE * means.min() < means.max():
         first.set_yscale("log")
         first.set_ylim(bottom=0.8 * means.min())  # bands may reach 0
         _label_powers(first.yaxis, (1, 2, 5))

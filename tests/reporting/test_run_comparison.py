@@ -26,7 +26,17 @@ from hmtl.errors import ConfigError, DataError
 from hmtl.io.files import CHECKSUM_FILE, write_sums
 from hmtl.report import report
 from hmtl.reporting.console import Console
-from hmtl.reporting.run_comparison import FinishedRun, as_label, as_lines, comparison, comparison_table, find_runs
+from hmtl.reporting.run_comparison import (
+    FinishedRun,
+    Line,
+    as_label,
+    as_latex,
+    as_lines,
+    comparison,
+    comparison_table,
+    find_runs,
+    readable,
+)
 from hmtl.reporting.run_comparison_picture import comparison_picture
 from hmtl.train import train
 
@@ -479,3 +489,19 @@ def test_jobs_side_by_side(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "1 run; test error" in done.stdout
     assert (tmp_path / "r=2" / "models.npz").exists()
+
+
+def test_spread_columns_and_the_best_in_bold(seeds: Path) -> None:
+    runs = find_runs([seeds])
+    lines = [Line("a", (), tuple(runs)), Line("b", (), (runs[0],))]
+    by_sd, by_se = (readable(lines, spread)["mean"][0].split(" ± ") for spread in ("sd", "se"))
+    assert by_sd[0] == by_se[0]
+    assert float(by_se[1]) == pytest.approx(float(by_sd[1]) / len(runs) ** 0.5, abs=0.01)
+    table = readable(lines, columns=["Mbit", "mean"], style="latex")
+    assert list(table) == ["Mbit", "mean"]
+    means = [float(cell.partition(" ")[0]) for cell in readable(lines)["mean"]]
+    assert ["BEST" in cell for cell in table["mean"]] == [mean == min(means) for mean in means]
+    assert as_latex(table).count("textbf") == means.count(min(means))
+    for wrong in ({"spread": "ci"}, {"columns": ["speed"]}):
+        with pytest.raises(ConfigError):
+            readable(lines, **wrong)
