@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from hmtl.coding import loads
-from hmtl.communication.codecs.blocks import QUANTISERS
+from hmtl.communication.codecs.few_bit_blocks import QUANTISERS
 from hmtl.reporting.style import OKABE_ITO, Picture
 from hmtl.topology import symmetric
 

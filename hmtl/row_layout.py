@@ -1,4 +1,7 @@
-"""What stands in the rows that users send and receive. m numbers in a row, e further ones in an IV, e′ in a model."""
+"""What stands in the rows that users send and receive; each user side in `hmtl.mtl.algorithms` says so of its own.
+
+m numbers in a row, e further ones in an IV, e′ in a model.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
+from hmtl.distributed.dialling import Party
 from hmtl.distributed.frames import HOSTS, role
-from hmtl.distributed.grpc_streams import Party
 from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_authority, make_key, to_pem
 from hmtl.errors import ConfigError, EngineError, HmtlError, complain
 

@@ -1,7 +1,7 @@
 """Where a learner and a communicator are joined: its rows travel as they are, or as sums where these take less time."""
 
 from hmtl.communication import Communicator
-from hmtl.communication.prices.choice import chosen
+from hmtl.communication.prices.sums_or_ivs import chosen
 from hmtl.errors import ConfigError
 from hmtl.mtl import Algorithm
 

@@ -1,4 +1,4 @@
-"""Compiled loops that round blocks of IVs and models to few bits, and take them back; `blocks` keeps the rest.
+"""Compiled loops that round blocks of IVs and models to few bits, and take them back; `few_bit_blocks` keeps the rest.
 
 A row of m numbers consists of blocks of BLOCK numbers, the last one perhaps shorter. A whole block is rotated first:
 some signs are changed, chosen at random once and for all, and it is multiplied by a Hadamard matrix. This spreads a

@@ -1,5 +1,7 @@
 """Words of few bits: terms rounded on scales that all users share; hosts' coders keep the rest, in `errors`.
 
+IVs are rounded in `few_bit_blocks`.
+
 It is added to the user's next terms, so that terms sent plus what is owed always equal the terms that counted
 (docs/theory/low_precision.md).
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from hmtl.communication.codecs.blocks import QUANTISERS, name_of_quantiser
+from hmtl.communication.codecs.few_bit_blocks import QUANTISERS, name_of_quantiser
 from hmtl.communication.codecs.formats import FEW_BITS, FLOATS, Quantiser, name_of_type
 from hmtl.errors import ConfigError
 

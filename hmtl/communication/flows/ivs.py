@@ -15,7 +15,7 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_REL
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
-from hmtl.communication.codecs.blocks import QuantisedAggregatorCoder, QuantisedUserCoder
+from hmtl.communication.codecs.few_bit_blocks import QuantisedAggregatorCoder, QuantisedUserCoder
 from hmtl.communication.codecs.formats import FLOATS, Quantiser
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import put, take

@@ -1,4 +1,7 @@
-"""Plans of a network, which every node derives by itself; `ivs` and `sums` say what each node sends by them."""
+"""Plans of a network, which every node derives by itself; `ivs` and `sums` say what each node sends by them.
+
+`hmtl.communication.prices.sums_or_ivs` chooses between the two.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -30,8 +30,8 @@ from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.flows.routes import Trip
 from hmtl.communication.flows.sums import SumsOfRows
-from hmtl.communication.prices.choice import cheapest
 from hmtl.communication.prices.pricing import BITS_PER_GB, Price, price
+from hmtl.communication.prices.sums_or_ivs import cheapest
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import ConfigError, few
 from hmtl.topology import Names, Topology

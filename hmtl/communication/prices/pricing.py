@@ -1,4 +1,4 @@
-"""The price of a round in which everybody takes part; `choice` has the lowest.
+"""The price of a round in which everybody takes part; `sums_or_ivs` takes the lowest.
 
 A *dry round* is played in this process, with short rows of zeros. Its ledger says how many rows and how many bits of
 overhead each link carries. The price counts these rows at the length of their format, and adds the overhead. Plans of

@@ -20,8 +20,8 @@ from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.meaning import Words
 from hmtl.communication.prices import pricing
-from hmtl.communication.prices.choice import cheapest, chosen
 from hmtl.communication.prices.pricing import _DryAggregator, _DryUsers, price
+from hmtl.communication.prices.sums_or_ivs import cheapest, chosen
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.errors import ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers

@@ -10,7 +10,7 @@ from adding import Terms, terms
 from apart import Apart
 
 from hmtl.communication import IVs, SumsOfRows
-from hmtl.communication.codecs.blocks import Blocks
+from hmtl.communication.codecs.few_bit_blocks import Blocks
 from hmtl.communication.codecs.formats import BYTES
 from hmtl.communication.flows.recipe import Recipe
 from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, Message

@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 import torch
 
-from hmtl.communication.codecs.blocks import QUANTISERS, Blocks
+from hmtl.communication.codecs.few_bit_blocks import QUANTISERS, Blocks
 from hmtl.communication.codecs.formats import FORMATS
 from hmtl.communication.codecs.wires import Wire, check_wire, format_of, rounding_note, row_bits
 from hmtl.errors import ConfigError

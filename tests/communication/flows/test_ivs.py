@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hmtl.coding import Aggregators, make_plan
 from hmtl.communication import CodedHierarchical, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.codecs.blocks import QUANTISERS
+from hmtl.communication.codecs.few_bit_blocks import QUANTISERS
 from hmtl.communication.codecs.formats import Quantiser
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.messages import (

@@ -15,7 +15,7 @@ from problems import make
 from torch import nn
 
 from hmtl.communication import CodedHierarchical, Communicator, LinkLedger, Sums, Uncoded
-from hmtl.communication.codecs.blocks import Blocks, QuantisedUserCoder
+from hmtl.communication.codecs.few_bit_blocks import Blocks, QuantisedUserCoder
 from hmtl.errors import RangeError
 from hmtl.mtl import (
     MOCHA,

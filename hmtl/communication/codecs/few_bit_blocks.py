@@ -1,7 +1,7 @@
 """Blocks: IVs and models in floats, rounded to few bits; hosts' coders keep the rest of IVs, in `held`.
 
-Coders send differences to what the receiver is known to hold, so that a rounding error is part
-of the next difference, and none is lost for good.
+Coders send differences to what the receiver is known to hold, so that a rounding error is part of the next difference,
+and none is lost for good. Terms of sums are rounded in `few_bit_words`.
 
 Up: to IVs that are changes, which aggregators add up, what rounding left over of the last one is added first. Other
 IVs, such as models, travel as differences to what the aggregators made of the user's last one that counted. What is

@@ -1,4 +1,4 @@
-"""The wire between nodes: gRPC, with mutual TLS; the only module that knows grpc.
+"""Nodes dial others, or listen, and say hello: gRPC, with mutual TLS; the only module that knows grpc.
 
 The server and the relays listen. Relays dial the server, hosts dial the server and the relays. Between two neighbours
 there is one call of gRPC with a stream of messages in each direction, see `hmtl.distributed.connections`. Keepalive,

@@ -21,9 +21,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from hmtl.communication.messages import IVS, REPORT, SERVER
-from hmtl.distributed import grpc_streams as module
+from hmtl.distributed import dialling as module
+from hmtl.distributed.dialling import METHOD, Party, Streams, certificate_at, grpc
 from hmtl.distributed.frames import CONTROL, Frame
-from hmtl.distributed.grpc_streams import METHOD, Party, Streams, certificate_at, grpc
 from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, serial_of, to_pem
 from hmtl.distributed.launching import free_port
 from hmtl.errors import EngineError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.communication.codecs.block_loops import SIGNS
-from hmtl.communication.codecs.blocks import Blocks, QuantisedAggregatorCoder, QuantisedUserCoder
+from hmtl.communication.codecs.few_bit_blocks import Blocks, QuantisedAggregatorCoder, QuantisedUserCoder
 from hmtl.communication.codecs.plain import HeardUsers
 from hmtl.errors import ConfigError, RangeError
 from hmtl.row_layout import RowLayout
