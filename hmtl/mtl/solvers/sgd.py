@@ -28,7 +28,7 @@ class LocalSGD(TorchTrainer):
         ConfigError: a number is out of its range.
     """
 
-    def __init__(self, step: float = 0.1, epochs: int = 5, batch: int = 20, decay: float = 0.0) -> None:
+    def __init__(self, step: float = 0.03, epochs: int = 5, batch: int = 20, decay: float = 0.0) -> None:
         super().__init__(partial(torch.optim.SGD, lr=step), epochs=epochs, batch=batch)
         if not 0 < step < MAX_STEP or not 0 <= decay < MAX_STEP:
             raise ConfigError(f"step={step}, decay={decay}: give finite numbers with step > 0 and decay ≥ 0.")
