@@ -309,7 +309,7 @@ class Problem:
     def stack(self, dtype: torch.dtype) -> bool:
         """Let `rows_in` have all training rows as vectors in their own type, and return whether this can be done.
 
-        It cannot if rows are drawn or made anew whenever they are read, or are no tensors of one shape.
+        It cannot if rows are drawn or made anew whenever they are read, or are not tensors of one shape.
         """
         if not self.items:
             return all(task.dataset is None for task in self.tasks)

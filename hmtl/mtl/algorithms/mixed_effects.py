@@ -25,7 +25,7 @@ from hmtl.mtl.problem import Problem, runs
 MAX_FEATURES = 300  # D and each user's curvature have d² numbers, and an iteration takes K·d³ operations
 MAX_NUMBERS = 2 * 10**7  # in all users' curvatures, of which some ten copies are in memory
 MEANS_WORK = 3 * 10**7  # K·p²·a for p features, of which a differ between tasks, up to which means of tasks are tried
-NEGLIGIBLE = 7.0  # logarithm of how much less likely choices may be for whose means and full D are fitted, too
+MAX_LAG = 7.0  # logarithm of how much less likely choices may be for whose means and full D are fitted, too
 OBSERVED = 30  # how many models the prior of a full D counts as
 
 
@@ -134,7 +134,7 @@ class MixedEffects:
             fits: list[Mixed] = []
             worths, restored = [], []
             for cost, rows, groups, fit in bases:
-                if fit.evidence - cost < best - NEGLIGIBLE:
+                if fit.evidence - cost < best - MAX_LAG:
                     continue
                 new = [(rows, cost, fit)]
                 more = rows.with_means() if len(groups) else rows

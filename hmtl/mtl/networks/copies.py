@@ -22,7 +22,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CPU_BYTES = 4 << 20
 GPU_BYTES = 1 << 30
 CPU_RESULT_BYTES = 16 << 20  # of results that a step keeps for its gradient
-SMALL = 1 << 14  # numbers in a result whose computation takes no longer than the call of the operation
+MAX_SMALL_RESULT = 1 << 14  # numbers in a result whose computation takes no longer than the call of the operation
 
 
 def group_size(model: FlatModel, minibatch: int, like: Tensor) -> int:
@@ -160,7 +160,7 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
     if model.start.is_cpu:
         model.most_at_once = CPU_RESULT_BYTES // (sum(results) * B * model.start.element_size() + 1)
     return (
-        sum(results) * B <= SMALL * len(results)
+        sum(results) * B <= MAX_SMALL_RESULT * len(results)
         and not any("performance drop" in str(each.message) for each in caught)
         and all(torch.equal(each, before[name]) for name, each in module.named_buffers())
         and all(

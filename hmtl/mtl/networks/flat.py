@@ -31,7 +31,7 @@ MakeModel = Callable[..., nn.Module]
 
 If it has an argument `shape`, it gets the shape of a row, such as (3, 32, 32), and its module gets rows [n, *shape].
 """
-MAX_AT_ONCE = 1 << 20  # networks
+MAX_NETWORKS = 1 << 20  # networks
 LARGE = 1024  # numbers; a smaller buffer may be a counter that changes later
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _seeding = threading.RLock()  # torch has one set of generators for all threads of a process
@@ -126,7 +126,7 @@ class FlatModel:
             self.module.eval()
             self.layers = () if as_given or self.types else layers_of(self.module, self.shape)
             self.side_by_side, self.random = False, not self.layers
-            self.most_at_once = MAX_AT_ONCE
+            self.most_at_once = MAX_NETWORKS
             with torch.no_grad():
                 scores = scores_of(called(self.module, self._rows(x)))
             self.channels_last = self._runs_with_channels_last(x)
