@@ -165,7 +165,7 @@ def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path)
         assert (table["worst"][n], table["worst_sd"][n]) == pytest.approx((np.mean(worst), np.std(worst, ddof=1)))
         cell = f"{100 * mean:.2f} ± {100 * sd:.2f}"
         assert f"| {line.name} | 3 | 3 | {cell} |" in markdown.replace("**", "")  # the best is in bold
-        assert cell in latex
+        assert cell.replace("±", "$\\pm$") in latex
         by_round, bits, seconds, users = figure.axes
         curve = by_round.lines[n].get_xydata()
         assert curve == pytest.approx(np.column_stack([[1, 3], 100 * errors.mean(0)]))
