@@ -116,8 +116,8 @@ class Search:
         self.broadcast = medium == "broadcast"
         self.add = np.maximum if self.broadcast else np.add
         self.missed = self.K - t.core.sum(axis=1, dtype=np.int64)  # IVs that each relay misses [H]
-        self.plain_routes = float(self.speed * server)  # cost of the uplink to a server that learns all IVs
-        self.lowest: tuple[float, tuple[int, ...]] = self.plain_routes + self.K, ()  # cost, aggregators
+        self.forwarding = float(self.speed * server)  # cost of the uplink to a server that learns all IVs
+        self.lowest: tuple[float, tuple[int, ...]] = self.forwarding + self.K, ()  # cost, aggregators
         self.tried, self.most = 0, 0
         if self.parallel:
             self.alone = self.missed / (self.W.sum() - self.W).clip(min=1e-300)
@@ -130,7 +130,7 @@ class Search:
         bound = self._enumerate() if self.demand.H <= MAX_ENUMERATED else self._search()
         beside, least = self._beside()
         server = not self.lowest[1]
-        if (cost := self.plain_routes + self._rest(beside)) < self._to_beat:
+        if (cost := self.forwarding + self._rest(beside)) < self._to_beat:
             self.lowest, server = (cost, beside), True
         cost, A = self.lowest
         return Choice(tuple(self.relays[i] for i in A), float(cost), float(min(bound, least, cost)), server)
@@ -140,9 +140,9 @@ class Search:
         if self.broadcast:  # all relays that miss at most as much as one of them
             sets = [tuple(np.flatnonzero(self.missed <= most).tolist()) for most in np.unique(self.missed)]
             A = min(sets, key=self._rest)
-            return A, self.plain_routes + self._rest(A)
+            return A, self.forwarding + self._rest(A)
         A, least = self._cover(model=1.0, alone=0.0, gap=0.0)
-        return A, self.plain_routes + ceil(least - 1e-6)
+        return A, self.forwarding + ceil(least - 1e-6)
 
     def _rest(self, A: Sequence[int]) -> int:
         """Return the cost of the downlink, with one model for each user that none of these relays hears."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hmtl.io.arrays import Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 
 
 class HandedRows(Protocol):

@@ -1,1 +1,1 @@
-"""The machine: files that are written whole and read with care, and the clock of its processor."""
+"""What everything stands on: types of arrays and rows, files that are written whole, and the processor's clock."""

@@ -319,8 +319,9 @@ TABLE_COLUMNS = {
 """Columns of the tables to read: their names in `comparison`, and formats."""
 ONLY_FILES = ["weighted", "compute s"]  # there is no room in a terminal
 SPREADS = {"sd": "standard deviation", "se": "standard error of the mean"}
-MARKS = {"": "{}", "markdown": "**{}**", "latex": "BEST{}END"}
-"""The best mean in a table of each kind; LaTeX escapes what stands in a cell, and `as_latex` replaces these words."""
+BOLD, END = "\ue000", "\ue001"  # characters for private use, which no name has and LaTeX does not escape
+MARKS = {"": "{}", "markdown": "**{}**", "latex": f"{BOLD}{{}}{END}"}
+"""The best mean in a table of each kind; `as_latex` replaces BOLD and END."""
 
 
 def readable(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] = (), style: str = "") -> pd.DataFrame:
@@ -374,7 +375,7 @@ def as_latex(table: pd.DataFrame) -> str:
     """Return a table of `readable` in LaTeX."""
     columns = "".join("l" if column in ("run", "measure") else "r" for column in table)
     text = str(table.to_latex(index=False, escape=True, column_format=columns)).replace("λ", r"$\lambda$")
-    return text.replace("±", r"$\pm$").replace("BEST", r"\textbf{").replace("END", "}")
+    return text.replace("±", r"$\pm$").replace(BOLD, r"\textbf{").replace(END, "}")
 
 
 def title(lines: Sequence[Line], spread: str = "sd") -> str:

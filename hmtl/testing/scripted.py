@@ -10,8 +10,8 @@ from torch import Tensor
 from hmtl.communication import InProcess, LinkLedger
 from hmtl.communication.messages import Message
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.base import Users
-from hmtl.row_layout import RowLayout
 
 
 def random_numbers(seed: int, rows: int, columns: int, wire: str | None) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from hmtl.communication import Communicator
 from hmtl.communication.meaning import Words
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl import Aggregator, Algorithm, Users
-from hmtl.row_layout import RowLayout
 from hmtl.topology import Moving, Topology
 from hmtl.training.engine import Engine, Shapes
 

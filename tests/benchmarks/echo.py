@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hmtl.io.arrays import Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 
 
 class EchoUsers:

@@ -493,15 +493,17 @@ def test_jobs_side_by_side(tmp_path: Path) -> None:
 
 def test_spread_columns_and_the_best_in_bold(seeds: Path) -> None:
     runs = find_runs([seeds])
-    lines = [Line("a", (), tuple(runs)), Line("b", (), (runs[0],))]
+    lines = [Line("TREND", (), tuple(runs)), Line("BEST", (), (runs[0],))]
     by_sd, by_se = (readable(lines, spread)["mean"][0].split(" ± ") for spread in ("sd", "se"))
     assert by_sd[0] == by_se[0]
     assert float(by_se[1]) == pytest.approx(float(by_sd[1]) / len(runs) ** 0.5, abs=0.01)
     table = readable(lines, columns=["Mbit", "mean"], style="latex")
     assert list(table) == ["Mbit", "mean"]
     means = [float(cell.partition(" ")[0]) for cell in readable(lines)["mean"]]
-    assert ["BEST" in cell for cell in table["mean"]] == [mean == min(means) for mean in means]
-    assert as_latex(table).count("textbf") == means.count(min(means))
+    bold = ["**" in cell for cell in readable(lines, style="markdown")["mean"]]
+    assert bold == [mean == min(means) for mean in means]
+    assert as_latex(table).count(r"\textbf{") == means.count(min(means))
+    assert all(f"{line.name} &" in as_latex(readable(lines, style="latex")) for line in lines)
     for wrong in ({"spread": "ci"}, {"columns": ["speed"]}):
         with pytest.raises(ConfigError):
             readable(lines, **wrong)

@@ -9,7 +9,7 @@ import torch
 from commands import saved_rows
 
 from hmtl.communication import SETUP, TIERS, CodedHierarchical, Network, Uncoded
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import any_r
 from hmtl.training.checkpoint import load_checkpoint
 from hmtl.training.engine import Training

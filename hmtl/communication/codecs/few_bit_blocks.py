@@ -24,7 +24,7 @@ from hmtl.communication.codecs.plain import AggregatorCoder, Further, HeardUsers
 from hmtl.communication.codecs.rows import joined, pack, replaced, take
 from hmtl.errors import ConfigError, RangeError
 from hmtl.io.arrays import Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 
 
 class Blocks:

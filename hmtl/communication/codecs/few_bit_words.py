@@ -39,7 +39,7 @@ from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers
 from hmtl.communication.codecs.words import MAX_TERM, RowFormat, SumCoder, TermCoder
 from hmtl.errors import RangeError
 from hmtl.io.arrays import Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 
 STAMP = 4  # bytes before a row's other overhead: its number n; a row of few bits is to be added to row n − 1
 HOLD = 8  # rounds in which nobody needs a scale that has doubled, before they count towards its halving

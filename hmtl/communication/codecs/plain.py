@@ -14,7 +14,7 @@ from torch import Tensor
 from hmtl.communication.codecs.formats import NUMBERS, name_of_type
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes, pack, unpack
 from hmtl.io.arrays import Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 
 State = dict[str, Tensor]
 Further = Callable[[Tensor], Tensor]

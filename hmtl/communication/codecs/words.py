@@ -23,7 +23,7 @@ from hmtl.communication.codecs.plain import AggregatorCoder, Read, UserCoder
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes, unpack
 from hmtl.errors import CodingError, RangeError
 from hmtl.io.arrays import Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 
 INTEGERS = {8: torch.int8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 """Integers of whole bytes."""

@@ -40,7 +40,7 @@ from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
 from hmtl.communication.secure_round import SecureSchedule
 from hmtl.communication.sides import AggregatorSide, UserSide
 from hmtl.io.arrays import NOBODY
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Names, Topology
 
 SETUP_ROUND = -1  # number of the round in which a set-up is exchanged

@@ -30,7 +30,7 @@ from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUse
 from hmtl.errors import CodingError, ConfigError
 from hmtl.gf256 import matmul
 from hmtl.io.arrays import NOBODY, Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Topology
 
 

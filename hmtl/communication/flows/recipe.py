@@ -22,7 +22,7 @@ from hmtl.communication.messages import Message
 from hmtl.communication.secure.neighbors import Secure
 from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUsers, RowMeaning, UserSide
 from hmtl.io.arrays import Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Topology
 
 RECEIPT = 32  # bits, beside each user's own model, that say in which round the user's IV counted last

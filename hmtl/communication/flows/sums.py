@@ -43,7 +43,7 @@ from hmtl.communication.messages import IVS, Message, alike, relay_number
 from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUsers, RowMeaning, UserSide
 from hmtl.errors import CodingError, ConfigError
 from hmtl.io.arrays import Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Topology
 
 Formats = PlainRows | FewBits

@@ -27,7 +27,7 @@ from hmtl.communication.meaning import Words
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.sides import AggregatorSide, RowMeaning, UserSide
 from hmtl.io.arrays import NOBODY, Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.prices.pricing import Price, price
 from hmtl.communication.sides import RowMeaning
 from hmtl.errors import CodingError
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hmtl.errors import ConfigError, RangeError
 from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.cpu_time import cpu_seconds
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.losses import snake_case
 from hmtl.mtl.participation import Participation
@@ -25,7 +26,6 @@ from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.base import Kind
 from hmtl.mtl.sums import MAX_FIGURE, LazyRows, from_digits, to_digits
 from hmtl.mtl.symmetric import Symmetric
-from hmtl.row_layout import RowLayout
 
 DIVERGED = (
     "the models are not finite: training diverges. Lower solver.step or solver.passes, raise lam, or scale the data."

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hmtl.errors import CheckpointError, ConfigError
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean
 from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, not_bounded
 from hmtl.mtl.algorithms.coupled_steps import Coupler, SummedCoupler, coupler_of
@@ -33,7 +34,6 @@ from hmtl.mtl.solvers.networks import NetworkSolver
 from hmtl.mtl.sums import LazyRows, RowsByUsers
 from hmtl.mtl.symmetric import Symmetric
 from hmtl.mtl.torch_loss import TorchLoss
-from hmtl.row_layout import RowLayout
 
 MODEL_CHUNK_BYTES = 2**26  # bytes of models that are held at once; more are trained as they are sent
 RECEIVED = "averaged", "coupled"  # rows that change when they are received, unlike own state

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.base import Users
 from hmtl.mtl.algorithms.held_rows import of_rows, with_rows
 from hmtl.mtl.algorithms.mocha_aggregator import DualCoupling, DualSettings, SumsOfDuals
@@ -22,7 +23,6 @@ from hmtl.mtl.problem import Problem, Rows, rows_of
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
 from hmtl.mtl.sums import LazyRows
 from hmtl.mtl.symmetric import Symmetric
-from hmtl.row_layout import RowLayout
 
 
 class DualUsers(Users):

@@ -14,8 +14,8 @@ from hmtl.data import Task
 from hmtl.data.preprocessing import pooled
 from hmtl.errors import ProcessLost
 from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.base import Aggregator, Users
-from hmtl.row_layout import RowLayout
 
 
 class SetupUsers(Users):

@@ -18,7 +18,7 @@ from hmtl.communication.codecs.block_loops import SIGNS
 from hmtl.communication.codecs.few_bit_blocks import Blocks, QuantisedAggregatorCoder, QuantisedUserCoder
 from hmtl.communication.codecs.plain import HeardUsers
 from hmtl.errors import ConfigError, RangeError
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.testing import QuantiserContract
 
 K, M = 4, 70

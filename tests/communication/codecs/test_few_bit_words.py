@@ -22,7 +22,7 @@ from hmtl.communication.codecs.formats import FEW_BITS, REQUEST
 from hmtl.communication.flows.planner import SUMS
 from hmtl.communication.messages import IVS, MODELS, Message
 from hmtl.errors import RangeError
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.testing.topologies import topologies
 from hmtl.topology import Topology, symmetric
 

@@ -24,7 +24,7 @@ from hmtl.communication.flows.sums import Added, CommonRow, SumsOfRows
 from hmtl.communication.meaning import Words
 from hmtl.communication.messages import SERVER
 from hmtl.io.arrays import Ids
-from hmtl.row_layout import RowLayout
+from hmtl.io.row_layout import RowLayout
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits
 from hmtl.testing.topologies import moving, topologies
 from hmtl.topology import Moving, Topology, any_r, symmetric
