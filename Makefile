@@ -27,7 +27,7 @@ test: .venv/test ## run the tests that take seconds (ARGS="-k ledger" chooses so
 	$(PYTEST) $(ARGS)
 
 test-all: .venv/dev ## run all tests: also processes, signals, documentation and notebooks
-	$(PYTEST) -m '' --hypothesis-profile all $(ARGS)
+	$(PYTEST) -n 3 -m '' --hypothesis-profile all $(ARGS)  # more than cores, as many tests wait for processes
 
 lint: .venv/lint ## check format, style, types and who imports whom
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ NOT_RUN = {
     "pip install": "changes the environment that the tests run in",
     r"engine\.address=auto": "needs a cluster",
     r"^ray ": "needs a cluster",
+    "hydra/launcher=joblib": "hangs in a forked process; reporting/test_run_comparison.py runs it",
     "engine=ray": "takes half a minute; distributed/test_ray.py runs Ray",
     r"\.WandbLogger": "needs the package wandb and an account",
     r"hmtl\.node": "needs other machines; distributed/test_nodes.py runs nodes",

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class Node(Command):
     """A forked command with the parts of `subprocess.Popen` that the script needs."""
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended, which is no error for `Popen` either
+            self.send_signal(signal.SIGKILL)
 
     def wait(self) -> None:
         self.done()

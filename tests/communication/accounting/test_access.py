@@ -19,7 +19,7 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.meaning import Words
-from hmtl.communication.prices import pricing
+from hmtl.communication.prices import sums_or_ivs
 from hmtl.communication.prices.pricing import _DryAggregator, _DryUsers, price
 from hmtl.communication.prices.sums_or_ivs import cheapest, chosen
 from hmtl.communication.secure.neighbors import Secure
@@ -166,7 +166,7 @@ def test_auto_takes_the_fastest_of_all_and_a_search_is_no_better(tmp_path, monke
         made = chosen(CodedHierarchical(t, network), None, 10_000, random_numbers(0, 1, 1, None).dtype)
         assert AggregatorSet(made.planner.preferred, made.planner.server) == best
         with monkeypatch.context() as few:
-            few.setattr(pricing, "MAX_PRICED_RELAYS", 0)
+            few.setattr(sums_or_ivs, "MAX_PRICED_RELAYS", 0)
             found = cheapest(IVs(), t, network, 10_000)
         assert min(each.seconds for each in found.values()) >= seconds
 
