@@ -1,6 +1,6 @@
 """How a run by Ray grows with K: seconds, memory and bits, with 1 % of the users sampled in each round.
 
-`python experiments/network/scale.py K` prints a row of a table. Four hosts make six rows for each of
+`python experiments/network/scale.py K` prints a row of a table; `H=25`, say, changes a setting. Four hosts make six rows for each of
 their users, and train an MLP of 51,000 parameters by FedAvg over five relays; the first and the last of ten rounds are
 evaluated. Memory is the most at any time, of all processes (shared pages count once) and of the largest one.
 """
@@ -52,20 +52,23 @@ def watch(memory: list[list[float]]) -> None:
         time.sleep(2.0)
 
 
-def main(K: str) -> None:
+def main(K: str, *words: str) -> None:
     memory = [[0.0]]
     threading.Thread(target=watch, args=(memory,), daemon=True).start()
-    run = build(compose(*SETTINGS.split(), f"K={K}", f"output_dir={Path.cwd()}"))
-    start, begin = sum(cpu for cpu, _ in processes()), time.monotonic()
+    run = build(compose(*SETTINGS.split(), f"K={K}", f"output_dir={Path.cwd()}", *words))
+    start, own, begin = sum(cpu for cpu, _ in processes()), time.process_time(), time.monotonic()
     bits = run.trainer.fit()[-1]["bits_total"] / 1e9
     seconds, cpu = time.monotonic() - begin, sum(cpu for cpu, _ in processes()) - start
+    own = time.process_time() - own
     most, largest = max(map(sum, memory)), max(map(max, memory))
-    print("| K | start, CPU s | rounds, CPU s | rounds, s | memory, GiB | largest, GiB | 1e9 bits |")
-    print(f"| {K} | {start:.0f} | {cpu:.0f} | {seconds:.0f} | {most:.1f} | {largest:.1f} | {bits:.1f} |")
+    print(
+        "| K | start, CPU s | rounds, CPU s | controller's, CPU s | rounds, s | memory, GiB | largest, GiB | 1e9 bits |"
+    )
+    print(f"| {K} | {start:.0f} | {cpu:.0f} | {own:.1f} | {seconds:.0f} | {most:.1f} | {largest:.1f} | {bits:.1f} |")
     run.engine.close()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        main(sys.argv[1])
+        main(*sys.argv[1:])

@@ -27,7 +27,7 @@ from hmtl.training.engine import Build, Load, Values
 log = logging.getLogger(__name__)
 SERVER_LOST = "the server is lost"
 MAX_MULTICAST_BYTES = 1 << 30  # bytes of a body that comes by multicast, at most
-END = "end"
+OVER = "end"
 """The call with which a controller ends the run."""
 INVITE = "invite"
 """The call by which relays get the address and the key of a multicast group."""
@@ -141,7 +141,7 @@ class Site(Controller):
     def finish(self) -> None:
         for name in self.nodes:
             if name != SERVER:
-                self.post.send(name, as_frame({"call": END, "values": {}}, 0))
+                self.post.send(name, as_frame({"call": OVER, "values": {}}, 0))
 
     def close(self) -> None:
         if self._local and self.post:
@@ -191,7 +191,7 @@ def serve(
             except EngineError as error:
                 raise ProcessLost(f"{SERVER_LOST}: {error}.", "Start it again with resume=FOLDER.") from error
             asked = of_frame(frame)
-            if asked["call"] == END:
+            if asked["call"] == OVER:
                 return
             if asked["call"] == INVITE:
                 if post.listener:
