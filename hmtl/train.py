@@ -40,9 +40,8 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
         header["network"] += f" ({network})"
         header |= {"device": f"{cfg.device}; processes: {len(run.engine.nodes) or 1}", "folder": str(folder)}
         print("".join(f"{subject:9}{text}\n" for subject, text in header.items()), flush=True)
-    topology = topology_picture(communicator)
     with replacing(folder / "topology.png") as file:
-        file.write(topology)
+        file.write(topology_picture(communicator))
     history = run.trainer.fit(run.checkpoint)
     if run.trainer.interrupted:
         for logger in run.loggers:
@@ -52,10 +51,10 @@ def _train_and_report(run: Run, cfg: DictConfig, remedy: str) -> None:
 
     baseline = local_baseline(algorithm) if cfg.baseline and cfg.metrics == "users" else None
     summary = run.trainer.summarize(dataset=dataset, seed=cfg.seed, baseline=baseline)
-    pictures = {"topology": topology} | omega_picture(algorithm)
-    if "omega" in pictures:
-        with replacing(folder / "omega.png") as file:
-            file.write(pictures["omega"])
+    pictures = {"topology": topology_picture(communicator)} | omega_picture(algorithm)
+    for name, picture in pictures.items():
+        with replacing(folder / f"{name}.png") as file:
+            file.write(picture)
     is_here = run.trainer.write_results(summary)
     for logger in run.loggers:
         logger.finish(summary, lambda: pictures)

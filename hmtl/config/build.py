@@ -424,13 +424,14 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device={name} is not available ({str(error).splitlines()[0]}): try device=cpu.") from error
 
 
-def load_run(path: str | Path, model: MakeModel | None = None) -> Models:
+def load_run(path: str | Path, model: torch.nn.Module | MakeModel | None = None) -> Models:
     """Return the models of a finished run.
 
     Args:
         path: the run's folder, or the `models.npz` in it.
-        model: function that creates the networks, if the run trained networks; None: the `algorithm.model` of the
-            configuration in the run's folder. That configuration is executed like any other.
+        model: if the run trained networks, the module or function that `Federation` got, or the `algorithm.model` of
+            the command, a function of `d` and `C`; None: that of the configuration in the run's folder, which is
+            executed like any other.
 
     Raises:
         DataError: if there are no models, or the file is damaged.

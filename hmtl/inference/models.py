@@ -5,7 +5,7 @@ Shapes: K users, n rows, d raw features, C classes, m numbers per model.
 
 import difflib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,12 @@ from hmtl.data.table_features import TableFeatures
 from hmtl.errors import ConfigError, DataError, few
 from hmtl.io.files import add_digest, check_digest, replacing
 from hmtl.io.npz import load_arrays, open_file
-from hmtl.mtl import Algorithm, MixedEffects
+from hmtl.mtl import Algorithm, Dense, MixedEffects
 from hmtl.mtl.networks.calls import called, scores_of
-from hmtl.mtl.networks.flat import FlatModel, MakeModel, loaded
+from hmtl.mtl.networks.flat import FlatModel, MakeModel, loaded, maker_of
+from hmtl.mtl.symmetric import LowRank, Symmetric
+
+OMEGA = "Omega."  # before the names of the parts of Ω in a file
 
 
 class UserModel(nn.Module):
@@ -83,6 +86,7 @@ class Models:
         table: how raw rows with categories or missing numbers become features; None: they are the features.
         outputs: number of scores of a row; 0: one for each class if there are more than two, else 1.
         network: outline of the network, see `FlatModel.outline`; empty if the models are linear.
+        relationship: the parts of Ω, see `Symmetric`; empty if it was not learned.
     """
 
     names: tuple[str, ...]
@@ -99,6 +103,14 @@ class Models:
     table: TableFeatures | None = None
     outputs: int = 0
     network: str = ""
+    relationship: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+
+    @property
+    def Omega(self) -> NDArray[np.float64] | None:
+        """Ω after the last round, how the users' models are related [K, K]; None if it was not learned."""
+        if not (parts := {name: torch.from_numpy(part) for name, part in self.relationship.items()}):
+            return None
+        return np.asarray((LowRank(**parts) if "U" in parts else Dense(**parts)).dense())
 
     def model(self, user: str) -> nn.Module:
         """Return a new module with this user's model, which maps raw rows, or their features by `table`, to scores.
@@ -187,14 +199,17 @@ class Models:
 
     def save(self, path: Path) -> None:
         """Write the npz file that `load_models` reads. The maker, which is code, is not saved."""
-        arrays = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "maker"}
+        arrays = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("maker", "relationship")
+        }
+        arrays |= {OMEGA + name: part for name, part in self.relationship.items()}
         arrays["table"] = self.table.to_json() if self.table else ""
         with replacing(path) as file:
             np.savez(file, **arrays)
             add_digest(file)
 
 
-def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], MakeModel]) -> Models:
+def load_models(file: Path, maker: nn.Module | MakeModel | None, find_maker: Callable[[], MakeModel]) -> Models:
     """Return the models in a file that `Models.save` wrote; without a maker, networks need what `find_maker` returns.
 
     Raises:
@@ -212,6 +227,8 @@ def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], Ma
         saved |= {"intercept": bool(saved["intercept"]), "seed": int(saved["seed"])}
         saved["outputs"] = int(saved.get("outputs", 0))
         text = str(saved.pop("table", ""))
+        parts = {name: saved.pop(name) for name in list(saved) if name.startswith(OMEGA)}
+        saved["relationship"] = {name.removeprefix(OMEGA): part for name, part in parts.items()}
         models = Models(**saved, table=TableFeatures.from_json(text) if text else None)
         _check(models, is_network)
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -219,7 +236,7 @@ def load_models(file: Path, maker: MakeModel | None, find_maker: Callable[[], Ma
             f"{file} does not hold the models of a run ({error}). Give the folder of a finished run."
         ) from error
     if is_network:
-        return replace(models, maker=maker or find_maker())
+        return replace(models, maker=find_maker() if maker is None else maker_of(maker))
     if maker is not None:
         raise ConfigError(f"{file} holds linear models. Leave model out.")
     return models
@@ -237,6 +254,13 @@ def _check(models: Models, is_network: bool) -> None:
             raise ValueError(f"{name} is not finite")
     if models.table and models.shape != (len(models.table.names),):
         raise ValueError(f"the table has {len(models.table.names)} features, not {list(models.shape)}")
+
+
+def learned_omega(algorithm: Algorithm | MixedEffects) -> Symmetric | None:
+    """Return the Ω that an algorithm has learned; None if it has not."""
+    if not isinstance(algorithm, Algorithm) or algorithm.describe().get("omega_learned") is False:
+        return None
+    return algorithm.Omega if algorithm.problem.regularizer.learns else None
 
 
 def models_of(
@@ -258,6 +282,7 @@ def models_of(
     labels = np.asarray(labels)
     network: FlatModel | None = getattr(algorithm, "model", None)
     shape = problem.shape if len(problem.shape) > 1 else tasks[0].raw.x_train.shape[1:]
+    Omega = learned_omega(algorithm) if tasks is problem.everybody else None
     return Models(
         names=tuple(task.name for task in tasks),
         W=(algorithm.W if W is None else W).T.detach().cpu().numpy(),
@@ -273,6 +298,7 @@ def models_of(
         maker=network.make if network else None,
         outputs=problem.outputs,
         network=network.outline if network else "",
+        relationship={name: part.cpu().numpy() for name, part in Omega.state_dict().items()} if Omega else {},
     )
 
 

@@ -13,6 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from hmtl.communication.accounting.ledger import TIERS, LinkLedger
 from hmtl.reporting.style import OKABE_ITO, PAGE, PRINT, Picture, colors
 from hmtl.topology import Moving, Topology
 
@@ -35,6 +36,7 @@ def draw(
     aggregators: Collection[int] | None = None,
     role: str = "computes models",
     with_server: bool = False,
+    ledger: LinkLedger | None = None,
 ) -> Picture:
     """Draw server, relays, users and links; beyond 100 users, how many users each two relays share.
 
@@ -46,17 +48,27 @@ def draw(
         aggregators: the relays that compute the models, drawn with a frame; empty: the server; None: no frame.
         role: what the legend says about nodes with a frame.
         with_server: whether the server has a frame beside these relays.
+        ledger: the bits of links, which are then labelled with Mbit; None, or one without rounds: no labels.
     """
     topology = network.at(0)
     first = "; first contacts" if isinstance(network, Moving) else ""
     title = f"K = {topology.K} users, H = {topology.H} relays, mean r = {topology.r:.3g}{first}"
     framed = sorted(aggregators or ())
     server_framed = aggregators is not None and (with_server or not framed)
-    return (_links if topology.K <= MAX_MARKED_USERS else _map)(topology, title, framed, server_framed, role)
+    mbit = [ledger.per_link(tier).sum(axis=1) / 1e6 for tier in TIERS] if ledger and ledger.rounds else []
+    if ledger and mbit:
+        title += f"\nMbit after {ledger.rounds} round{'s' * (ledger.rounds > 1)}: ↑ up, ↓ down"
+    picture = _links if topology.K <= MAX_MARKED_USERS else _map
+    return picture(topology, title, framed, server_framed, role, mbit)
 
 
-def _links(topology: Topology, title: str, framed: Sequence[int], server_framed: bool, role: str) -> Picture:
-    """Draw all nodes and links."""
+def _arrows(up: float, *down: float) -> str:
+    """Return the Mbit up and down a link in words; "" if it has carried nothing."""
+    return " ".join(f"{arrow}{mbit:.3g}" for arrow, mbit in [("↑", up), *(("↓", each) for each in down)] if mbit > 0)
+
+
+def _links(topology: Topology, title: str, framed: Sequence[int], server_framed: bool, role: str, mbit: Any) -> Picture:
+    """Draw all nodes and links; `mbit` has the Mbit of the links of each tier, see `LinkLedger`."""
     K, H = topology.K, topology.H
     if topology.layout:
         users, relays = topology.layout
@@ -68,11 +80,11 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
         centre = np.arange(H) @ topology.G / topology.degrees.clip(min=1)
         users = users[np.argsort(np.lexsort((np.arange(K), centre)))]  # ordered by relays, so that links are short
     hues = colors(H)
-    figure = Picture(figsize=(PAGE, 7 if topology.layout else 4), layout="constrained")
+    figure = Picture(figsize=(PAGE, 7 if topology.layout else 4.5 if mbit else 4), layout="constrained")
     axes = figure.add_subplot(aspect="equal" if topology.layout else "auto")
     axes.set_axis_off()
     axes.set(xticks=[], yticks=[], title=title)  # invisible ticks would still take time
-    axes.margins(0.03, 0.08)
+    axes.margins(0.03, 0.12)
     to_server = [np.stack([relays[i], server]) for i in topology.active]
     axes.add_collection(LineCollection(to_server, colors=DARK, linestyles="dashed", linewidths=0.8, zorder=1))
     k, i = np.nonzero(topology.G.T)  # ordered by user, so that the links of one relay do not cover all others
@@ -92,11 +104,22 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
     texts = [(relays, [str(topology.names.relay(i)) for i in range(H)], above, on_relay)]
     if K <= MAX_NUMBERED_USERS:
         texts.append((users, [str(topology.names.user(k)) for k in range(K)], below, [DARK] * K))
-    for places, names, beside, inks in texts:
-        fits = max(map(len, names)) <= LONGEST_INSIDE
-        how: Any = {"textcoords": "offset points", "ha": "center", "zorder": 4, **(INSIDE if fits else beside)}
+    common: Any = {"textcoords": "offset points", "ha": "center"}
+    fits = [max(map(len, names)) <= LONGEST_INSIDE for _, names, *_ in texts]
+    for (places, names, beside, inks), inside in zip(texts, fits, strict=True):
         for xy, name, ink in zip(places, names, inks, strict=True):
-            axes.annotate(name, xy, color=ink if fits else DARK, **how)
+            axes.annotate(name, xy, color=ink if inside else DARK, zorder=4, **common | (INSIDE if inside else beside))
+    if mbit:
+        sent, up, down, last = mbit
+        turned = 90 if H > MAX_COUNTED_RELAYS and not topology.layout else 0  # degrees
+        over = above | {"xytext": (0, 14 if fits[0] else 26), "rotation": turned}
+        under: Any = {"xytext": (0 if fits[-1] else 9, -10), "va": "top", "rotation": 0 if topology.layout else 90}
+        labels: list[Any] = [(server, _arrows(0, down[H]), {"xytext": (34, 0), "va": "center"})]
+        labels += [(relays[i], _arrows(up[i], down[i]).replace(" ", " " if turned else "\n"), over) for i in range(H)]
+        labels += [(relays[i], _arrows(0, last[K + i]), under | {"rotation": 0, "bbox": patch}) for i in range(H)]
+        labels += [(users[k], _arrows(sent[k], last[k]), under) for k in range(K) if len(texts) > 1]
+        for xy, arrows, where in labels:
+            axes.annotate(arrows, xy, color=DARK, fontsize=7, **common | where)
     entries = [_entry("^", DARK, "server"), _entry("s", GREY, "relay"), _entry("o", "white", "user")]
     entries += [_entry("s" if framed else "^", "white", role, 1.6)] if frames else []
     entries += [
@@ -107,7 +130,7 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
     return figure
 
 
-def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: bool, role: str) -> Picture:
+def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: bool, role: str, mbit: Any) -> Picture:
     """Draw how many users each two relays both hear, and on the diagonal, how many a relay hears."""
     G, H = topology.G.astype(np.int64), topology.H
     counts = G @ G.T
@@ -127,7 +150,8 @@ def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: b
         labelled = range(0, H, 1 if H <= MAX_LABELLED_RELAYS else 2)
         names = [str(topology.names.relay(i)) for i in labelled]
         axes.set_xticks(labelled, names, rotation=90 if max(map(len, names)) > LONGEST_INSIDE else 0)
-        axes.set_yticks(labelled, names)
+        arrows = [f"  {_arrows(mbit[1][i], mbit[2][i], mbit[3][topology.K + i])}" if mbit else "" for i in labelled]
+        axes.set_yticks(labelled, [name + arrow for name, arrow in zip(names, arrows, strict=True)])
     entries = [_entry("s", "white", role, 1.6, FRAME)] * bool(framed)
     entries += [_entry("^", DARK, f"server {role}")] * server_framed
     figure.fit_legend(entries, "outside lower center")

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from hmtl.communication import Communicator
+from hmtl.inference.models import learned_omega
 from hmtl.mtl import Algorithm
 from hmtl.mtl.symmetric import Symmetric
 from hmtl.reporting.network_picture import draw
@@ -16,16 +17,16 @@ MAX_PICTURED_USERS = 400  # users that a picture of Ω shows: more have no pixel
 
 
 def topology_picture(communicator: Communicator) -> bytes:
-    """Return the PNG file with the network of a run, and the nodes that compute models or learn the sums."""
+    """Return the PNG file with the network of a run, its bits, and the nodes that compute models or learn the sums."""
     role = "learns the sums" if communicator.recipe.adds else "computes models"
     planner = communicator.planner
-    return draw(communicator.contacts, planner.preferred, role, planner.server).to_png(dpi=150)
+    contacts, ledger = communicator.contacts, communicator.ledger
+    return draw(contacts, planner.preferred, role, planner.server, ledger).to_png(dpi=150)
 
 
 def omega_picture(algorithm: Algorithm) -> dict[str, bytes]:
     """Return the PNG file with the learned Ω of a run by its name; {} if there is none."""
-    Omega, learns = algorithm.Omega, algorithm.problem.regularizer.learns
-    if Omega is None or not learns or algorithm.describe().get("omega_learned") is False:
+    if (Omega := learned_omega(algorithm)) is None:
         return {}
     return {"omega": omega_figure(Omega, [task.name for task in algorithm.problem.everybody]).to_png(dpi=150)}
 

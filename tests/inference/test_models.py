@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mixed_tables import SETTINGS, mixed_table
 from omegaconf import DictConfig
+from torch.utils.data import TensorDataset
 
 import hmtl
 from hmtl.config.build import build
@@ -91,6 +92,29 @@ def test_raw_rows_give_the_errors_of_the_run(configure: Configure, tmp_path: Pat
     else:
         assert "test_r2" not in summary
         assert summary["test_error"] < 0.5
+
+
+@pytest.mark.parametrize("d", [3, 9])
+@pytest.mark.parametrize(
+    ("settings", "is_learned"),
+    [
+        ({"algorithm.omega_every": 1}, True),
+        ({"algorithm.omega_every": 9}, False),
+        ({"regularizer": "mean"}, False),
+    ],
+)
+def test_a_learned_relationship_is_loaded(d: int, settings: dict[str, Any], is_learned: bool, tmp_path: Path) -> None:
+    """That of seven users, of low rank if models have three numbers."""
+    draw = torch.Generator().manual_seed(1)
+    data = [TensorDataset(torch.randn(9, d, generator=draw), torch.arange(9) % 2) for _ in range(7)]
+    federation = hmtl.Federation(None, data, algorithm="mocha", rounds=4, H=3, output_dir=tmp_path, **settings)
+    federation.train()
+    Omega = hmtl.load_run(tmp_path).Omega
+    assert (Omega is not None) == is_learned
+    if is_learned:
+        np.testing.assert_array_equal(Omega, federation.algorithm.Omega.dense())
+        assert np.abs(Omega - np.diag(np.diag(Omega))).max() > 0.01
+        assert np.linalg.eigvalsh(Omega).min() > 0
 
 
 def test_the_state_of_a_model_is_all_that_another_program_needs(configure: Configure, tmp_path: Path) -> None:

@@ -589,7 +589,7 @@ def test_a_trunk_exists_once(algorithm, tmp_path):
     assert len({model.head.weight.data_ptr() for model in models}) == 5
     for name in ("body.weight", "shift"):
         assert torch.equal(first.state_dict()[name], before[name])
-    loaded = hmtl.load_run(tmp_path, lambda d, C: trunk())
+    loaded = hmtl.load_run(tmp_path, first)
     x = draw(4, 5, seed=9)
     scores = torch.from_numpy(loaded.scores("user 2", x.numpy()))
     torch.testing.assert_close(scores, models[2](x).detach(), rtol=1e-5, atol=1e-5)
@@ -719,9 +719,10 @@ def test_many_users_are_saved_and_loaded(name, tmp_path):
     make, data, _, options = IDIOMS[name]
     federation = hmtl.Federation(make(), [(data(N), data(4))] * 5, output_dir=tmp_path, algorithm="ditto", **options)
     models = federation.train(2)
-    loaded = hmtl.load_run(tmp_path, lambda d, C: make()).model("user 3")
-    for got, want in zip(loaded.parameters(), models[3].parameters(), strict=True):
-        assert torch.equal(got, want)
+    for given in (make, make(), lambda d, C: make()):
+        loaded = hmtl.load_run(tmp_path, given).model("user 3")
+        for got, want in zip(loaded.parameters(), models[3].parameters(), strict=True):
+            assert torch.equal(got, want)
     assert federation.summary.rounds == 2
 
 

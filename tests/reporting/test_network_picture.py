@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection, PathCollection
 
+from hmtl.communication import TIERS, LinkLedger
 from hmtl.reporting.network_picture import draw
 from hmtl.topology import Walk, any_r, geometric, symmetric
 
@@ -102,6 +103,25 @@ def test_who_computes_models_is_framed(t, aggregators, with_server):
     inside, page = legend.get_window_extent(), figure.bbox
     assert page.x0 <= inside.x0
     assert inside.x1 <= page.x1
+
+
+@pytest.mark.parametrize("t", [any_r(20, 4, 2), any_r(20, 14, 2), geometric(20, 4, 0.4), any_r(101, 5, 3)], ids=repr)
+def test_links_are_labelled_with_what_they_carried(t):
+    ledger = LinkLedger(t.K, t.H, t.names)
+    assert {text.get_text() for text in draw(t, ledger=ledger).axes[0].texts} == {
+        text.get_text() for text in draw(t).axes[0].texts
+    }
+    ledger.begin_round()
+    for n, tier in enumerate(TIERS):
+        ledger.add(tier, "IVs", range(t.H), 1_000_000 * (n + 1), 250_000)
+    ledger.add("server_to_relays", "broadcast", t.H, 7_000_000)
+    axes = draw(t, ledger=ledger).axes[0]
+    shown = " ".join(text.get_text() for text in [*axes.texts, *axes.get_yticklabels()]).replace("\n", " ")
+    assert "Mbit after 1 round" in axes.get_title()
+    assert shown.count("↑2.25 ↓3.25") == t.H
+    if t.K <= 30:
+        assert shown.count("↑1.25 ↓4.25") == min(t.K, t.H)
+        assert shown.count("↓7") == 1
 
 
 def test_no_global_state():

@@ -337,6 +337,17 @@ def made(make: MakeModel, d: int, C: int, shape: tuple[int, ...]) -> tuple[nn.Mo
     return make(d, C, **({"shape": shape} if shaped else {})), shape
 
 
+def maker_of(model: nn.Module | MakeModel) -> MakeModel:
+    """Return a function of `d` and `C` that copies a module, or calls a function that can do without them."""
+    if isinstance(model, nn.Module):
+        return lambda *_: copied(model, ())
+    try:
+        inspect.signature(model).bind()
+    except TypeError:
+        return model
+    return lambda *_: model()
+
+
 def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
     """Return a new module with the numbers w [m] of a trained network, of which `outline` tells, without its rows.
 
