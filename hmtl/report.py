@@ -10,8 +10,10 @@ measure=NAME     what to compare, a column of metrics.csv: test_error (default),
 panels=A,B,...   panels of the picture: rounds, bits, seconds, users (default)
                  or communication (seconds without measured compute)
 spread=se        after ±: the standard error of the mean; sd (default): the deviation
-columns=A,B,...  columns of the tables: run, n, rounds, mean, worst user, Mbit, ...
+columns=A,B,...  columns of the tables: run, n, rounds, average, worst, Mbit, ...
 labels='{coded: ours}'   new labels, by those of lines and settings in the table
+links=N          also print the bits of the N busiest links of each line, and the
+                 bits by kind of message; links.csv in a run's folder has all
 output=NAME      write NAME.csv and so on instead; a folder in NAME is created
 """
 
@@ -27,7 +29,7 @@ from hmtl.config.command_line import exit_status
 from hmtl.config.targets import no_setting
 from hmtl.errors import ConfigError, DataError, run_command
 
-REPORT_SETTINGS = ("measure", "panels", "labels", "output", "spread", "columns")
+REPORT_SETTINGS = ("measure", "panels", "labels", "output", "spread", "columns", "links")
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -48,7 +50,11 @@ def report(arguments: Sequence[str]) -> None:
     panels = settings["panels"].split(",") if "panels" in settings else ()
     spread, columns = settings.get("spread", "sd"), settings["columns"].split(",") if "columns" in settings else ()
     labels = _labels(settings.get("labels", "{}"))
-    write_report(folders, settings.get("measure"), panels, labels, settings.get("output"), spread, columns)
+    links = settings.get("links", "0")
+    if not links.isdecimal():
+        raise ConfigError(f"links={links} is not a whole number. Give the number of links to print, such as links=10.")
+    output = settings.get("output")
+    write_report(folders, settings.get("measure"), panels, labels, output, spread, columns, links=int(links))
 
 
 def _parse(arguments: Sequence[str]) -> tuple[list[Path], dict[str, str]]:

@@ -198,12 +198,12 @@ def test_what_a_run_leaves(tmp_path, capsys):
     assert rounds == [row["round"] for row in kept.rows] == [0, 1, 2]
     assert ["test_lowest" in row for row in kept.rows] == [True, False, True]
     assert (kept.summary, kept.closed) == (federation.summary, 1)
-    assert f"{federation.summary.figures['test_error']:.4f}" in str(federation)
+    assert f"test error {100 * federation.summary.figures['test_error']:.2f} %, " in str(federation)
     assert all(word in str(federation) for word in ("mocha", "hinge", "coded IVs of 18 numbers", "5 relays"))
     loaded, x = hmtl.load_run(tmp_path), users()[1][1].tensors[0]
     assert torch.equal(torch.tensor(loaded.scores("user 1", x)), models[1](x))
     assert federation.report(panels=["rounds"]).axes
-    assert "worst user" in capsys.readouterr().out
+    assert "average and worst" in capsys.readouterr().out
     assert (tmp_path / "report.md").exists()
 
 

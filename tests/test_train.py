@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import uci_har
@@ -22,12 +24,14 @@ from omegaconf import DictConfig
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hmtl.config.build import compose, load_run
+from hmtl.communication import InProcess
+from hmtl.communication.messages import Message
+from hmtl.config.build import build, compose, load_run
 from hmtl.errors import CheckpointError, ConfigError
 from hmtl.mtl import mlp
 from hmtl.reporting import run_pictures
 from hmtl.reporting.run_comparison import find_runs
-from hmtl.train import train
+from hmtl.train import play, train
 from hmtl.training.checkpoint import load_checkpoint
 from hmtl.training.summary import Summary
 
@@ -119,7 +123,7 @@ def test_sums_are_added_where_that_takes_less_time(configure: Configure, tmp_pat
     for how, (_, summary) in found.items():
         summed = how in ("sums", "coded")
         assert summary["communicator"] == ("sums" if summed else how.split()[0])
-        assert ("relays add instead of coding" in summary.get("note", "")) == (how == "coded")
+        assert ("sums replace coding" in summary.get("why", "")) == (how == "coded")
         between = summary["loads"]["relays_to_server"], summary["loads"]["server_to_relays"]
         assert between == (pytest.approx(5 / 3, rel=0.02), 1) if summed else min(between) > 3
         assert summary["loads"]["users_to_relays"] == 20
@@ -182,7 +186,16 @@ def test_what_a_run_leaves(
     assert all(float(row["gap"]) >= -1e-9 for row in table)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["bits_total"] == int(table[-1]["bits_total"])
-    files = {"summary.json", "metrics.csv", "topology.png", "omega.png", "checkpoint.pt", "models.npz", "users.csv"}
+    files = {
+        "summary.json",
+        "metrics.csv",
+        "topology.png",
+        "omega.png",
+        "checkpoint.pt",
+        "models.npz",
+        "users.csv",
+        "links.csv",
+    }
     assert {p.name for p in tmp_path.iterdir()} >= files
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -190,21 +203,23 @@ def test_what_a_run_leaves(
     tags = events.Tags()
     assert {"topology", "omega"} <= set(tags["images"])
     assert {
-        "1 overview/1 test_error",
+        "1 overview/1 test_error [%]",
         "1 overview/2 log10 of gap",
-        "3 Mbit/relays_to_server",
-        "3 Mbit/total, so far",
+        "3 kbit/relays_to_server",
+        "3 kbit/total, so far",
         "4 seconds/compute_s",
     } <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("1 overview/2 log10 of gap")] == [*range(12), 11]
     assert events.Scalars("2 learning/primal")[-1].value == pytest.approx(summary["primal"], rel=1e-6)
-    assert all(len(events.Scalars(tag)[:12]) == 12 for tag in tags["scalars"]), "no chart of one point"
+    assert all(len(events.Scalars(tag)[:12]) == 12 for tag in tags["scalars"] if "links" not in tag), (
+        "no chart of one point"
+    )
     middle = [float(row["bits/relays_to_server"]) + float(row["bits/server_to_relays"]) for row in table]
-    errors, gaps = ([float(row[key]) for row in table] for key in ("test_error", "gap"))
+    errors, gaps = [100 * float(row["test_error"]) for row in table], [float(row["gap"]) for row in table]
     seconds = [float(row["compute_s"]) + float(row["communication_s"]) for row in table]
     first = sorted(tags["scalars"])[:5]
     for tag, want in zip(
-        first, (errors, np.log10(gaps), np.cumsum(middle) / 1e6, np.cumsum(seconds), errors), strict=True
+        first, (errors, np.log10(gaps), np.cumsum(middle) / 1e3, np.cumsum(seconds), errors), strict=True
     ):
         assert [event.value for event in events.Scalars(tag)[:12]] == pytest.approx(list(want))
     assert [event.step for event in events.Scalars(first[4])] == pytest.approx(np.cumsum(middle) / 1e3, abs=0.51)
@@ -214,6 +229,41 @@ def board(folder: Path) -> EventAccumulator:
     """The events of a run, in the one folder that has them."""
     (place,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
     return EventAccumulator(str(place), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "participation.dropout=0.3",
+        "communicator=uncoded topology=any_r dataset.standardize=all",
+        "algorithm=cocoa communicator=sums secure=true",
+        "wire=int8 regularizer=mean participation.dropout=0.3",
+    ],
+)
+def test_links_have_the_bits_of_each_message(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """Against a tap that cuts the rows of every message, those of the set-up included."""
+    carried, send = Counter[tuple[str, str, str]](), InProcess.send
+
+    def tapped(self: InProcess, message: Message) -> None:
+        links = [message.links] * len(message) if isinstance(message.links, int) else message.links
+        counts = self.ledger is run.communicator.ledger and not message.announces  # not those of a price
+        for link, row in zip(links, message.rows().tolist(), strict=True) if counts else ():
+            size = message.payload[row].numel() + message.overhead[row].numel()
+            carried[message.tier, self.ledger.links[message.tier][link], message.kind] += 8 * size
+        send(self, message)
+
+    cfg = configure("K=12", "H=4", "r=2", "rounds=3", "dataset.rows_per_user=20", "logger=none", *words.split())
+    run = build(cfg)
+    monkeypatch.setattr(InProcess, "send", tapped)
+    play(run, cfg)
+    table = pd.read_csv(tmp_path / "links.csv")
+    in_file = {tuple(row[:3]): row[3] + row[4] for row in table.itertuples(index=False)}
+    assert in_file == +carried
+    total = json.loads((tmp_path / "summary.json").read_text())["bits_total"]
+    assert sum(in_file.values()) == total == carried.total()
+    assert run.communicator.ledger.table().equals(table)
 
 
 @pytest.mark.slow
@@ -229,7 +279,7 @@ def test_going_on_in_the_same_folder_doubles_nothing(configure: Configure, tmp_p
     train(configure(*settings, "~logger.console", "rounds=6", f"resume={tmp_path}"))
     assert [int(row["round"]) for row in rows(tmp_path)] == list(range(6))
     events = board(tmp_path)
-    for tag in events.Tags()["scalars"]:
+    for tag in (tag for tag in events.Tags()["scalars"] if "links" not in tag):  # those are by rank
         steps = [event.step for event in events.Scalars(tag)]
         assert len(steps[:6]) == 6, tag
         assert "against" in tag or steps[:6] == list(range(6))

@@ -1,8 +1,9 @@
 """How a run by Ray grows with K: seconds, memory and bits, with 1 % of the users sampled in each round.
 
-`python experiments/network/scale.py K` prints a row of a table; `H=25`, say, changes a setting. Four hosts make six rows for each of
-their users, and train an MLP of 51,000 parameters by FedAvg over five relays; the first and the last of ten rounds are
-evaluated. Memory is the most at any time, of all processes (shared pages count once) and of the largest one.
+`python experiments/network/scale.py K` prints a row of a table; `H=25`, say, changes a setting. Four hosts make six
+rows for each of their users, and train an MLP of 51,000 parameters by FedAvg over five relays; the first and the last
+of ten rounds are evaluated. Memory is the most at any time, of all processes (shared pages count once) and of the
+largest one.
 """
 
 import os

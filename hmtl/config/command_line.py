@@ -128,9 +128,11 @@ def _has_finished(cfg: DictConfig, folder: Path) -> bool:
 def _print_job(summary: Path, seconds: float) -> None:
     """Print a line on a job of a sweep that has trained."""
     if summary.exists():
+        from hmtl.reporting.console import error_in_words  # late, for --help
+
         values = json.loads(summary.read_text())
-        key = "test_error" if "test_error" in values else "train_error"
-        print(f"Job {_job_name()}: {key} {values[key]:.4f}, {seconds:.0f} s", flush=True)
+        error = error_in_words(values, values["error_measure"])
+        print(f"Job {_job_name()}: {error}, {seconds:.0f} s", flush=True)
 
 
 def exit_status(action: Callable[[], None], config_name: str, complain: Complain = complain) -> int:

@@ -32,6 +32,7 @@ from hmtl.interfaces.matching import are_signs, matched
 from hmtl.mtl import Learner, Loss, NetworkAlgorithm, Squared, TorchLoss, TorchTrainer
 from hmtl.mtl.measures import OwnMeasure
 from hmtl.mtl.networks.flat import copied
+from hmtl.reporting.console import error_in_words
 from hmtl.reporting.console_logger import ConsoleLogger
 from hmtl.reporting.run_header import run_header
 from hmtl.training.folder import held
@@ -194,7 +195,7 @@ class Federation:
         """Print the table of `hmtl.report`, write its files to `output_dir`, and return its picture.
 
         Args:
-            settings: measure, panels, labels and output, see `hmtl.reporting.comparison_report.write_report`.
+            settings: measure, panels, labels, output and links, see `hmtl.reporting.comparison_report.write_report`.
         """
         from hmtl.reporting.comparison_report import write_report  # late, as pandas and matplotlib are
 
@@ -227,8 +228,7 @@ class Federation:
     def __repr__(self) -> str:
         lines = run_header(self.algorithm, self.communicator) | {"trained": "not yet"}
         if done := self.summary:
-            name = "test_error" if "test_error" in done.figures else "train_error"
-            error = f"{name.replace('_', ' ')} {done.figures[name]:.4f} ({done.error_measure})"
+            error = error_in_words(done.figures, done.error_measure)
             lines["trained"] = f"{done.rounds} rounds: {error}, {done.figures['bits_total']:,} bits over all links"
         return "\n".join(["Federation", *(f"  {name:9}{line}" for name, line in lines.items())])
 

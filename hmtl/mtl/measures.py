@@ -5,7 +5,8 @@ NaN, and summaries leave this user out.
 """
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps predictions [N] or [N, C], targets y [N] and the users' numbers of rows [K] to values [K]."""
 SUMMARIES = ("_weighted", "_median", "_worst", "_users")
 """Ends of the names of summaries, see `summarize`."""
+ERROR_NAME = re.compile(r"(\w+_)?(train|test|validation)_(balanced_)?error(_weighted|_median|_worst)?")
+"""Names of errors, which are shares of rows or, if the targets are numbers, mean squares."""
 OwnMeasure = Callable[..., float]
 """Maps a user's predictions [n] or [n, C] and targets [n], as NumPy arrays, to a number."""
 
@@ -50,6 +53,12 @@ def measures_for(loss: Loss, own: Mapping[str, OwnMeasure], outputs: int) -> dic
             )
         measures[name] = _by_user(name, function, loss)
     return measures
+
+
+def shares(measurements: Iterable[str]) -> set[str]:
+    """Return the names of errors that are shares of rows: those of all errors if some are balanced, else none."""
+    errors = set(filter(ERROR_NAME.fullmatch, measurements))
+    return errors if any("balanced_error" in name for name in errors) else set()
 
 
 def totals(values: Tensor, counts: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from hmtl.errors import ConfigError
 from hmtl.io.files import write_whole
 from hmtl.reporting import run_comparison as tables
 from hmtl.reporting.console import Console
+from hmtl.reporting.console_logger import link_tables
 from hmtl.reporting.run_comparison_picture import comparison_picture
 from hmtl.reporting.style import Picture
 
@@ -20,6 +21,7 @@ def write_report(
     output: str | Path | None = None,
     spread: str = "sd",
     columns: Sequence[str] = (),
+    links: int = 0,
 ) -> Picture:
     """Print the table of the runs in these folders, write it and the picture to files, and return the picture.
 
@@ -29,6 +31,7 @@ def write_report(
         labels: see `run_comparison.as_lines`.
         spread, columns: see `run_comparison.readable`; bands of the picture have one standard deviation.
         output: path of the files without their endings; None: `report` in the first folder.
+        links: how many of the busiest links of each line to print, and Mbit by kind of message; 0: none.
 
     Raises:
         ConfigError: `output` is not the name of a file.
@@ -52,5 +55,10 @@ def write_report(
     picture.write(path, "png", "pdf", "svg")
     console = Console()
     console.table(shown)
+    for line in lines:
+        if why := line.runs[0].summary.why:
+            console.print(f"{line.name}: {why}.", markup=False)
+        for table_of_links in link_tables(line.links, links, f"{line.name}: ") if links else ():
+            console.table(table_of_links)
     console.print(f"Picture: {path}.png, .pdf and .svg; tables: .csv, .md and .tex", markup=False, soft_wrap=True)
     return picture

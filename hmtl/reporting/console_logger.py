@@ -1,6 +1,6 @@
 """The console during training: a progress bar, or a line twice a minute, and the report of the finished run."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.markup import escape
@@ -9,7 +9,8 @@ from rich.table import Table
 
 from hmtl.communication import TIERS
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, USERS_TO_RELAYS
-from hmtl.reporting.console import Console, as_table, compared
+from hmtl.mtl.measures import shares
+from hmtl.reporting.console import MISCLASSIFIED, Console, as_table, compared
 from hmtl.training.history import Measurements
 from hmtl.training.summary import Summary
 
@@ -26,11 +27,10 @@ LEARNED = {
     "empty_rounds": "empty rounds",
 }
 """What the report of a run shows of learning: keys of the summary, and labels."""
-MISCLASSIFIED = "share misclassified"  # a measure of errors that the report shows in %
 SHOWN = ("gap", "test_error", "epsilon", "epsilon_sample_known")  # during training
 SPEED = 600.0  # seconds over which the time of a round is estimated
 LARGE_GAP = 0.5  # a larger duality gap, relative to the primal objective, has a remark
-OVER_USERS = {"": "mean", "_weighted": "weighted by rows", "_median": "median", "_worst": "worst user"}
+OVER_USERS = {"": "average", "_weighted": "weighted by rows", "_median": "median", "_worst": "worst user"}
 """The columns of the table of measures: ends of measurements, and headers."""
 
 
@@ -67,7 +67,9 @@ class ConsoleLogger:
     def log(self, row: Measurements) -> None:
         """Show the progress of the run."""
         self._latest |= row
-        shown = [f"{LEARNED[key]} {self._latest[key]:.4g}" for key in SHOWN if key in self._latest]
+        percent, latest = shares(self._latest), {key: self._latest[key] for key in SHOWN if key in self._latest}
+        numbers = {key: f"{100 * x:.2f} %" if key in percent else f"{x:.4g}" for key, x in latest.items()}
+        shown = [f"{LEARNED[key]} {number}" for key, number in numbers.items()]
         if self._console.is_terminal:
             self._progress.start()
         done = int(row["round"]) + 1
@@ -106,7 +108,7 @@ def run_report(summary: Summary, full: bool = False) -> Iterator[Table | str]:
 def _savings(summary: Summary) -> str:
     """Return the sentences that compare the time of a run with that of plain forwarding."""
     time, rates = summary.time.warm, summary.rates
-    how = {"coded": "coding", "sums": "sums"}.get(summary.communicator, "sums and coding")
+    how = {"coded": "coding"}.get(summary.communicator, summary.communicator)
     whole = compared(time.total_s, time.uncoded_total_s)
     sending = compared(time.communication_s, time.uncoded_communication_s)
     if summary.rounds == 1:  # how much of its compute is a warm-up is unknown
@@ -125,6 +127,7 @@ def _overview(summary: Summary) -> Table:
     """Return the table of what a run sent and learned, beside plain forwarding and users who learn alone."""
     K, time, content, alone = summary.K, summary.time.warm, summary.to_dict(), summary.baseline or {}
     own, uncoded, title = dict[str, float](), dict[str, float](), f"{summary.rounds} round{'s' * (summary.rounds > 1)}"
+    title += f" at {summary.rates}" if summary.rates and summary.V_bits else ""
     if summary.models_after not in (None, summary.rounds):
         title += f", models after round {summary.models_after}"
     if summary.V_bits:
@@ -140,7 +143,7 @@ def _overview(summary: Summary) -> Table:
     columns |= {"uncoded": uncoded} if summary.V_bits and summary.communicator != "uncoded" else {}
     own |= _learned(content, summary.error_measure)
     if alone:
-        title += f"; alone: algorithm=local lam={alone['lam']:.3g}"
+        title += f"; alone: lam={alone['lam']:.3g}"
         columns["alone"] = _learned(alone | {"gap": None}, summary.error_measure)  # its gap is of another objective
     return _matrix(title, columns)
 
@@ -175,6 +178,23 @@ def _details(summary: Summary) -> Iterator[Table]:
     further = {f"{name}.{key}": each for name in ("time", "secure") for key, each in content.get(name, {}).items()}
     further |= {k: each for k, each in content.items() if isinstance(each, int | float) and not k.startswith(measures)}
     yield _matrix("Further numbers", {"value": further})
+
+
+def link_tables(links: Any, n: int, run: str = "") -> Iterator[Table]:
+    """Yield the table of Mbit by kind of message and tier, and that of the n busiest links, of a `LinkLedger.table`."""
+    table = busiest(links, len(links), ("tier", "kind"))
+    columns = {tier.replace("_", " "): table[table.tier == tier].set_index("kind").Mbit.to_dict() for tier in TIERS}
+    yield _matrix(f"{run}Mbit by kind of message", columns)
+    table, all_links = busiest(links, n), links[["tier", "link"]].drop_duplicates()
+    table = table.set_index(table.link + ", " + table.tier.str.replace("_", " ")).drop(columns=["tier", "link"])
+    yield _matrix(f"{run}the {len(table)} busiest of {len(all_links)} links", table.to_dict())
+
+
+def busiest(links: Any, n: int, by: Sequence[str] = ("tier", "link")) -> Any:
+    """Return the n links with the most bits: a DataFrame of `tier`, `link`, and `Mbit` with and `without overhead`."""
+    payload, overhead = links.payload_bits / 1e6, links.overhead_bits / 1e6
+    table = links.assign(**{"Mbit": payload + overhead, "without overhead": payload})
+    return table.groupby([*by], sort=False, as_index=False)[["Mbit", "without overhead"]].sum().nlargest(n, "Mbit")
 
 
 def _matrix(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -17,11 +17,13 @@ from rich.table import Table
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, USERS_TO_RELAYS
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.files import check_sums
-from hmtl.reporting.console import as_table, saved, share_saved
+from hmtl.mtl.measures import ERROR_NAME
+from hmtl.reporting.console import MISCLASSIFIED, as_table, saved, share_saved
 from hmtl.reporting.console_logger import OVER_USERS
 from hmtl.training.folder import READ_LATER, overrides
 from hmtl.training.summary import Summary
 
+Columns = Sequence[str] | Callable[[str], bool] | None
 RUN_COLUMNS = ("error_measure", "algorithm", "dataset", "communicator", "K", "H", "r")
 TIME_COLUMNS = ("compute_s", "communication_s", "total_s", "uncoded_total_s")
 UPLINK, DOWNLINK = f"bits/{RELAYS_TO_SERVER}", f"bits/{SERVER_TO_RELAYS}"
@@ -30,8 +32,6 @@ NEEDED = [*FIRST_HOP, UPLINK, DOWNLINK, "users", "compute_s", "communication_s",
 """Columns of `metrics.csv` that a comparison reads, beside that of the measure."""
 UNLIKE = re.compile(r"^(seed|output_dir|resume): .*\n", re.MULTILINE)
 """Settings in which runs that are averaged may differ."""
-ERROR_MEASURE = re.compile(r"(\w+_)?(train|test|validation)_(balanced_)?error")
-"""Measures that are shares of rows, unless the targets are numbers."""
 PART_SETTINGS = (
     "algorithm",
     "regularizer",
@@ -69,10 +69,12 @@ class FinishedRun:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """The settings that may name the run, by key: its learner, and those on its command line."""
+        """The settings that may name the run: its learner, and those typed, where a communicator is what travelled."""
         typed = {word.partition("=")[0]: word for word in (word.lstrip("+~") for word in self.overrides)}
         if learner := typed.pop("algorithm.learner._target_", None):
             typed["algorithm"] = f"algorithm={learner.partition('=')[2]}"
+        if "communicator" in typed:
+            typed["communicator"] = f"communicator={self.summary.communicator}"
         usual = {"algorithm": f"algorithm={self.summary.algorithm}"}
         return usual | {key: word for key, word in typed.items() if not key.startswith(UNNAMED)}
 
@@ -83,7 +85,7 @@ class FinishedRun:
         Raises:
             DataError: the file is missing or damaged.
         """
-        rounds = self._table("metrics.csv", [*NEEDED, self.measure])
+        rounds = self.table("metrics.csv", [*NEEDED, self.measure])
         known = rounds.notna()
         if not known[self.measure].any() or not known[NEEDED].all(axis=None):  # not every round is evaluated
             raise _unreadable(self.folder / "metrics.csv", "it lacks rounds, or numbers of a round")
@@ -114,29 +116,26 @@ class FinishedRun:
     def users(self) -> pd.Series:
         """The final value of the measure at each user [`unit`], from `users.csv`; empty if users have none."""
         column = over_users(self.measure)[0]
-        values = self._table("users.csv", lambda name: name == column).get(column, pd.Series(dtype=float))
+        values = self.table("users.csv", lambda name: name == column).get(column, pd.Series(dtype=float))
         return self.unit * values.dropna()
 
-    def _table(self, name: str, columns: Sequence[str] | Callable[[str], bool]) -> pd.DataFrame:
-        """Return these columns of a file, as numbers."""
+    def table(self, name: str, columns: Columns = None, dtype: Any = float) -> pd.DataFrame:
+        """Return these columns of a file, or all, as numbers unless `dtype` says otherwise."""
         try:
             check_sums(self.folder, name)
-            return pd.read_csv(self.folder / name, usecols=columns).astype(float)
+            return pd.read_csv(self.folder / name, usecols=columns, dtype=dtype)
         except (OSError, ValueError) as error:
             raise _unreadable(self.folder / name, str(error)) from error
 
     @property
     def unit(self) -> int:
         """What the measure is multiplied by to show it: 100 if it is a share of rows, shown in %."""
-        is_share = (
-            ERROR_MEASURE.fullmatch(over_users(self.measure)[0]) and self.summary.error_measure == "share misclassified"
-        )
-        return 100 if is_share else 1
+        return 100 if ERROR_NAME.fullmatch(self.measure) and self.summary.error_measure == MISCLASSIFIED else 1
 
     def described(self, how: str = "") -> str:
         """Return the measure in words, such as "test error, worst user [%]" with `how` = ", worst user"."""
         base = over_users(self.measure)[0]
-        unit = " [%]" if self.unit == 100 else f" ({self.summary.error_measure})" * bool(ERROR_MEASURE.fullmatch(base))
+        unit = " [%]" if self.unit == 100 else f" ({self.summary.error_measure})" * bool(ERROR_NAME.fullmatch(base))
         return base.replace("_", " ") + how + unit
 
     @property
@@ -168,6 +167,12 @@ class Line:
         tables = [run.costs.assign(mean=run.unit * run.rounds[run.measure]).dropna() for run in self.runs]
         by_round = pd.concat(tables).groupby(level=0)
         return by_round.mean().assign(sd=by_round["mean"].std())[by_round.size() == len(self.runs)]
+
+    @cached_property
+    def links(self) -> pd.DataFrame:
+        """The bits of each link by kind of message, as means over the runs."""
+        tables = pd.concat(run.table("links.csv", dtype=None) for run in self.runs)
+        return (tables.groupby(["tier", "link", "kind"], sort=False).sum() / len(self.runs)).reset_index()
 
 
 def over_users(measure: str) -> tuple[str, str]:
@@ -301,15 +306,15 @@ def _numbers(run: FinishedRun) -> dict[str, float]:
     }
 
 
-ENDS = {"mean": "", "weighted": "_weighted", "worst": "_worst"}
+ENDS = {"average": "", "weighted": "_weighted", "worst": "_worst"}
 """Columns of a comparison that hold a measure, and the ends of its name."""
 VARYING = (*ENDS, "gap", *TIME_COLUMNS)
 TABLE_COLUMNS = {
     "n": ("runs", "g"),
     "rounds": ("rounds", ".4g"),
-    "mean": ("mean", ".4f"),
+    "average": ("average", ".4f"),
     "weighted": ("weighted", ".4f"),
-    "worst user": ("worst", ".4f"),
+    "worst": ("worst", ".4f"),
     "Mbit": ("Mbit", ".3g"),
     "compute s": ("compute_s", ".3g"),
     "comm. s": ("communication_s", ".3g"),
@@ -317,6 +322,8 @@ TABLE_COLUMNS = {
     "comm. saved": ("communication_saved", ".1%"),
 }
 """Columns of the tables to read: their names in `comparison`, and formats."""
+WORD_COLUMNS = ("run", "measure", "travels", "rates")
+"""Columns before these, of words; only the first if lines have them in common."""
 ONLY_FILES = ["weighted", "compute s"]  # there is no room in a terminal
 SPREADS = {"sd": "standard deviation", "se": "standard error of the mean"}
 BOLD, END = "\ue000", "\ue001"  # characters for private use, which no name has and LaTeX does not escape
@@ -340,9 +347,10 @@ def readable(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] =
         raise ConfigError(f"spread={spread} is unknown. Choose {' or '.join(SPREADS)}.")
     numbers = comparison(lines)
     table = {"run": [line.name for line in lines]}
-    kinds = [line.runs[0].described() for line in lines]
-    if len(set(kinds)) > 1:  # then the errors of a column differ in kind
-        table["measure"] = kinds
+    firsts = [line.runs[0] for line in lines]
+    travels = [run.summary.communicator if run.summary.V_bits else "nothing" for run in firsts]
+    words = [run.described() for run in firsts], travels, [str(run.summary.rates) for run in firsts]
+    table |= {name: each for name, each in zip(WORD_COLUMNS[1:], words, strict=True) if len(set(each)) > 1}
     for header, (name, form) in TABLE_COLUMNS.items():
         column, sd = numbers[name], numbers.get(f"{name}_sd", numbers[name] * math.nan)
         sd = sd / numbers["runs"] ** 0.5 if spread == "se" else sd
@@ -356,7 +364,7 @@ def readable(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] =
         ]
         if header == "comm. saved":
             cells = [share_saved(1 - share, 1.0) for share in column]
-        if name in ENDS and len(set(kinds)) == 1 and len(lines) > 1 and column.notna().any():
+        if name in ENDS and len(set(words[0])) == 1 and len(lines) > 1 and column.notna().any():
             best = column.min() if falls(lines[0].runs[0].measure) else column.max()
             cells = [MARKS[style].format(cell) if n == best else cell for cell, n in zip(cells, column, strict=True)]
         if any(cells) and not (header == "n" and set(cells) == {"1"}):
@@ -373,7 +381,7 @@ def falls(measure: str) -> bool:
 
 def as_latex(table: pd.DataFrame) -> str:
     """Return a table of `readable` in LaTeX."""
-    columns = "".join("l" if column in ("run", "measure") else "r" for column in table)
+    columns = "".join("l" if column in WORD_COLUMNS else "r" for column in table)
     text = str(table.to_latex(index=False, escape=True, column_format=columns)).replace("λ", r"$\lambda$")
     return text.replace("±", r"$\pm$").replace(BOLD, r"\textbf{").replace(END, "}")
 
@@ -383,28 +391,35 @@ def title(lines: Sequence[Line], spread: str = "sd") -> str:
     runs = [run for line in lines for run in line.runs]
     what, seeds = " or ".join(sorted({run.described() for run in runs})), {len(line.runs) for line in lines}
     around = "" if seeds == {1} else f"; ±: {SPREADS[spread]} over seeds"
-    rates = {run.summary.rates for run in runs}
-    at = f" at {rates.pop()}" if len(rates) == 1 and None not in rates else ", at the rates of each run"
     rounds = {run.summary.rounds for run in runs}
     played = f"; {min(rounds)} round{'s' * (min(rounds) > 1)}" if len(rounds) == 1 else ""
     warm = any(run.summary.time.warm_up_s for run in runs)
-    means = f"Mbit: between relays and server; whole s: compute and communication{', without the warm-up' * warm}"
-    means += f"; comm. saved: share of the communication time over all hops{at}"
+    means = f"average and worst of users; Mbit: between relays and server; s{common_rates(lines) or ' at these rates'}"
+    means += f"; whole s: compute and communication{', without the warm-up' * warm}"
+    means += "; saved: of plain forwarding's communication time over all hops"
     return f"{len(runs)} run{'s' * (len(runs) > 1)}; {what}{around}{played}; {means}"
+
+
+def common_rates(lines: Sequence[Line]) -> str:
+    """Return the rates at which times were computed, as ` at 100 Mbit/s`; "" if those of lines differ."""
+    rates = {line.runs[0].summary.rates for line in lines}
+    return f" at {rates.pop()}" if len(rates) == 1 else ""
 
 
 def comparison_table(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] = ()) -> Table:
     """Return the table that `report` and a sweep print, with a row per line; see `readable`."""
     table = readable(lines, spread, columns)
-    left_out = [*ONLY_FILES, *["rounds"] * (table.get("rounds", pd.Series()).nunique() == 1)]  # the title has these
+    words = sum(column in WORD_COLUMNS for column in table)
+    left_out = [*ONLY_FILES, *["comm. s"] * (words > 1)]
+    left_out += ["rounds"] * (table.get("rounds", pd.Series()).nunique() == 1)  # the title has these
     table = table if columns else table.drop(columns=left_out, errors="ignore")
-    return as_table(title(lines, spread), list(table), table.itertuples(index=False), 1 + ("measure" in table))
+    return as_table(title(lines, spread), list(table), table.itertuples(index=False), words)
 
 
 def as_markdown(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] = ()) -> str:
     """Return the table of a report in Markdown; see `readable`."""
     table = readable(lines, spread, columns, "markdown")
-    rule = ["---", *("---:" for _ in list(table)[1:])]
+    rule = ["---" if column in WORD_COLUMNS else "---:" for column in table]
     rows = [list(table), rule, *table.itertuples(index=False)]
     return f"{title(lines, spread)}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

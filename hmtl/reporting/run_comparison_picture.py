@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hmtl.errors import ConfigError
-from hmtl.reporting.run_comparison import Line, falls, over_users
+from hmtl.reporting.run_comparison import Line, common_rates, falls, over_users
 from hmtl.reporting.style import COLUMN, PAGE, PRINT, Picture, curve_styles
 
 USERS = "users"
@@ -117,7 +117,8 @@ def _draw_users(axes: Axes, lines: Sequence[Line], styles: Sequence[dict[str, An
 
 def _scale(axes: Axes, panel: str, lines: Sequence[Line]) -> None:
     """Set the label of a horizontal axis, which is logarithmic if the costs of runs differ by far."""
-    axes.set_xlabel(AXES[panel])
+    rates = textwrap.fill(common_rates(lines), LABEL_WIDTH) if panel.startswith(("seconds", "comm")) else ""
+    axes.set_xlabel(f"{AXES[panel]}\n{rates.strip()}".strip())
     ends = [cost for line in lines for cost in line.curve.filter(regex=f"^{panel}").iloc[-1] if cost > 0]
     if ends and max(ends) > WIDE * min(ends):
         axes.set_xscale("log")

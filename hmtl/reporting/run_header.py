@@ -38,4 +38,5 @@ def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, st
         "learner": f"{about['algorithm']}; {about['loss']}{regularizer}{turns}",
         **trains,
         "travels": f"{how}; aggregators: {nodes}" if users.row_layout.numbers else "nothing",
+        **({"why": communicator.note} if communicator.note else {}),
     }

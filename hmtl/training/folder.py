@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from hmtl.errors import ConfigError
 from hmtl.io.files import CHECKSUM_FILE
 
-READ_LATER = ("metrics.csv", "users.csv", ".hydra/config.yaml", ".hydra/overrides.yaml")
+READ_LATER = ("metrics.csv", "users.csv", "links.csv", ".hydra/config.yaml", ".hydra/overrides.yaml")
 """Text files of a run that are read again, beside `summary.json`; those in `.hydra` are there after a command only."""
 
 
@@ -40,8 +40,8 @@ def remove_results(folder: Path, resumed: bool) -> None:
     New events would otherwise go to a folder that is named after the old settings.
     """
     if (folder / "metrics.csv").exists():
-        results = [folder / name for name in ("summary.json", CHECKSUM_FILE, "users.csv", "models.npz", "omega.png")]
-        for path in (*results, *([] if resumed else event_files(folder))):
+        names = ("summary.json", CHECKSUM_FILE, "users.csv", "links.csv", "models.npz", "omega.png")
+        for path in (*(folder / name for name in names), *([] if resumed else event_files(folder))):
             path.unlink(missing_ok=True)
 
 
@@ -62,12 +62,13 @@ def overrides(folder: Path) -> list[str]:
 
 
 def run_name(folder: Path) -> str:
-    """Return learner, communicator and topology of the run in `folder`, and further settings that its folder lacks."""
+    """Return the learner of the run in `folder`, and the settings on its command line, but what its folder says."""
     path = folder / ".hydra" / "hydra.yaml"
     if not path.exists():
         return "events"
     content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # ${seed} is in another file
-    hydra, groups = content["hydra"], ("algorithm", "communicator", "topology")
-    job = str(hydra["job"]["override_dirname"])
-    further = [word for word in job.split(",") if job != folder.name and word.partition("=")[0] not in groups]
-    return ",".join(filter(None, [*(str(hydra["runtime"]["choices"][group]) for group in groups), *further]))
+    job, learner = str(content["hydra"]["job"]["override_dirname"]), content["hydra"]["runtime"]["choices"]["algorithm"]
+    words = [word for word in job.split(",") if not word.startswith("algorithm=")]
+    if job != folder.name:
+        return ",".join(filter(None, [str(learner), *words]))
+    return "" if len(words) < len(job.split(",")) else str(learner)

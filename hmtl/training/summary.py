@@ -1,12 +1,12 @@
 """The summary of a finished run: one record, which `summary.json` holds."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from hmtl.communication import Communicator
@@ -65,6 +65,7 @@ class Summary(BaseModel):
     Attributes:
         r: mean number of relays that hear a user, over all rounds.
         aggregators: who computes the models: "server", which also learns sums, or relays, which "server" may precede.
+        wire: the format in which numbers travel; None: their own type.
         rates: the rates of the links, in words, from which the time of communication follows.
         V_bits: bits of an IV.
         loads: measured load of each tier [IVs per round].
@@ -77,7 +78,8 @@ class Summary(BaseModel):
         pieces: pieces of a row of sums, each as long as a share; 1: relays send whole rows.
         secure: what secure sums promise (see `Secure.describe`), and the `overhead` that they add to a round in which
             all users take part [bits by tier]; absent if sums are not secure.
-        note: remarks on the communicator, such as that another one would be cheaper.
+        why: why sums travel, although the communicator was to code.
+        note: remarks on what travels, such as that numbers are rounded.
         error_measure: what the errors measure.
         passes: local passes over a user's rows per round.
         omega_learned: whether Ω was updated at least once.
@@ -92,6 +94,8 @@ class Summary(BaseModel):
         baseline: errors of users who learn alone, see `hmtl.training.baseline`.
         metrics: "sums" if only sums over users were measured, so that there are no worst users; None: each user was.
         worst_users: users with the largest errors.
+        users, links: the content of `users.csv`, and of `links.csv` as a DataFrame, of a run that has just ended; they
+            are not in the file.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -103,6 +107,7 @@ class Summary(BaseModel):
     scheme: str
     aggregators: list[int | str] | str
     medium: str
+    wire: str | None = None
     rates: str | None = None
     V_bits: int
     loads: dict[str, float]
@@ -115,6 +120,7 @@ class Summary(BaseModel):
     pieces: int | None = None
     last_hop: str | None = None
     secure: dict[str, Any] | None = None
+    why: str | None = None
     note: str | None = None
     algorithm: str
     loss: str
@@ -140,6 +146,8 @@ class Summary(BaseModel):
     metrics: str | None = None
     time: Time
     worst_users: list[UserRow]
+    users: list[UserRow] = Field(default=[], exclude=True)
+    links: Any = Field(default=None, exclude=True)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -157,7 +165,7 @@ def summarize(
     algorithm: Algorithm,
     communicator: Communicator,
     history: Sequence[Measurements],
-    users: Iterable[UserRow],
+    users: Sequence[UserRow],
     best: int | None = None,
     **settings: Any,
 ) -> Summary:
@@ -189,6 +197,8 @@ def summarize(
         models_after=None if best is None else best + 1,
         empty_rounds=sum(int(row["empty"]) for row in history) or None,
         time=_time(communicator, history),
+        users=users,
+        links=communicator.ledger.table(),
         worst_users=sorted(filter(_is_measured, users), key=user_error, reverse=True)[:WORST_USERS],
     )
 

@@ -21,7 +21,7 @@ from hmtl.training.engine import Engine, Training
 from hmtl.training.folder import READ_LATER, remove_results
 from hmtl.training.history import History, Measurements, measure_round
 from hmtl.training.signals import catch_signals
-from hmtl.training.summary import Summary, UserRow, summarize, user_rows
+from hmtl.training.summary import Summary, summarize, user_rows
 from hmtl.training.sums_of_figures import SumsOfFigures
 
 log = logging.getLogger(__name__)
@@ -161,9 +161,10 @@ class Trainer:
         return self.history
 
     def write_results(self, summary: Summary) -> bool:
-        """Write `users.csv`, `models.npz` and `summary.json`; return whether the models are here, not at the hosts."""
+        """Write the files of a finished run, and return whether the models are here, not at the hosts."""
         folder = self.settings.folder
-        write_whole(folder / "users.csv", as_csv(self._user_rows()))
+        write_whole(folder / "users.csv", as_csv(summary.users))
+        write_whole(folder / "links.csv", summary.links.to_csv(index=False))
         models = self.engine.models(self.algorithm, self.state)
         if models is not None:
             models_of(self.algorithm, models).save(folder / "models.npz")
@@ -179,11 +180,9 @@ class Trainer:
         if self.accountant:
             settings |= self.accountant.describe()
         settings |= {"metrics": "sums"} if self.sums else {}
-        users = self._user_rows()
+        measured = {} if self.sums else self.user_figures or self.algorithm.users.measure()
+        users = user_rows(self.algorithm, measured)
         return summarize(self.algorithm, self.communicator, self.history, users, self.best, **settings)
-
-    def _user_rows(self) -> list[UserRow]:
-        return user_rows(self.algorithm, {} if self.sums else self.user_figures or self.algorithm.users.measure())
 
     def _play(self, user_seconds: float) -> None:
         """Play the remaining rounds."""

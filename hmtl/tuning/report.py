@@ -4,8 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hmtl.reporting.console import as_table
-from hmtl.reporting.console_logger import MISCLASSIFIED
+from hmtl.reporting.console import MISCLASSIFIED, as_table
 from hmtl.tuning.grid import is_number
 
 

@@ -43,7 +43,7 @@ class Loads(CommunicatorContract):
         aggregator, V = ScriptedAggregator(topology.K, m), 64 * m
         for round in range(2):
             communicator.round(round, users, aggregator)
-        measured, theory = communicator.ledger.loads(V), communicator.theory
+        measured, theory = communicator.describe()["loads"], communicator.theory
         formula = dict(zip(TIERS, (topology.K, theory.uplink, theory.down(medium), topology.K), strict=True))
         assert measured["users_to_relays"] == measured["relays_to_users"] == topology.K
         blocks = communicator.plan.blocks if isinstance(communicator, CodedHierarchical) else ()

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from rich.table import Table
 
-from hmtl.reporting.console import compared, saved
-from hmtl.reporting.console_logger import run_report
+from hmtl.reporting import console
+from hmtl.reporting.console import compared, error_in_words, saved
+from hmtl.reporting.console_logger import ConsoleLogger, run_report
 from hmtl.training.summary import Summary, Time
 
 LOADS = {"users_to_relays": 4.0, "relays_to_server": 1.0, "server_to_relays": 2.0, "relays_to_users": 4.0}
@@ -55,7 +56,12 @@ def test_the_warm_up_is_left_out_of_table_and_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rounds", "best", "title"), [(9, None, "9 rounds;"), (9, 4, "9 rounds, models after round 4;"), (1, 1, "1 round;")]
+    ("rounds", "best", "title"),
+    [
+        (9, None, "9 rounds at 10 Mbit/s;"),
+        (9, 4, "9 rounds at 10 Mbit/s, models after round 4;"),
+        (1, 1, "1 round at 10 Mbit/s;"),
+    ],
 )
 def test_the_title_says_which_round_the_models_are_of(rounds: int, best: int | None, title: str) -> None:
     table = next(iter(run_report(summary(seconds(6.0, 8.0), rounds=rounds, models_after=best))))
@@ -98,3 +104,26 @@ def test_times_in_words(time: float, words: str) -> None:
     assert compared(time, 1.0) == words
     assert compared(7 * time, 7.0) == words
     assert saved(time, 1.0) == pytest.approx(1 - time)
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"test_error": 0.0738, "test_balanced_error": 0.1, "gap": 0.5}, "duality gap 0.5, test error 7.38 %"),
+        ({"test_error": 0.0738}, "test error 0.0738"),  # a mean of squares
+    ],
+)
+def test_progress_has_the_units_of_the_table(
+    row: dict[str, float], shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
+    logger = ConsoleLogger(9)
+    logger.log({"round": 2} | row)
+    logger.log({"round": 3})
+    logger.close()
+    assert capsys.readouterr().out.splitlines() == [f"round {n} of 9, {shown}" for n in (3, 4)]
+
+
+def test_errors_in_words() -> None:
+    assert error_in_words({"test_error": 0.07384, "train_error": 0.1}, "share misclassified") == "test error 7.38 %"
+    assert error_in_words({"train_error": 2.5}, "mean squared error") == "train error 2.5 (mean squared error)"

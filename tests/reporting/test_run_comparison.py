@@ -21,11 +21,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from hmtl.communication import TIERS
-from hmtl.config.build import compose
+from hmtl.config.build import compose, conf_dir
 from hmtl.errors import ConfigError, DataError
 from hmtl.io.files import CHECKSUM_FILE, write_sums
 from hmtl.report import report
 from hmtl.reporting.console import Console
+from hmtl.reporting.console_logger import OVER_USERS
 from hmtl.reporting.run_comparison import (
     FinishedRun,
     Line,
@@ -36,6 +37,7 @@ from hmtl.reporting.run_comparison import (
     comparison_table,
     find_runs,
     readable,
+    title,
 )
 from hmtl.reporting.run_comparison_picture import comparison_picture
 from hmtl.train import train
@@ -74,7 +76,7 @@ def play(folder: Path, *words: str) -> None:
 
 def seal(folder: Path) -> None:
     """Write digests of what a test has changed in the folder of a run, as the run would have."""
-    names = ("summary.json", "metrics.csv", "users.csv", ".hydra/config.yaml", ".hydra/overrides.yaml")
+    names = ("summary.json", "metrics.csv", "users.csv", "links.csv", ".hydra/config.yaml", ".hydra/overrides.yaml")
     write_sums(folder, {name: (folder / name).read_bytes() for name in names if (folder / name).exists()})
 
 
@@ -86,7 +88,7 @@ def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Done]) -> Non
     folder, done = sweep
     assert done.returncode == 2, "as one of its jobs"
     assert done.stderr.count(",r=4: r=4") == 2
-    assert "Job 1 of 4: algorithm=mocha,r=2: test_error 0." in done.stdout
+    assert "Job 1 of 4: algorithm=mocha,r=2: test error " in done.stdout
     assert done.stdout.count("┏") == 1
     closing = done.stdout[done.stdout.index("2 runs; test error") :]
     assert "MOCHA" in closing
@@ -106,7 +108,7 @@ def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Done]
         assert line["run"] == {"local": "local", "mocha": "MOCHA"}[name]
         bits = rows["bits/relays_to_server"] + rows["bits/server_to_relays"]
         assert line["Mbit"] == pytest.approx(bits.sum() / 1e6)
-        assert line["mean"] == summary["test_error"] == rows["test_error"].iloc[-1]
+        assert line["average"] == summary["test_error"] == rows["test_error"].iloc[-1]
         assert line["worst"] == summary["test_error_worst"]
         time = summary["time"]
         assert line["total_s"] == time["total_s"] - time["warm_up_s"]
@@ -161,10 +163,11 @@ def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path)
         assert errors.shape == (3, 2), "evaluate_every=2: the first and the last of three rounds"
         worst = [json.loads((folder / "summary.json").read_text())["test_error_worst"] for folder in folders]
         mean, sd = errors[:, -1].mean(), errors[:, -1].std(ddof=1)
-        assert (table["mean"][n], table["mean_sd"][n]) == pytest.approx((mean, sd))
+        assert (table["average"][n], table["average_sd"][n]) == pytest.approx((mean, sd))
         assert (table["worst"][n], table["worst_sd"][n]) == pytest.approx((np.mean(worst), np.std(worst, ddof=1)))
         cell = f"{100 * mean:.2f} ± {100 * sd:.2f}"
-        assert f"| {line.name} | 3 | 3 | {cell} |" in markdown.replace("**", "")  # the best is in bold
+        travels = line.runs[0].summary.communicator
+        assert f"| {line.name} | {travels} | 3 | 3 | {cell} |" in markdown.replace("**", "")  # the best is in bold
         assert cell.replace("±", "$\\pm$") in latex
         by_round, bits, seconds, users = figure.axes
         curve = by_round.lines[n].get_xydata()
@@ -382,7 +385,7 @@ def test_beside_each_run_is_what_it_would_send_uncoded(tmp_path: Path, learner: 
     assert uncoded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
     if "relays" not in absent:  # without which the coded run may have empty rounds, where the uncoded one has none
         assert coded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
-    assert [line.name for line in lines] == ["coded", "uncoded"]
+    assert [line.name for line in lines] == ["sums" if learner else "coded", "uncoded"], "what travelled"
 
 
 def test_runs_of_different_measures(
@@ -403,10 +406,38 @@ def test_runs_of_different_measures(
     figure = comparison_picture(lines)
     figure.draw_without_rendering()
     label = figure.axes[0].yaxis.label
-    assert label.get_text().replace("\n", " ") == "test error, mean [%] or test error, mean (mean squared error)"
+    assert label.get_text().replace("\n", " ") == "test error, average [%] or test error, average (mean squared error)"
     assert label.get_window_extent().height < figure.bbox.height
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [text.replace("\\$", "$") for text in shown] == [*words, "the same with plain forwarding"]
+
+
+def test_lines_say_what_travels_and_at_which_rates(
+    sweep: tuple[Path, commands.Done], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No column is called as a regularizer, which could be a line."""
+    run = find_runs([sweep[0]])[1]
+    changes = [{}, {"communicator": "sums", "rates": "5 Mbit/s", "why": "sums replace coding"}]
+    runs = [replace(run, summary=run.summary.model_copy(update=each)) for each in changes]
+    table = readable(single(runs))
+    assert table["travels"].tolist() == ["coded", "sums"]
+    assert table["rates"].tolist() == ["100 Mbit/s", "5 Mbit/s"]
+    assert not {"travels", "rates"} & {*readable(single(runs[:1]))}
+    assert not {path.stem for path in (conf_dir() / "regularizer").iterdir()} & {*table, *OVER_USERS.values()}
+    assert "at 100 Mbit/s" in title(single(runs[:1]))
+
+
+def test_links_of_a_line_are_means_over_its_runs(seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = as_lines(find_runs([seeds]))[0]
+    files = [pd.read_csv(run.folder / "links.csv") for run in line.runs]
+    bits = pd.concat(files)[["payload_bits", "overhead_bits"]].sum()
+    assert line.links[["payload_bits", "overhead_bits"]].sum().tolist() == pytest.approx((bits / 3).tolist())
+    report([str(seeds), "links=2"])
+    printed = capsys.readouterr().out
+    assert "mean: the 2 busiest of " in printed
+    assert "all relays, server to relays" in printed
+    with pytest.raises(ConfigError, match="links"):
+        report([str(seeds), "links=-2"])
 
 
 def test_labels_are_what_a_paper_would_say() -> None:
@@ -440,7 +471,7 @@ def test_new_labels(seeds: Path) -> None:
         (["baseline=null", "algorithm=cocoa"], ["MOCHA", "CoCoA"]),
         (["", "algorithm=fedper,loss=squared", "algorithm=fedavg,loss=squared"], ["MOCHA", "FedPer", "FedAvg"]),
         (["+lam=0.01,logger=none", "lam=0.1"], ["λ = 0.01", "λ = 0.1"]),
-        (["", "communicator=uncoded"], ["MOCHA", "MOCHA, uncoded"]),
+        (["", "communicator=coded"], ["MOCHA", "MOCHA, sums"]),  # which is what travelled
         (["", "lam=3", "algorithm=ditto,lam=3"], ["MOCHA", "MOCHA, λ = 3", "Ditto"]),
         (["algorithm=own,algorithm.learner._target_=my.Pull", "algorithm=fedu"], ["Pull", "FedU"]),
         (["evaluate_every=2", "logger=none"], ["a", "b"]),
@@ -494,13 +525,13 @@ def test_jobs_side_by_side(tmp_path: Path) -> None:
 def test_spread_columns_and_the_best_in_bold(seeds: Path) -> None:
     runs = find_runs([seeds])
     lines = [Line("TREND", (), tuple(runs)), Line("BEST", (), (runs[0],))]
-    by_sd, by_se = (readable(lines, spread)["mean"][0].split(" ± ") for spread in ("sd", "se"))
+    by_sd, by_se = (readable(lines, spread)["average"][0].split(" ± ") for spread in ("sd", "se"))
     assert by_sd[0] == by_se[0]
     assert float(by_se[1]) == pytest.approx(float(by_sd[1]) / len(runs) ** 0.5, abs=0.01)
-    table = readable(lines, columns=["Mbit", "mean"], style="latex")
-    assert list(table) == ["Mbit", "mean"]
-    means = [float(cell.partition(" ")[0]) for cell in readable(lines)["mean"]]
-    bold = ["**" in cell for cell in readable(lines, style="markdown")["mean"]]
+    table = readable(lines, columns=["Mbit", "average"], style="latex")
+    assert list(table) == ["Mbit", "average"]
+    means = [float(cell.partition(" ")[0]) for cell in readable(lines)["average"]]
+    bold = ["**" in cell for cell in readable(lines, style="markdown")["average"]]
     assert bold == [mean == min(means) for mean in means]
     assert as_latex(table).count(r"\textbf{") == means.count(min(means))
     assert all(f"{line.name} &" in as_latex(readable(lines, style="latex")) for line in lines)

@@ -13,7 +13,7 @@ import hmtl
 from hmtl.config.build import build, compose
 from hmtl.errors import HmtlError
 from hmtl.io.files import CHECKSUM_FILE
-from hmtl.reporting.run_comparison import find_runs
+from hmtl.reporting.run_comparison import as_lines, find_runs
 from hmtl.train import train
 from hmtl.training.checkpoint import load_checkpoint
 
@@ -29,7 +29,15 @@ PRIVATE += (
     "baseline=null",
 )
 OF_A_RUN = ("models.npz", ".hydra/config.yaml")
-OF_A_REPORT = ("metrics.csv", "users.csv", "summary.json", CHECKSUM_FILE, ".hydra/config.yaml", ".hydra/overrides.yaml")
+OF_A_REPORT = (
+    "metrics.csv",
+    "users.csv",
+    "links.csv",
+    "summary.json",
+    CHECKSUM_FILE,
+    ".hydra/config.yaml",
+    ".hydra/overrides.yaml",
+)
 
 
 def flips(folder: Path, name: str, read: Callable[[], object]) -> None:
@@ -65,6 +73,8 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report(folder: Path) -> None:
     (run,) = find_runs([folder])
+    (line,) = as_lines([run])
+    assert len(line.links)
     assert len(run.rounds) == 2
     assert len(run.users) == 10
 

@@ -83,7 +83,10 @@ def test_the_first_round_beyond_the_median_of_the_others_is_the_warm_up(
 ) -> None:
     planning = SimpleNamespace(seconds=0.0, plans=1)
     topology = SimpleNamespace(K=2, H=1)
-    communicator = SimpleNamespace(topology=topology, planning=planning, setup_seconds=(1.0, 1.0), describe=dict)
+    ledger = SimpleNamespace(table=list)
+    communicator = SimpleNamespace(
+        topology=topology, planning=planning, setup_seconds=(1.0, 1.0), describe=dict, ledger=ledger
+    )
     made = summarize(SimpleNamespace(describe=dict), communicator, [row(*each) for each in rounds], [])
     time = made.to_dict()["time"]
     assert (time["warm_up_s"], time["uncoded_warm_up_s"]) == pytest.approx(left_out)

@@ -138,30 +138,19 @@ class LinkLedger:
         """
         import pandas as pd  # noqa: PLC0415, it takes long to load, and nodes write no tables
 
-        columns = ("tier", "link", "kind", "payload_bits", "overhead_bits")
-        tables = [pd.DataFrame(columns=columns)]
-        counted = {*self._setup, *self._earlier, *self._latest}
+        rows, counted = [], {*self._setup, *self._earlier, *self._latest}
         for tier, kind in sorted(counted, key=lambda key: (TIERS.index(key[0]), key[1])):
             counts = self.per_link(tier, kind=kind)
-            used = np.flatnonzero(counts.any(axis=1))
-            links = [self.links[tier][link] for link in used.tolist()]
-            rows = tier, links, kind, *counts[used].T
-            tables.append(pd.DataFrame(dict(zip(columns, rows, strict=True))))
-        return pd.concat(tables[1:] or tables, ignore_index=True)
-
-    def loads(self, V_bits: int) -> dict[str, float]:
-        """Return the measured load of each tier: payload bits per round, divided by V.
-
-        Ref: Hu et al. 2022, Definitions 3 and 4.
-        """
-        return {tier: self.bits(tier).payload / (self.rounds * V_bits or 1) for tier in TIERS}
+            used = np.flatnonzero(counts.any(axis=1)).tolist()
+            rows += [(tier, self.links[tier][link], kind, *counts[link].tolist()) for link in used]
+        return pd.DataFrame(rows, columns=["tier", "link", "kind", "payload_bits", "overhead_bits"])
 
     def state_dict(self) -> dict[str, Any]:
-        def tensors(counts: Counts) -> dict[str, torch.Tensor]:
-            return {"/".join(key): torch.from_numpy(bits.copy()) for key, bits in counts.items()}
-
         parts = {"setup": self._setup, "earlier": self._earlier, "latest": self._latest}
-        return {"rounds": self.rounds, **{name: tensors(counts) for name, counts in parts.items()}}
+        copies = (
+            {"/".join(key): torch.from_numpy(bits.copy()) for key, bits in each.items()} for each in parts.values()
+        )
+        return {"rounds": self.rounds, **dict(zip(parts, copies, strict=True))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rounds = state["rounds"]

@@ -24,6 +24,7 @@ from hmtl.communication.accounting.ledger import (
 )
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.attendance import ATTEMPT_BYTES, Attendance, Report
+from hmtl.communication.codecs.wires import name_of
 from hmtl.communication.flows.flow import Flow
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.planner import Planner
@@ -248,6 +249,7 @@ class Communicator:
             **self.transport.describe(planner),
             "aggregators": _named(self.topology.names, AggregatorSet(planner.preferred, planner.server)),
             "medium": self.network.medium,
+            "wire": name_of(recipe.wire),
             "rates": self.network.rates,
             "V_bits": self.V_bits,
             "loads": measured,
@@ -258,9 +260,8 @@ class Communicator:
             described["secure"] = recipe.secure.describe(self.contacts.K, self.contacts.at(0).G)
         if self.planning.handover_bits:
             described["handover_bits"] = self.planning.handover_bits
-        if note := "; ".join(filter(None, [self.note, described.pop("note")])):
-            described["note"] = note
-        return described
+        notes = {"why": self.note, "note": described.pop("note")}
+        return described | {name: note for name, note in notes.items() if note}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what later rounds depend on, as tensors and numbers in plain dictionaries."""

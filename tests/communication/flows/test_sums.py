@@ -131,7 +131,7 @@ def test_loads_do_not_grow_with_users(K: int, medium: str, last_hop: str, sums: 
     for round in range(2):
         communicator.round(round, users, total)
     copies, last = (1, rows) if medium == "broadcast" else (rows, K)
-    assert communicator.ledger.loads(communicator.V_bits) == pytest.approx(
+    assert communicator.describe()["loads"] == pytest.approx(
         {"users_to_relays": K, "relays_to_server": rows, "server_to_relays": copies, "relays_to_users": last}
     )
     described = communicator.describe()
@@ -170,7 +170,7 @@ def test_measured_loads_of_shares(t: Topology, rows: float, whole: int, medium: 
         communicator.round(0, users, total)
         assert total.seen[-1][1].tolist() == [ivs[0].sum(0).tolist()]
         assert all(model[:-1].tolist() == ivs[0].sum(0).tolist() for model in users.models.values())
-        loads = communicator.ledger.loads(communicator.V_bits)
+        loads = communicator.describe()["loads"]
         assert loads["relays_to_server"] == pytest.approx(load, rel=1e-2)
         assert loads["relays_to_users"] == pytest.approx(load, rel=1e-2)
         assert loads["server_to_relays"] == pytest.approx(load if medium == "unicast" else 1, rel=1e-2)
