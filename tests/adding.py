@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.codecs.few_bit_words import FewBits, FewBitTermCoder
-from hmtl.communication.meaning import Words
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.terms import Words
 from hmtl.errors import ConfigError
 from hmtl.mtl import Algorithm
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers

@@ -72,7 +72,7 @@ class MeaningForAll(RowMeaning, Protocol):
 
 
 class PlayedUsers(Protocol):
-    """The users that a host plays: the learner's own, or `hmtl.communication.meaning.TermsAtUsers` around them."""
+    """The users that a host plays: the learner's own, or `hmtl.communication.terms.TermsAtUsers` around them."""
 
     def local_update(self, round: int, idle: Ids = ...) -> tuple[Ids, HandedRows]: ...
 
@@ -93,7 +93,7 @@ class UserSide(PlayedUsers, Protocol):
 
 
 class PlayedAggregator(Protocol):
-    """The aggregator that nodes play: the learner's own, or one of `hmtl.communication.meaning` around it."""
+    """The aggregator that nodes play: the learner's own, or one of `hmtl.communication.terms` around it."""
 
     def update(self, users: Ids, ivs: Tensor) -> Tensor: ...
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication import Communicator
-from hmtl.communication.meaning import Words
+from hmtl.communication.terms import Words
 from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.row_layout import RowLayout
 from hmtl.mtl import Aggregator, Algorithm, Users

@@ -21,10 +21,10 @@ from torch import Tensor
 from hmtl.communication import SumsOfRows
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.recipe import Recipe
-from hmtl.communication.meaning import Words
 from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, SERVER, VERDICT, Message
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.terms import Words
 from hmtl.errors import ConfigError
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, Weights
 from hmtl.mtl.algorithms.mocha_aggregator import DualAggregator, DualSettings, SummedDualAggregator

@@ -1,5 +1,8 @@
 """Rows of numbers as rows of bytes, and back.
 
+Nothing is rounded to few bits here: `few_bit_blocks` does so for IVs and models, `few_bit_words` for terms of sums;
+both keep what rounding leaves over.
+
 Shapes: n users, m numbers per IV or model, e further numbers.
 """
 

@@ -24,9 +24,9 @@ from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
 from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, unknown_format
-from hmtl.communication.meaning import TermsAtAggregator
 from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, alike, by_user
 from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUsers, RowMeaning, UserSide
+from hmtl.communication.terms import TermsAtAggregator
 from hmtl.errors import CodingError, ConfigError
 from hmtl.gf256 import matmul
 from hmtl.io.arrays import NOBODY, Ids

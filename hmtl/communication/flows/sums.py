@@ -38,9 +38,9 @@ from hmtl.communication.codecs.words import PlainRows, RowFormat, SumCoder, Term
 from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Keeper, Shape
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, unknown_format
-from hmtl.communication.meaning import ModelAtAggregator, TermsAtUsers
 from hmtl.communication.messages import IVS, Message, alike, relay_number
 from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUsers, RowMeaning, UserSide
+from hmtl.communication.terms import ModelAtAggregator, TermsAtUsers
 from hmtl.errors import CodingError, ConfigError
 from hmtl.io.arrays import Ids
 from hmtl.io.row_layout import RowLayout

@@ -23,9 +23,9 @@ from hmtl.communication.accounting.network import Network
 from hmtl.communication.communicators.base import Communicator
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.recipe import Recipe
-from hmtl.communication.meaning import Words
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.sides import AggregatorSide, RowMeaning, UserSide
+from hmtl.communication.terms import Words
 from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Topology

@@ -1,8 +1,9 @@
 """What users' rows mean if a server needs only sums of them: how terms are made of rows, and models of sums.
 
 The users of a process hold a meaning, and make terms, or the aggregator does on behalf of all users; see
-`hmtl.communication.sides.RowMeaning`. K users; n of them in a process; m numbers in a row and e further ones, e′ in a
-model; q sums per number, L = q·m words in a row of terms.
+`hmtl.communication.sides.RowMeaning`. What stands in a row is said in `learner_sides` and `mocha_users`. K users; n of
+them in a process; m numbers in a row and e further ones, e′ in a model; q sums per number, L = q·m words in a row of
+terms.
 """
 
 from abc import ABC, abstractmethod

@@ -1,6 +1,7 @@
 """Aggregator side of MOCHA and CoCoA: couples the users' dual vectors, W = V A⁻¹, and learns Ω.
 
-K users, d features; with C classes, read C·d for d. See `mocha_users` for the messages.
+K users, d features; with C classes, read C·d for d. See `mocha_users` for the messages, and `coupled_steps` for
+networks, which learn Ω there.
 """
 
 import logging

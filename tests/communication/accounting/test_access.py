@@ -18,11 +18,11 @@ from hmtl.communication.accounting.access import Access, Paths
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER
 from hmtl.communication.flows.ivs import UNCODED, IVs
 from hmtl.communication.flows.sums import SumsOfRows
-from hmtl.communication.meaning import Words
 from hmtl.communication.prices import sums_or_ivs
 from hmtl.communication.prices.pricing import _DryAggregator, _DryUsers, price
 from hmtl.communication.prices.sums_or_ivs import cheapest, chosen
 from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.terms import Words
 from hmtl.errors import ConfigError
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import topologies

@@ -21,8 +21,8 @@ from hmtl.communication.flows.ivs import Coded, Forwarded, IVs, OwnModels
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.flows.recipe import Recipe, flow_of
 from hmtl.communication.flows.sums import Added, CommonRow, SumsOfRows
-from hmtl.communication.meaning import Words
 from hmtl.communication.messages import SERVER
+from hmtl.communication.terms import Words
 from hmtl.io.arrays import Ids
 from hmtl.io.row_layout import RowLayout
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers, same_bits

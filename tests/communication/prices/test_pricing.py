@@ -18,12 +18,12 @@ from hmtl.coding import MEDIA
 from hmtl.communication import TIERS, CodedHierarchical, Communicator, IVs, Network, Sums, SumsOfRows, Uncoded
 from hmtl.communication.codecs.few_bit_blocks import Blocks
 from hmtl.communication.flows.recipe import Recipe
-from hmtl.communication.meaning import Words
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
 from hmtl.communication.prices import pricing
 from hmtl.communication.prices.pricing import added_by_secure_sums, price
 from hmtl.communication.prices.sums_or_ivs import chosen
 from hmtl.communication.secure.neighbors import Secure
+from hmtl.communication.terms import Words
 from hmtl.mtl import MOCHA, SDCA, Algorithm, FedAvg, LocalSGD, Logistic, Mean, NetworkAlgorithm, Problem, mlp
 from hmtl.testing.scripted import ScriptedAggregator, ScriptedUsers, random_numbers
 from hmtl.testing.topologies import topologies
