@@ -168,9 +168,9 @@ def _reading(dataset: Dataset[Any], user: int) -> Iterator[None]:
             if not len(dataset):  # type: ignore[arg-type]  # a Dataset need not have a length
                 raise ValueError("it has no rows")
             yield
-        except (TypeError, ValueError, RuntimeError, AttributeError, DataError) as error:
+        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, DataError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise DataError(
                 f"The Dataset of user {user} cannot be read ({reason}). Give a Dataset with a length, whose items are "
-                "pairs of a tensor, or an array, and a target."
+                "pairs of a tensor, or an array, and a target, such as TensorDataset(X, y)."
             ) from error

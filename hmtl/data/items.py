@@ -101,13 +101,15 @@ def tensors_of(dataset: Dataset[Any]) -> tuple[tuple[Tensor, ...], Tensor | None
 def parted(batch: Any) -> tuple[Any, Any]:
     """Return the inputs and the targets of a batch: all entries but one, and the last one or that named in TARGETS.
 
+    A dictionary without such a name has no targets, None, as modules need none that compute their loss.
+
     Raises:
-        DataError: there are no targets.
+        DataError: a batch is neither a dictionary nor a list of several entries.
     """
     if isinstance(batch, Mapping):
-        if name := target_name(batch):
-            return {key: value for key, value in batch.items() if key != name}, batch[name]
-        raise DataError(f"A batch has no targets: name one of its entries ({', '.join(map(str, batch))}) labels.")
+        if (name := target_name(batch)) is None:
+            return batch, None
+        return {key: value for key, value in batch.items() if key != name}, batch[name]
     if not isinstance(batch, list | tuple) or len(batch) < 2:
         raise DataError("A batch has no targets. Give items that are pairs of a row and its target, or dictionaries.")
     *inputs, y = batch

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from hmtl.data import Task
 from hmtl.data.items import TARGETS, each_tensor
 from hmtl.data.tasks import SPLITS, classified
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import Loss, Squared, TorchLoss
 from hmtl.mtl.networks.calls import called, loss_of, scores_of, with_targets
 from hmtl.mtl.networks.flat import copied, seeded
@@ -36,6 +36,11 @@ def matched(
         own: a function with which the solver trains, if any.
     """
     scores, y, has_own = _tried(model, tasks[0])
+    if y is None and (loss is not None or not has_own):
+        raise DataError(
+            "Rows have no targets, and the module returns no loss of its own. Name the entry of a row that is its "
+            f"target {TARGETS[0]}."
+        )
     C = 0 if scores is None else scores.shape[1] if scores.ndim == 2 else 1
     takes_targets = isinstance(loss, TorchLoss) or (has_own and loss is None)
     values = np.unique(torch.cat([getattr(task, f"y_{split}") for task in tasks for split in SPLITS]))
@@ -96,9 +101,9 @@ def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tens
 
 
 def _has_own_loss(module: nn.Module, inputs: Any, y: Any) -> bool:
-    """Return whether a module that gets targets, in a dictionary, returns a loss."""
+    """Return whether a module that gets targets, if there are any, in a dictionary, returns a loss."""
     known = signature(module.forward).parameters.values()
-    takes = any(each.name in TARGETS or each.kind is Parameter.VAR_KEYWORD for each in known)
+    takes = y is None or any(each.name in TARGETS or each.kind is Parameter.VAR_KEYWORD for each in known)
     if not isinstance(inputs, Mapping) or not takes:
         return False
     try:

@@ -20,8 +20,11 @@ class TorchLoss(Loss):
     target, and then its loss, that of its batch if the function returns a mean. Users then train one after the other.
 
     Args:
-        function: maps predictions and targets of a batch of n rows to their mean loss, or to losses [n]; None: the
-            module gets the targets, too, and returns its loss, as the models of transformers do.
+        function: maps predictions and targets of a batch of n rows to their mean loss, or to losses [n]. A function of
+            your own gets both in the shapes that they have; one of torch gets them in the same shape where they differ
+            by a last dimension of 1. Where a row has several targets, the function gets all that the module returns,
+            otherwise its predictions. None: the module gets the targets, too, and returns its loss, as the models of
+            transformers do.
 
     Attributes:
         classes: whether rows have class numbers.
@@ -53,7 +56,10 @@ class TorchLoss(Loss):
             ConfigError: the module returns none.
         """
         if self.function is not None:
-            return self.function(*paired(scores_of(output), y))
+            function = getattr(self.function, "func", self.function)  # of a partial
+            is_own = not getattr(function, "__module__", "").startswith("torch.")
+            predictions = scores_of(output) if isinstance(y, Tensor) else output
+            return self.function(*paired(predictions, y, alike=not is_own))
         if (loss := loss_of(output)) is None:
             raise ConfigError("The module returns no loss of its own. Name one, such as loss=torch.nn.MSELoss().")
         return loss
@@ -78,16 +84,16 @@ class TorchLoss(Loss):
         return (self.scores(prediction).argmax(-1) != y).double() if self.classes else prediction[..., -1].double()
 
 
-def paired(scores: Tensor, y: Any) -> tuple[Tensor, Any]:
+def paired(scores: Any, y: Any, alike: bool = True) -> tuple[Any, Any]:
     """Return predictions and targets as a loss takes them.
 
-    A last dimension of 1 is dropped where targets do not have it. Targets get the type of the predictions if they are
-    floats, or if both have the same shape, so that a target is a number and not a class.
+    If they are to be `alike`, a last dimension of 1 is dropped that only one of both has. Targets get the type of the
+    predictions if they are floats, or if both have the same shape, so that a target is a number and not a class.
     """
     if isinstance(y, Tensor):
-        if scores.ndim == y.ndim + 1 and scores.shape[-1] == 1:
+        if alike and scores.ndim == y.ndim + 1 and scores.shape[-1] == 1:
             scores = scores.squeeze(-1)
-        elif y.ndim == scores.ndim + 1 and y.shape[-1] == 1:
+        elif alike and y.ndim == scores.ndim + 1 and y.shape[-1] == 1:
             y = y.squeeze(-1)
         if y.is_floating_point() or y.shape == scores.shape:
             y = y.to(scores.dtype)

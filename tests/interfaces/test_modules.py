@@ -6,6 +6,7 @@ One user, all rows in one minibatch: each idiom states the loss of a batch as a 
 import copy
 from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -138,6 +139,18 @@ class Attended(nn.Module):
         return {"logits": logits}
 
 
+class Coder(nn.Module):
+    """Codes rows by fewer numbers, and returns its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Linear(6, 2), nn.Linear(2, 6)
+
+    def forward(self, x):
+        again = self.up(self.down(x))
+        return {"loss": F.mse_loss(again, x), "again": again}
+
+
 class Quantised(nn.Module):
     def __init__(self):
         super().__init__()
@@ -194,6 +207,15 @@ def of_words(p, y):
 
 def of_tags(p, y):
     return F.cross_entropy(p.transpose(1, 2), y, ignore_index=-100)
+
+
+def of_both(outputs, targets):
+    return F.cross_entropy(outputs[0], targets[0]) + F.mse_loss(outputs[1][:, 0], targets[1].float())
+
+
+def of_booleans(p, y):
+    """Fails for predictions without their last dimension."""
+    return F.binary_cross_entropy_with_logits(p[:, 0], y.float())
 
 
 def of_dicts(model, batch, own=False):
@@ -335,6 +357,24 @@ IDIOMS = {
         lambda n: Listed(n, lambda i: {"input_ids": words(n, T)[i], "attention_mask": torch.ones(T), "target": i % C}),
         lambda m, b: F.cross_entropy(m(b["input_ids"], b["attention_mask"])["logits"], b["target"]),
         {},
+    ),
+    "no targets": (
+        Coder,
+        lambda n: Listed(n, lambda i: {"x": draw(n, 6)[i]}),
+        lambda m, b: m(**b)["loss"],
+        {},
+    ),
+    "several targets": (
+        lambda: Called(lambda m, x: (m.out(x), m.level(x)), out=nn.Linear(5, C), level=nn.Linear(5, 1)),
+        lambda n: Listed(n, lambda i: (draw(n, 5)[i], (i % C, float(i)))),
+        of_many(of_both),
+        {"loss": of_both},
+    ),
+    "booleans": (
+        partial(mlp, 1),
+        lambda n: Listed(n, lambda i: (draw(n, 5)[i], i % 2 == 0)),
+        of_many(of_booleans),
+        {"loss": of_booleans},
     ),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
 }
@@ -662,6 +702,7 @@ REFUSED = {
         DataError,
         "loss=",
     ),
+    "a table": (mlp, (pd.DataFrame({"a": [0.0, 1.0]}), pd.Series([0, 1])), DataError, "TensorDataset"),
     "other rows": (partial(mlp), TensorDataset(draw(N, 7), labels(N)), ConfigError, "7"),
     "too few scores": (partial(mlp, 2), floats(5)(N), ConfigError, "2"),
     "in parallel": (lambda: nn.DataParallel(mlp()), floats(5)(N), ConfigError, "module"),
@@ -677,6 +718,18 @@ def test_what_cannot_work_is_refused_in_one_line(name):
     with pytest.raises(kind, match=named) as error:
         hmtl.Federation(make(), [data] * 5).train(1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["half", "sparse"])
+def test_terms_on_models_join_gradients_of_each_kind(kind):
+    """Ditto draws a user's model to another, by a term in numbers of the module, beside sparse gradients, too."""
+    module = Text() if kind == "sparse" else mlp().half()
+    if kind == "sparse":
+        module.embedding.sparse = True
+    data = tokens(N) if kind == "sparse" else TensorDataset(draw(N, 5).half(), labels(N))
+    models = hmtl.Federation(module, [data] * 3, algorithm="ditto").train(2)
+    assert all(w.isfinite().all() for w in models[0].state_dict().values())
+    assert not torch.equal(models[0].state_dict()[name := next(iter(module.state_dict()))], module.state_dict()[name])
 
 
 @pytest.mark.parametrize("algorithm", ["fedper", "scaffold", "fedu", "pfedme"])

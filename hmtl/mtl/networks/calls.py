@@ -34,7 +34,9 @@ def arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str
 
 
 def with_targets(module: nn.Module, inputs: Any, y: Any) -> Any:
-    """Return inputs with targets among them, for a module that computes its loss: by the name that it takes."""
+    """Return inputs with their targets, if any, for a module that computes its loss: by the name that it takes."""
+    if y is None:
+        return inputs
     if isinstance(inputs, Mapping):
         known = inspect.signature(module.forward).parameters
         return {**inputs, next((name for name in TARGETS if name in known), TARGETS[0]): y}

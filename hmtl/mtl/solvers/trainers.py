@@ -262,7 +262,7 @@ class TorchTrainer(MinibatchSolver):
                         further = [correction[name]] if correction else []
                         further += [lam * (w - anchor[name])] if anchor else []
                         for each in further:
-                            w.grad = each.to(w) if w.grad is None else w.grad + each
+                            w.grad = each.to(w) if w.grad is None else each.to(w) + w.grad  # which may be sparse
                         if not optimizer and w.grad is not None:
                             w.sub_(w.grad, alpha=rate)
                 if self.clip is not None:
