@@ -94,8 +94,9 @@ def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tens
                 return each.to(first.device, kind if narrow else each.dtype)
 
             inputs, y = each_tensor(inputs, place), each_tensor(y, lambda each: each.to(first.device))
-            scores = scores_of(called(module.eval(), inputs))
-            return scores, y, _has_own_loss(module, inputs, y)
+            has_own = _has_own_loss(module.eval(), inputs, y)
+            scores = scores_of(called(module, with_targets(module, inputs, y) if has_own else inputs))
+            return scores, y, has_own
     except Exception:  # a module may raise anything
         return None, y, False
 

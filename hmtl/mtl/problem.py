@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from hmtl.data import Task
-from hmtl.data.items import each_tensor
+from hmtl.data.items import TARGETS, each_tensor
 from hmtl.data.sparse import Features, times
 from hmtl.data.tasks import SPLITS, classified
 from hmtl.errors import ConfigError, DataError
@@ -330,18 +330,22 @@ class Problem:
                 yield (x[at], y[at]) if task.items is None else task.items.batch(x[at, 0])
 
     def example(self) -> Any:
-        """Return the inputs of two rows, on which a network is tried out.
+        """Return the inputs of two rows, on which a network is tried out, with labels if it computes its loss.
 
         If this process has no rows, these are zeros; for items, ones, which may also be lengths and masks.
         """
         if not self.tasks:
             if not self.items:
                 return self.s.new_zeros(2, self.d)
-            inputs, _ = self.everybody[0].example
-            return each_tensor(inputs, lambda each: torch.ones_like(each, device="cpu"))
-        task = self.tasks[0]
-        at = torch.tensor([0, min(1, len(task.y_train) - 1)])
-        return task.x_train[at].to(self.s) if task.items is None else task.items.batch(at)[0]
+            inputs, y = each_tensor(self.everybody[0].example, lambda each: torch.ones_like(each, device="cpu"))
+        else:
+            task = self.tasks[0]
+            at = torch.tensor([0, min(1, len(task.y_train) - 1)])
+            if task.items is None:
+                return task.x_train[at].to(self.s)
+            inputs, y = task.items.batch(at)
+        is_own = isinstance(self.loss, TorchLoss) and self.loss.function is None
+        return {**inputs, TARGETS[0]: y} if is_own and y is not None else inputs
 
     @property
     def rows(self) -> Rows:

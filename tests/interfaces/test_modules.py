@@ -481,6 +481,22 @@ def gpt():
     return transformers.GPT2LMHeadModel(config)
 
 
+def t5():
+    """A module that does not run without targets."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=WORDS,
+        d_model=8,
+        d_kv=4,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
 def lora():
     peft = pytest.importorskip("peft")
     model = bert()
@@ -529,6 +545,7 @@ HUGGING_FACE = {
     "columns": (bert, Columns, own_of, {}),
     "vit": (vit, images, own_of, {}),
     "causal": (gpt, texts, own_of, {}),
+    "from text to text": (t5, texts, own_of, {}),
     "lora": (lora, dicts, own_of, {}),
     "named loss": (
         bert,
