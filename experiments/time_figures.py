@@ -78,7 +78,7 @@ def train(cfg: DictConfig) -> Learner:
     """Train for all rounds without a network."""
     tasks, _ = build_tasks(cfg)
     algorithm = build_algorithm(cfg, build_problem(cfg, tasks))
-    update, spent = algorithm.aggregator.update, 0.0
+    update, spent, local = algorithm.aggregator.update, 0.0, list[float]()
 
     def timed(users: np.ndarray, ivs: torch.Tensor) -> torch.Tensor:
         nonlocal spent
@@ -90,13 +90,14 @@ def train(cfg: DictConfig) -> Learner:
     with patch.object(algorithm.aggregator, "update", timed):
         for round in range(cfg.rounds):
             algorithm.step(round)
+            local.append(algorithm.users.seconds)
     figures = algorithm.metrics()
     facts = {
         "lam": cfg.lam,
         "test_error": figures["test_error"],
         "relative_gap": figures["gap"] / abs(figures["primal"]),
     }
-    return Learner(algorithm, algorithm.user_seconds(cfg.rounds, cfg.K), spent / cfg.rounds, facts)
+    return Learner(algorithm, statistics.median(local), spent / cfg.rounds, facts)
 
 
 def draw(name: str, data: Mapping[str, str], points: Sequence[tuple[str, Point]], seed: int) -> list[Row]:

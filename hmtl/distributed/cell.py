@@ -99,7 +99,6 @@ class Cell:
         "settle",
         "aggregator_state",
         "figure_state",
-        "user_seconds",
         "figure_shapes",
         "learned",
         "report",
@@ -262,7 +261,8 @@ class Cell:
             (answers,) = nodes.play([played], watch)
             sent += [self._handed(message, communicator) for message in answers]
         note = {"note": notary.note} if notary else {}
-        return {"sent": sent, "facts": self._facts(node) | note, "seconds": watch.seconds}
+        times = {"seconds": watch.seconds, "local": users.seconds}
+        return {"sent": sent, "facts": self._facts(node) | note, **times}
 
     def _handed(self, message: Message, communicator: Communicator) -> Values:
         """Hand a message over, and return how long it is, and what leads to it."""
@@ -307,12 +307,12 @@ class Cell:
         """Keep the users' present models."""
         keep_models(self.training.algorithm.users)
 
-    def local(self, round: int) -> Tensor:
-        """Let users train who need nobody else, and return who did."""
+    def local(self, round: int) -> tuple[Tensor, float]:
+        """Let users train who need nobody else; return who did, and the CPU time of the slowest [s]."""
         users = self.training.algorithm.users
         active, _ = users.local_update(round)
         users.commit(active)
-        return torch.from_numpy(self._homes[self.name][active])
+        return torch.from_numpy(self._homes[self.name][active]), users.seconds
 
     def users_state(self) -> dict[str, Tensor]:
         """Return the state of this host's users."""
@@ -387,10 +387,6 @@ class Cell:
         """Return what the aggregator learned in a set-up, or of figures."""
         side: Any = self._players[name][2]
         return side.learned
-
-    def user_seconds(self, round: int) -> float:
-        """Return the CPU time of this host's slowest user [s]."""
-        return self.training.algorithm.user_seconds(round)
 
     def figure_shapes(self) -> dict[str, list[int]]:
         """Return the shapes of a user's terms of figures."""

@@ -286,10 +286,6 @@ class Controller(Engine):
         """The name of the learner's nodes, and its aggregator."""
         return self.built.communicator.name, self.built.algorithm.aggregator
 
-    def user_seconds(self, algorithm: Algorithm, round: int) -> float:
-        seconds = self.call({host: ("user_seconds", {"round": round}) for host in self.hosts})
-        return max(seconds.values(), default=0.0)
-
     def figure_shapes(self, algorithm: Algorithm) -> Shapes:
         return self.users.figure_shapes()
 

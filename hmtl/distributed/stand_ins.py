@@ -76,6 +76,7 @@ class StandIns(Nodes):
             for clock, seconds in answer["seconds"].items():
                 watch.seconds[clock] = watch.seconds.get(clock, 0.0) + seconds
             self._learn(member, answer["facts"])
+            self.controller.users.seconds = max(self.controller.users.seconds, answer["local"])
             if note := answer["facts"].get("note"):
                 self._notes[turn.node] = note
             yield [_envelope(turn.node, sent) for sent in answer["sent"]]
@@ -88,6 +89,7 @@ class StandIns(Nodes):
         if turn.action == "update":
             self._round[:] = turn.numbers[:1]
             self._notes.clear()
+            users.seconds = 0.0
             if users.sample is not None:
                 sample = torch.from_numpy(np.intersect1d(users.sample, self.controller.homes[turn.node]))
         heard: Any = turn.heard  # envelopes
@@ -185,10 +187,12 @@ class FarUsers:
     Attributes:
         kept: the best model so far, if only sums may be known.
         measured: the measures of each host's users, as last seen.
+        seconds: see `Users`.
     """
 
     def __init__(self, algorithm: Algorithm, controller: Any) -> None:
         self.algorithm, self.inner, self.controller = algorithm, algorithm.users, controller
+        self.seconds = 0.0
         self.kept: Tensor | None = None
         self._saved: dict[str, dict[str, Tensor]] = {}  # the state of each host's users, as last seen
         self.measured: dict[str, dict[str, Tensor]] = {}
@@ -208,8 +212,9 @@ class FarUsers:
 
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor]:
         """Let users train who need nobody else."""
-        active = [users.numpy() for users in self._ask("local", round=round).values()]
-        return np.sort(np.concatenate([NOBODY, *active])), torch.empty(0, 0)
+        answers = self._ask("local", round=round).values()
+        self.seconds = max((seconds for _, seconds in answers), default=0.0)
+        return np.sort(np.concatenate([NOBODY, *(users.numpy() for users, _ in answers)])), torch.empty(0, 0)
 
     def commit(self, users: Ids) -> None:
         """Leave it to hosts, which have applied the updates."""

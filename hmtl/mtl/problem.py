@@ -93,12 +93,6 @@ class Rows:
         counts = tuple(self.counts[k] for k in users.tolist())
         return replace(self, counts=counts, places=self.starts[torch.from_numpy(users).to(self.y.device)])
 
-    def of(self, user: int) -> "Rows":
-        """Return the rows of one user (K = 1), as views unless they are sparse."""
-        n, first = self.counts[user], int(self.starts[user])
-        own = slice(first, first + n)
-        return Rows(self.X[own], self.y[own], self.square_norms[own], (n,), self.s[own])
-
 
 class Problem:
     """P(W) = Σ_k s_k Σ_j ω_kj ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, as in the paper).

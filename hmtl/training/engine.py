@@ -81,10 +81,6 @@ class Engine:
         """Return what is trained, on a network of H relays and of K users; None: as many as are loaded."""
         return build(load(None), InProcess)
 
-    def user_seconds(self, algorithm: Algorithm, round: int) -> float:
-        """Return the CPU time of the slowest user's local update [s]."""
-        return algorithm.user_seconds(round)
-
     def gather(self) -> None:
         """Bring the state of aggregators elsewhere here."""
 

@@ -145,11 +145,10 @@ class Trainer:
         remove_results(self.settings.folder, resumed=checkpoint is not None)
         for row in self.history:
             self._log(row)
-        user_seconds = self.engine.user_seconds(self.algorithm, len(self.history))
         with catch_signals() as self._caught:
             while not self.state:
                 try:
-                    self._play(user_seconds)
+                    self._play()
                     self._count_late(wait=True)
                     self.state = self._save()
                 except StateLost as lost:
@@ -184,12 +183,12 @@ class Trainer:
         users = user_rows(self.algorithm, measured)
         return summarize(self.algorithm, self.communicator, self.history, users, self.best, **settings)
 
-    def _play(self, user_seconds: float) -> None:
+    def _play(self) -> None:
         """Play the remaining rounds."""
         while self._continues():
             if len(self.history) > self._saved and len(self.history) % self.settings.checkpoint_every == 0:
                 self._save()
-            row = self._round(len(self.history), user_seconds)
+            row = self._round(len(self.history))
             self.history.append(row)
             self._log(row)
 
@@ -284,7 +283,7 @@ class Trainer:
         log.warning("round %d is the last: another would exceed privacy.epsilon", len(self.history))
         return True
 
-    def _round(self, number: int, user_seconds: float) -> Measurements:
+    def _round(self, number: int) -> Measurements:
         """Play a round and return its row."""
         algorithm, communicator, K = self.algorithm, self.communicator, self.communicator.topology.K
         absent = algorithm.participation.absent_relays(algorithm.seed, number, communicator.topology.H)
@@ -306,7 +305,7 @@ class Trainer:
             measured = algorithm.users.measure()
             figures = algorithm.figures(measured, algorithm.users.blocks())
             self._latest_figures = {key: each for key, each in measured.items() if key.startswith(("train_", "test_"))}
-        row = measure_round(number, communicator, outcome, user_seconds, figures)
+        row = measure_round(number, communicator, outcome, algorithm.users.seconds, figures)
         if self.accountant:
             self.accountant.record(outcome.users)
             row |= self.accountant.spent()

@@ -258,11 +258,11 @@ def test_a_stopped_sweep_goes_on_when_the_same_command_is_given_again(
     """It is stopped in the fourth round of its third job; its table is then that of an undisturbed sweep."""
     played, play_round = list[Path](), Trainer._round
 
-    def stop(trainer: Trainer, number: int, user_seconds: float) -> dict[str, float]:
+    def stop(trainer: Trainer, number: int) -> dict[str, float]:
         played.append(trainer.settings.folder)
         if len(played) == 2 * 6 + 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return play_round(trainer, number, user_seconds)
+        return play_round(trainer, number)
 
     def sweep(*words: str) -> tuple[int, str]:
         played.clear()

@@ -143,7 +143,7 @@ def test_hosts_tell_sums_and_means_and_gap_are_the_usual_ones(
     for host in ours.cells.hosts:
         told = ours.cells.told[host]
         assert {call for call, _ in told} <= {
-            *("load", "build", "report", "nodes", "play", "figure_shapes", "user_seconds", "node_state"),
+            *("load", "build", "report", "nodes", "play", "figure_shapes", "node_state"),
             *("save_users", "keep", "save_models"),
         }
         for call, answer in told:

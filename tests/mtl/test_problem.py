@@ -71,17 +71,6 @@ def test_rows_are_in_memory_once(dtype):
         assert all(task.x_train.data_ptr() == own.data_ptr() for task, own in zip(tasks, rows.X[::2], strict=True))
 
 
-def test_rows_of_one_user(random_problem):
-    case = random_problem(3)
-    whole = case.problem.rows
-    for k in range(case.K):
-        rows = whole.of(k)
-        np.testing.assert_array_equal(rows.X.numpy(), case.X[k])
-        np.testing.assert_array_equal(rows.y.numpy(), case.y[k])
-        assert rows.counts == (len(case.y[k]),)
-        assert rows.X.untyped_storage().data_ptr() == whole.X.untyped_storage().data_ptr()
-
-
 def uneven(counts, dtype=torch.float64, d=50):
     """Tasks of ±1 with these numbers of rows of d features, and a few rows to test on."""
     draw = torch.Generator().manual_seed(0)

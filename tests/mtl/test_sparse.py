@@ -29,6 +29,7 @@ from hmtl.mtl import (
     TaskRelationship,
     mlp,
 )
+from hmtl.mtl.problem import Rows
 from hmtl.mtl.solvers.sdca import DualSubproblem
 
 
@@ -88,7 +89,9 @@ def test_a_pass_takes_the_same_steps(seed, loss, classes, weight, passes):
     split = [each.split(rows.counts) for each in (a * scores.y, order, results[0][0])]
     for k, (own, visits, want) in enumerate(zip(*split, strict=True)):  # each user alone
         start = DualSubproblem(own, W[k : k + 1], c[k : k + 1])
-        new, dv = solver(both[0].binary, scores.of(k), start, visits, budgets[k : k + 1])
+        at = slice(sum(rows.counts[:k]), sum(rows.counts[: k + 1]))
+        alone = Rows(scores.X[at], scores.y[at], scores.square_norms[at], rows.counts[k : k + 1], scores.s[at])
+        new, dv = solver(both[0].binary, alone, start, visits, budgets[k : k + 1])
         torch.testing.assert_close(new, want, rtol=0, atol=1e-11)
         torch.testing.assert_close(dv[0], results[0][1][k], rtol=0, atol=1e-11)
 
@@ -109,7 +112,6 @@ def test_runs_agree(seed, loss, classes, weight, learner, intercept):
             algorithm = MOCHA(problem, SDCA(2), omega_every=3, **options)
         for round in range(5):
             algorithm.step(round)
-        algorithm.user_seconds(0)
         raw = raw or [np.asarray(task.x_train.toarray()) for task in tasks]
         models = models_of(algorithm)
         scores = [models.scores(task.name, x) for task, x in zip(tasks, raw, strict=True)]

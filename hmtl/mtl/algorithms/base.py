@@ -6,9 +6,9 @@ receive. The two sides share nothing but these messages. If sums of rows are all
 what rows mean, see `Meaning`; then sums may travel in their place. K users, d features.
 """
 
-import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,6 +85,9 @@ class Users(Side):
     evaluates: bool = True
     """Whether this round will be measured; then users measure what they hold only during the round."""
 
+    seconds: float = 0.0
+    """CPU time [s] of the slowest user's local update in this round."""
+
     @abstractmethod
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:
         """Return the users who take part in a round, and their rows [n, m + e]. The update stays pending.
@@ -128,8 +131,15 @@ class Users(Side):
         """Return which rows belong to these users in a tensor of all users of their state."""
         return users
 
-    def local_work(self, round: int, user: int) -> None:
-        """Compute the local update of one user and discard it, for timing; by default, there is none."""
+    @contextmanager
+    def timed(self, budgets: Tensor) -> Iterator[None]:
+        """Time users who train meanwhile: the slowest takes the share of its steps, given the steps of each [n]."""
+        start = cpu_seconds()
+        yield
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        share = float(budgets.max() / budgets.sum()) if budgets.any() else 0.0
+        self.seconds = max(self.seconds, share * (cpu_seconds() - start))
 
 
 class Aggregator(Side):
@@ -355,26 +365,6 @@ class Algorithm(ABC):
         self.users.load_state_dict(state["users"])
         if "aggregator" in state:
             self.aggregator.load_state_dict(state["aggregator"])
-
-    def user_seconds(self, round: int, users: int = 3, repeats: int = 3) -> float:
-        """Measure the CPU time [s] of the slowest user's local update.
-
-        Users work in parallel, so a round waits for the slowest one. The `users` users with the most rows are timed one
-        by one, each as the median of `repeats` updates.
-        """
-        counts = self.problem.here
-        if not counts:
-            return 0.0
-        busiest = sorted(range(len(counts)), key=lambda k: -counts[k])[:users]
-        self.users.local_work(round, busiest[0])  # not timed: the first call also compiles and loads code
-        return max(statistics.median(self._seconds(round, user) for _ in range(repeats)) for user in busiest)
-
-    def _seconds(self, round: int, user: int) -> float:
-        start = cpu_seconds()
-        self.users.local_work(round, user)
-        if self.problem.s.is_cuda:
-            torch.cuda.synchronize()
-        return cpu_seconds() - start
 
 
 def not_bounded(name: str) -> ConfigError:

@@ -90,7 +90,7 @@ class NetworkUsers(Users):
         budgets[idle] = 0
         users = budgets.numpy().nonzero()[0]
         budgets = budgets[users]
-        self._tuned = {}
+        self._tuned, self.seconds = {}, 0.0
         if self.evaluates and self.held.keys() == {"averaged"}:
             unknown = self.problem.s.new_full((len(self.problem.users),), torch.nan)
             self._tuned = {f"tuned_test_{name}": unknown.clone() for name in self.problem.measures}
@@ -129,7 +129,8 @@ class NetworkUsers(Users):
         shared, own = self._numbers(users)
         before = {name: (rows, rows._version) for name, rows in vars(own).items()}
         training = BlockTraining(self.setting, round, users, budgets)
-        new = self._checked(self.learner.local(shared, own, training), len(users))
+        with self.timed(budgets):
+            new = self._checked(self.learner.local(shared, own, training), len(users))
         if unknown := vars(own).keys() - before.keys():
             raise ConfigError(f"{self._name}.local assigns own.{min(unknown)}. Return its first value in `personal`.")
         for name in own_names:
@@ -182,11 +183,6 @@ class NetworkUsers(Users):
         if self.coupler:
             shared[self.coupled] = rows["coupled"]
         return Numbers(**shared), Numbers(**own)
-
-    def local_work(self, round: int, user: int) -> None:
-        users = np.array([user])
-        shared, own = self._numbers(users)
-        self.learner.local(shared, own, BlockTraining(self.setting, round, users, self.usual[users]))
 
     def commit(self, users: Ids) -> None:
         for name, rows in self.held.items():

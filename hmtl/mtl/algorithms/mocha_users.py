@@ -7,7 +7,7 @@ A has changed, c_k and the product of all θ, the latter if duals are rescaled. 
 `SumsOfDuals` says what IVs mean.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.base import Users
 from hmtl.mtl.algorithms.held_rows import of_rows, with_rows
 from hmtl.mtl.algorithms.mocha_aggregator import DualCoupling, DualSettings, SumsOfDuals
-from hmtl.mtl.problem import Problem, Rows, rows_of
+from hmtl.mtl.problem import Problem, rows_of
 from hmtl.mtl.solvers.sdca import DualSolver, DualSubproblem
 from hmtl.mtl.sums import LazyRows
 from hmtl.mtl.symmetric import Symmetric
@@ -101,7 +101,9 @@ class DualUsers(Users):
         budgets[idle] = 0
         working = budgets > 0
         start = self.W + self.beta[:, None] * self.momentum if settings.accelerated else self.W
-        a, dV = self._ascend(problem.scores, self.a, start, self.curvature, order, budgets)
+        self.seconds = 0.0
+        with self.timed(budgets):
+            a, dV = self._ascend(start, order, budgets)
         waiting = self.waiting.nonzero()[:, 0].numpy()
         if len(waiting):
             at = rows_of(problem.here, waiting)
@@ -126,14 +128,13 @@ class DualUsers(Users):
         self.dV = with_rows(self.dV, users[some], sent)
         return self._overshoot(users[some], sent)[:, : self.row_layout.further]
 
-    def _ascend(
-        self, scores: Sequence[Rows], a: Tensor, W: Tensor, curvature: Tensor, order: Tensor, budgets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the new duals and Δv; each score of a model has a subproblem of its own."""
-        C, loss = len(scores), self.problem.binary
+    def _ascend(self, W: Tensor, order: Tensor, budgets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the new duals and Δv, from models W; each score of a model has a subproblem of its own."""
+        scores, loss = self.problem.scores, self.problem.binary
+        C = len(scores)
         passes = [
-            self.solver(loss, rows, DualSubproblem(a_c, W_c, curvature), order, budgets)
-            for rows, a_c, W_c in zip(scores, a.unbind(1), W.chunk(C, 1), strict=True)
+            self.solver(loss, rows, DualSubproblem(a_c, W_c, self.curvature), order, budgets)
+            for rows, a_c, W_c in zip(scores, self.a.unbind(1), W.chunk(C, 1), strict=True)
         ]
         duals, steps = zip(*passes, strict=True)
         return torch.stack(duals, 1), steps[0] if C == 1 else torch.cat(steps, 1)
@@ -208,12 +209,6 @@ class DualUsers(Users):
 
     def places(self, name: str, users: Ids) -> Ids:
         return rows_of(self.problem.counts, users) if name in ("a", "pending") else users
-
-    def local_work(self, round: int, user: int) -> None:
-        scores, one = [rows.of(user) for rows in self.problem.scores], slice(user, user + 1)
-        counts, a = scores[0].counts, self.a[rows_of(self.problem.here, np.array([user]))]
-        order = self.solver.draw(self.settings.seed, round, self.problem.users[one], counts)
-        self._ascend(scores, a, self.W[one], self.curvature[one], order, self.solver.steps(counts))
 
 
 class Changes(LazyRows):

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from hmtl.communication import CodedHierarchical, Communicator, Network, Sums, Uncoded
 from hmtl.config.build import build_algorithm, build_problem, build_tasks
 from hmtl.errors import CodingError, ConfigError, ProcessLost
+from hmtl.io.cpu_time import cpu_seconds
 from hmtl.mtl import (
     MOCHA,
     SDCA,
@@ -174,28 +175,26 @@ def test_a_round_without_users_leaves_the_users_unchanged(random_problem, learne
     assert torch.equal(algorithm.W, W)
 
 
-@every_learner
-def test_timing_one_user_leaves_no_trace(random_problem, learner: str, where: str) -> None:
-    algorithm = play(make(random_problem, learner, where=where), 0, 2)
-    algorithm.users.local_update(2)
-    state, drawn = copy.deepcopy(algorithm.state_dict()), torch.random.get_rng_state()
-    assert 0 < algorithm.user_seconds(3, users=2, repeats=2) < 1
-    assert same(algorithm.state_dict(), state)
-    assert torch.equal(drawn, torch.random.get_rng_state())
+def test_the_slowest_user_takes_its_share_of_the_steps(random_problem) -> None:
+    """Nobody is trained only to be timed, and a round without users takes no time."""
 
+    class Slow(SDCA):
+        def forward(self, loss, rows, subproblem, order, budgets):
+            calls.append(rows.counts)
+            end = cpu_seconds() + 0.2
+            while cpu_seconds() < end:
+                pass
+            return super().forward(loss, rows, subproblem, order, budgets)
 
-def test_the_users_with_most_rows_are_timed(random_problem) -> None:
-    class Diary(SDCA):
-        def forward(self, loss, rows, *work):
-            counts.append(rows.counts)
-            return super().forward(loss, rows, *work)
-
-    counts: list[tuple[int, ...]] = []
+    calls: list[tuple[int, ...]] = []
     case = random_problem(8, K=6)
-    MOCHA(case.problem, Diary()).user_seconds(0, users=2, repeats=3)
-    second, first = sorted(case.problem.counts)[-2:]
-    assert first > second
-    assert counts == [(first,)] * (1 + 3) + [(second,)] * 3
+    mocha = MOCHA(case.problem, Slow())
+    mocha.step(0)
+    share = max(case.problem.counts) / sum(case.problem.counts)
+    assert 0.2 * share <= mocha.users.seconds < 0.2
+    assert calls == [case.problem.counts]
+    mocha.users.local_update(1, idle=np.arange(6))
+    assert mocha.users.seconds == 0
 
 
 @pytest.mark.parametrize(

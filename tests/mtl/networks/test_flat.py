@@ -143,7 +143,6 @@ def test_training_leaves_the_module_as_it_was(name):
     for round in range(2):
         learner.step(round)
     learner.metrics()
-    learner.users.local_work(2, 0)  # one user alone
     after = dict(module.named_parameters(remove_duplicate=False))
     assert before.keys() == after.keys()
     assert all(after[place] is w for place, w in before.items())
