@@ -1,5 +1,6 @@
 """Federations of own modules and data: the same as a configured run, continued runs, transforms, and what travels."""
 
+import copy
 import doctest
 from functools import partial
 
@@ -15,7 +16,7 @@ from hmtl.config.targets import description
 from hmtl.data import Dirichlet, deal, from_datasets, with_validation
 from hmtl.errors import CheckpointError, ConfigError, DataError, TopologyError
 from hmtl.interfaces import federation as module
-from hmtl.mtl import FedAvgM, FedPer, FedU, Graph, LocalSGD, TorchTrainer, mlp
+from hmtl.mtl import FedAvgM, FedPer, FedU, Graph, LocalSGD, Participation, TorchTrainer, mlp
 from hmtl.reporting.run_comparison import as_lines, find_runs
 from hmtl.topology import Topology, symmetric
 
@@ -458,3 +459,27 @@ def test_a_module_that_does_not_fit_the_data(model, first, names):
         hmtl.Federation(model, data)
     assert names in str(error.value)
     assert "_partial_" not in str(error.value)
+
+
+@pytest.mark.parametrize(("algorithm", "most"), [("fedavg", 1), ("ditto", 3)])
+def test_users_who_are_alike_cost_one(algorithm, most, tmp_path):
+    """In files, and in memory until a module is read; two of 40 users have trained."""
+    data = [(TensorDataset(torch.randn(4, 30), torch.arange(4) % C),) * 2 for _ in range(40)]
+    net = nn.Sequential(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, C))
+    one = 4 * sum(w.numel() for w in net.parameters())
+    settings = {"participation": Participation(fraction=0.05), "algorithm": algorithm, "output_dir": tmp_path}
+    models = hmtl.Federation(net, data, **settings).train(rounds=1)
+    sizes = {name: (tmp_path / name).stat().st_size for name in ("models.npz", "checkpoint.pt")}
+    assert sizes["models.npz"] < most * one + 30_000
+    assert sizes["checkpoint.pt"] < one + 60_000 or most > 1
+    read = hmtl.load_run(tmp_path, net)
+    for k, name in enumerate(read.names):
+        both = read.model(name).parameters(), models[k].parameters()
+        assert all(torch.equal(*pair) for pair in zip(*both, strict=True))
+    assert len(models) == len(models[1:]) + 1 == len([*models]) == 40
+    assert models[-1] is models[39]
+    before = numbers(models[1:2])
+    with torch.no_grad():
+        next(models[0].parameters()).zero_()
+    assert torch.equal(numbers(models[1:2]), before)
+    assert type(copy.deepcopy(models)) is list

@@ -146,11 +146,11 @@ def deal(
 
 def _rows(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Tensor, Tensor]:
     """Return the rows and targets of a Dataset."""
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and (n := len(dataset)):
+        rows, targets = dataset.tensors  # not copied
+        return rows, targets.flatten() if targets.numel() == n else targets
     with _reading(dataset, user):
         n = len(dataset)  # type: ignore[arg-type]  # see `_sources`
-        if type(dataset) is TensorDataset and len(dataset.tensors) == 2:
-            rows, targets = dataset.tensors  # not copied
-            return rows, targets.flatten() if targets.numel() == n else targets
         x, y = torch.empty(0), list[Tensor]()
         for at, (rows, targets) in enumerate(DataLoader(dataset, READ_CHUNK_ROWS)):
             x = x if at else rows.new_empty(n, *rows.shape[1:])  # whole at once, not twice when parts are joined

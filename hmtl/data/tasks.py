@@ -224,7 +224,8 @@ class Task:
                 continue
             for name, rows in ((f"x_{part}", x), (f"y_{part}", y[:, None])):
                 values = stored(rows)
-                largest = float(torch.maximum(-values.amin(), values.amax())) if values.numel() else 0.0
+                low, high = torch.aminmax(values) if values.numel() else (0.0, 0.0)
+                largest = max(-float(low), float(high))
                 if not largest < math.inf:  # or NaN, which both ends then are
                     bad = ~finite(rows)
                     first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
@@ -244,7 +245,7 @@ class Task:
                 yield f"x_train has {d} columns, x_{part} {other}. Give both the same columns."
         for part in SPLITS:
             y = getattr(self, f"y_{part}")
-            if self.classes is not None and (bad := (y < 0) | (y >= self.classes) | (y != y.floor())).any():
+            if self.classes is not None and len(y) and (bad := (y < 0) | (y >= self.classes) | (y != y.floor())).any():
                 first = int(bad.nonzero()[0])
                 yield (
                     f"y_{part} is {y[first]:g} in row {first} (from 0), which is not one of {self.classes} classes. "

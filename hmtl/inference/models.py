@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from hmtl.mtl.networks.flat import FlatModel, MakeModel, loaded, maker_of
 from hmtl.mtl.symmetric import LowRank, Symmetric
 
 OMEGA = "Omega."  # before the names of the parts of Ω in a file
+BY_USER = "W", "mean", "scale"  # arrays with a row for each user; a file has the distinct rows
+ROWS = "_rows"  # after their names: which row is that of each user [K]
 
 
 class UserModel(nn.Module):
@@ -198,10 +201,12 @@ class Models:
         return predicted
 
     def save(self, path: Path) -> None:
-        """Write the npz file that `load_models` reads. The maker, which is code, is not saved."""
+        """Write the npz file that `load_models` reads: without the maker, which is code, and each distinct row once."""
         arrays = {
             each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("maker", "relationship")
         }
+        for name in BY_USER:
+            arrays[name], arrays[name + ROWS] = _distinct(arrays[name])
         arrays |= {OMEGA + name: part for name, part in self.relationship.items()}
         arrays["table"] = self.table.to_json() if self.table else ""
         with replacing(path) as file:
@@ -222,6 +227,9 @@ def load_models(file: Path, maker: nn.Module | MakeModel | None, find_maker: Cal
         saved: dict[str, Any] = dict(load_arrays(file))
         saved["network"] = str(saved["network"])
         is_network = bool(saved["network"])
+        for name in BY_USER:
+            each, rows = saved[name], saved.pop(name + ROWS)
+            saved[name] = np.broadcast_to(each, (len(rows), *each.shape[1:])) if len(each) == 1 else each[rows]
         for name in ("names", "shape", "columns"):
             saved[name] = tuple(saved[name].tolist())
         saved |= {"intercept": bool(saved["intercept"]), "seed": int(saved["seed"])}
@@ -231,7 +239,7 @@ def load_models(file: Path, maker: nn.Module | MakeModel | None, find_maker: Cal
         saved["relationship"] = {name.removeprefix(OMEGA): part for name, part in parts.items()}
         models = Models(**saved, table=TableFeatures.from_json(text) if text else None)
         _check(models, is_network)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{file} does not hold the models of a run ({error}). Give the folder of a finished run."
         ) from error
@@ -250,7 +258,7 @@ def _check(models: Models, is_network: bool) -> None:
         array = getattr(models, name)
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, not {shape}")
-        if not np.isfinite(array).all():
+        if not np.isfinite(array if array.strides[0] else array[:1]).all():
             raise ValueError(f"{name} is not finite")
     if models.table and models.shape != (len(models.table.names),):
         raise ValueError(f"the table has {len(models.table.names)} features, not {list(models.shape)}")
@@ -303,7 +311,17 @@ def models_of(
 
 
 def _stacked(rows: list[Tensor]) -> NDArray[np.float64]:
-    """Return rows [K, d] as an array, of which all are one in memory if they are the same tensor."""
-    if all(row is rows[0] for row in rows):
+    """Return rows [K, d] as an array, of which all are one in memory if they are equal."""
+    if all(torch.equal(row, rows[0]) for row in rows):
         return np.broadcast_to(rows[0].numpy(), (len(rows), len(rows[0])))
     return np.stack([row.numpy() for row in rows])
+
+
+def _distinct(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the rows that differ, and the number of each user's row among them [K]."""
+    if len(rows) and not rows.strides[0]:
+        return rows[:1], np.zeros(len(rows), dtype=np.int64)
+    number = dict[bytes, int]()
+    own = np.array([number.setdefault(sha256(row.tobytes()).digest(), len(number)) for row in rows], dtype=np.int64)
+    _, first = np.unique(own, return_index=True)
+    return rows if len(first) == len(rows) else rows[first], own

@@ -6,11 +6,11 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -140,8 +140,8 @@ class Federation:
         self._run, self._failed = build(self._cfg), False
         self.algorithm, self.communicator = self._run.algorithm, self._run.communicator
 
-    def train(self, rounds: int | None = None) -> list[nn.Module]:
-        """Train for further rounds, with a progress bar on a terminal, and return each user's module.
+    def train(self, rounds: int | None = None) -> Sequence[nn.Module]:
+        """Train for further rounds, with a progress bar on a terminal, and return each user's module, see `models`.
 
         Args:
             rounds: how many; None: until there are as many in total as the setting `rounds` says.
@@ -202,18 +202,20 @@ class Federation:
         return write_report([self.output_dir], **settings)
 
     @property
-    def models(self) -> list[nn.Module]:
+    def models(self) -> Sequence[nn.Module]:
         """A new module for each user, in evaluation mode: of the best round by validation rows, if there are any.
 
-        A linear model is a `hmtl.inference.models.UserModel`, which maps rows [n, d] to [n] or, for C classes, [n, C].
+        Each is made when it is first read. A linear model is a `hmtl.inference.models.UserModel`, which maps rows
+        [n, d] to [n] or, for C classes, [n, C].
         """
         state = self._state or {"algorithm": self.algorithm.state_dict()}
         W = self._run.engine.models(self.algorithm, state)
         assert W is not None  # all users are in this process
         if isinstance(self.algorithm, NetworkAlgorithm):
-            return [self.algorithm.model.holding(w).eval() for w in W.T]
+            model, numbers = self.algorithm.model, W.T
+            return UserModules(len(numbers), lambda k: model.holding(numbers[k]).eval())
         models = models_of(self.algorithm, W)
-        return [models.model(name) for name in models.names]
+        return UserModules(len(models.names), lambda k: models.model(models.names[k]))
 
     @property
     def ledger(self) -> LinkLedger:
@@ -231,6 +233,32 @@ class Federation:
             error = error_in_words(done.figures, done.error_measure)
             lines["trained"] = f"{done.rounds} rounds: {error}, {done.figures['bits_total']:,} bits over all links"
         return "\n".join(["Federation", *(f"  {name:9}{line}" for name, line in lines.items())])
+
+
+class UserModules(Sequence[nn.Module]):
+    """The modules of K users, each of which is made when it is first read; copies and pickles are lists.
+
+    Args:
+        K: number of users.
+        make: returns the module of a user, given its number.
+    """
+
+    def __init__(self, K: int, make: Callable[[int], nn.Module]) -> None:
+        self._users, self._made = range(K), cache(make)
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    @overload
+    def __getitem__(self, at: int) -> nn.Module: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[nn.Module]: ...
+    def __getitem__(self, at: int | slice) -> nn.Module | list[nn.Module]:
+        users = self._users[at]
+        return [self._made(k) for k in users] if isinstance(users, range) else self._made(users)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
 
 
 def network(d: int, C: int, shape: tuple[int, ...], given: Callable[[], nn.Module]) -> nn.Module:

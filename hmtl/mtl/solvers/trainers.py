@@ -167,7 +167,7 @@ class TorchTrainer(MinibatchSolver):
     def check_correction(self) -> None:
         self.rate(0)
         settings = self._settings(0)
-        if not isinstance(self._make(), SGD) or settings["momentum"] or self.clip is not None:
+        if not isinstance(self._make(), SGD) or settings.get("momentum") or self.clip is not None:
             super().check_correction()
 
     def check_network(self, model: FlatModel, problem: Problem) -> None:
@@ -196,10 +196,8 @@ class TorchTrainer(MinibatchSolver):
 
     def _side_by_side(self, model: FlatModel, problem: Problem) -> bool:
         """Return whether users train side by side, and let `problem` have rows for that."""
-        given = self.optimizer
-        optimizer = given.func if isinstance(given, partial) and not given.args else given
         own, example = self.loss or self.transform or isinstance(problem.loss, TorchLoss), problem.example()
-        if own or optimizer not in SEPARABLE or not isinstance(example, Tensor):
+        if own or self._class not in SEPARABLE or not isinstance(example, Tensor):
             return False
         B = min(self.batch, max(problem.here))
         is_small = model.layers or group_size(model, B * example[0].numel(), model.start) >= MIN_GROUP
@@ -219,7 +217,7 @@ class TorchTrainer(MinibatchSolver):
             optimizer.param_groups[0].update(settings)
             return optimizer
 
-        how = None if plain and type(self._make()) is SGD else make
+        how = None if plain and (self._class is SGD or type(self._make()) is SGD) else make
         is_wrong = settings.get("fused") and subproblem.trained is not None  # torch's fused steps on parts of W are
         if model.side_by_side and not is_wrong:
             return side_by_side(loss, rows, subproblem, order, usual, budgets, StepRule(rate, how, self.clip))
@@ -293,6 +291,12 @@ class TorchTrainer(MinibatchSolver):
                 model.start.device, torch.int64 if loss.classes else model.start.dtype
             )
         return x if self.transform is None else self.transform(x), y
+
+    @property
+    def _class(self) -> Any:
+        """The optimizer's class, or the function that makes it."""
+        given = self.optimizer
+        return given.func if isinstance(given, partial) and not given.args else given
 
     def _make(self, parameters: Sequence[nn.Parameter] = ()) -> Optimizer:
         try:
