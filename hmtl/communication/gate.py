@@ -76,7 +76,7 @@ class Gate:
                     if (rows := self._rows(node, turn, kind, message)) is None:
                         continue
                     known = before.setdefault((message.sender, message.format, message.first), [])
-                    if len(np.unique(rows)) < len(rows) or np.isin(rows, known).any():
+                    if not np.diff(np.sort(rows)).all() or np.isin(rows, known).any():
                         raise CodingError("it has rows that arrived before")
                     known += rows.tolist()
                     taken.append(message)
@@ -137,5 +137,5 @@ class Gate:
             return None
         heard = np.flatnonzero(node.planner.topology.G[relay_number(message.sender)])
         if node.members is not None:
-            return np.intersect1d(heard, node.members)
+            return heard[np.isin(heard, node.members)]
         return None if message.kind in (MODELS, SHARES) else heard

@@ -189,8 +189,7 @@ class Task:
         """The scaling that was fitted; the identity if the task was not preprocessed."""
         if self.prepared:
             return self.prepared.scaling
-        zeros = torch.zeros(self.x_train.shape[1:], dtype=torch.float64)
-        return Scaling(zeros, torch.ones_like(zeros))
+        return _identity(tuple(self.x_train.shape[1:]))
 
     @property
     def flat(self) -> "Task":
@@ -256,6 +255,13 @@ class Task:
 def _are_numbers(targets: Any) -> bool:
     """Return whether the targets of two rows are two numbers."""
     return isinstance(targets, Tensor) and targets.ndim > 0 and targets.numel() == len(targets)
+
+
+@cache
+def _identity(shape: tuple[int, ...]) -> Scaling:
+    """Return the scaling that changes nothing; tasks share it."""
+    zeros = torch.zeros(shape, dtype=torch.float64)
+    return Scaling(zeros, torch.ones_like(zeros))
 
 
 @cache

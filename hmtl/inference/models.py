@@ -311,8 +311,8 @@ def models_of(
 
 
 def _stacked(rows: list[Tensor]) -> NDArray[np.float64]:
-    """Return rows [K, d] as an array, of which all are one in memory if they are equal."""
-    if all(torch.equal(row, rows[0]) for row in rows):
+    """Return rows [K, d] as an array, of which all are one in memory if they are the same tensor."""
+    if all(row is rows[0] for row in rows):
         return np.broadcast_to(rows[0].numpy(), (len(rows), len(rows[0])))
     return np.stack([row.numpy() for row in rows])
 

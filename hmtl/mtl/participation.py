@@ -128,7 +128,7 @@ class Participation:
         shares = rng.uniform(self.low, self.high, K) * (1.0 if self.speeds is None else np.asarray(self.speeds))
         shares[rng.random(K) < self.dropout] = 0
         sample = self.sample(seed, round, K) if sample is None else sample
-        shares[np.setdiff1d(np.arange(K), sample)] = 0
+        shares[~np.isin(np.arange(K), sample)] = 0
         shares[[user for when, user in self._users if when == round]] = 0
         return torch.from_numpy(shares)
 

@@ -285,20 +285,18 @@ class Problem:
         joined: Tensor = own[0].as_strided((sum(self.here), self.d), (self.d, 1))
         return joined
 
-    def datasets(self, dtype: torch.dtype, shape: Sequence[int]) -> tuple[Dataset[Any], ...]:
-        """Return each user's training rows as a torch Dataset: `Items`, the user's own, or rows of a shape and targets.
+    def dataset(self, user: int, dtype: torch.dtype, shape: Sequence[int]) -> Dataset[Any]:
+        """Return the training rows of one of this process's users as a torch Dataset.
 
-        Classes are int64; all other numbers have the given type.
+        It is `Items`, the user's own, or rows of a shape and targets: classes as int64, other numbers of the type.
         """
-        if self.items:
-            return tuple(task.items.of(task.x_train[:, 0]) for task in self.tasks if task.items)
-        rows = self.rows_in(dtype)
-        y = rows.y.long() if self.loss.classes else rows.y
-        own = (torch.split(each, list(self.here)) for each in (rows.X.view(-1, *shape), y))
-        return tuple(
-            TensorDataset(*pair) if task.dataset is None else task.dataset
-            for task, *pair in zip(self.tasks, *own, strict=True)
-        )
+        task, rows = self.tasks[user], self.rows_in(dtype)
+        own: Dataset[Any] | None = task.dataset if task.items is None else task.items.of(task.x_train[:, 0])
+        if own is not None:
+            return own
+        first, n = int(rows.starts[user]), self.here[user]
+        y = rows.y[first : first + n]
+        return TensorDataset(rows.X[first : first + n].view(-1, *shape), y.long() if self.loss.classes else y)
 
     def stack(self, dtype: torch.dtype) -> bool:
         """Let `rows_in` have all training rows as vectors in their own type, and return whether this can be done.

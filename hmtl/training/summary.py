@@ -231,10 +231,10 @@ def user_rows(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[User
     """Return the rows of all users, and the measures among what `Users.measure` returned, if there are any."""
     problem = algorithm.problem
     columns = [f"{split}_{measure}" for measure in problem.measures for split in ("train", "test")]
-    columns = [column for column in columns if column in measured]
+    values: dict[str, list[float]] = {column: measured[column].tolist() for column in columns if column in measured}
 
     def value(column: str, k: int) -> float | None:
-        number = float(measured[column][k]) if k < len(measured[column]) else math.nan  # only hosts measure their users
+        number = values[column][k] if k < len(values[column]) else math.nan  # only hosts measure their users
         return None if math.isnan(number) else number
 
     return [
@@ -242,7 +242,7 @@ def user_rows(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[User
             "user": task.name,
             "train_rows": len(task.y_train),
             "test_rows": len(task.y_test),
-            **{column: value(column, k) for column in columns},
+            **{column: value(column, k) for column in values},
         }
         for k, task in enumerate(problem.everybody)
     ]

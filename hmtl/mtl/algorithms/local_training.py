@@ -5,9 +5,7 @@ m numbers of a network (parameters, and buffers that training changes), b users 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,23 +36,22 @@ class Setting:
     participation: Participation
     privacy: Privacy | None = None
 
-    @cached_property
-    def data(self) -> tuple[Any, ...]:
-        """The training rows of each user as a torch Dataset."""
-        return self.problem.datasets(self.model.start.dtype, self.model.shape)
-
     @torch.no_grad()
     def predictions(self, split: str, users: Ids, models: Tensor) -> Tensor:
         """Return the predictions [N] or, with several outputs, [N, C] on users' rows of a split, of models [b, m]."""
         self.model.module.eval()
         if self.problem.items or isinstance(self.problem.loss, TorchLoss):
             return self._predictions_of_batches(split, users, models)
+        shared = len(users) > 1 and models.stride(0) == 0
         if split == "train":
             rows = self.problem.rows_in(self.model.start.dtype)
-            x = [rows.X[i : i + n] for i, n in zip(rows.starts[users].tolist(), rows.n[users].tolist(), strict=True)]
+            x = [rows.X]
+            if not shared or len(users) < len(rows.counts):
+                x = [
+                    rows.X[i : i + n] for i, n in zip(rows.starts[users].tolist(), rows.n[users].tolist(), strict=True)
+                ]
         else:
             x = [getattr(self.problem.tasks[k], f"x_{split}") for k in users]
-        shared = len(users) > 1 and models.stride(0) == 0
         predictions = [self._no_predictions]
         for w, own in [(models[0], x)] if shared else zip(models, ([each] for each in x), strict=True):
             one = copies(self.model, w[None])
@@ -141,7 +138,7 @@ class BlockTraining:
             ids,
             self.round,
             stream,
-            [setting.data[k] for k in self.users],
+            [setting.problem.dataset(k, w.dtype, setting.model.shape) for k in self.users.tolist()],
             anchor,
             correction,
             only,
@@ -153,7 +150,8 @@ class BlockTraining:
 def batches(x: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield the rows of all these tensors, about ROWS_AT_ONCE at a time."""
     few, n = list[Tensor](), 0
-    for part in chain.from_iterable(torch.split(each, ROWS_AT_ONCE) for each in x):
+    parts = (torch.split(each, ROWS_AT_ONCE) if len(each) > ROWS_AT_ONCE else (each,) for each in x)
+    for part in chain.from_iterable(parts):
         if not len(part):
             continue
         if few and n + len(part) > ROWS_AT_ONCE:

@@ -180,7 +180,7 @@ class TorchTrainer(MinibatchSolver):
         at = torch.tensor([0, min(1, problem.here[0] - 1)])
         model.side_by_side = self._side_by_side(model, problem)  # stacks rows, if they are not
         X, y = problem.rows_in(like.dtype).X[at], problem.rows_in(like.dtype).y[at]
-        data = problem.datasets(like.dtype, model.shape)[0]
+        data = problem.dataset(0, like.dtype, model.shape)
         own = data.of(at) if isinstance(data, Items) else Subset(data, at.tolist())
         rows = Rows(X, y, y, (2,), ends.to(like) / 2)
         start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), [own])
