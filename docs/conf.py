@@ -1,6 +1,14 @@
 """The documentation site. Its sources are where they belong in the repository, so `make docs` builds from its root."""
 
+import itertools
+import re
 from importlib.metadata import version as version_of
+
+import yaml
+from sphinx.application import Sphinx
+
+from hmtl.config.build import conf_dir
+from hmtl.config.settings_help import settings_of
 
 project = "hmtl"
 author = copyright = "The hmtl authors"
@@ -34,3 +42,58 @@ requests = "set_fit_request, set_predict_request, set_score_request, set_decisio
 requests += ", set_predict_proba_request"  # which scikit-learn adds to estimators
 autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": requests}
 maximum_signature_line_length = 88
+
+
+def all_settings() -> str:
+    """Return tables of all settings in `conf/`: those at the root, and group by group what each choice has."""
+    root = [*settings_of("", "config")]
+    page = ["## At the root", "", *rows({"": root})]
+    for command in ("plan", "predict"):
+        own = [setting for setting in settings_of("", command) if setting not in root]
+        page += ["", f"## `python -m hmtl.{command}`", "", *rows({"": own})]
+    defaults = yaml.safe_load((conf_dir() / "config.yaml").read_text())["defaults"]
+    for group in (key for each in defaults if isinstance(each, dict) for key in each if " " not in key):
+        choices = {file.stem: file.read_text() for file in sorted((conf_dir() / group).glob("*.yaml"))}
+        page += ["", f"## `{group}`", ""]
+        page += [f"- `{group}={choice}`: {header(text)}" for choice, text in choices.items()]
+        page += ["", *rows({choice: [*settings_of(group, choice)] for choice in choices})] * (group != "experiment")
+    return "\n".join(page)
+
+
+def header(text: str) -> str:
+    """Return the comment at the top of a file in `conf/`."""
+    lines = itertools.takewhile(
+        lambda line: line.startswith("# "), text.removeprefix("# @package _global_\n").splitlines()
+    )
+    return as_text(" ".join(line[2:] for line in lines))
+
+
+def rows(choices: dict[str, list[tuple[str, str, str]]]) -> list[str]:
+    """Return a table of the settings of some choices, in which those that are alike are one row."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for choice, settings in choices.items():
+        for setting in settings:
+            alike.setdefault(setting, []).append(choice)
+    several = len(choices) > 1
+    table = ["| setting | default | meaning |" + " of |" * several, "|---|---|---|" + "---|" * several]
+    for (name, value, comment), names in sorted(alike.items(), key=lambda each: each[0][0].endswith("_target_")):
+        shown = f"`{value}`".replace("|", "\\|") if value else ""
+        of = [", ".join(names) if len(names) < len(choices) else "all"] * several
+        if value or comment:
+            table.append(f"| {' | '.join([f'`{name}`', shown, as_text(comment), *of])} |")
+    return table
+
+
+def as_text(comment: str) -> str:
+    """Return a comment in which Markdown sees no markup."""
+    return re.sub(r"([|_*<$\[\]])", r"\\\1", comment)
+
+
+def add_settings(app: Sphinx, name: str, source: list[str]) -> None:
+    """Append the tables to their page."""
+    if name == "docs/guide/settings":
+        source[0] += all_settings()
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", add_settings)

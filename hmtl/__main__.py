@@ -5,7 +5,7 @@ import signal
 import sys
 
 import hmtl
-from hmtl.errors import handle_interrupts
+from hmtl.errors import complain, did_you_mean, handle_interrupts
 
 COMMANDS = {
     "train": "train over a two-hop network and count every bit",
@@ -38,7 +38,8 @@ def main() -> None:
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
     else:
-        print(f"error: unknown command {command!r}. Choose one of {', '.join(COMMANDS)}.", file=sys.stderr)
+        remedy = did_you_mean(command, COMMANDS, f"Choose one of {', '.join(COMMANDS)}.")
+        complain(f"{command!r} is not a command. {remedy}")
         sys.exit(2)
 
 

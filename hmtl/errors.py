@@ -7,7 +7,8 @@ traceback.
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from types import FrameType
 
 
@@ -71,6 +72,12 @@ class CheckpointError(HmtlError, ValueError):
 def few(names: Sequence[str]) -> str:
     """Return the first of many names, for a message."""
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", shown: Callable[[str], str] = str) -> str:
+    """Return a question with the known name that is nearest to `name`, as `shown`; `otherwise` if none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"Did you mean {shown(near[0])}?" if near else otherwise
 
 
 def complain(message: str) -> None:

@@ -4,11 +4,15 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from doctest import DocTestParser, DocTestRunner
 from importlib import import_module
 from pathlib import Path
+from runpy import run_path
+from typing import Any
 
 import pytest
+import yaml
 from pages import PAGES, ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -38,6 +42,41 @@ def test_speeds_in_the_readme_are_those_of_the_page() -> None:
     rows = [line for line in short.splitlines() if line.startswith("|")]
     assert len(rows) > 5
     assert set(rows) <= set((ROOT / "docs" / "speed.md").read_text().splitlines())
+
+
+def test_the_page_of_settings_has_each_setting_with_its_comment_and_default() -> None:
+    page = re.sub(r"\\(.)", r"\1", run_path(str(ROOT / "docs" / "conf.py"))["all_settings"]())
+    files = [file for file in (ROOT / "conf").rglob("*.yaml") if file.parent.name != "experiment"]
+    assert len(files) > 50
+    for file in files:
+        text = re.sub(r"^defaults:\n(  - .*\n)+", "", file.read_text().partition("\nhydra:")[0], flags=re.MULTILINE)
+        comments = re.findall(r" # +(.*)" if file.parent.name == "conf" else r"# (?!@package)(.*)", text)
+        assert [comment for comment in comments if comment.strip() not in page] == [], file
+        group = "" if file.parent.name == "conf" or "@package" in text else f"{file.parent.name}."
+        for name, value in leaves({**yaml.safe_load(text), "defaults": {}}, group):
+            if not name.endswith(("defaults", "_partial_", "_convert_")):
+                defaults = re.findall(rf"\| `{re.escape(name)}` \| `([^`]*)` \|", page)
+                assert value in [yaml.safe_load(each.replace("\\|", "|")) for each in defaults], (file, name)
+
+
+def leaves(settings: dict[str, Any], parent: str) -> Iterator[tuple[str, Any]]:
+    """Yield the names of settings and their values."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{parent}{name}.")
+        else:
+            yield f"{parent}{name}", value
+
+
+@pytest.mark.slow
+def test_tab_completes_settings_in_bash() -> None:
+    (script,) = re.findall(r"```shell\n(.*?)```", (ROOT / "docs/guide/settings.md").read_text(), re.DOTALL)
+    line = 'COMP_LINE="hmtl train algorithm=fedp" COMP_WORDS=(hmtl train algorithm=fedp)'
+    words = f'hmtl() {{ "{sys.executable}" -m hmtl "$@"; }}\n{script}\n{line}\ncomplete_hmtl hmtl algorithm=fedp train'
+    done = subprocess.run(
+        ["bash", "-c", f'{words}\necho "${{COMPREPLY[@]}}"'], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "algorithm=fedper algorithm=fedprox\n"
 
 
 @pytest.mark.slow

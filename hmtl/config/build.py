@@ -132,7 +132,7 @@ def _composed(name: str, *overrides: str) -> DictConfig:
         with _composing, hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return hydra.compose(name, list(overrides))
     except HydraException as error:
-        raise ConfigError(" ".join(re.split(r"\s+Config search path", str(error))[0].split())) from error
+        raise ConfigError(targets.of_hydra(error)) from error
 
 
 def build_topology(cfg: DictConfig) -> Topology | Moving:

@@ -9,10 +9,8 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
-import textwrap
 import time
 import traceback
 import warnings
@@ -34,6 +32,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hmtl.config.build import check, conf_dir, identity_of
+from hmtl.config.settings_help import settings_help
+from hmtl.config.targets import of_hydra
 from hmtl.errors import CheckpointError, ConfigError, HmtlError, Interrupted, complain, was_interrupted
 from hmtl.training.folder import held
 
@@ -44,7 +44,6 @@ SWEEP = "sweep.txt"
 """A sweep that has not finished, in a folder of Hydra's choice, has its command line there in this file."""
 FOLDER_NAME = re.compile(r"[\w=.,+-]{1,100}")
 """Names of jobs that can be the names of their folders."""
-YAML_SETTING = re.compile(r"^( *)(\w+): *([^#\n]*?)(?: +# +(.*))?$", re.MULTILINE)  # indentation, key, value, comment
 
 
 def main(
@@ -161,26 +160,6 @@ def exit_status(action: Callable[[], None], config_name: str, complain: Complain
     return 2
 
 
-def settings_help(_root_: DictConfig) -> str:
-    """Return the commented settings of `conf/`, group by group with the choices of each, as wide as the terminal."""
-    columns, lines, choices = shutil.get_terminal_size().columns, list[str](), dict(_root_.hydra.runtime.choices)
-    groups = {group: choices[group] for group in reversed(choices) if not group.startswith("hydra/")}
-    for group, choice in {"": _root_.hydra.job.config_name, **groups}.items():
-        if group:
-            options = ", ".join(GlobalHydra.instance().config_loader().get_group_options(group))
-            lines += ["", *textwrap.wrap(f"{group}={choice or 'null'} ({options})", columns, subsequent_indent="    ")]
-        file, path = conf_dir() / group / f"{choice}.yaml", list[str]()
-        text = file.read_text().partition("\nhydra:")[0] if file.exists() else ""
-        parent = f"{group}." if group and "@package _global_" not in text else ""
-        for indent, key, value, comment in YAML_SETTING.findall(text):
-            path[len(indent) // 2 :] = [key]
-            if comment and value and "$" not in value:
-                line = f"{parent}{'.'.join(path)}={value}".ljust(28) + f" {comment}"
-                lines.append(line if len(line) <= columns else f"{line[: columns - 4].rpartition(' ')[0]} ...")
-    lines.sort(key=lambda line: Path(sys.argv[0]).stem == "tune" and not line.startswith("tune."))
-    return "\n".join(lines).replace("$", "$$")
-
-
 def _quoted(word: str) -> str:
     """Return `key=path` as Hydra reads it if such a path exists and has `=` or `,` in it, as folders of jobs have."""
     key, _, value = word.partition("=")
@@ -197,10 +176,9 @@ def _message(error: BaseException, config_name: str) -> str | None:
     """Return the message of an error that a user can fix; None for a defect."""
     if isinstance(error, HmtlError):
         return str(error)
-    of_hydra = _raised_in_hydra(error) and not isinstance(error, OSError)  # that may be of a full disk
-    if of_hydra or isinstance(error, HydraException | OmegaConfBaseException):
-        cause = f": {error.__cause__}" if error.__cause__ else ""
-        return re.split(r"\s+full_key: |\s+Config search path", f"{error}{cause}")[0]
+    in_hydra = _raised_in_hydra(error) and not isinstance(error, OSError)  # that may be of a full disk
+    if (isinstance(error, Exception) and in_hydra) or isinstance(error, HydraException | OmegaConfBaseException):
+        return of_hydra(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in str(error)):
         return f"The memory is too small ({error}). Reduce the number of users or rows."
     if isinstance(error, OSError):

@@ -1,16 +1,18 @@
 """Parts of a run: a `_target_`, whose arguments are validated against its signature, becomes an object."""
 
-import difflib
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from hmtl.errors import ConfigError, HmtlError
+from hmtl.errors import ConfigError, HmtlError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -221,7 +223,27 @@ def no_setting(setting: str, known: Collection[str]) -> str:
     """Return the message that there is no such setting, and which one may be meant."""
     parent, _, last = setting.rpartition(".")
     beside = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
-    near = [beside[each] for each in difflib.get_close_matches(last, beside, n=1)]
-    near += [each for each in known if each.rpartition(".")[2] == last and each != setting]
-    remedy = f"Did you mean {near[0]}?" if near else "See --help for the settings."
-    return f"{setting} is not a setting. {remedy}"
+    elsewhere = [each for each in known if each.rpartition(".")[2] == last and each != setting]
+    remedy = f"Did you mean {elsewhere[0]}?" if elsewhere else "See --help for the settings."
+    return f"{setting} is not a setting. {did_you_mean(last, beside, remedy, beside.__getitem__)}"
+
+
+def of_hydra(error: Exception) -> str:
+    """Return Hydra's message in one line; for an unknown setting or choice, a message with what may be meant."""
+    cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        remedy = did_you_mean(choice, error.options, f"Choose one of {', '.join(error.options)}.")
+        return f"{group}={choice} is unknown. {remedy}"
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        key = str(cause.full_key)
+        above = key.rpartition(".")[0]
+        beside: Any = OmegaConf.to_container(cause.parent_node, resolve=False)
+        known = [*beside, *(f"{name}.{each}" for name, part in beside.items() if is_part(part) for each in part)]
+        message = no_setting(key, [f"{above}.{each}" if above else each for each in known])
+        if not above or "Did you mean" in message:  # otherwise Hydra's message, which says how a part gets an argument
+            return message
+    text = re.split(
+        r"\s+full_key: |\s+Config search path", f"{error}: {cause}" if cause not in (None, error) else str(error)
+    )[0]
+    return " ".join(text.split())

@@ -3,7 +3,6 @@
 Shapes: n rows, d columns, K tasks.
 """
 
-import difflib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from hmtl.data import arrays
 from hmtl.data.sparse import finite
-from hmtl.errors import ConfigError, DataError, few
+from hmtl.errors import ConfigError, DataError, did_you_mean, few
 
 COPY_CHUNK_ROWS = 1024  # rows that are copied together
 
@@ -211,8 +210,7 @@ def split_off(X: Any, task: str | int | None) -> tuple[Any, Any]:
     names: list[Any] = [*(arrays.all_columns(X) or range(X.shape[1] if len(X.shape) > 1 else 0))]
     at: Any = names.index(task) if isinstance(task, str) and task in names else task
     if not isinstance(at, int | np.integer) or not -len(names) <= at < len(names):
-        near = difflib.get_close_matches(str(task), [*map(str, names)], n=1)
-        remedy = f"Did you mean {near[0]!r}?" if near else f"Set task to one of {few([*map(repr, names)])}."
+        remedy = did_you_mean(str(task), map(str, names), f"Set task to one of {few([*map(repr, names)])}.", repr)
         if isinstance(task, str) and not arrays.all_columns(X):
             remedy += " In a Pipeline, steps keep the names of columns with set_output(transform='pandas')."
         raise DataError(f"X has no column {task!r} of tasks. {remedy}")

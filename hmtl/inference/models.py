@@ -3,7 +3,6 @@
 Shapes: K users, n rows, d raw features, C classes, m numbers per model.
 """
 
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -21,7 +20,7 @@ from hmtl.data import Scaling, Task
 from hmtl.data.arrays import features
 from hmtl.data.sparse import finite
 from hmtl.data.table_features import TableFeatures
-from hmtl.errors import ConfigError, DataError, few
+from hmtl.errors import ConfigError, DataError, did_you_mean, few
 from hmtl.io.files import add_digest, check_digest, replacing
 from hmtl.io.npz import load_arrays, open_file
 from hmtl.mtl import Algorithm, Dense, MixedEffects
@@ -142,8 +141,7 @@ class Models:
     def _number(self, user: str) -> int:
         """Return a user's number; raise DataError if there is no such user."""
         if user not in self.names:
-            near = difflib.get_close_matches(str(user), self.names, n=1)
-            remedy = f"Did you mean {near[0]!r}?" if near else f"Give one of {few(self.names)}."
+            remedy = did_you_mean(str(user), self.names, f"Give one of {few(self.names)}.", repr)
             raise DataError(f"There is no user {user!r} among the {len(self.names)}. {remedy}")
         return self.names.index(user)
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from hmtl.communication import LinkLedger
 from hmtl.config.build import PART_CLASSES, build, build_topology, compose, conf_dir
 from hmtl.config.schema import flat
-from hmtl.config.targets import description, given, no_setting
+from hmtl.config.targets import description, given, no_setting, of_hydra
 from hmtl.data import from_datasets
 from hmtl.data.datasets import UserData
 from hmtl.data.tasks import classified
@@ -332,7 +332,7 @@ def _configuration(
         try:
             OmegaConf.update(cfg, name, value, force_add=True)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{name}={value!r}: {str(error).splitlines()[0]}.") from error
+            raise ConfigError(f"{name}={value!r}: {of_hydra(error)}") from error
     if "topology" not in parts:
         cfg.K = len(tasks)
         try:

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS, SERVER_TO_RELAYS, USERS_TO_RELAYS
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import ConfigError, DataError, did_you_mean
 from hmtl.io.files import check_sums
 from hmtl.mtl.measures import ERROR_NAME
 from hmtl.reporting.console import MISCLASSIFIED, as_table, saved, share_saved
@@ -209,11 +208,8 @@ def find_runs(folders: Iterable[Path], measure: str | None = None) -> list[Finis
             except (OSError, ValueError) as error:
                 raise _unreadable(path, str(error)) from error
             if measure and measure not in summary.figures:
-                near = get_close_matches(measure, summary.figures, cutoff=0)
-                raise ConfigError(
-                    f"measure={measure}: {path.parent} does not have it. Choose a column of metrics.csv, such as "
-                    f"{' or '.join(near)}."
-                )
+                remedy = did_you_mean(measure, summary.figures, "Choose a column of metrics.csv.")
+                raise ConfigError(f"measure={measure}: {path.parent} does not have it. {remedy}")
             usual = "test_error" if "test_error" in summary.figures else "train_error"
             runs.setdefault(path.resolve(), FinishedRun(path.parent, summary, words, measure or usual))
     return list(runs.values())
@@ -256,7 +252,8 @@ def as_lines(runs: Sequence[FinishedRun], over_seeds: bool = True, labels: Mappi
     parts = [part if parts.count(part) == 1 else [path] for part, path in zip(parts, places, strict=True)]
     usual = dict.fromkeys([*(part for each in parts for part in each), *map(", ".join, parts)])
     if unknown := labels.keys() - usual:
-        raise ConfigError(f"labels: there is no {min(unknown)!r}. Choose from {'; '.join(usual)}.")
+        remedy = did_you_mean(min(unknown), usual, f"Choose from {'; '.join(usual)}.", repr)
+        raise ConfigError(f"labels: there is no {min(unknown)!r}. {remedy}")
     names = [", ".join(filter(None, (labels.get(part, part) for part in each))) for each in parts]
     wholes = [", ".join(each) for each in parts]
     names = [labels.get(whole, name) or whole for whole, name in zip(wholes, names, strict=True)]
@@ -370,7 +367,8 @@ def readable(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] =
         if any(cells) and not (header == "n" and set(cells) == {"1"}):
             table[header] = cells
     if unknown := [column for column in columns if column not in table]:
-        raise ConfigError(f"columns: there is no {unknown[0]!r}. Choose from {', '.join(table)}.")
+        remedy = did_you_mean(unknown[0], table, f"Choose from {', '.join(table)}.")
+        raise ConfigError(f"columns: there is no {unknown[0]!r}. {remedy}")
     return pd.DataFrame(table)[list(columns or table)]
 
 

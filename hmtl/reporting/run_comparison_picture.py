@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, did_you_mean
 from hmtl.reporting.run_comparison import Line, common_rates, falls, over_users
 from hmtl.reporting.style import COLUMN, PAGE, PRINT, Picture, curve_styles
 
@@ -42,10 +42,8 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
     """
     possible = [*AXES, *[USERS] * any(len(run.users) for line in lines for run in line.runs)]
     if unknown := [panel for panel in panels if panel not in possible]:
-        raise ConfigError(
-            f"panels={','.join(panels)}: {unknown[0]!r} is not a panel of this measure. Choose from "
-            f"{', '.join(possible)}."
-        )
+        remedy = did_you_mean(unknown[0], possible, f"Choose from {', '.join(possible)}.")
+        raise ConfigError(f"panels={','.join(panels)}: {unknown[0]!r} is not a panel of this measure. {remedy}")
     panels = panels or [panel for panel in USUAL_PANELS if panel in possible]
     columns = len(panels) if len(panels) < 4 else -(-len(panels) // 2)
     rows = -(-len(panels) // columns)

@@ -1,10 +1,12 @@
 """Parts: targets are found, arguments are validated against their signature, and the first wrong setting is named."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hmtl.config.build import compose
 from hmtl.config.targets import check, make, no_setting, parameters
 from hmtl.errors import ConfigError
 from hmtl.mtl import Hinge, Loss, SmoothHinge
@@ -113,3 +115,25 @@ def test_a_similar_setting_is_suggested() -> None:
     assert "network.medium?" in no_setting("medium", known)
     assert "solver.passes?" in no_setting("solver.pases", known)
     assert "--help" in no_setting("foo", known)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("lamb=0.1", "lam?"),
+        ("algoritm=fedavg", "algorithm?"),
+        ("algorithm=fedavgg", "fedavg?"),
+        ("solver.pases=1", "solver.passes?"),
+        ("privacy.clp=1", "privacy.clip?"),
+        ("logger.consol.label=x", "logger.console?"),
+        ("hydra.rn.dir=x", "hydra.run?"),
+    ],
+)
+def test_hydra_refuses_an_unknown_name_with_what_may_be_meant(override: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"Did you mean {meant}")):
+        compose("output_dir=.", override)
+
+
+def test_hydra_says_how_a_part_gets_an_argument() -> None:
+    with pytest.raises(ConfigError, match=r"\+solver\.momentum=0\.9"):
+        compose("output_dir=.", "algorithm=fedavg", "solver.momentum=0.9")

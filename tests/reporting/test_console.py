@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from commands import encode, here, run
 
+from hmtl.config.build import conf_dir
 from hmtl.reporting import console
 from hmtl.reporting.console import Console, as_table, progress, share_saved
 from hmtl.reporting.console_logger import ConsoleLogger
@@ -108,6 +109,11 @@ def test_help_has_a_line_for_each_setting(columns: int, monkeypatch: pytest.Monk
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = here("hmtl.train", "--help", "algorithm=fedavg").stdout.splitlines()
     assert max(map(len, lines)) <= columns
+    text = " ".join(" ".join(lines).split())
+    root = (conf_dir() / "config.yaml").read_text().partition("\nK:")[2].partition("\nhydra:")[0]
+    comments = re.findall(r"^ *(?:\w+: +[^#\s][^#]*)?# +(.*)", root, re.MULTILINE)
+    assert len(comments) > 30
+    assert [comment for comment in comments if " ".join(comment.split()) not in text] == []
     assert {"lam=0.01                     strength of the regularizer"} <= set(lines)
     assert [line for line in lines if line.startswith("algorithm.weights=rows")]
     assert [line for line in lines if line.startswith("algorithm=fedavg (apfl, cocoa, ")]

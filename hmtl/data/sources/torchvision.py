@@ -3,7 +3,6 @@
 Shapes: n images of [channels, height, width], float32, scaled from 0..255 to [0, 1].
 """
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from hmtl.data.downloads import FAILURES, cache_folder
 from hmtl.data.partitions import Dirichlet, Partition
 from hmtl.data.splitting import Splitting, Wanted
 from hmtl.data.tasks import ClassWeight, Task
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import ConfigError, DataError, did_you_mean
 from hmtl.rng import generator
 
 
@@ -83,8 +82,7 @@ def _parts(name: str, root: Path, download: bool, size: int | None, options: dic
 
     kind = getattr(datasets, name, None)
     if name not in datasets.__all__ or not inspect.isclass(kind):
-        near = difflib.get_close_matches(name, datasets.__all__, n=1)
-        remedy = f"Did you mean {near[0]}?" if near else "Choose MNIST, FashionMNIST, CIFAR10, ..."
+        remedy = did_you_mean(name, datasets.__all__, "Choose MNIST, FashionMNIST, CIFAR10, ...")
         raise ConfigError(f"torchvision has no data set {name}. {remedy}")
     parameters = inspect.signature(kind).parameters
     resize = [] if size is None else [transforms.Resize((size, size))]
