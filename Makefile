@@ -13,11 +13,13 @@ help: ## show this list
 # Each target installs what it needs and no more: .venv/train is the package alone, the others add an extra to it.
 .venv/train: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@echo "Installing hmtl and its packages into .venv, which takes about two minutes."
+	$(BIN)/python -m pip install --disable-pip-version-check --editable .
 	touch $@
 
 .venv/%: pyproject.toml | .venv/train
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@echo "Installing the packages for $* into .venv."
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
 train: .venv/train ## train on real digits over a coded network (ARGS="r=2 rounds=50" changes settings)
@@ -36,6 +38,7 @@ lint: .venv/lint ## check format, style, types and who imports whom
 	$(BIN)/lint-imports
 
 docs: .venv/docs ## build the documentation site into build/docs
+	rm -rf docs/reference/api  # is written anew
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/docs
 
 format: .venv/lint ## put the format right

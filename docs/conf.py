@@ -3,8 +3,10 @@
 import itertools
 import re
 from importlib.metadata import version as version_of
+from typing import Any
 
 import yaml
+from docutils import nodes
 from sphinx.application import Sphinx
 
 from hmtl.config.build import conf_dir
@@ -15,8 +17,8 @@ author = copyright = "The hmtl authors"
 release = version_of("hmtl")
 
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "notebooks/*.ipynb", "experiments/**.md", "*.md"]
-exclude_patterns = [".*", "README.md", "outputs", "multirun", "build", "dist", "hmtl", "tests"]
+include_patterns = ["docs/**.md", "docs/reference/api/*.rst", "notebooks/*.ipynb", "experiments/**.md", "*.md"]
+exclude_patterns = ["docs/templates", ".*", "README.md", "outputs", "multirun", "build", "dist", "hmtl", "tests"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx_copybutton"]
 extensions += ["sphinx-mathjax-offline"]  # formulas are set without a network, too
@@ -32,7 +34,7 @@ html_static_path = ["static"]
 html_css_files = ["formulas.css"]
 html_extra_path = ["start"]  # index.html, which leads to docs/
 
-autosummary_generate = False
+templates_path = ["templates"]  # of the pages in docs/reference/api, one for each class and function
 copybutton_prompt_text = r">>> |\.\.\. "  # which is not copied, nor are outputs
 copybutton_prompt_is_regexp = True
 
@@ -42,6 +44,42 @@ requests = "set_fit_request, set_predict_request, set_score_request, set_decisio
 requests += ", set_predict_proba_request"  # which scikit-learn adds to estimators
 autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": requests}
 maximum_signature_line_length = 88
+
+ELSEWHERE = {
+    "torch.Tensor": "https://docs.pytorch.org/docs/stable/tensors.html",
+    "torch.Size": "https://docs.pytorch.org/docs/stable/size.html",
+    "torch.device": "https://docs.pytorch.org/docs/stable/tensor_attributes.html",
+    "torch.dtype": "https://docs.pytorch.org/docs/stable/tensor_attributes.html",
+    "torch.Generator": "https://docs.pytorch.org/docs/stable/generated/torch.Generator.html",
+    "torch.nn.Module": "https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html",
+    "torch.optim.Optimizer": "https://docs.pytorch.org/docs/stable/optim.html",
+    "torch.utils.data.Dataset": "https://docs.pytorch.org/docs/stable/data.html",
+    "torch.utils.data.DataLoader": "https://docs.pytorch.org/docs/stable/data.html",
+    "numpy.ndarray": "https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html",
+    "numpy.random.Generator": "https://numpy.org/doc/stable/reference/random/generator.html",
+    "numpy.typing.NDArray": "https://numpy.org/doc/stable/reference/typing.html",
+    "numpy.typing.ArrayLike": "https://numpy.org/doc/stable/reference/typing.html",
+}
+"""Pages of classes in signatures, which are linked without an inventory, as a build may have no network."""
+PRIVATE = {"torch.utils.data.dataset": "torch.utils.data", "torch.utils.data.dataloader": "torch.utils.data"}
+PRIVATE |= {
+    "torch.nn.modules.module": "torch.nn",
+    "torch.optim.optimizer": "torch.optim",
+    "numpy._typing": "numpy.typing",
+}
+PRIVATE |= {"np": "numpy", "nn": "torch.nn"}
+"""Modules that signatures name, and those in which the other documentation has their classes."""
+TEX = {
+    "ᵀ": r"^{\top}",
+    "²": "^2",
+    "⁻¹": "^{-1}",
+    "½": r"\tfrac12 ",
+    "‖": r"\|",
+    "Σ_": r"\sum_",
+    "−": "-",
+    "√": r"\surd ",
+}
+"""What MathJax needs in formulas; it sets Greek letters, arrows and relations as they are."""
 
 
 def all_settings() -> str:
@@ -86,7 +124,7 @@ def rows(choices: dict[str, list[tuple[str, str, str]]]) -> list[str]:
 
 def as_text(comment: str) -> str:
     """Return a comment in which Markdown sees no markup."""
-    return re.sub(r"([|_*<$\[\]])", r"\\\1", comment)
+    return re.sub(r"([|_*<$\[\]])", r"\\1", comment)
 
 
 def add_settings(app: Sphinx, name: str, source: list[str]) -> None:
@@ -95,5 +133,26 @@ def add_settings(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] += all_settings()
 
 
+def link_elsewhere(app: Sphinx, env: Any, node: Any, text: Any) -> nodes.reference | None:
+    """Return a link to the documentation of torch or NumPy."""
+    module, _, name = node.get("reftarget", "").rpartition(".")
+    target = f"{PRIVATE.get(module, module)}.{name}"
+    return nodes.reference("", "", text, refuri=f"{ELSEWHERE[target]}#{target}") if target in ELSEWHERE else None
+
+
+def set_formulas(app: Sphinx, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Turn `$...$` in a docstring into a formula, with indices of several letters in braces."""
+
+    def formula(match: re.Match[str]) -> str:
+        tex = re.sub(r"_(\w{2,})", r"_{\1}", match[1])
+        for symbol, command in TEX.items():
+            tex = tex.replace(symbol, command)
+        return f":math:`{tex}`"
+
+    lines[:] = re.sub(r"\$([^$]+)\$", formula, "\n".join(lines)).split("\n")
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("missing-reference", link_elsewhere)
+    app.connect("autodoc-process-docstring", set_formulas)
     app.connect("source-read", add_settings)

@@ -23,8 +23,11 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     words = ["-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", "-D", "nb_execution_mode=off"]
     done = subprocess.run([sys.executable, *words, ROOT, tmp_path / "site"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    page = (tmp_path / "site" / "docs" / "reference" / "coding.html").read_text()
+    page = (tmp_path / "site" / "docs" / "reference" / "api" / "hmtl.coding.make_plan.html").read_text()
     assert 'id="hmtl.coding.make_plan"' in page
+    assert "https://docs.pytorch.org/docs/stable/tensors.html#torch.Tensor" in "".join(
+        file.read_text() for file in (tmp_path / "site" / "docs" / "reference" / "api").glob("*.html")
+    )
     for theory in (tmp_path / "site" / "docs" / "theory").glob("*.html"):  # MathJax reports no error
         assert not re.search(r"\\begin\{split\}(?:(?!\\end\{split\}).)*\\tag", theory.read_text(), re.DOTALL), theory
 
@@ -96,5 +99,7 @@ def test_each_public_class_and_function_has_its_reference(package: str) -> None:
     module = import_module(f"hmtl.{package}")
     parts = {name: getattr(module, name) for name in module.__all__}
     public = {name for name, part in parts.items() if getattr(part, "__module__", "").startswith("hmtl.")}
-    text = "".join(page.read_text() for page in REFERENCE.glob("*.md"))
-    assert public <= set(re.findall(r"^\.\. auto(?:class|function):: (\w+)$", text, re.MULTILINE))
+    lists = re.findall(
+        r"^   :nosignatures:\n\n((?:   .+\n)+)", "".join(map(Path.read_text, REFERENCE.glob("*.md"))), re.M
+    )
+    assert public <= set("".join(lists).split())

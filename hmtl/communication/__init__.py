@@ -13,7 +13,6 @@ from hmtl.communication.communicators.named import CodedHierarchical, Sums, Unco
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.links import InProcess, Links
-from hmtl.communication.round import Outcome
 
 __all__ = [
     "SETUP",
@@ -26,7 +25,6 @@ __all__ = [
     "LinkLedger",
     "Links",
     "Network",
-    "Outcome",
     "Sums",
     "SumsOfRows",
     "Uncoded",

@@ -65,7 +65,7 @@ class Preprocessing:
     y in each direction; `hmtl.train` counts them as set-up.
 
     Args:
-        intercept: append a column of ones after scaling. Its weight is regularised like the other weights.
+        intercept: append a column of ones after scaling. Its weight is regularized like the other weights.
         standardize: the scope on whose training rows each feature is scaled to mean 0 and variance 1. A feature that is
             constant there stays unchanged.
         center: the scope over whose training rows the mean of y, a number to predict, is taken and subtracted.

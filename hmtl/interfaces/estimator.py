@@ -82,7 +82,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         tolerance: Relative precision of the solution: training stops when the duality gap is at most `tolerance` times
             the primal objective, and Ω or the evidence, if learned, has settled to the same precision. Otherwise, a
             `ConvergenceWarning` is given.
-        intercept: Whether to fit an intercept, whose weight is regularised like the others.
+        intercept: Whether to fit an intercept, whose weight is regularized like the others.
         standardize: Training rows whose mean and standard deviation scale the features: "task", "all" or "none", see
             `hmtl.data.Preprocessing`.
         center: Training rows whose mean is subtracted from numbers to predict, as for `standardize`. If None, "all" for

@@ -24,7 +24,7 @@ from hmtl.mtl.learners.server_optimizers import FedAdam, FedAvgM, FedYogi
 from hmtl.mtl.losses import CrossEntropy, Hinge, Logistic, Loss, OneVsRest, SmoothHinge, Squared
 from hmtl.mtl.networks.architectures import cnn, mlp
 from hmtl.mtl.participation import Participation
-from hmtl.mtl.problem import Problem, Rows
+from hmtl.mtl.problem import Problem
 from hmtl.mtl.regularizers import Clustered, Common, Graph, Mean, Regularizer, Ridge, SharedModel, TaskRelationship
 from hmtl.mtl.solvers.base import LocalSolver
 from hmtl.mtl.solvers.sdca import SDCA
@@ -76,7 +76,6 @@ __all__ = [
     "Problem",
     "Regularizer",
     "Ridge",
-    "Rows",
     "Scaffold",
     "Section",
     "SharedModel",

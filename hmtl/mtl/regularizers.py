@@ -364,7 +364,7 @@ class Clustered(LearnedCoupling):
     """Learned clusters of users: A = λΩ, Ω = η(1 + η)(ηI + M)⁻¹ with 0 ⪯ M ⪯ I, tr M = number of clusters.
 
     M relaxes the projection onto the clusters' indicators, where R = (λ/2)(Σ_k ‖w_k − its cluster's mean‖² + η‖W‖²).
-    `update_omega` returns the Ω of the M that minimises R; M has eigenvalues clip(θ·s_i − η, 0, 1) for s = svd(W). The
+    `update_omega` returns the Ω of the M that minimizes R; M has eigenvalues clip(θ·s_i − η, 0, 1) for s = svd(W). The
     first Ω is that of M = (clusters/K)·I.
 
     Args:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmtl.communication import TIERS, Communicator, Outcome
+from hmtl.communication import TIERS, Communicator
 from hmtl.communication.accounting.ledger import Sent
+from hmtl.communication.round import Outcome
 from hmtl.io.files import as_csv, write_whole
 
 Measurements = dict[str, float]

@@ -2,10 +2,14 @@
 
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from hmtl.distributed.launching import free_port
@@ -87,9 +91,14 @@ def test_a_node_without_measurements_counts_rounds(operation: Operation, port: i
 
 
 def test_metrics_tell_whether_a_node_takes_part(operation: Operation, port: int) -> None:
+    compose = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "compose.yaml").read_text())
+    _, program, *words = compose["x-node"]["healthcheck"]["test"]
+    check = [program.replace("python", sys.executable), *(word.replace("9100", str(port)) for word in words)]
     assert scraped(port)["hmtl_takes_part"] == 0
+    assert subprocess.run(check, capture_output=True).returncode == 1
     operation.begin([], [], tuple)
     assert scraped(port)["hmtl_takes_part"] == 1
+    assert subprocess.run(check).returncode == 0
     operation.wait()
     assert scraped(port)["hmtl_takes_part"] == 0
 

@@ -31,7 +31,7 @@ class FedAvg(Learner):
 
 
 class FedProx(Learner):
-    """FedAvg whose users minimise their loss + (μ/2)‖w_k − w‖², so that they drift less in a round of many steps.
+    """FedAvg whose users minimize their loss + (μ/2)‖w_k − w‖², so that they drift less in a round of many steps.
 
     Args:
         mu: μ in [0, 2/step); larger values make local steps diverge. 0 is FedAvg, bit for bit.

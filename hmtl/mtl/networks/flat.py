@@ -42,7 +42,7 @@ class FlatModel:
 
     If training changes a buffer of a layer, as it does in BatchNorm, all floating-point buffers of this layer belong to
     w. Integers, such as `num_batches_tracked`, and frozen parameters stay as the module was made. Lazy layers are
-    initialised by the rows on which the module is tried out.
+    initialized by the rows on which the module is tried out.
 
     Args:
         make: makes the module.

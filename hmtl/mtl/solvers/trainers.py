@@ -230,12 +230,12 @@ class TorchTrainer(MinibatchSolver):
             optimizer = how(parameters) if how else None
             anchor = {} if anchors is None else model.split(anchors[k])
             correction = {} if subproblem.correction is None else model.split(subproblem.correction[k])
-            normalised = any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules())
+            normalized = any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules())
             own = order[starts[k] :][: int(budgets[k])]
             sizes, places = (own >= 0).sum(1), own.clamp_min(0).to(rows.y.device) + first_rows[k]
             y_own, s_own = rows.y[places], rows.s[places] * (rows.counts[k] / sizes[:, None].to(rows.s))
             for t, n in enumerate(sizes.tolist()):
-                if normalised and n == 1:
+                if normalized and n == 1:
                     continue
                 x, y = self._minibatch(loss, model, subproblem.data[k], own[t, :n], y_own[t, :n])
                 weights = s_own[t, :n]

@@ -11,9 +11,10 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.utils.data import TensorDataset
 
-from hmtl.mtl import CrossEntropy, Rows, TorchTrainer
+from hmtl.mtl import CrossEntropy, TorchTrainer
 from hmtl.mtl.networks.copies import trains_side_by_side
 from hmtl.mtl.networks.flat import FlatModel
+from hmtl.mtl.problem import Rows
 from hmtl.mtl.solvers.networks import NetworkSubproblem
 
 D, C, BATCH, LAM = 9, 3, 4, 0.3
