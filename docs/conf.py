@@ -24,9 +24,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx
 extensions += ["sphinx-mathjax-offline"]  # formulas are set without a network, too
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"  # in git without outputs; executed anew if they changed, or after `make clean`
-nb_execution_timeout = 120
-nb_execution_raise_on_error = True
+nb_execution_mode = "off"  # in git with the outputs of their last run
 
 html_theme = "furo"
 html_title = "hmtl"
@@ -77,7 +75,11 @@ TEX = {
     "‖": r"\|",
     "Σ_": r"\sum_",
     "−": "-",
+    "w̄": r"\bar w ",
     "√": r"\surd ",
+    "₁": "_1",
+    "₂": "_2",
+    "*(": "^*(",
 }
 """What MathJax needs in formulas; it sets Greek letters, arrows and relations as they are."""
 
@@ -124,7 +126,7 @@ def rows(choices: dict[str, list[tuple[str, str, str]]]) -> list[str]:
 
 def as_text(comment: str) -> str:
     """Return a comment in which Markdown sees no markup."""
-    return re.sub(r"([|_*<$\[\]])", r"\\1", comment)
+    return re.sub(r"([|_*<$\[\]])", r"\\\1", comment)
 
 
 def add_settings(app: Sphinx, name: str, source: list[str]) -> None:
@@ -144,7 +146,8 @@ def set_formulas(app: Sphinx, kind: str, name: str, thing: Any, options: Any, li
     """Turn `$...$` in a docstring into a formula, with indices of several letters in braces."""
 
     def formula(match: re.Match[str]) -> str:
-        tex = re.sub(r"_(\w{2,})", r"_{\1}", match[1])
+        tex = re.sub(r"\b(tr|diag|log|exp|sign)\b", r"\\operatorname{\1}", match[1])
+        tex = re.sub(r"([wλ])(\d)", r"\1_\2", re.sub(r"_(\w{2,})", r"_{\1}", tex))
         for symbol, command in TEX.items():
             tex = tex.replace(symbol, command)
         return f":math:`{tex}`"

@@ -95,7 +95,7 @@ class SmoothHinge(Hinge):
     """The hinge with its kink at margin 1 smoothed over a width δ, y = ±1.
 
     With m = y·p: ℓ = 0 for m ≥ 1, (1 − m)²/2δ for 1 − δ ≤ m ≤ 1, 1 − m − δ/2 below;
-    ℓ*(−a) = −b + δb²/2 for b = y·a in [0, 1].
+    $ℓ*(−a) = −b + δb²/2$ for b = y·a in [0, 1].
 
     Args:
         width: δ > 0.
@@ -118,7 +118,7 @@ class SmoothHinge(Hinge):
 
 
 class Squared(Loss):
-    """ℓ(p, y) = (p − y)²/2, y any number; ℓ*(−a) = a²/2 − a·y."""
+    """$ℓ(p, y) = (p − y)²/2$, y any number; $ℓ*(−a) = a²/2 − a·y$."""
 
     labels = None
     unbounded = True
@@ -167,7 +167,7 @@ class Logistic(Loss):
 
 
 class CrossEntropy(Loss):
-    """ℓ(p, y) = log Σ_c exp(p_c) − p_y, for scores p [..., C] and y [...] in 0..C−1."""
+    """$ℓ(p, y) = log Σ_c exp(p_c) − p_y$, for scores p [..., C] and y [...] in 0..C−1."""
 
     labels = None
     classes = True

@@ -95,7 +95,7 @@ class Rows:
 
 
 class Problem:
-    """P(W) = Σ_k s_k Σ_j ω_kj ℓ(w_k·x_kj, y_kj) + R(W, Ω), with s_k = 1/n_k (mean) or 1 (sum, as in the paper).
+    """$P(W) = Σ_k s_k Σ_j ω_kj ℓ(w_k·x_kj, y_kj) + R(W, Ω)$, with s_k = 1/n_k (mean) or 1 (sum, as in the paper).
 
     The weights of rows are ω_kj = 1, unless `Task.class_weight` is set. Below, s_kj is s_k ω_kj.
 

@@ -75,12 +75,12 @@ class Regularizer(nn.Module, ABC):
         """Return A, positive definite: `Dense` of a tensor [K, K], or a matrix computed from Ω."""
 
     def forward(self, W: Tensor, Omega: Symmetric) -> Tensor:
-        """Return R(W, Ω) = ½ tr(W A Wᵀ), a scalar that is differentiable in W [d, K]."""
+        """Return $R(W, Ω) = ½ tr(W A Wᵀ)$, a scalar that is differentiable in W [d, K]."""
         return self.coupling(Omega).quadratic(W.T)
 
     @torch.no_grad()
     def inverse(self, Omega: Symmetric) -> Symmetric:
-        """Return B = A⁻¹, as in R*(V) = ½ tr(V B Vᵀ) and the global update W = V B.
+        """Return B = A⁻¹, as in $R*(V) = ½ tr(V B Vᵀ)$ and the global update W = V B.
 
         Raises:
             ConfigError: A has the wrong shape, is not symmetric, or is not positive definite.
@@ -133,7 +133,7 @@ class Regularizer(nn.Module, ABC):
 
 
 class Ridge(Regularizer):
-    """A = λI: no coupling, R = (λ/2)‖W‖²."""
+    """$A = λI$: no coupling, $R = (λ/2)‖W‖²$."""
 
     def coupling(self, Omega: Symmetric) -> Symmetric:
         return Omega.identity(self.lam)
@@ -159,7 +159,7 @@ class Shrinking(Regularizer):
 
 
 class Mean(Shrinking):
-    """Models near their mean: A = 2(λ1·(I − 11ᵀ/K) + λ2·I), R = λ1 Σ_k ‖w_k − w̄‖² + λ2‖W‖².
+    """Models near their mean: $A = 2(λ1·(I − 11ᵀ/K) + λ2·I)$, $R = λ1 Σ_k ‖w_k − w̄‖² + λ2‖W‖²$.
 
     Args:
         lam: λ1.
@@ -173,7 +173,7 @@ class Mean(Shrinking):
 
 
 class SharedModel(Regularizer):
-    """One model for all users: R = (λ/2)‖w‖² if all w_k = w, infinite otherwise; B = 11ᵀ/λ.
+    """One model for all users: $R = (λ/2)‖w‖²$ if all w_k = w, infinite otherwise; $B = 11ᵀ/λ$.
 
     B is singular. `coupling` returns (λ/K)·I instead of A, which gives R for all models W = V B; σ′ is K.
 
@@ -190,9 +190,9 @@ class SharedModel(Regularizer):
 
 
 class Graph(Shrinking):
-    """Similar models for neighbours: A = η·L + λ2·I with the graph's Laplacian L = diag(Σ_l a_kl) − (a_kl).
+    """Similar models for neighbours: $A = η·L + λ2·I$ with the graph's Laplacian $L = diag(Σ_l a_kl) − (a_kl)$.
 
-    R = (η/4) Σ_kl a_kl‖w_k − w_l‖² + (λ2/2)‖W‖².
+    $R = (η/4) Σ_kl a_kl‖w_k − w_l‖² + (λ2/2)‖W‖²$.
 
     Args:
         lam: η.
@@ -276,14 +276,14 @@ class LearnedCoupling(Regularizer):
 
 
 class TaskRelationship(LearnedCoupling):
-    """Learned relationship of the tasks: A = λΩ, or A = 2(λ1·Ω + λ2·I) if λ2 is given.
+    """Learned relationship of the tasks: $A = λΩ$, or $A = 2(λ1·Ω + λ2·I)$ if λ2 is given.
 
     `update_omega` returns Ω = Σ⁻¹ for Σ = (WᵀW)^½ / tr (WᵀW)^½. With K > d, the trace is that of the d eigenvalues in
     the span of W: the K − d others, which have the lower bound, would take much of it.
 
     Args:
         lam: λ, or λ1.
-        lam2: λ2 in R = λ1 tr(WΩWᵀ) + λ2‖W‖².
+        lam2: λ2 in $R = λ1 tr(WΩWᵀ) + λ2‖W‖²$.
         floor: as in `LearnedCoupling`.
 
     Ref: Zhang and Yeung 2010; Smith et al. 2017; Hu et al. 2022, eq. (1).
@@ -308,10 +308,10 @@ class TaskRelationship(LearnedCoupling):
 
 
 class Common(TaskRelationship):
-    """A common model beside learned relations: w_k = w0 + u_k, R = (λ0/2)‖w0‖² + (λ/2) tr(U Ω Uᵀ).
+    """A common model beside learned relations: w_k = w0 + u_k, $R = (λ0/2)‖w0‖² + (λ/2) tr(U Ω Uᵀ)$.
 
     Models shrink to w0, where users with few rows learn from all others, instead of to 0. Minimising R over w0 gives
-    A = B⁻¹ with B = 11ᵀ/λ0 + Ω⁻¹/λ, and w0 = (λ/(λ0 + λ 1ᵀΩ1)) W Ω 1. Ω is that of `TaskRelationship` for U.
+    A = B⁻¹ with $B = 11ᵀ/λ0 + Ω⁻¹/λ$, and $w0 = (λ/(λ0 + λ 1ᵀΩ1)) W Ω 1$. Ω is that of `TaskRelationship` for U.
 
     Args:
         lam: λ.
@@ -361,7 +361,7 @@ class Common(TaskRelationship):
 
 
 class Clustered(LearnedCoupling):
-    """Learned clusters of users: A = λΩ, Ω = η(1 + η)(ηI + M)⁻¹ with 0 ⪯ M ⪯ I, tr M = number of clusters.
+    """Learned clusters of users: A = λΩ, $Ω = η(1 + η)(ηI + M)⁻¹$ with 0 ⪯ M ⪯ I, tr M = number of clusters.
 
     M relaxes the projection onto the clusters' indicators, where R = (λ/2)(Σ_k ‖w_k − its cluster's mean‖² + η‖W‖²).
     `update_omega` returns the Ω of the M that minimizes R; M has eigenvalues clip(θ·s_i − η, 0, 1) for s = svd(W). The

@@ -15,7 +15,7 @@ EVERYBODY = slice(None)
 
 
 class Symmetric(nn.Module, ABC):
-    """A matrix M = δI + U C Uᵀ [K, K], such as Ω, A or B = A⁻¹, float64. No method changes it.
+    """A matrix $M = δI + U C Uᵀ$ [K, K], such as Ω, A or B = A⁻¹, float64. No method changes it.
 
     All tensors are contiguous: the bits of products depend on that, and a node that was sent a state computes the same.
 

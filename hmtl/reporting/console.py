@@ -22,7 +22,7 @@ class Console(rich.console.Console):
     """Standard output or error; a closed pipe raises BrokenPipeError, which the command line handles."""
 
     def __init__(self, stderr: bool = False) -> None:
-        super().__init__(highlight=False, stderr=stderr)
+        super().__init__(highlight=False, stderr=stderr, force_jupyter=False)  # whose bars need ipywidgets
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def on_broken_pipe(self) -> NoReturn:

@@ -22,7 +22,7 @@ from hmtl.mtl.symmetric import Symmetric
 
 
 class MOCHA(Algorithm):
-    """Local dual ascent at the users, W = V A⁻¹ at the aggregator, and Ω learned every few rounds.
+    """Local dual ascent at the users, $W = V A⁻¹$ at the aggregator, and Ω learned every few rounds.
 
     Args:
         problem: data, loss and regularizer. Several classes are learned one against the rest, with IVs and models of
@@ -156,7 +156,7 @@ class MOCHA(Algorithm):
 
 
 class CoCoA(MOCHA):
-    """One model w for all users, R = (λ/2)‖w‖² instead of the regularizer of the problem: CoCoA+ or CoCoA.
+    """One model w for all users, $R = (λ/2)‖w‖²$ instead of the regularizer of the problem: CoCoA+ or CoCoA.
 
     Args:
         problem, solver: as in `MOCHA`.
@@ -192,7 +192,7 @@ class CoCoA(MOCHA):
 
 
 class Local(MOCHA):
-    """MOCHA without coupling, R = (λ/2)‖W‖² instead of the regularizer of the problem. Nothing travels.
+    """MOCHA without coupling, $R = (λ/2)‖W‖²$ instead of the regularizer of the problem. Nothing travels.
 
     Args:
         problem, solver: as in `MOCHA`.

@@ -11,7 +11,7 @@ from hmtl.mtl.learners.base import Learner, Numbers, Train
 
 
 class FedAvg(Learner):
-    """w ← Σ_k p_k w_k / Σ_k p_k over the users who took part, where user k trains w to w_k on its n_k rows.
+    """$w ← Σ_k p_k w_k / Σ_k p_k$ over the users who took part, where user k trains w to w_k on its n_k rows.
 
     Args:
         weights: p_k. `rows`: n_k; `equal`: 1; or a function that returns them [K], given n_k [K].
@@ -31,7 +31,7 @@ class FedAvg(Learner):
 
 
 class FedProx(Learner):
-    """FedAvg whose users minimize their loss + (μ/2)‖w_k − w‖², so that they drift less in a round of many steps.
+    """FedAvg whose users minimize their loss + $(μ/2)‖w_k − w‖²$, so that they drift less in a round of many steps.
 
     Args:
         mu: μ in [0, 2/step); larger values make local steps diverge. 0 is FedAvg, bit for bit.

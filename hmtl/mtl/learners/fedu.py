@@ -6,10 +6,10 @@ from hmtl.mtl.learners.base import Learner, Section
 
 
 class FedU(Learner):
-    """R_k SGD steps at user k, then w_k ← w_k − μ_t·R_k·Σ_l A_kl w_l at the aggregator, for all users at once.
+    """R_k SGD steps at user k, then $w_k ← w_k − μ_t·R_k·Σ_l A_kl w_l$ at the aggregator, for all users at once.
 
     Here w_k is the change of user k's network from its start, so that the regularizer draws no pretrained network to 0.
-    With A = ηL, the step is w_k − μ_t·R_k·η·Σ_l a_kl (w_k − w_l). Steps of both kinds weigh the same for any
+    With A = ηL, the step is $w_k − μ_t·R_k·η·Σ_l a_kl (w_k − w_l)$. Steps of both kinds weigh the same for any
     minibatches and numbers of steps, so models approach a stationary point of P as μ_t falls. If μ_t·R_k times the
     largest eigenvalue of A is at least 2, the step is taken in as many parts as stability needs.
 

@@ -15,7 +15,7 @@ class PFedMe(PersonalModels):
     """v_k ≈ argmin of user k's loss + (λ/2)‖v − w_k‖², and a shared w that moves towards all v_k.
 
     In a round, each user starts from v_k = w_k = w. R times it improves v_k by the solver's steps and then moves
-    w_k ← w_k − ηλ (w_k − v_k). It sends w_k, and w ← (1 − β) w + β · (mean of all w_k), with equal weights.
+    $w_k ← w_k − ηλ (w_k − v_k)$. It sends w_k, and w ← (1 − β) w + β · (mean of all w_k), with equal weights.
 
     The paper improves v_k, its θ_k, on one minibatch; here the steps pass over all of the user's rows, which comes
     nearer to the argmin. The paper does not say where θ_k starts; its authors' code starts at w, too.

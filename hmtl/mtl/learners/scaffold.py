@@ -9,10 +9,10 @@ from hmtl.mtl.learners.base import Learner, Numbers, Section, Train
 
 
 class Scaffold(Learner):
-    """FedAvg with control variates: user k takes steps w ← w − μ_t (∇_k − c_k + c), so that steps do not drift apart.
+    """FedAvg with control variates: user k takes steps $w ← w − μ_t (∇_k − c_k + c)$, so that steps do not drift apart.
 
     c_k is the mean gradient of user k's last round, and c the average of all c_k. Afterwards
-    c_k ← c_k − c + (w − w_k)/(μ_t T_k) for T_k steps from w to w_k (option II of the paper). c and all c_k start at 0.
+    $c_k ← c_k − c + (w − w_k)/(μ_t T_k)$ for T_k steps from w to w_k (the paper's option II). c and all c_k start at 0.
     Averages are weighted by numbers of rows, as in FedAvg; in the paper all users weigh the same. Users send twice as
     many numbers as in FedAvg. If users are absent, w is the average over the others, and c remains that over all.
 

@@ -10,7 +10,7 @@ from hmtl.mtl.learners.base import Learner, Numbers
 
 
 class FedAvgM(Learner):
-    """FedAvg with momentum at the server: v ← β v + Δ and w ← w + η v, where Δ is the mean change.
+    """FedAvg with momentum at the server: $v ← β v + Δ$ and $w ← w + η v$, where Δ is the mean change.
 
     Args:
         beta: β in [0, 1); 0 is FedAvg.
@@ -37,7 +37,7 @@ class FedAvgM(Learner):
 
 
 class FedAdam(Learner):
-    """w ← w + η u/(√v + τ), where u ← β₁ u + (1 − β₁) Δ and v ← β₂ v + (1 − β₂) Δ²; v begins as τ².
+    """$w ← w + η u/(√v + τ)$, where $u ← β₁ u + (1 − β₁) Δ$ and $v ← β₂ v + (1 − β₂) Δ²$; v begins as τ².
 
     Args:
         eta: step size η > 0 of the server.
@@ -75,7 +75,7 @@ class FedAdam(Learner):
 
 
 class FedYogi(FedAdam):
-    """FedAdam with v ← v − (1 − β₂) Δ² sign(v − Δ²), which falls more slowly.
+    """FedAdam with $v ← v − (1 − β₂) Δ² sign(v − Δ²)$, which falls more slowly.
 
     Args:
         eta, beta1, beta2, tau: as in `FedAdam`.
