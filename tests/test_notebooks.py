@@ -1,4 +1,4 @@
-"""Notebooks run from the first cell to the last, and are committed without outputs."""
+"""Notebooks run from the first cell to the last, and are committed with their outputs."""
 
 import ast
 import json
@@ -40,8 +40,12 @@ def test_runs(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_is_committed_without_outputs(path: Path) -> None:
-    for cell in cells(path, "code"):
-        assert cell["outputs"] == []
-        assert cell["execution_count"] is None
+def test_is_committed_as_it_was_run(path: Path) -> None:
+    code = cells(path, "code")
+    assert [cell["execution_count"] for cell in code] == [n + 1 for n in range(len(code))]
+    for cell in code:
+        outputs = cell["outputs"]
+        assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+        if any("image/png" in output.get("data", ()) for output in outputs):
+            assert len(cell["metadata"]["mystnb"]["image"]["alt"]) > 20
     assert "Exercises" in "".join(cells(path, "markdown")[-1]["source"])

@@ -1,6 +1,7 @@
 """The console: tables whose numbers are never wrapped, and the progress of long computations."""
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ class Console(rich.console.Console):
     """Standard output or error; a closed pipe raises BrokenPipeError, which the command line handles."""
 
     def __init__(self, stderr: bool = False) -> None:
-        super().__init__(highlight=False, stderr=stderr, force_jupyter=False)  # whose bars need ipywidgets
+        is_notebook = type(sys.stdout).__module__.startswith("ipykernel.")  # it calls itself a terminal
+        no_bars: dict[str, Any] = {"force_jupyter": False, "force_terminal": False} if is_notebook else {}
+        super().__init__(highlight=False, stderr=stderr, **no_bars)
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
     def on_broken_pipe(self) -> NoReturn:
