@@ -101,7 +101,7 @@ class Search:
 
     Args:
         t: the topology, with at least one active relay.
-        uplinks: of the active relays; None: all links are equal, and relays send one after the other.
+        uplinks: links of the active relays; None: all links are equal, and relays send one after the other.
         medium: `broadcast`: all relays hear the server; `unicast`: each relay gets its own copy.
         meter: gives the time of the scheme's uplink.
         server: time of the uplink if the server learns all IVs.

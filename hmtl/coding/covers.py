@@ -31,7 +31,7 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Choice:
 
     Args:
         t: the topology.
-        uplinks: of the active relays; None: equal, so that the fewest relays take the least time.
+        uplinks: links of the active relays; None: equal, so that the fewest relays take the least time.
     """
     if not t.active:
         return Choice((), 0.0, 0.0)
@@ -55,7 +55,7 @@ class ShareProgramme:
 
     Args:
         hears: which active relays hear each type [T, H].
-        uplinks: of the active relays; None: equal and shared.
+        uplinks: links of the active relays; None: equal and shared.
     """
 
     def __init__(self, hears: NDArray[np.bool_], uplinks: Uplinks | None) -> None:

@@ -146,7 +146,7 @@ def forwarders(t: Topology, uplinks: Uplinks | None = None) -> NDArray[np.int64]
 
     Args:
         t: the topology.
-        uplinks: of the active relays; None: equal, so that each user's `serving` relay forwards.
+        uplinks: links of the active relays; None: equal, so that each user's `serving` relay forwards.
     """
     if uplinks is None:
         return t.serving

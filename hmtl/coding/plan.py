@@ -83,7 +83,7 @@ class Plan:
         scheme: the name of the scheme that determines the uplink.
         seed: the source of the coefficients.
         aggregators: the relays that learn all IVs.
-        uplinks: of the active relays, see `make_plan`.
+        uplinks: links of the active relays, see `make_plan`.
         blocks: the codes, for disjoint sets of users.
         server: whether the server aggregates, so that relays send it each IV once, uncoded.
     """

@@ -98,7 +98,7 @@ def best_aggregators(
     Args:
         t: the topology.
         scheme: the scheme by which the aggregators learn the IVs.
-        uplinks: of the active relays; None: all links are equal, and relays send one after the other.
+        uplinks: links of the active relays; None: all links are equal, and relays send one after the other.
         medium: `broadcast` if all relays hear the server, `unicast` if each gets its own copy.
 
     Raises:
@@ -173,8 +173,8 @@ def loads(
         scheme: `uncoded`: each IV and each model passes the server once; `optimal`: the smallest loads with which these
             aggregators learn all IVs, plus one message up and one down for each model of a user that no aggregator
             hears; `paper` or `equal`: see `make_plan`. If the server aggregates, all coded schemes have the same loads.
-        uplinks: of the active relays. Then `optimal` has the least time in whole pieces, as in a plan, and `uncoded`
-            chooses the relays that forward soonest. None: all links are equal.
+        uplinks: rates of the active relays. With them, `optimal` takes the least time in whole pieces, as in a plan,
+            and `uncoded` chooses the relays that forward soonest. None: all links are equal.
         aggregators: the nodes that learn all IVs.
         medium: for which `auto` chooses the aggregators.
 
@@ -238,7 +238,7 @@ def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Ag
 
     Args:
         t: the topology.
-        uplinks: of the active relays; None: equal and shared, which gives the bound of `Demand.optimum`.
+        uplinks: links of the active relays; None: equal and shared, which gives the bound of `Demand.optimum`.
         aggregators: the nodes that learn all IVs.
 
     Returns:
@@ -279,7 +279,7 @@ def make_plan(
             costs less than one IV on the uplink, and H − 1 allows the optimum; with helpers, 1 can cost several IVs.
         generation: about how many users are coded together, if there are at least 1.5 times as many. Fewer users are
             coded together if they can be split into uniform parts without a larger load.
-        uplinks: of the active relays, if they differ or work in parallel.
+        uplinks: links of the active relays, if they differ or work in parallel.
         aggregators: the nodes that learn all IVs.
         medium: for which `auto` chooses the aggregators; the plan serves both.
 

@@ -199,7 +199,7 @@ def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MAX
 
     Args:
         t: the topology; absent users need no code.
-        uplinks: of the active relays; None: equal, so that the fewest shares take the least time.
+        uplinks: links of the active relays; None: equal, so that the fewest shares take the least time.
         most_pieces: the largest c; 1: whole rows.
         L: words of a row, whose padding is counted, up to 1 % of the least time; 0: ignore padding.
     """
