@@ -52,6 +52,7 @@ SUBSTITUTIONS = {
     r"experiments/dirichlet_table\.py .*": "experiments/dirichlet_table.py --seeds 1 --rounds 5 --methods FedPer",
     r"experiments/clients\.py.*": "experiments/clients.py sampled100 --rounds 1",
     r"experiments/few_rows\.py .*": "experiments/few_rows.py --rows 30 --seeds 1 --rounds 1",
+    r"experiments/adapters\.py .*": "experiments/adapters.py --seeds 1 --rounds 1",
     r"experiments/(error_by_bits|fedu_table|rounds)\.py .*": r"\g<0> --seeds 1 --rounds 2",
     r"experiments/rounds\.py .*": r"\g<0> --variants default",
 }
