@@ -3,6 +3,7 @@
 import itertools
 import re
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -32,7 +33,7 @@ html_static_path = ["static"]
 html_css_files = ["formulas.css"]
 html_extra_path = ["start"]  # index.html, which leads to docs/
 
-templates_path = ["templates"]  # of the pages in docs/reference/api, one for each class and function
+templates_path = [str(Path(__file__).parent / "templates")]  # of a page for each class and function
 copybutton_prompt_text = r">>> |\.\.\. "  # which is not copied, nor are outputs
 copybutton_prompt_is_regexp = True
 
