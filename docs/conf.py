@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import subprocess
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,13 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # in git with the outputs of their last run
 
 html_theme = "furo"
-html_title = "hmtl"
+html_title = f"hmtl {release}"
+origin = subprocess.getoutput("git config remote.origin.url")
+if hosted := re.match(r"(?:https://|git@)(git(?:hub|lab)\.com)[:/](.+?)(?:\.git)?$", origin):  # pages link to their source
+    repository = f"https://{hosted[1]}/{hosted[2]}/"
+    html_theme_options = {"source_repository": repository, "source_branch": "main", "source_directory": ""}
 html_static_path = ["static"]
-html_css_files = ["formulas.css"]
+html_css_files = ["site.css"]
 html_extra_path = ["start"]  # index.html, which leads to docs/
 
 templates_path = [str(Path(__file__).parent / "templates")]  # of a page for each class and function

@@ -1,0 +1,70 @@
+"""Draw the pictures of docs/gallery.md by the commands that the page shows: `python docs/draw_gallery.py`.
+
+`FOLDER-NAME.png` is the picture NAME.png that a command left in FOLDER, in fewer colours. TensorBoard is a screenshot,
+which needs Chromium; without it, this picture stays as it is.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+DOCS = Path(__file__).parent
+GALLERY = DOCS / "static" / "gallery"
+WIDTH, COLORS = 960, 128  # pixels, and colours of a picture
+PORT = "6172"
+
+
+def commands() -> list[list[str]]:
+    """Return the words of each command on the page, without `python -m`."""
+    blocks = re.findall(r"^```\n(.*?)^```", (DOCS / "gallery.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line.removeprefix("python -m ")) for line in lines]
+
+
+def screenshot(folder: str, target: Path) -> None:
+    """Write what TensorBoard shows of a run to `target`."""
+    if not (browser := shutil.which("chromium")):
+        return
+    served = [sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", PORT]
+    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1280,860", "--virtual-time-budget=20000"]
+    with subprocess.Popen(served, stderr=subprocess.DEVNULL) as server:
+        time.sleep(20)  # until it has read the events
+        page = f"http://localhost:{PORT}/#scalars"
+        subprocess.run([browser, *options, f"--screenshot={target}", page], check=True, stderr=subprocess.DEVNULL)
+        server.terminate()
+
+
+def shrink(picture: Path, target: Path) -> None:
+    """Write a picture in few colours and at most as wide as a page of the site is on a fine screen."""
+    image = Image.open(picture).convert("RGB")
+    image.thumbnail((WIDTH, 4 * WIDTH), Image.Resampling.LANCZOS)
+    image.quantize(COLORS, dither=Image.Dither.NONE).save(target, optimize=True)
+
+
+def main() -> None:
+    GALLERY.mkdir(exist_ok=True)
+    shutil.copytree(DOCS.parent / "experiments" / "network", "experiments/network")
+    for module, *words in commands():
+        if module == "tensorboard":
+            screenshot(words[-1], Path(words[-1]) / "tensorboard.png")
+        else:
+            subprocess.run([sys.executable, "-m", module, *words], check=True)
+    for name in set(re.findall(r"gallery/([\w-]+)\.png", (DOCS / "gallery.md").read_text())):
+        folder, _, picture = name.partition("-")
+        for found in Path().glob(f"*/{folder}/**/{picture}.png"):
+            shrink(found, GALLERY / f"{name}.png")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])
+        os.chdir(folder)
+        main()
