@@ -31,7 +31,9 @@ nb_execution_mode = "off"  # in git with the outputs of their last run
 html_theme = "furo"
 html_title = f"hmtl {release}"
 origin = subprocess.getoutput("git config remote.origin.url")
-if hosted := re.match(r"(?:https://|git@)(git(?:hub|lab)\.com)[:/](.+?)(?:\.git)?$", origin):  # pages link to their source
+if hosted := re.match(
+    r"(?:https://|git@)(git(?:hub|lab)\.com)[:/](.+?)(?:\.git)?$", origin
+):  # pages link to their source
     repository = f"https://{hosted[1]}/{hosted[2]}/"
     html_theme_options = {"source_repository": repository, "source_branch": "main", "source_directory": ""}
 html_static_path = ["static"]

@@ -18,7 +18,7 @@ from PIL import Image
 
 DOCS = Path(__file__).parent
 GALLERY = DOCS / "static" / "gallery"
-WIDTH, COLORS = 960, 128  # pixels, and colours of a picture
+WIDTH, COLORS = 960, 64  # pixels, and colours of a picture
 PORT = "6172"
 
 
@@ -34,7 +34,13 @@ def screenshot(folder: str, target: Path) -> None:
     if not (browser := shutil.which("chromium")):
         return
     served = [sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--port", PORT]
-    options = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1280,860", "--virtual-time-budget=20000"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--hide-scrollbars",
+        "--window-size=1280,860",
+        "--virtual-time-budget=20000",
+    ]
     with subprocess.Popen(served, stderr=subprocess.DEVNULL) as server:
         time.sleep(20)  # until it has read the events
         page = f"http://localhost:{PORT}/#scalars"
@@ -46,7 +52,7 @@ def shrink(picture: Path, target: Path) -> None:
     """Write a picture in few colours and at most as wide as a page of the site is on a fine screen."""
     image = Image.open(picture).convert("RGB")
     image.thumbnail((WIDTH, 4 * WIDTH), Image.Resampling.LANCZOS)
-    image.quantize(COLORS, dither=Image.Dither.NONE).save(target, optimize=True)
+    image.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def main() -> None:

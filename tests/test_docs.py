@@ -83,6 +83,15 @@ def test_tab_completes_settings_in_bash() -> None:
     assert done.stdout == "algorithm=fedper algorithm=fedprox\n"
 
 
+def test_each_guide_ends_with_what_comes_next() -> None:
+    for guide in (ROOT / "docs" / "guide").glob("*.md"):
+        assert guide.read_text().splitlines()[-1].startswith("Next: ["), guide.name
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+
+
 @pytest.mark.slow
 def test_examples_of_the_reference_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the sessions on each page, which start from the data on the first page."""
