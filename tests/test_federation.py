@@ -17,6 +17,7 @@ from hmtl.data import Dirichlet, deal, from_datasets, with_validation
 from hmtl.errors import CheckpointError, ConfigError, DataError, TopologyError
 from hmtl.interfaces import federation as module
 from hmtl.mtl import FedAvgM, FedPer, FedU, Graph, LocalSGD, Participation, TorchTrainer, mlp
+from hmtl.mtl.algorithms.local_training import Setting
 from hmtl.reporting.run_comparison import as_lines, find_runs
 from hmtl.topology import Topology, symmetric
 
@@ -483,3 +484,31 @@ def test_users_who_are_alike_cost_one(algorithm, most, tmp_path):
         next(models[0].parameters()).zero_()
     assert torch.equal(numbers(models[1:2]), before)
     assert type(copy.deepcopy(models)) is list
+
+
+@pytest.mark.parametrize("evaluate", [["test"], ["train", "test"], ["test", "tuned"]])
+def test_what_is_measured_is_what_is_asked_for(evaluate, monkeypatch):
+    """Nothing else is computed, and what is measured stays the same."""
+    read, predictions = set(), Setting.predictions
+
+    def noted(setting, split, users, models):
+        read.add(split)
+        return predictions(setting, split, users, models)
+
+    net = mlp(D, C)
+    whole, parts = hmtl.Federation(net, users()), hmtl.Federation(net, users(), evaluate=evaluate)
+    whole.train(2)
+    monkeypatch.setattr(Setting, "predictions", noted)
+    parts.train(2)
+
+    def is_asked(name):
+        kind = "train" if name == "primal" else name.partition("_")[0]
+        return kind in evaluate or kind not in ("train", "tuned")
+
+    assert ("train" in read) == ("train" in evaluate)
+    assert [list(row) for row in parts.history] == [[name for name in row if is_asked(name)] for row in whole.history]
+    figures = [name for name in parts.history[-1] if "error" in name or name == "primal"]
+    for row, all_of_it in zip(parts.history, whole.history, strict=True):
+        assert [row[name] for name in figures] == [all_of_it[name] for name in figures]
+    assert "test_error" in parts.summary.figures
+    assert len(parts.summary.worst_users) == K

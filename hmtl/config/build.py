@@ -51,6 +51,7 @@ CHANGEABLE = (
     "gap_tolerance",
     "checkpoint_every",
     "evaluate_every",
+    "evaluate",
     "early_stopping",
     "baseline",
     "engine.seconds",
@@ -364,6 +365,11 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
     accountant = build_accountant(cfg, participation)
     options = {"privacy": accountant.privacy} if accountant else {}
     problem = build_problem(cfg, tasks)
+    problem.tuned = "tuned" in cfg.evaluate
+    if "train" not in cfg.evaluate:
+        if cfg.metrics == "sums" or not any(len(task.y_test) for task in tasks):
+            raise ConfigError("evaluate: metrics=sums, and data without test rows, need the training rows. Add train.")
+        problem.splits = problem.splits[1:]
     algorithm = build_algorithm(cfg, problem, participation=participation, **options)
     communicator = carrier_of(algorithm, communicator)
     if accountant:

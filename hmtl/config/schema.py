@@ -91,6 +91,7 @@ class TrainConfig(NetworkConfig):
     gap_tolerance: float = MISSING
     checkpoint_every: int = MISSING
     evaluate_every: int = MISSING
+    evaluate: list[str] = MISSING
     metrics: str = MISSING
     baseline: str | None = MISSING
     validation_fraction: float = MISSING
@@ -158,6 +159,10 @@ def check_root(cfg: DictConfig, usual: DictConfig) -> None:
     ):
         if cfg.get(name, first) not in (first, other):
             raise ConfigError(f"{name}={cfg[name]} is unknown. Choose {first} or {other or 'null'}.")
+    if (wrong := set(cfg.get("evaluate", ["test"])) ^ {"test"}) - {"train", "tuned"}:
+        raise ConfigError(
+            f"evaluate={list(cfg.evaluate)}: {min(wrong)} is unknown or missing. Choose test, and train or tuned."
+        )
     known = [each.name for each in fields(TrainConfig if "algorithm" in cfg else PlanConfig)]
     groups = {"tune": TuneConfig, "privacy": PrivacyConfig}
     known += [f"{group}.{each.name}" for group, settings in groups.items() for each in fields(settings)]

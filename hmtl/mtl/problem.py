@@ -122,6 +122,7 @@ class Problem:
         items: whether networks read rows as `Items`; then all others know only their numbers.
         shape: shape of a row before it was flattened.
         splits: names of the parts of the rows that are measured.
+        tuned: whether models that users have trained are measured before they are averaged, too.
         outputs: numbers in a prediction.
         size: numbers in a linear model.
         binary: loss of one score.
@@ -183,6 +184,7 @@ class Problem:
         self.splits: tuple[str, ...] = ("train", "test") + ("validation",) * any(
             len(task.y_validation) for task in tasks
         )
+        self.tuned = True
         self.d = self.everybody[0].x_train.shape[1]
         self.outputs = tasks[0].classes or 1
         self.size = self.outputs * self.d

@@ -46,7 +46,7 @@ PART_SETTINGS = (
 LEARNERS = "APFL CoCoA Ditto FedAdam FedAvg FedAvgM FedNova FedPer FedProx FedRep FedU FedYogi LG-FedAvg MOCHA pFedMe"
 SPELLING = {name.replace("-", "").lower(): name for name in (*LEARNERS.split(), "SCAFFOLD")}
 SPELLING |= {"lam": "λ", "null": "full precision"}
-UNNAMED = ("baseline", "checkpoint_every", "evaluate_every", "logger", "resume", "tune")
+UNNAMED = ("baseline", "checkpoint_every", "evaluate", "evaluate_every", "logger", "resume", "tune")
 """Settings that do not change what is compared, so that no label has them."""
 
 

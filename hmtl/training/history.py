@@ -81,6 +81,11 @@ class History(list[Measurements]):
             self._write()
 
 
+def is_evaluated(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has errors."""
+    return "train_error" in row or "test_error" in row
+
+
 def _cell(value: float) -> float | None:
     return None if math.isnan(value) else value
 

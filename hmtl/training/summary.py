@@ -12,7 +12,7 @@ from torch import Tensor
 from hmtl.communication import Communicator
 from hmtl.communication.prices.pricing import added_by_secure_sums
 from hmtl.mtl import Algorithm
-from hmtl.training.history import Measurements
+from hmtl.training.history import Measurements, is_evaluated
 
 WORST_USERS = 10
 """Number of users that a summary names."""
@@ -177,7 +177,7 @@ def summarize(
         best: the round whose models the run hands out, see `Trainer.best`.
         settings: further fields of the summary, such as `dataset` and `seed`.
     """
-    last = next((row for row in reversed(history) if "train_error" in row), {}) | history[-1]
+    last = next((row for row in reversed(history) if is_evaluated(row)), {}) | history[-1]
     if best is not None:
         last |= history[best] | {name: last[name] for name in OF_ALL_ROUNDS if name in last}
     of_one_round = {key for key in last if key in OF_ONE_ROUND or key.endswith("_s") or "/" in key}
@@ -199,7 +199,7 @@ def summarize(
         time=_time(communicator, history),
         users=users,
         links=communicator.ledger.table(),
-        worst_users=sorted(filter(_is_measured, users), key=user_error, reverse=True)[:WORST_USERS],
+        worst_users=sorted(filter(is_evaluated, users), key=user_error, reverse=True)[:WORST_USERS],
     )
 
 
@@ -248,10 +248,6 @@ def user_rows(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[User
     ]
 
 
-def _is_measured(user: UserRow) -> bool:
-    return "train_error" in user
-
-
 def user_error(user: UserRow) -> float:
     """Return the error by which users are ranked: on test rows if there are any, else on training rows; 0: unknown."""
-    return next((float(error) for name in ("test_error", "train_error") if (error := user[name]) is not None), 0.0)
+    return next((float(error) for name in ("test_error", "train_error") if (error := user.get(name)) is not None), 0.0)

@@ -19,7 +19,7 @@ from hmtl.io.files import as_csv, write_sums, write_whole
 from hmtl.training.checkpoint import RESTART, load_checkpoint, save_checkpoint
 from hmtl.training.engine import Engine, Training
 from hmtl.training.folder import READ_LATER, remove_results
-from hmtl.training.history import History, Measurements, measure_round
+from hmtl.training.history import History, Measurements, is_evaluated, measure_round
 from hmtl.training.signals import catch_signals
 from hmtl.training.summary import Summary, summarize, user_rows
 from hmtl.training.sums_of_figures import SumsOfFigures
@@ -252,7 +252,7 @@ class Trainer:
         then those of the last evaluation.
         """
         last = self.history[-1] if self.history else {}
-        rank = self.algorithm.rank(last) if "train_error" in last else None
+        rank = self.algorithm.rank(last) if is_evaluated(last) else None
         if rank is None or math.isnan(rank) or (self._latest_figures is None and not self.sums):
             if self.best is None:
                 self.user_figures = self._latest_figures or self.user_figures

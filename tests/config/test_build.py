@@ -31,6 +31,7 @@ ROOT = {  # words of the command line, and the setting that the error names
 ROOT_MORE = {
     "checkpoint_every=0": "checkpoint_every",
     "evaluate_every=0": "evaluate_every",
+    "evaluate=[train]": "evaluate",
     "K=100000000000000000000": "K",
     "+solver.pases=3": "solver.pases",
     "topology=file": "topology.path",

@@ -282,7 +282,8 @@ class Algorithm(ABC):
             for name, M in self._quadratics().items():
                 each_block = [own[name]] if name in own else blocks
                 sums[name] = torch.stack([M.quadratic(each) for each in each_block]).sum(0)
-            figures |= self._objective(sums) | self._further(measured)
+            figures |= self._objective(sums)
+        figures |= self._further(measured)
         for split in self.problem.splits:
             figures |= self.problem.figures(split, measured)
         return figures

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmtl.errors import CheckpointError, ConfigError
+from hmtl.errors import CheckpointError, ConfigError, RangeError
 from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.averages import Average, AverageAggregator, WeightedMean
-from hmtl.mtl.algorithms.base import Aggregator, Algorithm, Users, not_bounded
+from hmtl.mtl.algorithms.base import DIVERGED, Aggregator, Algorithm, Users, not_bounded
 from hmtl.mtl.algorithms.coupled_steps import Coupler, SummedCoupler, coupler_of
 from hmtl.mtl.algorithms.held_rows import UserRows
 from hmtl.mtl.algorithms.local_training import BlockTraining, Setting
@@ -91,7 +91,7 @@ class NetworkUsers(Users):
         users = budgets.numpy().nonzero()[0]
         budgets = budgets[users]
         self._tuned, self.seconds = {}, 0.0
-        if self.evaluates and self.held.keys() == {"averaged"}:
+        if self.evaluates and self.problem.tuned and self.held.keys() == {"averaged"}:
             unknown = self.problem.s.new_full((len(self.problem.users),), torch.nan)
             self._tuned = {f"tuned_test_{name}": unknown.clone() for name in self.problem.measures}
         if self.coupler or not self.average:
@@ -206,7 +206,13 @@ class NetworkUsers(Users):
             self.weights.total = float(answers[0, 0])
 
     def measure(self) -> dict[str, Tensor]:
-        """Return Σ_j s_kj ℓ + penalty, and the measures on the rows of each split, of the models in use [K]."""
+        """Return Σ_j s_kj ℓ, penalties, and the measures on the rows of each split, of the models in use [K].
+
+        If training rows are not measured, the first two are missing.
+
+        Raises:
+            RangeError: training rows are not measured, and a model is not finite.
+        """
         splits = self.problem.splits
         predictions: dict[str, list[Tensor]] = {split: [] for split in splits}
         further: dict[str, list[Tensor]] = {}
@@ -214,14 +220,16 @@ class NetworkUsers(Users):
         for users in self._blocks():
             shared, own = self._numbers(users)
             models = self.learner.predictor(shared, own)
+            if "train" not in splits and not models[: None if models.stride(0) else 1].isfinite().all():
+                raise RangeError(DIVERGED)  # no loss would show it
             for split in splits:
                 predictions[split].append(self.setting.predictions(split, users, models))
             for name, each in self.learner.measured(shared, own).items():
                 further.setdefault(name, []).append(self.setting.predictions("test", users, each))
-            if (penalty := self.learner.penalty(shared, own)) is not None:
+            if "train" in splits and (penalty := self.learner.penalty(shared, own)) is not None:
                 penalties.append(penalty)
         joined = {split: torch.cat(each) for split, each in predictions.items()}
-        measured = {"losses": self.problem.losses(joined["train"])}
+        measured = {"losses": self.problem.losses(joined["train"])} if "train" in splits else {}
         if penalties:
             measured["penalties"] = torch.cat(penalties)
         for split, each in joined.items():

@@ -148,7 +148,7 @@ class MOCHA(Algorithm):
         return {"primal": primal, "dual": dual, "gap": primal - dual}
 
     def _further(self, measured: dict[str, Tensor]) -> dict[str, float]:
-        joint = self.problem.regularizer.joint(measured["W"].T, measured["V"].T)
+        joint = self.problem.regularizer.joint(measured["W"].T, measured["V"].T) if "W" in measured else None
         if joint is None:
             return {}
         primal = float(measured["losses"].sum() + joint[0])

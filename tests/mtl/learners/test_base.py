@@ -280,6 +280,9 @@ def test_divergence_is_an_error(name):
         rows.put(np.arange(K), torch.full_like(rows.all(), torch.inf))
     with pytest.raises(RangeError, match="diverge"):
         run(algorithm, 0, 1).metrics()
+    algorithm.problem.splits = ("test",)  # without losses
+    with pytest.raises(RangeError, match="diverge"):
+        algorithm.metrics()
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedprox"])
@@ -297,4 +300,7 @@ def test_tuned_models_are_those_that_users_trained_from_the_last_average(name):
     assert now["tuned_test_error"] != now["test_error"]
     algorithm.users.evaluates = False
     algorithm.step(3)
+    assert not any(name.startswith("tuned") for name in algorithm.metrics())
+    algorithm.users.evaluates, algorithm.problem.tuned = True, False
+    algorithm.step(4)
     assert not any(name.startswith("tuned") for name in algorithm.metrics())
