@@ -3,7 +3,7 @@
 `digits`: 20 users share 8,000 images of MNIST (without --mnist the 5,000 that come with hmtl), each class divided in
 proportions drawn from Dir(0.5, ..., 0.5). `activities`, with --har: the 30 subjects of Human Activity Recognition
 classify six activities. A user has 30 or 100 training rows on average; all other rows are for testing. Couplings run
-with several strengths λ; all other settings are the defaults.
+with several strengths λ and a step of 0.03; all other settings are the defaults.
 
 Writes experiments/results/few_rows.csv: a line per data set, number of rows, seed, method and λ.
 """
@@ -40,7 +40,9 @@ METHODS |= {f"{name}, λ={lam:g}": f"{each} lam={lam}" for name, each in COUPLED
 def run(data: str, total: int, settings: str, rows: int, seed: int, rounds: int) -> list[dict[str, object]]:
     """Return the test errors of each method on one split of a data set with `total` rows per user."""
     results, problem = [], None
-    common = f"{settings} loss=cross_entropy algorithm.model._target_=hmtl.mtl.mlp seed={seed} output_dir=."
+    common = (
+        f"{settings} loss=cross_entropy solver.step=0.03 algorithm.model._target_=hmtl.mtl.mlp seed={seed} output_dir=."
+    )
     for method, choice in METHODS.items():
         cfg = compose(*shlex.split(f"{choice} {common} dataset.test_fraction={1 - rows / total}"))
         tasks = build_tasks(cfg)[0] if problem is None else problem.everybody

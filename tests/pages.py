@@ -54,6 +54,7 @@ SUBSTITUTIONS = {
     r"experiments/clients\.py.*": "experiments/clients.py sampled100 --rounds 1",
     r"experiments/few_rows\.py .*": "experiments/few_rows.py --rows 30 --seeds 1 --rounds 1",
     r"experiments/adapters\.py .*": "experiments/adapters.py --seeds 1 --rounds 1",
+    r"experiments/steps\.py .*": "experiments/steps.py --cases wine --steps 0.1 --seeds 0 1 --output outputs/steps.csv",
     r"experiments/(error_by_bits|fedu_table|rounds)\.py .*": r"\g<0> --seeds 1 --rounds 2",
     r"experiments/rounds\.py .*": r"\g<0> --variants default",
 }

@@ -14,9 +14,9 @@ from hmtl.communication import CodedHierarchical, Uncoded
 from hmtl.config.build import build
 from hmtl.config.targets import description
 from hmtl.data import Dirichlet, deal, from_datasets, with_validation
-from hmtl.errors import CheckpointError, ConfigError, DataError, TopologyError
+from hmtl.errors import CheckpointError, ConfigError, DataError, RangeError, TopologyError
 from hmtl.interfaces import federation as module
-from hmtl.mtl import FedAvgM, FedPer, FedU, Graph, LocalSGD, Participation, TorchTrainer, mlp
+from hmtl.mtl import FedAvgM, FedPer, FedProx, FedU, Graph, LocalSGD, Participation, TorchTrainer, mlp
 from hmtl.mtl.algorithms.local_training import Setting
 from hmtl.reporting.run_comparison import as_lines, find_runs
 from hmtl.topology import Topology, symmetric
@@ -92,7 +92,10 @@ def test_a_federation_is_the_configured_run(configure, algorithm):
 def test_users_side_by_side_and_one_after_the_other_learn_the_same():
     tasks, first = from_datasets(users()), nn.Linear(D, C)
     adam = partial(torch.optim.Adam, lr=0.01)
-    for ways in (({}, {"solver": lent(torch.optim.SGD)}), ({"solver": adam}, {"solver": lent(torch.optim.Adam, 0.01)})):
+    for ways in (
+        ({}, {"solver": lent(torch.optim.SGD, 0.3, clip=1)}),
+        ({"solver": adam}, {"solver": lent(torch.optim.Adam, 0.01)}),
+    ):
         federations = [hmtl.Federation(first, tasks, **how) for how in ways]
         models = [numbers(federation.train(1)) for federation in federations]
         torch.testing.assert_close(*models, rtol=3e-5, atol=3e-5)
@@ -100,9 +103,44 @@ def test_users_side_by_side_and_one_after_the_other_learn_the_same():
             assert how in repr(federation)
 
 
-def lent(optimizer, lr=0.03):
+def lent(optimizer, lr=0.03, **options):
     """Return a solver that cannot know that its optimizer treats each number alone."""
-    return TorchTrainer(lambda parameters: optimizer(parameters, lr=lr))
+    return TorchTrainer(lambda parameters: optimizer(parameters, lr=lr), **options)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedprox", "fednova", "scaffold", "ditto", "fedu"])
+def test_default_steps_learn_numbers_in_any_units(algorithm):
+    """Targets near 1,000 and a large constant feature, with which plain steps of 0.1 diverge."""
+    draw = torch.Generator().manual_seed(0)
+    data = []
+    for k, n in enumerate((30, 12, 25, 40)):
+        x = torch.cat([torch.randn(2 * n, 3, generator=draw), torch.full((2 * n, 1), 7.0)], 1)
+        y = 1000 + 10 * k + 5 * (x[:, 0] - x[:, 1]) + torch.randn(2 * n, generator=draw)
+        data.append(tuple(TensorDataset(x[part], y[part]) for part in (slice(n), slice(n, None))))
+    federation = hmtl.Federation(nn.Linear(4, 1), data, algorithm=algorithm)
+    federation.train(100)
+    assert federation.history[-1]["test_error"] < 400
+    with pytest.raises(RangeError):
+        hmtl.Federation(nn.Linear(4, 1), data, algorithm=algorithm, **{"solver.step": 0.1}).train(100)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "solver", "same"),
+    [
+        (FedU(), LocalSGD(epochs=2), LocalSGD(0.03, epochs=2)),
+        (FedPer(coupled=True), LocalSGD(), LocalSGD(0.03)),
+        (FedAvgM(), LocalSGD(), TorchTrainer(partial(torch.optim.SGD, lr=0.3), clip=1)),
+        (FedProx(20.0), LocalSGD(), TorchTrainer(partial(torch.optim.SGD, lr=0.05), clip=1)),
+        (FedAvgM(), LocalSGD(0.3), TorchTrainer(partial(torch.optim.SGD, lr=0.3))),
+    ],
+)
+def test_default_steps_are_clipped_unless_a_regularizer_couples_users(algorithm, solver, same):
+    tasks, first = from_datasets(users()), mlp(D, C)
+    models = [
+        numbers(hmtl.Federation(first, tasks, algorithm=algorithm, regularizer="mean", solver=each).train(2))
+        for each in (solver, same)
+    ]
+    torch.testing.assert_close(*models, rtol=1e-6, atol=1e-6)
 
 
 def test_training_continues_and_is_reproducible():

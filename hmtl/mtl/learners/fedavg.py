@@ -34,7 +34,7 @@ class FedProx(Learner):
     """FedAvg whose users minimize their loss + $(μ/2)‖w_k − w‖²$, so that they drift less in a round of many steps.
 
     Args:
-        mu: μ in [0, 2/step); larger values make local steps diverge. 0 is FedAvg, bit for bit.
+        mu: μ in [0, 2/step) if a step is named; larger values make local steps diverge. 0 is FedAvg, bit for bit.
 
     Ref: Li et al. 2020, *Federated optimization in heterogeneous networks*.
     """

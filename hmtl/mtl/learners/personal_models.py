@@ -36,8 +36,8 @@ class Ditto(PersonalModels):
     """FedAvg's w, and v_k from as many steps, on the same minibatches, on user k's loss + (λ/2)‖v_k − w‖².
 
     Args:
-        lam: λ in [0, 2/step); larger values make local steps diverge. With 0, each v_k is trained on its own; the
-            larger λ, the nearer v_k is to w.
+        lam: λ in [0, 2/step) if a step is named; larger values make local steps diverge. With 0, each v_k is trained on
+            its own; the larger λ, the nearer v_k is to w.
 
     Ref: Li et al. 2021, *Ditto: fair and robust federated learning through personalization*, algorithm 1.
     """

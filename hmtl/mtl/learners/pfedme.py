@@ -21,7 +21,8 @@ class PFedMe(PersonalModels):
     nearer to the argmin. The paper does not say where θ_k starts; its authors' code starts at w, too.
 
     Args:
-        lam: λ in (0, 2/step); larger values make local steps diverge. The larger λ, the nearer v_k is to w.
+        lam: λ in (0, 2/step) if a step is named; larger values make local steps diverge. The larger λ, the nearer v_k
+            is to w.
         eta: η in (0, 1/λ]; None: 1/λ, with which w_k becomes v_k.
         local_rounds: R ≥ 1.
         beta: β > 0; 1 is the mean, and a larger β goes beyond it.

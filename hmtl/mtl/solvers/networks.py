@@ -6,7 +6,7 @@ K users, m numbers in a model; T steps of all users, one user after the other, o
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -52,6 +52,10 @@ class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
     """A solver that trains the users' networks; calling it returns the new models [K, m]."""
 
     improves = "networks"
+
+    def for_coupled(self) -> Self:
+        """Return the solver for users whom a regularizer couples, whose steps are as long as the local ones."""
+        return self
 
     def rate(self, round: int) -> float:
         """Return the step size μ_t of a round, for algorithms whose other steps are as long as the local ones.

@@ -208,7 +208,8 @@ class TorchTrainer(MinibatchSolver):
         return trains_side_by_side(model, problem.loss, rows.X[at], rows.y[at], B)
 
     def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
-        model, settings = subproblem.model, self._settings(subproblem.round)
+        lam, anchors = subproblem.anchor or (0.0, None)
+        model, settings = subproblem.model, self._settings(subproblem.round, lam)
         usual, rate = self.steps(rows.counts), float(settings["lr"])
         plain = not any(settings.get(each) for each in ("momentum", "weight_decay", "maximize")) and self.clip is None
 
@@ -221,7 +222,6 @@ class TorchTrainer(MinibatchSolver):
         is_wrong = settings.get("fused") and subproblem.trained is not None  # torch's fused steps on parts of W are
         if model.side_by_side and not is_wrong:
             return side_by_side(loss, rows, subproblem, order, usual, budgets, StepRule(rate, how, self.clip))
-        lam, anchors = subproblem.anchor or (0.0, None)
         starts, first_rows = (usual.cumsum(0) - usual).tolist(), rows.starts.tolist()
 
         def train(k: int, module: nn.Module) -> nn.Module:
@@ -304,8 +304,8 @@ class TorchTrainer(MinibatchSolver):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"solver.optimizer cannot be made ({error}). Choose one of torch.optim.") from error
 
-    def _settings(self, round: int) -> dict[str, Any]:
-        """Return the optimizer's settings in a round."""
+    def _settings(self, round: int, lam: float = 0.0) -> dict[str, Any]:
+        """Return the optimizer's settings in a round, for a proximal term of weight `lam`."""
         optimizer = self._make()
         if self.scheduler is not None:
             with warnings.catch_warnings():
