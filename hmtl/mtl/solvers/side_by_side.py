@@ -108,8 +108,11 @@ def _train(
     own, gradient, held = W[at], W[:0], list[nn.Parameter]()
     fixed = None if anchor is None else anchor[at]
     further = None if correction is None else correction[at]
+    is_apart = rule.optimizer is not None or rule.clip is not None  # gradients are kept apart from models
+    if is_apart:
+        gradient = torch.zeros_like(own)
     if rule.optimizer:
-        gradient, held = torch.zeros_like(own), [nn.Parameter(own[:0]) for _ in names]
+        held = [nn.Parameter(own[:0]) for _ in names]
         optimizer = rule.optimizer(held)
     first = 0
     for a in range(len(users), 0, -1):
@@ -118,16 +121,17 @@ def _train(
         w = own[:a]
         networks = copies(model, w, trained)
         target, parts, scale = w, networks.parameters, -rule.rate
-        if rule.optimizer:
+        if is_apart:
             target, scale = gradient[:a], 1.0
             parts = model.split(target)
+        if rule.optimizer:
             for parameter, name in zip(held, names, strict=True):
                 parameter.grad, parameter.data = None, networks.parameters[name] if name else w
                 parameter.grad, state = parts[name] if name else target, optimizer.state[parameter]
                 state.update({key: each[:a] for key, each in state.items() if isinstance(each, Tensor) and each.ndim})
         for x, y, weights in minibatches.of(numbers[:a], first, last):
             distance = None if fixed is None else moves * (w - fixed[:a])
-            if rule.optimizer:
+            if is_apart:
                 target.zero_()
             networks.add_gradients(x, y, weights, loss, parts, scale)
             if distance is not None:
@@ -135,7 +139,11 @@ def _train(
             if further is not None:
                 target.add_(moves * further[:a], alpha=scale)
             if rule.clip is not None:
-                target.mul_((rule.clip / (target.norm(dim=1, keepdim=True) + 1e-6)).clamp_max(1))
+                share = (rule.clip / (target.norm(dim=1, keepdim=True) + 1e-6)).clamp_max(1)
+                if not rule.optimizer:
+                    w.addcmul_(target, share, value=-rule.rate)
+                    continue
+                target.mul_(share)
             if rule.optimizer:
                 optimizer.step()
         first = last

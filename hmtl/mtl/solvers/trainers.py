@@ -211,7 +211,7 @@ class TorchTrainer(MinibatchSolver):
         lam, anchors = subproblem.anchor or (0.0, None)
         model, settings = subproblem.model, self._settings(subproblem.round, lam)
         usual, rate = self.steps(rows.counts), float(settings["lr"])
-        plain = not any(settings.get(each) for each in ("momentum", "weight_decay", "maximize")) and self.clip is None
+        plain = not any(settings.get(each) for each in ("momentum", "weight_decay", "maximize"))
 
         def make(parameters: Sequence[nn.Parameter]) -> Optimizer:
             optimizer = self._make(parameters)
@@ -227,7 +227,7 @@ class TorchTrainer(MinibatchSolver):
         def train(k: int, module: nn.Module) -> nn.Module:
             named = {name: w for name, w in module.named_parameters() if w.requires_grad}
             parameters = list(named.values())
-            optimizer = how(parameters) if how else None
+            optimizer = make(parameters) if how or self.clip is not None else None
             anchor = {} if anchors is None else model.split(anchors[k])
             correction = {} if subproblem.correction is None else model.split(subproblem.correction[k])
             normalized = any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules())
