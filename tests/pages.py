@@ -16,6 +16,7 @@ NOT_RUN = {
     r"^ray ": "needs a cluster",
     "hydra/launcher=joblib": "hangs in a forked process; reporting/test_run_comparison.py runs it",
     "engine=ray": "takes half a minute; distributed/test_ray.py runs Ray",
+    "docs/draw_gallery": "trains for minutes, and takes pictures of a browser",
     r"\.WandbLogger": "needs the package wandb and an account",
     r"hmtl\.node": "needs other machines; distributed/test_nodes.py runs nodes",
     r"hmtl\.certificates": "needs the file that the page shows; distributed/test_certificates.py runs it",

@@ -57,7 +57,9 @@ class TorchLoss(Loss):
         """
         if self.function is not None:
             function = getattr(self.function, "func", self.function)  # of a partial
-            is_own = not getattr(function, "__module__", "").startswith("torch.")
+            is_own = not (getattr(function, "__module__", None) or "torch.").startswith(
+                "torch."
+            )  # compiled ones name none
             predictions = scores_of(output) if isinstance(y, Tensor) else output
             return self.function(*paired(predictions, y, alike=not is_own))
         if (loss := loss_of(output)) is None:

@@ -96,7 +96,7 @@ BUILT = {
 }
 BUILT_MORE = {
     "dataset=mnist dataset.path=/nowhere dataset.download=false": "/nowhere",
-    "algorithm=ditto lam=100": "lam",
+    "algorithm=ditto lam=100 solver.step=0.03": "lam",
     "aggregators=[0,7]": "aggregators",
     "aggregators=[server,server]": "aggregators",
     "communicator=sums algorithm=fedavg wire=float32": "wire",

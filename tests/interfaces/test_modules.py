@@ -391,14 +391,17 @@ each_way = pytest.mark.parametrize(
 )
 
 
-def trained_by_a_loop(module, data, loss, optimizer):
-    """Return the module after five passes, each a step on all rows."""
+def trained_by_a_loop(module, data, loss, optimizer=None):
+    """Return the module after five passes, each a step on all rows; without an optimizer, as hmtl takes steps."""
     collate = data.collate_fn if isinstance(data, DataLoader) else default_collate
     rows = data.dataset if isinstance(data, DataLoader) else data
-    optimizer = optimizer([w for w in module.train().parameters() if w.requires_grad])
+    parameters, clips = [w for w in module.parameters() if w.requires_grad], optimizer is None
+    optimizer = torch.optim.SGD(parameters, lr=0.3) if optimizer is None else optimizer(parameters)
     for _ in range(5):
         optimizer.zero_grad()
         loss(module, collate([rows[i] for i in range(len(rows))])).backward()
+        if clips:
+            nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     return module
 
@@ -415,11 +418,9 @@ def seeded(make, rows):
 def compare(make, data, loss, options, solver, with_test):
     train = data(N)
     module, same = seeded(make, train), seeded(make, train)
-    optimizer = partial(torch.optim.SGD, lr=0.03)
     if solver is not None:
-        optimizer = solver.optimizer
         options = options | {"solver": solver}
-    want = trained_by_a_loop(same, train, loss, optimizer)
+    want = trained_by_a_loop(same.train(), train, loss, solver.optimizer if solver else None)
     users = [(train, data(4)) if with_test else train]
     federation = hmtl.Federation(module, users, topology=symmetric(1, 1, 1), evaluate_every=1, **options)
     (got,) = federation.train(1)
@@ -597,11 +598,7 @@ def test_frozen_layers_stay_in_evaluation_mode():
     torch.manual_seed(0)
     first, data = Scaled(), floats(2, 8, 8)(N)
     want = copy.deepcopy(first)
-    optimizer = torch.optim.SGD(want.head.parameters(), lr=0.03)
-    for _ in range(5):
-        optimizer.zero_grad()
-        cross_entropy(want.eval(), default_collate(list(data))).backward()
-        optimizer.step()
+    trained_by_a_loop(want.eval(), data, cross_entropy)
     federation = hmtl.Federation(first, [data], topology=symmetric(1, 1, 1))
     (got,) = federation.train(1)
     torch.testing.assert_close(got.state_dict(), want.state_dict(), rtol=1e-5, atol=1e-5)
@@ -801,7 +798,7 @@ def test_many_users_train_side_by_side(name):
     """They learn what they learn one after the other, from integers, too."""
     make, data, _, options = IDIOMS[name]
     torch.manual_seed(0)
-    module, alone = make(), TorchTrainer(lambda parameters: torch.optim.SGD(parameters, lr=0.03))
+    module, alone = make(), TorchTrainer(lambda parameters: torch.optim.SGD(parameters, lr=0.3), clip=1.0)
     federations = [hmtl.Federation(module, [data(N)] * 5, **how, **options) for how in ({}, {"solver": alone})]
     models = [numbers_of(federation.train(1)) for federation in federations]
     torch.testing.assert_close(*models, rtol=1e-5, atol=1e-5)

@@ -264,6 +264,9 @@ class TorchTrainer(MinibatchSolver):
                         if not optimizer and w.grad is not None:
                             w.sub_(w.grad, alpha=rate)
                 if self.clip is not None:
+                    for w in parameters:
+                        if w.grad is not None and w.grad.is_sparse:  # torch clips no sparse gradients
+                            w.grad = w.grad.to_dense()
                     nn.utils.clip_grad_norm_(parameters, self.clip)
                 if optimizer:
                     optimizer.step()

@@ -11,10 +11,11 @@ from networks import LAYERED, OTHER, images
 from torch import nn
 
 from hmtl.errors import ConfigError
-from hmtl.mtl import CrossEntropy, LocalSGD, Rows
+from hmtl.mtl import CrossEntropy, LocalSGD
 from hmtl.mtl.networks import flat
 from hmtl.mtl.networks.copies import trains_side_by_side
 from hmtl.mtl.networks.flat import FlatModel
+from hmtl.mtl.problem import Rows
 from hmtl.mtl.solvers.networks import NetworkSubproblem
 
 D, C = 16, 3
