@@ -48,6 +48,7 @@ def test_speeds_in_the_readme_are_those_of_the_page() -> None:
     assert set(rows) <= set((ROOT / "docs" / "speed.md").read_text().splitlines())
 
 
+@pytest.mark.slow  # its script needs the packages of `make docs`
 def test_the_page_of_settings_has_each_setting_with_its_comment_and_default() -> None:
     page = re.sub(r"\\(.)", r"\1", run_path(str(ROOT / "docs" / "conf.py"))["all_settings"]())
     files = [file for file in (ROOT / "conf").rglob("*.yaml") if file.parent.name != "experiment"]

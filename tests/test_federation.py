@@ -16,7 +16,20 @@ from hmtl.config.targets import description
 from hmtl.data import Dirichlet, deal, from_datasets, with_validation
 from hmtl.errors import CheckpointError, ConfigError, DataError, RangeError, TopologyError
 from hmtl.interfaces import federation as module
-from hmtl.mtl import FedAvgM, FedPer, FedProx, FedU, Graph, LocalSGD, Participation, TorchTrainer, mlp
+from hmtl.mtl import (
+    FedAvgM,
+    FedNova,
+    FedPer,
+    FedProx,
+    FedU,
+    Graph,
+    Learner,
+    LocalSGD,
+    Participation,
+    Scaffold,
+    TorchTrainer,
+    mlp,
+)
 from hmtl.mtl.algorithms.local_training import Setting
 from hmtl.reporting.run_comparison import as_lines, find_runs
 from hmtl.topology import Topology, symmetric
@@ -129,18 +142,46 @@ def test_default_steps_learn_numbers_in_any_units(algorithm):
     [
         (FedU(), LocalSGD(epochs=2), LocalSGD(0.03, epochs=2)),
         (FedPer(coupled=True), LocalSGD(), LocalSGD(0.03)),
+        (Scaffold(), LocalSGD(), LocalSGD(0.03)),
+        (FedNova(), LocalSGD(), LocalSGD(0.03)),
         (FedAvgM(), LocalSGD(), TorchTrainer(partial(torch.optim.SGD, lr=0.3), clip=1)),
         (FedProx(20.0), LocalSGD(), TorchTrainer(partial(torch.optim.SGD, lr=0.05), clip=1)),
         (FedAvgM(), LocalSGD(0.3), TorchTrainer(partial(torch.optim.SGD, lr=0.3))),
     ],
 )
-def test_default_steps_are_clipped_unless_a_regularizer_couples_users(algorithm, solver, same):
+def test_default_steps_are_clipped_unless_a_learner_needs_plain_ones(algorithm, solver, same):
     tasks, first = from_datasets(users()), mlp(D, C)
     models = [
         numbers(hmtl.Federation(first, tasks, algorithm=algorithm, regularizer="mean", solver=each).train(2))
         for each in (solver, same)
     ]
     torch.testing.assert_close(*models, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["fedu", "scaffold", "fednova"])
+def test_learners_that_need_plain_steps_refuse_clipped_ones(algorithm):
+    clipped = TorchTrainer(partial(torch.optim.SGD, lr=0.1), clip=1)
+    with pytest.raises(ConfigError, match="clip"):
+        hmtl.Federation(mlp(D, C), users(), algorithm=algorithm, solver=clipped)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_learner_of_your_own_knows_the_length_of_plain_steps_alone(plain):
+    class Measuring(Learner):
+        plain_steps = plain
+
+        def local(self, shared, own, train):
+            rates.append(train.rate)
+            return {"w": train(shared.w)}
+
+    rates = []
+    federation = hmtl.Federation(mlp(D, C), users(), algorithm=Measuring())
+    if plain:
+        federation.train(1)
+        assert set(rates) == {0.03}
+    else:
+        with pytest.raises(ConfigError, match="plain_steps"):
+            federation.train(1)
 
 
 def test_training_continues_and_is_reproducible():

@@ -226,7 +226,7 @@ def load_models(file: Path, maker: nn.Module | MakeModel | None, find_maker: Cal
         saved["network"] = str(saved["network"])
         is_network = bool(saved["network"])
         for name in BY_USER:
-            each, rows = saved[name], saved.pop(name + ROWS)
+            each, rows = saved[name], saved.pop(name + ROWS, np.arange(len(saved[name])))
             saved[name] = np.broadcast_to(each, (len(rows), *each.shape[1:])) if len(each) == 1 else each[rows]
         for name in ("names", "shape", "columns"):
             saved[name] = tuple(saved[name].tolist())
@@ -258,6 +258,13 @@ def _check(models: Models, is_network: bool) -> None:
             raise ValueError(f"{name} has shape {array.shape}, not {shape}")
         if not np.isfinite(array if array.strides[0] else array[:1]).all():
             raise ValueError(f"{name} is not finite")
+    parts = dict(models.relationship)
+    q = len(parts["C"]) if "U" in parts else K
+    known: dict[str, tuple[int, ...]] = {"C": (q, q)} | ({"delta": (), "U": (K, q)} if "U" in parts else {})
+    if parts and {name: part.shape for name, part in parts.items()} != known:
+        raise ValueError(f"the parts of Ω have shapes {[part.shape for part in parts.values()]}")
+    if not all(np.isfinite(part).all() for part in parts.values()):
+        raise ValueError("Ω is not finite")
     if models.table and models.shape != (len(models.table.names),):
         raise ValueError(f"the table has {len(models.table.names)} features, not {list(models.shape)}")
 

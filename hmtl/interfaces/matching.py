@@ -36,11 +36,9 @@ def matched(
         own: a function with which the solver trains, if any.
     """
     scores, y, has_own = _tried(model, tasks[0])
-    if y is None and (loss is not None or not has_own):
-        raise DataError(
-            "Rows have no targets, and the module returns no loss of its own. Name the entry of a row that is its "
-            f"target {TARGETS[0]}."
-        )
+    if y is None and not (has_own and loss is None):
+        reason = "the module does not run on them, or returns no loss of its own" if loss is None else "loss needs them"
+        raise DataError(f"Rows have no targets, and {reason}. Name the entry of a row that is its target {TARGETS[0]}.")
     C = 0 if scores is None else scores.shape[1] if scores.ndim == 2 else 1
     takes_targets = isinstance(loss, TorchLoss) or (has_own and loss is None)
     values = np.unique(torch.cat([getattr(task, f"y_{split}") for task in tasks for split in SPLITS]))

@@ -29,12 +29,13 @@ def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, st
         rest = sum(w.numel() for w in frozen)
         kept = " in evaluation mode" * bool(model.frozen)
         trains = {"trains": f"{few(list(model.shapes))}: {len(model.start):,} numbers; {rest:,} are frozen{kept}"}
+    hear = "hears" if network.r == 1 else "hear"
     turns = ""
     if model and problem.tasks:
         turns = "; users train " + ("side by side" if model.side_by_side else "one after the other")
     return {
         "users": f"{problem.K}: {sum(problem.counts):,} training and {tests:,} test rows of {row}",
-        "network": f"{network.H} relays, {network.r:.3g} hear each user; {communicator.network.medium}",
+        "network": f"{network.H} relays, {network.r:.3g} {hear} each user; {communicator.network.medium}",
         "learner": f"{about['algorithm']}; {about['loss']}{regularizer}{turns}",
         **trains,
         "travels": f"{how}; aggregators: {nodes}" if users.row_layout.numbers else "nothing",

@@ -94,6 +94,13 @@ def test_raw_rows_give_the_errors_of_the_run(configure: Configure, tmp_path: Pat
         assert summary["test_error"] < 0.5
 
 
+def save(path: Path, arrays: dict[str, Any]) -> None:
+    """Write a file of models that is not damaged."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)
+        add_digest(file)
+
+
 @pytest.mark.parametrize("d", [3, 9])
 @pytest.mark.parametrize(
     ("settings", "is_learned"),
@@ -113,6 +120,12 @@ def test_a_learned_relationship_is_loaded(d: int, settings: dict[str, Any], is_l
     assert (Omega is not None) == is_learned
     if is_learned:
         np.testing.assert_array_equal(Omega, federation.algorithm.Omega.dense())
+        arrays = dict(np.load(tmp_path / "models.npz"))
+        for name in (name for name in arrays if name.startswith("Omega.")):
+            for other in (arrays[name][None], np.full_like(arrays[name], np.nan)):
+                save(tmp_path / "models.npz", {**arrays, name: other})
+                with pytest.raises(DataError, match="does not hold the models of a run"):
+                    hmtl.load_run(tmp_path)
         assert np.abs(Omega - np.diag(np.diag(Omega))).max() > 0.01
         assert np.linalg.eigvalsh(Omega).min() > 0
 
@@ -256,9 +269,7 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
         arrays = dict(file)
     for name in ("W", "mean", "scale", "target_mean"):
         for other in (arrays[name][:-1], arrays[name][..., None], np.full_like(arrays[name], np.nan)):
-            with replacing(tmp_path / "models.npz") as file:
-                np.savez(file, **{**arrays, name: other})
-                add_digest(file)
+            save(tmp_path / "models.npz", {**arrays, name: other})
             with pytest.raises(DataError, match=rf"does not hold the models of a run \(({name}|index) "):
                 hmtl.load_run(tmp_path)
     np.savez(tmp_path / "models.npz", **arrays)

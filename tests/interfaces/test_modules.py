@@ -716,6 +716,7 @@ REFUSED = {
         DataError,
         "loss=",
     ),
+    "no labels for a named loss": (Coder, Listed(N, lambda i: {"x": draw(N, 6)[i]}), DataError, "loss", nn.MSELoss()),
     "a table": (mlp, (pd.DataFrame({"a": [0.0, 1.0]}), pd.Series([0, 1])), DataError, "TensorDataset"),
     "other rows": (partial(mlp), TensorDataset(draw(N, 7), labels(N)), ConfigError, "7"),
     "too few scores": (partial(mlp, 2), floats(5)(N), ConfigError, "2"),
@@ -728,9 +729,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_is_refused_in_one_line(name):
-    make, data, kind, named = REFUSED[name]
+    make, data, kind, named, *loss = REFUSED[name]
     with pytest.raises(kind, match=named) as error:
-        hmtl.Federation(make(), [data] * 5).train(1)
+        hmtl.Federation(make(), [data] * 5, **({"loss": loss[0]} if loss else {})).train(1)
     assert "\n" not in str(error.value)
 
 

@@ -318,7 +318,7 @@ class NetworkAlgorithm(Algorithm):
         frozen: Literal["eval", "train"] = "eval",
     ) -> None:
         solver.check(self.improves, problem.loss)
-        solver = solver.for_coupled() if learner.regularized else solver
+        solver = solver.plain() if learner.regularized or learner.plain_steps else solver
         problem.check_dense(type(learner).__name__)
         self.problem = problem.for_networks()
         self.seed = seed

@@ -60,7 +60,7 @@ class Train(Protocol):
 
     @property
     def rate(self) -> float:
-        """The step size of this round, or ConfigError if the solver has none."""
+        """The step size of this round, or ConfigError if the solver has none, or clips gradients."""
         ...
 
     def __call__(
@@ -90,6 +90,8 @@ class Learner:
 
     Attributes:
         regularized: whether a section is coupled.
+        plain_steps: whether the learner corrects or counts gradient steps, so that these are not to be clipped, as they
+            are by default. Coupled users have plain steps, too, since those of the coupling are as long.
         phases: number of local trainings per round, each with the solver's passes; a straggler's steps are divided
             evenly among them.
         model: the network. `model.shapes` has the names and shapes of its parameters, and `model.split(w)` returns
@@ -98,6 +100,7 @@ class Learner:
     """
 
     regularized: bool = False
+    plain_steps: bool = False
     phases: int = 1
     improves: ClassVar[Kind] = "networks"
     model: FlatModel

@@ -19,6 +19,8 @@ class FedNova(Learner):
     Ref: Wang et al. 2020, *Tackling the objective inconsistency problem*, for plain gradient steps.
     """
 
+    plain_steps = True
+
     def check(self) -> None:
         self.solver.check_correction()
         self.model.check_no_buffers("FedNova")

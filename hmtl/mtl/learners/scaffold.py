@@ -19,6 +19,8 @@ class Scaffold(Learner):
     Ref: Karimireddy et al. 2020, *SCAFFOLD: stochastic controlled averaging for federated learning*.
     """
 
+    plain_steps = True
+
     def check(self) -> None:
         self.solver.check_correction()
 

@@ -53,8 +53,8 @@ class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):
 
     improves = "networks"
 
-    def for_coupled(self) -> Self:
-        """Return the solver for users whom a regularizer couples, whose steps are as long as the local ones."""
+    def plain(self) -> Self:
+        """Return the solver with plain gradient steps, if it may choose; see `Learner.plain_steps`."""
         return self
 
     def rate(self, round: int) -> float:

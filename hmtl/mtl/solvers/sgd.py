@@ -1,7 +1,8 @@
 """Stochastic gradient descent on the users' networks.
 
 User k, with n_k rows of weights s_kj, takes
-    w ← w − μ_t · n_k · (mean over the minibatch of s_kj ∇ℓ),    μ_t = μ/(1 + decay·t) in round t.
+    w ← w − μ_t · n_k · (mean over the minibatch of s_kj ∇ℓ),    μ_t = μ/(1 + decay·t) in round t,
+where the gradient is first clipped by default.
 """
 
 import copy
@@ -20,9 +21,8 @@ class LocalSGD(TorchTrainer):
     """`TorchTrainer` with gradient steps on minibatches, which is the default solver for networks.
 
     Without a step size, it is 0.3, and gradients are clipped to norm 1: no step is longer than 0.3, so training stays
-    finite with features and targets in any units. With a proximal term of weight λ, the step size is at most 1/λ. Where
-    a regularizer couples the users, clipped steps would not balance those of the coupling, so the step size is 0.03,
-    and nothing is clipped.
+    finite with features and targets in any units. With a proximal term of weight λ, the step size is at most 1/λ. For
+    learners with plain steps, see `Learner.plain_steps`, the step size is 0.03, and nothing is clipped.
 
     Args:
         step: step size μ > 0, of gradients as they are; None: see above.
@@ -42,16 +42,12 @@ class LocalSGD(TorchTrainer):
         self.step = step
         self.decay = decay
 
-    def for_coupled(self) -> Self:
+    def plain(self) -> Self:
         if not self.clip:
             return self
         solver = copy.copy(self)
         solver.step, solver.clip = 0.03, None
         return solver
-
-    def rate(self, round: int) -> float:
-        """Return the step size μ_t of a round."""
-        return self.step / (1 + self.decay * round)
 
     def check_proximal(self, name: str, weight: float) -> None:
         """Raise ConfigError if steps on a proximal term of this weight, which the setting `name` has, diverge."""
@@ -63,9 +59,6 @@ class LocalSGD(TorchTrainer):
                 f"Lower {name} or solver.step."
             )
 
-    def check_correction(self) -> None:
-        """Raise nothing: corrections are added before gradients are clipped."""
-
     def _settings(self, round: int, lam: float = 0.0) -> dict[str, Any]:
-        rate = self.rate(round)
+        rate = self.step / (1 + self.decay * round)
         return {"lr": min(rate, 1 / lam) if self.clip and lam else rate}  # making an optimizer imports torch's compiler

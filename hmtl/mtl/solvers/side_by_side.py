@@ -112,7 +112,8 @@ def _train(
     if is_apart:
         gradient = torch.zeros_like(own)
     if rule.optimizer:
-        held = [nn.Parameter(own[:0]) for _ in names]
+        whole = model.split(own)
+        held = [nn.Parameter(whole[name] if name else own) for name in names]  # state may be made with the optimizer
         optimizer = rule.optimizer(held)
     first = 0
     for a in range(len(users), 0, -1):

@@ -114,8 +114,8 @@ class TorchTrainer(MinibatchSolver):
     Users train side by side where that is faster, and gives the same models: small networks without convolutions, on
     tensors, by the loss of the problem and an optimizer in SEPARABLE. Otherwise, they train in one module, in turn.
 
-    A proximal term is added to the loss, and a correction to the gradients, before they are clipped. Stragglers stop
-    after their number of steps. Networks with BatchNorm skip a minibatch of one row, which has no variance.
+    The gradient of a proximal term, and a correction, are added to the gradients before these are clipped. Stragglers
+    stop after their number of steps. Networks with BatchNorm skip a minibatch of one row, which has no variance.
 
     Args:
         optimizer: makes an optimizer from parameters, such as `functools.partial(torch.optim.AdamW, lr=1e-3)`.
@@ -158,7 +158,12 @@ class TorchTrainer(MinibatchSolver):
                 "solver.scheduler is set, but this algorithm takes steps as long as the local ones, which it cannot "
                 "follow. Leave solver.scheduler out, or choose an algorithm such as fedavg."
             )
-        return float(self._settings(0)["lr"])
+        if self.clip is not None:
+            raise ConfigError(
+                "Gradients are clipped, but this algorithm needs plain gradient steps, which have a known length. "
+                "Leave solver.clip out, or set plain_steps = True in a learner of your own."
+            )
+        return float(self._settings(round)["lr"])
 
     def check_proximal(self, name: str, weight: float) -> None:
         if not 0 <= weight < math.inf:
@@ -167,7 +172,7 @@ class TorchTrainer(MinibatchSolver):
     def check_correction(self) -> None:
         self.rate(0)
         settings = self._settings(0)
-        if not isinstance(self._make(), SGD) or settings.get("momentum") or self.clip is not None:
+        if not isinstance(self._make(), SGD) or settings.get("momentum"):
             super().check_correction()
 
     def check_network(self, model: FlatModel, problem: Problem) -> None:
@@ -218,7 +223,7 @@ class TorchTrainer(MinibatchSolver):
             optimizer.param_groups[0].update(settings)
             return optimizer
 
-        how = None if plain and (self._class is SGD or type(self._make()) is SGD) else make
+        how = None if plain and self._class is SGD else make
         is_wrong = settings.get("fused") and subproblem.trained is not None  # torch's fused steps on parts of W are
         if model.side_by_side and not is_wrong:
             return side_by_side(loss, rows, subproblem, order, usual, budgets, StepRule(rate, how, self.clip))

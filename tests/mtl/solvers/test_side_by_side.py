@@ -8,7 +8,7 @@ import torch
 from networks import LAYERED, OTHER
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from torch.optim import SGD, Adam, AdamW, RMSprop
+from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RMSprop
 from torch.utils.data import TensorDataset
 
 from hmtl.mtl import CrossEntropy, TorchTrainer
@@ -16,6 +16,7 @@ from hmtl.mtl.networks.copies import trains_side_by_side
 from hmtl.mtl.networks.flat import FlatModel
 from hmtl.mtl.problem import Rows
 from hmtl.mtl.solvers.networks import NetworkSubproblem
+from hmtl.mtl.solvers.trainers import SEPARABLE
 
 D, C, BATCH, LAM = 9, 3, 4, 0.3
 COUNTS = (5, 33, 4, 1, 12, 7)
@@ -27,6 +28,10 @@ OPTIMIZERS = {
     "adamw": partial(AdamW, lr=0.01, weight_decay=0.1),
     "fused": partial(AdamW, lr=0.01, weight_decay=0.1, fused=True),
     "rmsprop": partial(RMSprop, lr=0.01, momentum=0.5, centered=True),
+    "adagrad": partial(Adagrad, lr=0.1, lr_decay=0.1, initial_accumulator_value=0.1),
+    "adadelta": partial(Adadelta, lr=0.5, weight_decay=0.1),
+    "adamax": partial(Adamax, lr=0.01),
+    "nadam": partial(NAdam, lr=0.01),
 }
 FURTHER = {
     "plain": {},
@@ -104,6 +109,10 @@ def test_users_side_by_side_take_the_steps_of_a_loop(optimizer, network, further
             only,
         )
         torch.testing.assert_close(got[k], want, rtol=3e-5, atol=3e-5)
+
+
+def test_all_optimizers_that_treat_each_number_alone_are_tested():
+    assert {each.func for each in OPTIMIZERS.values()} == set(SEPARABLE)
 
 
 @pytest.mark.parametrize("alone", [False, True])
