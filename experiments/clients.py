@@ -3,8 +3,8 @@
     python experiments/clients.py sampled100 [--repeats 5] [--rounds 5] [--evaluate]
 
 CPU seconds of `Federation(model, data).train(rounds)` on one thread, medians of interleaved repeats, relative to the
-loop: one module for all users, rows of a user gathered once, and no optimizer for gradient steps. `vmap` is
-`torch.func.vmap` in its best group size. `--memory SIDE` plays two
+loop: one module for all users, rows of a user gathered once, and plain gradient steps without an optimizer, whereas the
+default steps of `Federation` are clipped. `vmap` is `torch.func.vmap` in groups of some sizes. `--memory SIDE` plays two
 rounds of one side, and prints the most memory of its process beyond that after the imports, and the size of the data.
 fluke and pfl-research only train, without averages and errors, if they are installed
 (`pip install fluke-fl==0.8.1 pfl==0.6.0`).
@@ -284,7 +284,7 @@ class Ours:
         from hmtl.topology import symmetric
 
         data = [TensorDataset(*rows) for rows in zip(*rows_of(case), strict=True)]
-        solver = LocalSGD(STEP, epochs=1, batch=case.batch)
+        solver = LocalSGD(epochs=1, batch=case.batch)
         if case.optimizer:
             solver = TorchTrainer(case.optimizer, epochs=1, batch=case.batch)
         torch.manual_seed(0)

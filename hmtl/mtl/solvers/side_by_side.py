@@ -110,7 +110,7 @@ def _train(
     further = None if correction is None else correction[at]
     is_apart = rule.optimizer is not None or rule.clip is not None  # gradients are kept apart from models
     if is_apart:
-        gradient = torch.zeros_like(own)
+        gradient = torch.empty_like(own)
     if rule.optimizer:
         whole = model.split(own)
         held = [nn.Parameter(whole[name] if name else own) for name in names]  # state may be made with the optimizer
