@@ -4,8 +4,9 @@
 
 CPU seconds of `Federation(model, data).train(rounds)` on one thread, medians of interleaved repeats, relative to the
 loop: one module for all users, rows of a user gathered once, and plain gradient steps without an optimizer, whereas the
-default steps of `Federation` are clipped. `vmap` is `torch.func.vmap` in groups of some sizes. `--memory SIDE` plays two
-rounds of one side, and prints the most memory of its process beyond that after the imports, and the size of the data.
+default steps of `Federation` are clipped. `vmap` is `torch.func.vmap` in groups of some sizes. `--memory SIDE` plays
+two rounds of one side, and prints the most memory of its process beyond that after the imports, and the size of the
+data.
 fluke and pfl-research only train, without averages and errors, if they are installed
 (`pip install fluke-fl==0.8.1 pfl==0.6.0`).
 """
