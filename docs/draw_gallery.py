@@ -1,6 +1,6 @@
 """Draw the pictures of docs/gallery.md by the commands that the page shows: `python docs/draw_gallery.py`.
 
-`FOLDER-NAME.png` is the picture NAME.png that a command left in FOLDER, in fewer colours. TensorBoard is a screenshot,
+`FOLDER-NAME.png` is the picture NAME.png that a command left in FOLDER, in fewer colors. TensorBoard is a screenshot,
 which needs Chromium; without it, this picture stays as it is.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 DOCS = Path(__file__).parent
 GALLERY = DOCS / "static" / "gallery"
-WIDTH, COLORS = 960, 64  # pixels, and colours of a picture
+WIDTH, COLORS = 960, 64  # pixels, and colors of a picture
 PORT = "6172"
 
 
@@ -49,7 +49,7 @@ def screenshot(folder: str, target: Path) -> None:
 
 
 def shrink(picture: Path, target: Path) -> None:
-    """Write a picture in few colours and at most as wide as a page of the site is on a fine screen."""
+    """Write a picture in few colors and at most as wide as a page of the site is on a fine screen."""
     image = Image.open(picture).convert("RGB")
     image.thumbnail((WIDTH, 4 * WIDTH), Image.Resampling.LANCZOS)
     image.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)

@@ -52,7 +52,7 @@ DATA = {  # common settings, and those of each method; λ is close to what cross
         },
     ),
 }
-STYLES = {  # colour, line and marker, distinct in grey as well
+STYLES = {  # color, line and marker, distinct in gray as well
     "task_relationship, all relays": (OKABE_ITO["blue"], "--", "s"),
     "task_relationship, best aggregators": (OKABE_ITO["blue"], "-", "o"),
     "mean, sums": (OKABE_ITO["orange"], "-", "^"),
