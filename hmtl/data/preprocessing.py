@@ -1,4 +1,4 @@
-"""Scaling of features and centring of targets, fitted to training rows.
+"""Scaling of features and centering of targets, fitted to training rows.
 
 Shapes: K tasks, n rows and d features each; D = d, or d + 1 with an intercept.
 """
@@ -96,13 +96,13 @@ class Preprocessing:
             y: training targets of each task, [n_k].
 
         Raises:
-            DataError: if tasks have different numbers of columns, if sparse rows are to be standardised, or if rows
-                with a shape, such as images, are to be standardised or get an intercept.
+            DataError: if tasks have different numbers of columns, if sparse rows are to be standardized, or if rows
+                with a shape, such as images, are to be standardized or get an intercept.
         """
         if self.standardize != "none" and any(map(issparse, x)):
             raise DataError(
-                f"Rows are sparse, and standardize={self.standardize} would centre them, so that no number would be "
-                "zero. Set standardize=none, and scale the columns without centring if they need it."
+                f"Rows are sparse, and standardize={self.standardize} would center them, so that no number would be "
+                "zero. Set standardize=none, and scale the columns without centering if they need it."
             )
         if x[0].ndim > 2 and (self.intercept or self.standardize != "none"):
             raise DataError(

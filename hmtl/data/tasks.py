@@ -316,7 +316,7 @@ def prepare(tasks: Sequence[Task], preprocessing: Preprocessing, in_place: bool 
     training rows, see `Scaling.features`, so that the tasks know only the raw targets.
 
     Raises:
-        ConfigError: if y is to be centred but holds class numbers.
+        ConfigError: if y is to be centered but holds class numbers.
         DataError: if the rows do not allow it, see `Preprocessing.fit`.
     """
     raws = [task.raw for task in tasks]

@@ -67,7 +67,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
         lam: Regularization strength λ of `Common`; must be a positive float. If None, nothing has to be tuned: see
             `regularizer`. Ignored if that is given.
         regularizer: Penalty that couples the tasks, trained by MOCHA. If None, `Common(lam)` if `lam` is given; else
-            models are draws from a normal distribution (`hmtl.mtl.MixedEffects`). Its variances maximise the evidence,
+            models are draws from a normal distribution (`hmtl.mtl.MixedEffects`). Its variances maximize the evidence,
             and models are averaged by it over structures: tasks that do not differ, or in their intercepts only, or in
             all weights, with intercepts that go with the means of the features or do not. With sparse rows, another
             loss, or K·d³ above 3e7, None means `Common(0.3)` for numbers and `Common(0.01)` for labels.
@@ -441,7 +441,7 @@ class MultiTask(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no typ
                 new = [*map(repr, index[unknown].unique().tolist())]
                 raise DataError(
                     f"There is no model of task {few(new)}. Give rows of the {len(names)} fitted tasks. Only Common, "
-                    "or no regularizer, predicts new tasks, standardized and centred over all tasks or not at all."
+                    "or no regularizer, predicts new tasks, standardized and centered over all tasks or not at all."
                 )
         outputs: NDArray[Any] | None = None
         for k, at in pd.Series(codes).groupby(codes).indices.items():

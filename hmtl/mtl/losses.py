@@ -46,7 +46,7 @@ class Loss(nn.Module, ABC):
         raise NotImplementedError
 
     def coordinate_step(self, a: Tensor, prediction: Tensor, y: Tensor, q: Tensor) -> Tensor:
-        """Return the a′ that maximises −ℓ*(−a′) − (a′ − a)·p − (q/2)·(a′ − a)².
+        """Return the a′ that maximizes −ℓ*(−a′) − (a′ − a)·p − (q/2)·(a′ − a)².
 
         A row of zeros has q = 0 and p = 0.
         """

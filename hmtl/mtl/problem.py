@@ -416,7 +416,7 @@ class Problem:
         if users is not None:
             at = torch.from_numpy(rows_of(counts.tolist(), users)).to(y.device)
             y, counts, tasks = y[at], counts[torch.from_numpy(users).to(y.device)], [tasks[k] for k in users]
-        if self.loss.measure == "mean squared error":  # own measures get targets as they were before any centring
+        if self.loss.measure == "mean squared error":  # own measures get targets as they were before any centering
             shift = torch.tensor([task.scaling.target_mean for task in tasks]).to(y).repeat_interleave(counts)
             predictions, y = predictions + shift, y + shift
         return {f"{split}_{name}": measure(predictions, y, counts) for name, measure in self.measures.items()}
@@ -463,9 +463,9 @@ class Problem:
         return figures
 
     def figures(self, split: str, measured: Mapping[str, Tensor]) -> dict[str, float]:
-        """Summarise what `measure` returned, of all users; in regression, add R².
+        """Summarize what `measure` returned, of all users; in regression, add R².
 
-        R² is 1 − Σ(p − y)² / Σ(y − ȳ)² over the rows of all users, with their common mean ȳ before any centring (the
+        R² is 1 − Σ(p − y)² / Σ(y − ȳ)² over the rows of all users, with their common mean ȳ before any centering (the
         "explained variance" of the multi-task literature). Users without such rows are left out; if no user has any,
         the result is empty.
 

@@ -190,15 +190,15 @@ class SharedModel(Regularizer):
 
 
 class Graph(Shrinking):
-    """Similar models for neighbours: $A = η·L + λ2·I$ with the graph's Laplacian $L = diag(Σ_l a_kl) − (a_kl)$.
+    """Similar models for neighbors: $A = η·L + λ2·I$ with the graph's Laplacian $L = diag(Σ_l a_kl) − (a_kl)$.
 
     $R = (η/4) Σ_kl a_kl‖w_k − w_l‖² + (λ2/2)‖W‖²$.
 
     Args:
         lam: η.
         lam2: λ2, see `Shrinking`.
-        path: file of the weights a_kl, see `graph.read_weights`; None: `graph.nearest` chooses the neighbours.
-        neighbors: number of nearest users that become neighbours of each user; ignored if there is a file.
+        path: file of the weights a_kl, see `graph.read_weights`; None: `graph.nearest` chooses the neighbors.
+        neighbors: number of nearest users that become neighbors of each user; ignored if there is a file.
 
     Ref: Dinh et al. 2021.
     """
@@ -310,7 +310,7 @@ class TaskRelationship(LearnedCoupling):
 class Common(TaskRelationship):
     """A common model beside learned relations: w_k = w0 + u_k, $R = (λ0/2)‖w0‖² + (λ/2) tr(U Ω Uᵀ)$.
 
-    Models shrink to w0, where users with few rows learn from all others, instead of to 0. Minimising R over w0 gives
+    Models shrink to w0, where users with few rows learn from all others, instead of to 0. Minimizing R over w0 gives
     A = B⁻¹ with $B = 11ᵀ/λ0 + Ω⁻¹/λ$, and $w0 = (λ/(λ0 + λ 1ᵀΩ1)) W Ω 1$. Ω is that of `TaskRelationship` for U.
 
     Args:

@@ -127,7 +127,7 @@ def secure_table(bits: Mapping[str, Mapping[str, int]], K: int) -> Table:
 def secure_remark(secure: Mapping[str, Any], K: int) -> str:
     """Return the sentence under `secure_table`: who protects whom."""
     return (
-        f"Secure sums: {secure['neighbors']} neighbours of a user, {secure['threshold']} of whom can reveal a mask; "
+        f"Secure sums: {secure['neighbors']} neighbors of a user, {secure['threshold']} of whom can reveal a mask; "
         f"{secure['colluding']} of {K} users may collude with relays and server; at least {secure['fewest']} terms in "
         "a sum."
     )

@@ -68,7 +68,7 @@ class FinishedRun:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """The settings that may name the run: its learner, and those typed, where a communicator is what travelled."""
+        """The settings that may name the run: its learner, and those typed, where a communicator is what traveled."""
         typed = {word.partition("=")[0]: word for word in (word.lstrip("+~") for word in self.overrides)}
         if learner := typed.pop("algorithm.learner._target_", None):
             typed["algorithm"] = f"algorithm={learner.partition('=')[2]}"

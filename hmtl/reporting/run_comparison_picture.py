@@ -103,7 +103,7 @@ def _draw_users(axes: Axes, lines: Sequence[Line], styles: Sequence[dict[str, An
     """Draw the final values at the users of all seeds: a point each, a box of their quartiles, and their mean."""
     for n, (line, style) in enumerate(zip(lines, styles, strict=True)):
         values, color = np.concatenate([run.users.to_numpy() for run in line.runs]), style["color"]
-        spread = 0.5 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # the golden ratio keeps neighbours apart
+        spread = 0.5 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # the golden ratio keeps neighbors apart
         axes.scatter(values, n + spread, s=4, color=color, alpha=0.5, linewidths=0, zorder=2)
         low, high = np.quantile(values, (0.25, 0.75)) if len(values) else (np.nan, np.nan)
         axes.broken_barh([(low, high - low)], (n - 0.35, 0.7), facecolor="none", edgecolor=color, zorder=3)

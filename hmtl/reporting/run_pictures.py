@@ -34,7 +34,7 @@ def omega_picture(algorithm: Algorithm) -> dict[str, bytes]:
 def omega_figure(Omega: Symmetric, names: Sequence[str] = ()) -> Picture:
     """Draw Σ = Ω⁻¹ [K, K] scaled to a unit diagonal, so that each entry is the correlation of two tasks.
 
-    The diagonal is grey. If there are many users, every second, third, ...
+    The diagonal is gray. If there are many users, every second, third, ...
     is shown. With more than 100 users, or without `names`, they have numbers.
     """
     step = -(-len(Omega) // MAX_PICTURED_USERS)
@@ -53,5 +53,5 @@ def omega_figure(Omega: Symmetric, names: Sequence[str] = ()) -> Picture:
         axis.set_major_locator(MaxNLocator(integer=True))
         if labels:
             axis.set_ticks(range(len(labels)), labels, fontsize=8, rotation=90 if axis is axes.xaxis else 0)
-    figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹ (grey: a user with itself)", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹ (gray: a user with itself)", shrink=0.8)
     return figure

@@ -1,4 +1,4 @@
-"""The style of all pictures: as wide as a column or a page, text of 9 points, colours for colour-blind readers."""
+"""The style of all pictures: as wide as a column or a page, text of 9 points, colors for color-blind readers."""
 
 import io
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ OKABE_ITO = {
     "purple": "#CC79A7",
     "black": "#000000",
 }
-"""The palette of Okabe and Ito (2008) for colour-blind readers, without yellow, which is faint on white."""
+"""The palette of Okabe and Ito (2008) for color-blind readers, without yellow, which is faint on white."""
 DASHES = ("-", (0, (5, 2)), (0, (6, 1.5, 1, 1.5)), (0, (1, 1)), (0, (2, 2)), (0, (9, 2)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = "os^DvPX"
 
@@ -73,14 +73,14 @@ class Picture(Figure):
 
 
 def colors(n: int) -> Any:
-    """Return n colours [n, 4]: up to seven distinct hues, else a scale from dark to light."""
+    """Return n colors [n, 4]: up to seven distinct hues, else a scale from dark to light."""
     if n <= len(OKABE_ITO):
         return to_rgba_array(list(OKABE_ITO.values())[:n])
     return matplotlib.colormaps["cividis"]([0.85 * i / (n - 1) for i in range(n)])  # the end is faint on white
 
 
 def curve_styles(n: int) -> list[dict[str, Any]]:
-    """Return colour, dashes and marker of n curves; after seven, the colours repeat with other dashes and markers."""
+    """Return color, dashes and marker of n curves; after seven, the colors repeat with other dashes and markers."""
     hues = colors(len(OKABE_ITO))
     return [
         {

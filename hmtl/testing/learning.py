@@ -206,7 +206,7 @@ class DualLossContract(LossContract):
 
     @cases
     def test_coordinate_step(self, seed: int) -> None:
-        """The step maximises −ℓ*(−a′) − (a′ − a)·p − (q/2)(a′ − a)² over a′."""
+        """The step maximizes −ℓ*(−a′) − (a′ − a)·p − (q/2)(a′ − a)² over a′."""
         loss, p, slope_at, y = self.sample(seed)
         rng = np.random.default_rng(seed)
         a = -loss.gradient(slope_at, y) * torch.from_numpy(rng.choice([0.0, 0.5, 1.0], size=len(y)))

@@ -185,9 +185,9 @@ def _over_folds(values: dict[str, Any], figures: Sequence[dict[str, Any]]) -> di
 
 
 def _warnings(cfg: DictConfig, grid: ValuesBySetting, points: Sequence[dict[str, Any]], best: int) -> Iterator[str]:
-    """Warn if the best point or a neighbour of it has not converged, or if a best value is at an edge of the grid.
+    """Warn if the best point or a neighbor of it has not converged, or if a best value is at an edge of the grid.
 
-    A neighbour is one value further in one setting.
+    A neighbor is one value further in one setting.
     """
     places = list(itertools.product(*(range(len(values)) for values in grid.values())))
     near = [point for point, place in zip(points, places, strict=True) if math.dist(place, places[best]) <= 1]

@@ -1,4 +1,4 @@
-"""Partitions deal the rows of a labelled data set to K users; no two users share a row."""
+"""Partitions deal the rows of a labeled data set to K users; no two users share a row."""
 
 from hmtl.data.partitions.paper import even_sets, one_vs_rest
 from hmtl.data.partitions.skewed import Dirichlet, Partition, Pathological, Quantity, Shards

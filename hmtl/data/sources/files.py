@@ -65,7 +65,7 @@ def files(
             classifies, but raises an error if the target has more than 20 whole numbers, which is ambiguous.
         test_fraction: share of each task's rows that is kept for testing; 0: no test.
         test_path: rows to test on, laid out like `path`; then all rows of `path` are training rows.
-        intercept, standardize, center: see `Preprocessing`; classes are never centred.
+        intercept, standardize, center: see `Preprocessing`; classes are never centered.
         seed: seed of the partition and the splits.
         partition: deals all rows to K tasks by their class, whatever task they belonged to.
         class_weight: see `Task`.

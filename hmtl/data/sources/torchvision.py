@@ -1,4 +1,4 @@
-"""Labelled images of torchvision, in their own shape.
+"""Labeled images of torchvision, in their own shape.
 
 Shapes: n images of [channels, height, width], float32, scaled from 0..255 to [0, 1].
 """

@@ -1,4 +1,4 @@
-"""Mixed effects: users' models are draws from one normal distribution, whose variances maximise the evidence.
+"""Mixed effects: users' models are draws from one normal distribution, whose variances maximize the evidence.
 
 docs/theory/mixed_effects.md derives each step. Its sections name the functions below `_fit`, in the same order.
 
@@ -246,7 +246,7 @@ class _ScoreRows:
 
 @dataclass(frozen=True, eq=False)
 class _Expansion:
-    """Losses of all users to second order at predictions p, as in penalised quasi-likelihood.
+    """Losses of all users to second order at predictions p, as in penalized quasi-likelihood.
 
     Attributes:
         losses: Σ ωℓ over all rows.

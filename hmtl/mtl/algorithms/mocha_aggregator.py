@@ -126,7 +126,7 @@ class DualAggregator(Aggregator):
     After a change of A, users receive the new c_k with their models. It is sent in every round until each user has been
     heard once: a user who missed its model takes no part until one arrives.
 
-    A change of Ω would move the models far: W = V B grows by up to K in the directions that Ω favours. If duals have no
+    A change of Ω would move the models far: W = V B grows by up to K in the directions that Ω favors. If duals have no
     bounds (`rescales`), all of them are therefore multiplied by θ = ⟨W, W′⟩/‖W′‖², where W′ are the models after the
     change: no other multiple of W′ is nearer to W. They stay as they are if ⟨W, W′⟩ ≤ 0. With c_k, users receive the
     product of all θ so far, so that it does not matter how often they receive it, or which they missed. V = Σ_j s a_j

@@ -260,7 +260,7 @@ class FlatModel:
 
     @cached_property
     def trunk(self) -> str:
-        """A digest of the frozen tensors, by which another trunk is recognised; empty if there are none."""
+        """A digest of the frozen tensors, by which another trunk is recognized; empty if there are none."""
         return digest(self.kept)
 
     def vector(self, module: nn.Module) -> Tensor:

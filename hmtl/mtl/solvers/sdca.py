@@ -1,6 +1,6 @@
 """Stochastic dual coordinate ascent (SDCA): local passes over the users' duals, in compiled code or in torch.
 
-K users, N rows of all users, one user after the other, d features. User k, with n rows, maximises over a′, w_k fixed,
+K users, N rows of all users, one user after the other, d features. User k, with n rows, maximizes over a′, w_k fixed,
     −Σ_j s_j ℓ*(−a′_j) − w_k·Δv_k − ½ c_k ‖Δv_k‖²,    Δv_k = Σ_j s_j (a′_j − a_j) x_kj,
 where s_j are the weights of the user's rows, and the curvature c_k bounds the effect of what the other users change
 meanwhile.
@@ -34,7 +34,7 @@ MARGIN, SQUARED, LOGISTIC = range(3)
 LOSS_KERNELS: dict[type[Loss], int] = {Hinge: MARGIN, SmoothHinge: MARGIN, Squared: SQUARED, Logistic: LOGISTIC}
 """Losses with a compiled step, by exact type: a subclass may redefine its step."""
 
-# the compiler may reorder sums, so that it can vectorise them; NaN and infinity keep their meaning
+# the compiler may reorder sums, so that it can vectorize them; NaN and infinity keep their meaning
 FASTMATH_OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}}
 
 
