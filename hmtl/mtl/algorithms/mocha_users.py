@@ -214,9 +214,9 @@ class DualUsers(Users):
 class Changes(LazyRows):
     """IVs [n, d + e], and what tells users which numbers aggregators will read of them."""
 
-    def __init__(self, rows: Tensor, take_sent: Callable[[slice, Tensor], Tensor]) -> None:
+    def __init__(self, rows: Tensor, note_sent: Callable[[slice, Tensor], Tensor]) -> None:
         self.rows, self.dtype, self.device, self.shape = rows, rows.dtype, rows.device, (len(rows), rows.shape[1])
-        self._note_sent = take_sent
+        self._note_sent = note_sent
 
     def further(self, users: slice) -> Callable[[Tensor], Tensor]:
         """See `hmtl.communication.sides.SentRows.further`."""
