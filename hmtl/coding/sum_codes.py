@@ -13,7 +13,7 @@ Shapes: K users, H relays; c pieces, n shares, m bits; g sets of c shares; L wor
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -90,7 +90,7 @@ class SumCode:
         """Return the words of a padded row divided by L; 1 for L = 0."""
         return self.stretches(L) * self.pieces * self.bits / L if L else 1.0
 
-    @property
+    @cached_property
     def relays(self) -> tuple[int, ...]:
         """The relays that send shares, ascending."""
         return tuple(np.unique(self.owners).tolist())
@@ -108,7 +108,7 @@ class SumCode:
             X = X @ (2 * torch.eye(A.shape[1], dtype=torch.int64) - A @ X)
         return X
 
-    @property
+    @cached_property
     def leaders(self) -> NDArray[np.int64]:
         """The relay that sends the first share of each user's set [K]; -1 for absent users.
 
@@ -117,13 +117,14 @@ class SumCode:
         first = self.owners[self.sets[:, 0]] if len(self.sets) else np.empty(0, np.int64)
         return np.append(first, -1)[self.of_user]
 
-    def shares_of(self, i: int) -> NDArray[np.int64]:
-        """Return the numbers of relay i's shares."""
-        return np.flatnonzero(self.owners == i)
+    @cached_property
+    def shares(self) -> Sequence[NDArray[np.int64]]:
+        """The numbers of each relay's shares [H]."""
+        return [np.flatnonzero(self.owners == i) for i in range(self.H)]
 
     def needs(self, i: int) -> NDArray[np.bool_]:
         """Return which of relay i's shares each user needs [K, x_i]."""
-        needs = np.asarray((self.sets[:, :, None] == self.shares_of(i)).any(axis=1))
+        needs = np.asarray((self.sets[:, :, None] == self.shares[i]).any(axis=1))
         return np.append(needs, np.zeros_like(needs, shape=(1, needs.shape[1])), axis=0)[self.of_user]
 
     def stretches(self, L: int) -> int:
@@ -135,7 +136,7 @@ class SumCode:
 
         The shares are the sum of these parts, each int64 [x_i·m, stretch].
         """
-        own = self.shares_of(i)
+        own = self.shares[i]
         places = np.searchsorted(own, self.sets)
         for group in np.flatnonzero(np.isin(self.sets, own).any(axis=1)).tolist():
             matrix = torch.zeros(len(own) * self.bits, self.pieces * self.bits, dtype=torch.int64)
@@ -146,7 +147,7 @@ class SumCode:
 
     def add(self, i: int, shares: Tensor, to: Tensor) -> None:
         """Add what relay i's shares, int64 [x_i·m, stretch], contribute to the row of sums, cut [c·m, stretch]."""
-        product(self._columns(self.shares_of(i)), shares, to)
+        product(self._columns(self.shares[i]), shares, to)
 
     def split(self, row: Tensor, shares: NDArray[np.int64]) -> Tensor:
         """Return some shares of a row [L] of integers, which is known, [len(shares)·m, stretch]."""

@@ -67,7 +67,7 @@ class Report:
     @staticmethod
     def nbytes(t: Topology, i: int) -> int:
         """Return the length of relay i's report in bytes."""
-        return -(-len(t.N(i)) // 8) + 16
+        return -(-int(t.G[i].sum()) // 8) + 16
 
 
 class Attempt(NamedTuple):
@@ -131,23 +131,26 @@ class Attendance:
         """The users whose IV arrived at some relay."""
         return np.array(self.heard.present, dtype=np.int64)
 
-    @property
+    @cached_property
     def relays(self) -> tuple[int, ...]:
         """The relays that reported."""
         return tuple(np.flatnonzero(self.reporting).tolist())
 
-    @property
+    @cached_property
     def aggregators(self) -> tuple[int, ...]:
         """The relays that aggregate."""
         return tuple(np.flatnonzero(self.aggregating).tolist())
 
     @cached_property
+    def near(self) -> NDArray[np.uint8]:
+        """The users within range of each relay that reported [H, K]."""
+        return self.topology.restricted(relays=self.relays).G
+
+    @cached_property
     def reached(self) -> Topology:
         """The relays that may send each user its model: aggregators if one hears the user, or any that reported."""
-        near = self.topology.restricted(relays=self.aggregators).G
-        return self.topology.restricted(
-            links=np.where(near.any(axis=0), near, self.topology.restricted(relays=self.relays).G)
-        )
+        best = self.topology.restricted(relays=self.aggregators).G
+        return self.topology.restricted(links=np.where(best.any(axis=0), best, self.near))
 
     def to_bytes(self) -> Bytes:
         """Return the attendance as bytes: one bit per link, three bits per relay, and one number."""

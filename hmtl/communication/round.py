@@ -14,10 +14,9 @@ from hmtl.communication.links import Links
 from hmtl.communication.messages import ATTENDANCE, DIGESTS, IVS, MODELS, RECEIPTS, REPORT, STATE, VERDICT, Message
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
-from hmtl.communication.nodes.phases import Phase, check_turn
 from hmtl.communication.nodes.relay import Relay
 from hmtl.communication.nodes.server import Server
-from hmtl.communication.turns import Answers, Turn
+from hmtl.communication.turns import Answers, Phase, Turn, check_turn
 from hmtl.io.arrays import Ids
 from hmtl.io.cpu_time import cpu_seconds
 
@@ -68,7 +67,7 @@ class Nodes:
             check_turn(node.last_turn if isinstance(node, Host) else None, turn.action)
             if isinstance(node, Host):
                 node.last_turn = turn.action
-            with watch.measure(turn.clock):
+            with watch.measure(f"{turn.task} of {turn.node}" if turn.task else turn.node):
                 heard = self.gate.admitted(node, turn) if self.gate else turn.heard
                 answers = list(getattr(node, turn.action)(*turn.numbers, *heard) or ())
             yield answers

@@ -18,11 +18,10 @@ from hmtl.communication import Communicator, InProcess, LinkLedger
 from hmtl.communication.communicators.base import SETUP_ROUND
 from hmtl.communication.messages import Message
 from hmtl.communication.nodes.host import Host
-from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.nodes.relay import Node
 from hmtl.communication.nodes.server import Server
 from hmtl.communication.round import Nodes, Stopwatch
-from hmtl.communication.turns import Turn
+from hmtl.communication.turns import Phase, Turn
 from hmtl.data import Task
 from hmtl.data.preprocessing import Scaling
 from hmtl.distributed.frames import MAY_SEND, Frame, role

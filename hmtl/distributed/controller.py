@@ -23,8 +23,8 @@ from hmtl.communication.accounting.ledger import Sent
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.recipe import Transport
 from hmtl.communication.messages import SERVER, host_name, relay_name
-from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Schedule
+from hmtl.communication.turns import Phase
 from hmtl.data import Task
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.stand_ins import FarUsers, StandIns, bits_of

@@ -13,9 +13,8 @@ from hmtl.communication.accounting.ledger import Sent
 from hmtl.communication.communicators.base import SETUP_ROUND
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.messages import SERVER
-from hmtl.communication.nodes.phases import Phase
 from hmtl.communication.round import Nodes, Stopwatch
-from hmtl.communication.turns import Turn
+from hmtl.communication.turns import Phase, Turn
 from hmtl.distributed.cell import FACTS, Handle
 from hmtl.errors import StateLost, few
 from hmtl.io.arrays import NOBODY, Ids

@@ -65,12 +65,12 @@ class Topology:
         """Return the network of a round: always this one. `Moving` has the same method."""
         return self
 
-    @property
+    @cached_property
     def H(self) -> int:
         """Number of relays."""
         return int(self.G.shape[0])
 
-    @property
+    @cached_property
     def K(self) -> int:
         """Number of users, including absent ones."""
         return int(self.G.shape[1])

@@ -50,7 +50,7 @@ def test_sums_are_exact_up_and_down(t: Topology, L: int, most_pieces: int, seed:
     total = [sum(column) % WORD for column in zip(*terms.values(), strict=True)] or [0] * L
     sent: list[list[int]] = []
     for i in range(t.H):
-        shares = padded([0] * L, code)[: 0 if not t.G[i].any() else code.bits] * len(code.shares_of(i))
+        shares = padded([0] * L, code)[: 0 if not t.G[i].any() else code.bits] * len(code.shares[i])
         for users, matrix in code.terms(i):
             assert t.G[i, users].all(), "a relay needs only terms that it hears"
             mine = [terms[k] for k in users.tolist() if k in terms]

@@ -24,6 +24,7 @@ S, with the scales.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -71,36 +72,36 @@ class FewBits:
         """The name of the format of terms and sums on known scales."""
         return f"int{self.bits}"
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """B."""
         return -(-self.numbers // BLOCK)
 
-    @property
+    @cached_property
     def L(self) -> int:
         """Words in a row."""
         return self.numbers + 2 * self.blocks
 
-    @property
+    @cached_property
     def terms(self) -> RowFormat:
         """Format of a user's terms."""
         return self.sums if self.masked else RowFormat(self.L, self.bits)
 
-    @property
+    @cached_property
     def sums(self) -> RowFormat:
         """Format of sums of up to K rows of terms: b + ⌈log₂ K⌉ bits."""
         return RowFormat(self.L, self.bits + (self.K - 1).bit_length())
 
-    @property
+    @cached_property
     def whole(self) -> RowFormat:
         """Format of terms before the scales are known, and of sums for users who lack the last row."""
         return RowFormat(self.L, 64)
 
-    @property
+    @cached_property
     def up(self) -> Mapping[str, tuple[RowFormat, RowFormat]]:
         return {INT64: (self.whole, self.whole), self.name: (self.terms, self.sums)}
 
-    @property
+    @cached_property
     def down(self) -> Mapping[str, RowFormat]:
         """Formats of a row for users who have the one before, and of the whole row."""
         return {self.name: self.sums, INT64: self.whole}

@@ -21,13 +21,10 @@ INT64, OWN = "int64", "own"  # words of 64 bits; a quantiser of your own
 BYTES, REQUEST, DIGEST, ROUNDS = "bytes", "request", "digest", "rounds"  # rows without numbers
 NUMBERS = FLOATS | {INT64: torch.int64}
 """Types in which numbers travel as they are."""
+NAMES = {dtype: name for name, dtype in NUMBERS.items()}
+"""The formats of rows whose numbers travel as a type."""
 FORMATS = (BYTES, *NUMBERS, *FEW_BITS, *BLOCKS, OWN, REQUEST, DIGEST, ROUNDS)
 """The formats of rows, of which a message names one; readers go by this name."""
-
-
-def name_of_type(dtype: torch.dtype) -> str:
-    """Return the format of rows whose numbers travel as a type."""
-    return str(dtype).removeprefix("torch.")
 
 
 @runtime_checkable

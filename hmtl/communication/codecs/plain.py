@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hmtl.communication.codecs.formats import NUMBERS, name_of_type
+from hmtl.communication.codecs.formats import NAMES, NUMBERS
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes, pack, unpack
 from hmtl.io.arrays import Ids
 from hmtl.io.row_layout import RowLayout
@@ -95,7 +95,7 @@ class UserCoder(Remembering):
 
     def format(self, dtype: torch.dtype) -> str:
         """Return the format of the rows that it encodes from numbers of a type, one of FORMATS."""
-        return name_of_type(self.wire or dtype)
+        return NAMES[self.wire or dtype]
 
     def requesting(self, idle: Ids) -> Ids:
         """Return those of these idle users who need a whole row, since they miss the row that a change is added to."""
@@ -149,7 +149,7 @@ class AggregatorCoder(Remembering):
         """
         wire = self.wire or dtype
         payload, extras = pack(models, self.numbers, wire)
-        return payload, torch.cat([extras, self._receipts(heard.last)], dim=1), name_of_type(wire)
+        return payload, torch.cat([extras, self._receipts(heard.last)], dim=1), NAMES[wire]
 
     def _receipts(self, last: Ids) -> Tensor:
         """Return the round in which the user's IV counted last, for each row of models, uint8 [rows, bytes]."""

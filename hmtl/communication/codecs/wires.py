@@ -3,7 +3,7 @@
 import torch
 
 from hmtl.communication.codecs.few_bit_blocks import QUANTISERS, name_of_quantiser
-from hmtl.communication.codecs.formats import FEW_BITS, FLOATS, Quantiser, name_of_type
+from hmtl.communication.codecs.formats import FEW_BITS, FLOATS, NAMES, Quantiser
 from hmtl.errors import ConfigError
 
 Wire = str | Quantiser | None
@@ -27,7 +27,7 @@ def format_of(wire: Wire, dtype: torch.dtype) -> str:
     quantiser = quantiser_of(wire)
     if quantiser:
         return name_of_quantiser(quantiser)
-    return name_of_type(FLOATS[wire] if isinstance(wire, str) else dtype)
+    return wire if isinstance(wire, str) else NAMES[dtype]
 
 
 def name_of(wire: Wire) -> str | None:
@@ -62,4 +62,4 @@ def rounding_note(wire: Wire, dtype: torch.dtype) -> str:
     assert isinstance(wire, str)
     if FLOATS[wire].itemsize >= dtype.itemsize:
         return ""
-    return f"numbers travel as {wire}, narrower than the model's {name_of_type(dtype)}, and are rounded on the way"
+    return f"numbers travel as {wire}, narrower than the model's {NAMES[dtype]}, and are rounded on the way"

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from hmtl.coding import SumCode, add_terms
 from hmtl.communication.codecs import word_loops
-from hmtl.communication.codecs.formats import INT64, NUMBERS, name_of_type
+from hmtl.communication.codecs.formats import INT64, NAMES, NUMBERS
 from hmtl.communication.codecs.plain import AggregatorCoder, Read, UserCoder
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes, unpack
 from hmtl.errors import CodingError, RangeError
@@ -53,15 +54,15 @@ class RowFormat:
 
     def read(self, rows: Tensor) -> Tensor:
         """Return the integers that words hold, modulo 2^w, [n, L]: without a copy if words are integers of a type."""
-        return from_bytes(rows, INTEGERS[self.bits]) if self.bits in INTEGERS else self.unpack(rows)
-
-    def unpack(self, rows: Tensor) -> Tensor:
-        """Return the integers in −2^(w−1) .. 2^(w−1) − 1 that words hold, int64 [n, L] for uint8 [n, nbytes]."""
         if self.bits in INTEGERS:
-            return self.read(rows).to(torch.int64)
+            return from_bytes(rows, INTEGERS[self.bits])
         x = torch.empty(len(rows), self.L, dtype=torch.int64)
         word_loops.unpack(rows.contiguous().numpy(), self.bits, x.numpy())
         return x
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """Return the integers in −2^(w−1) .. 2^(w−1) − 1 that words hold, int64 [n, L] for uint8 [n, nbytes]."""
+        return self.read(rows).to(torch.int64)
 
     def add(self, rows: Tensor, at: Tensor, A: Tensor, to: Tensor, first: int = 0) -> None:
         """Add A·S to `to`, where S is the sum of the numbers in the rows `at`, cut; see `hmtl.coding.add_terms`."""
@@ -103,19 +104,21 @@ class PlainRows:
     K: int
     stamp: ClassVar[int] = 0
 
-    @property
+    @cached_property
     def terms(self) -> RowFormat:
         return RowFormat(self.L, 64)
 
-    sums = terms
+    @cached_property
+    def sums(self) -> RowFormat:
+        return self.terms
 
-    @property
+    @cached_property
     def up(self) -> Mapping[str, tuple[RowFormat, RowFormat]]:
         return {INT64: (self.terms, self.sums)}
 
-    @property
+    @cached_property
     def down(self) -> Mapping[str, RowFormat]:
-        return {name_of_type(self.received): RowFormat(self.L, 8 * self.received.itemsize)}
+        return {NAMES[self.received]: RowFormat(self.L, 8 * self.received.itemsize)}
 
 
 def portions(at: Tensor, L: int) -> Iterator[Tensor]:

@@ -102,13 +102,13 @@ class TransportOfIVs(Transport):
 
     recipe: IVs
 
-    @property
+    @cached_property
     def lengths(self) -> Mapping[str, tuple[int, int]]:
         dtype = self.row_layout.dtype
         nbytes = row_bits(self.recipe.wire, self.row_layout.numbers, dtype) // 8
         return {format_of(self.recipe.wire, dtype): (nbytes, nbytes)}
 
-    @property
+    @cached_property
     def tier_bits(self) -> dict[str, int]:
         return dict.fromkeys(TIERS, row_bits(self.recipe.wire, self.row_layout.numbers, self.row_layout.dtype))
 

@@ -9,7 +9,7 @@ a whole row:
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -142,7 +142,7 @@ class TransportOfSums(Transport):
     formats: Formats
     common: torch.dtype | None
 
-    @property
+    @cached_property
     def lengths(self) -> Mapping[str, tuple[int, int]]:
         return {name: (terms.nbytes, sums.nbytes) for name, (terms, sums) in self.formats.up.items()}
 
@@ -240,7 +240,7 @@ class TransportOfSums(Transport):
         up, spread = self.codes(planner)
         return _with_copies(planner, up.loads(spread, self.formats.L))
 
-    @property
+    @cached_property
     def tier_bits(self) -> dict[str, int]:
         """The bits of a row of each tier; before the scales are known, rows are longer."""
         usual = next(iter(self.formats.down.values()))
@@ -250,14 +250,14 @@ class TransportOfSums(Transport):
     def uncoded(self, sent: dict[str, Any], attendance: Attendance) -> dict[str, Any]:
         """Return the bits of a round by tier with uncoded IVs and models in the learner's own type of numbers."""
         numbers, up, down = self._own_bits, 64 * self.own.further, 64 * min(self.own.answers)
-        reached = attendance.topology.restricted(relays=attendance.relays).degrees > 0
+        reached = attendance.near.any(axis=0)
         ends = {
             USERS_TO_RELAYS: np.where(sent[USERS_TO_RELAYS] > 0, numbers + up, 0),
             RELAYS_TO_USERS: np.where(reached, numbers + down + RECEIPT, 0),
         }
         return {**sent, **ends}
 
-    @property
+    @cached_property
     def _own_bits(self) -> int:
         """The bits of a row of the learner, before it becomes terms."""
         return row_bits(None, self.own.numbers, self.own.dtype)
@@ -318,17 +318,22 @@ class Added:
     receivers = ()
     learners = (OF_SERVER,)
 
-    @property
+    @cached_property
     def senders(self) -> tuple[int, ...]:
         return self.code.relays
 
+    @cached_property
+    def share(self) -> RowFormat:
+        """Format of a share of sums."""
+        return self.sums.share(self.code)
+
     def up(self, i: int, heard: "Sum") -> Content:
-        shares = self.sums.share(self.code).pack(heard.shares.view(len(self.code.shares_of(i)), -1))
+        shares = self.share.pack(heard.shares.view(len(self.code.shares[i]), -1))
         return Content(shares.reshape(1, -1), to_bytes(heard.further), format=self.format)
 
     def shape(self, i: int, up: bool) -> Shape:
-        shares, leads = len(self.code.shares_of(i)), i in self.code.leaders
-        return Shape(shares * self.sums.share(self.code).nbytes, self.overhead * leads, format=self.format)
+        shares, leads = len(self.code.shares[i]), i in self.code.leaders
+        return Shape(shares * self.share.nbytes, self.overhead * leads, format=self.format)
 
     def down(self, heard: "Sum", received: Sequence[Message]) -> Iterator[Copy]:
         yield from ()
@@ -337,13 +342,13 @@ class Added:
         self, node: int, heard: "Sum", received: Sequence[Message], digest: Digest, keeper: Keeper | None
     ) -> None:
         assert keeper, "the server keeps what it learns"
-        code, share, stretch = self.code, self.sums.share(self.code), self.code.stretches(self.terms.L)
+        code, stretch = self.code, self.code.stretches(self.terms.L)
         row = torch.zeros(code.pieces * code.bits, stretch, dtype=torch.int64)
         further = torch.zeros(1, self.overhead // 8, dtype=torch.int64)
         for message in received:
             i = relay_number(message.sender)
-            packed = message.payload.reshape(len(code.shares_of(i)), -1)
-            code.add(i, share.unpack(packed).reshape(-1, stretch), row)
+            packed = message.payload.reshape(len(code.shares[i]), -1)
+            code.add(i, self.share.unpack(packed).reshape(-1, stretch), row)
             if i in code.leaders:
                 further += from_bytes(message.overhead, torch.int64)
         payload = self.sums.pack(row.view(1, -1)[:, : self.terms.L])
@@ -365,7 +370,7 @@ class Sum:
     def __init__(self, step: Added, i: int) -> None:
         code, self._terms, K = step.code, step.terms, len(step.code.of_user)
         stretch, e = code.stretches(self._terms.L), step.overhead // 8
-        self.shares = torch.zeros(len(code.shares_of(i)) * code.bits, stretch, dtype=torch.int64)
+        self.shares = torch.zeros(len(code.shares[i]) * code.bits, stretch, dtype=torch.int64)
         self._led = code.leaders == i
         self.further = torch.zeros(1, e if self._led.any() else 0, dtype=torch.int64)
         self._groups = [(np.isin(np.arange(K), users), matrix) for users, matrix in code.terms(i)]
@@ -410,7 +415,7 @@ class CommonRow:
         if up or i not in self.code.relays:
             raise CodingError("no models are sent this way")
         if self.splits:
-            nbytes = len(self.code.shares_of(i)) * self.formats.down[message.format].share(self.code).nbytes
+            nbytes = len(self.code.shares[i]) * self.formats.down[message.format].share(self.code).nbytes
         return Shape(nbytes, message.overhead.shape[1], format=message.format)
 
     def down(self, models: Content) -> Iterator[Copy]:
@@ -421,7 +426,7 @@ class CommonRow:
     def last_hop(
         self, i: int, models: Content | None, passed: Sequence[Message]
     ) -> Iterator[tuple[int | Ids, Content]]:
-        own, needs = self.code.shares_of(i), self.code.needs(i)
+        own, needs = self.code.shares[i], self.code.needs(i)
         if not passed or not len(own):
             return
         row = Content(passed[0].payload, passed[0].overhead, format=passed[0].format)
@@ -445,4 +450,4 @@ class CommonRow:
         """Return relay i's shares of a row, uint8 [x, bytes]."""
         if self.code.pieces == 1:
             return row.payload
-        return self.formats.down[row.format].split(row.payload, self.code, self.code.shares_of(i))
+        return self.formats.down[row.format].split(row.payload, self.code, self.code.shares[i])

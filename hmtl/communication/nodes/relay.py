@@ -43,8 +43,7 @@ from hmtl.communication.messages import (
     relay_name,
 )
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
-from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, following
-from hmtl.communication.turns import Turn
+from hmtl.communication.turns import TRANSITIONS, Event, Phase, Turn, following
 from hmtl.io.arrays import NOBODY, Ids
 
 log = logging.getLogger(__name__)
@@ -143,7 +142,7 @@ class Relay(Node):
         rows = [message for message in messages if message.format != REQUEST]
         if not rows:
             return []  # without a message, the length of a row in this round is unknown
-        self._on(Event.REPORT)
+        self.phase = following(self.phase, Event.REPORT)
         hears, votes = self.topology.G[self.i] == 1, Counter[str]()
         for message in rows:
             votes[message.format] += int(hears[message.of_users()].sum())
@@ -173,7 +172,7 @@ class Relay(Node):
             if not self.attendance.aggregating[self.i] and self.flow.digest != self.attempt.digest:
                 log.warning("round %d: %s stays out: %s", self.round, self.name, OTHER_PLAN)
                 attends = False
-        self._on(Event.ATTEND if attends else Event.MISS)
+        self.phase = following(self.phase, Event.ATTEND if attends else Event.MISS)
 
     def settle(self, agreed: int) -> None:
         """Keep an update that is prepared if its attempt was agreed on, and undo it otherwise."""
@@ -198,7 +197,7 @@ class Relay(Node):
     def adopt_state(self, messages: Sequence[Message]) -> None:
         """Repeat the rounds that this relay missed, or adopt another node's state."""
         if self.attendance.behind[self.i] and not messages:
-            self._on(Event.MISS)
+            self.phase = following(self.phase, Event.MISS)
         for message in messages:
             whole = self._computes(partial(self._aggregation.catch_up, message.only_row, message.format, self.dtype))
             self.version = self._aggregation.version
@@ -214,7 +213,7 @@ class Relay(Node):
             why = "the state that another node handed over is wrong"
             log.warning("round %d: %s counts as silent: %s: %s", self.round, self.name, why, error)
             self.version = self._aggregation.version = DOUBTED
-            self._on(Event.MISS)
+            self.phase = following(self.phase, Event.MISS)
 
     def begin(self) -> None:
         """Keep what the flow needs of the rows that were heard so far."""
@@ -239,7 +238,7 @@ class Relay(Node):
         if not self.aggregating or self.i not in step.learners:
             return
         if self.i in step.receivers and not messages:
-            self._on(Event.MISS)
+            self.phase = following(self.phase, Event.MISS)
         if self.phase is not Phase.ATTENDING:
             return
         keeps = self._opens()
@@ -251,7 +250,7 @@ class Relay(Node):
         if lacking := self._heard.lacking.tolist():
             users = self.topology.names.of_users(lacking)
             log.warning("round %d: %s counts as silent: it lacks numbers of %s", self.round, self.name, users)
-            self._on(Event.MISS)
+            self.phase = following(self.phase, Event.MISS)
         return not lacking
 
     def _opens(self) -> bool:
@@ -272,7 +271,7 @@ class Relay(Node):
         if not self.aggregating:
             return
         self._models, self.prepared = self._aggregation.models(digest), self.attempt.number
-        self._on(Event.AGGREGATE)
+        self.phase = following(self.phase, Event.AGGREGATE)
 
     def confirm(self) -> list[Message]:
         """Send digests to the server, and the models of users whom no aggregator hears."""
@@ -290,10 +289,12 @@ class Relay(Node):
         """Heed the server's verdict on this attempt, which only aggregators need; keep the models that it passes on."""
         self._passed = models
         if verdict:
-            self._on(Event.AGREE if bool(verdict[0].overhead[0, 0]) is AGREED else Event.RETRY)
+            self.phase = following(
+                self.phase, Event.AGREE if bool(verdict[0].overhead[0, 0]) is AGREED else Event.RETRY
+            )
             self.settle(self.attempt.number if self.phase is Phase.AGREED else self.attempt.agreed)
         elif self.phase is Phase.AGGREGATED:
-            self._on(Event.MISS)
+            self.phase = following(self.phase, Event.MISS)
         if self.phase is not Phase.AGREED:
             self._models = None
 
@@ -345,7 +346,7 @@ class Relay(Node):
 
     def close(self) -> None:
         """End the round, and release its messages."""
-        self._on(Event.CLOSE)
+        self.phase = following(self.phase, Event.CLOSE)
         self.release()
         self._passed, self._models, self._flow = (), None, None
         if self.aggregation:
@@ -355,9 +356,6 @@ class Relay(Node):
     def _aggregation(self) -> Aggregation:
         assert self.aggregation, "the server names only relays that can aggregate"
         return self.aggregation
-
-    def _on(self, event: Event) -> None:
-        self.phase = following(self.phase, event)
 
     def _to_server(
         self,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hmtl.communication.nodes.phases import TRANSITIONS, Event, Phase, check_turn, following
+from hmtl.communication.turns import TRANSITIONS, Event, Phase, check_turn, following
 from hmtl.errors import CodingError
 
 
