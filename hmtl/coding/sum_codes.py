@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +28,15 @@ from hmtl.coding.covers import ShareProgramme, cover
 from hmtl.coding.formulas import Loads
 from hmtl.coding.plan import PLAN_DIGEST_BYTES
 from hmtl.coding.rates import TOLERANCE, Uplinks, demand_of
+from hmtl.io.compiled import jit
 from hmtl.topology import Topology
 
 MAX_SUM_PIECES = 8
 POLYNOMIALS = (0b11, 0b111, 0b1011, 0b10011, 0b100101, 0b1000011, 0b10000011, 0b100011101)  # primitive, of degree 1..8
 MAX_ENTRIES = 10**7  # of all inverse matrices of a code
 ACCEPTED_RATIO = 1.01  # times the bound: with padding, no better code is sought
+COLUMNS_AT_ONCE = 2**13  # columns that are added or multiplied at once
+Integers = NDArray[Any]  # integers of one type
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +169,8 @@ class SumCode:
 
 def product(A: Tensor, X: Tensor, to: Tensor | None = None) -> Tensor:
     """Return A·X [n, L] modulo 2^w, for A int64 [n, m] and X [m, L] of w bits; it is added `to` a tensor if given."""
-    from hmtl.coding.sum_kernels import multiply  # loading the compiler takes a while
-
     result = X.new_zeros(len(A), X.shape[1]) if to is None else to
-    multiply(A.to(X.dtype).contiguous().numpy(), X.contiguous().numpy(), result.numpy())
+    _multiply(A.to(X.dtype).contiguous().numpy(), X.contiguous().numpy(), result.numpy())
     return result
 
 
@@ -182,14 +184,65 @@ def add_terms(rows: Tensor, at: Tensor, A: Tensor, to: Tensor, first: int = 0) -
         to: shares, [x·m, stretch] of the same type.
         first: see `rows`.
     """
-    from hmtl.coding.sum_kernels import add_cut
-
     if not rows.numel():
         return
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     pitch, width = rows.stride(0), rows.shape[1]
     numbers = rows.as_strided(((len(rows) - 1) * pitch + width,), (1,)).numpy()  # a copy would cost more than the sum
-    add_cut(numbers, pitch, width, at.numpy(), A.to(rows.dtype).contiguous().numpy(), to.numpy(), first)
+    _add_cut(numbers, pitch, width, at.numpy(), A.to(rows.dtype).contiguous().numpy(), to.numpy(), first)
+
+
+@jit()
+def _add_multiples(factors: Integers, source: Integers, to: Integers, first: int) -> None:
+    """Add multiples of a row [n] to columns first, first + 1, .. of rows: factors[i]·source to row i of `to`."""
+    for i in range(len(factors)):
+        factor, target = factors[i], to[i, first : first + len(source)]
+        if factor != 0:
+            for column in range(len(source)):
+                target[column] += factor * source[column]
+
+
+@jit()
+def _add_cut(
+    numbers: Integers, pitch: int, width: int, at: NDArray[np.int64], A: Integers, to: Integers, first: int
+) -> None:
+    """Add A·S to `to` [x, stretch], where S [c, stretch] is the sum of some rows, cut into c stretches.
+
+    Args:
+        numbers: the memory of rows, which hold columns first, first + 1, ..; all other columns are zero.
+        pitch: how far a row's beginning is from the next one's, in numbers.
+        width: the columns of a row.
+        at: the rows to add.
+        A: [x, c].
+        to: receives the product.
+        first: see `numbers`.
+    """
+    stretch, total = to.shape[1], np.empty(COLUMNS_AT_ONCE, to.dtype)
+    for j in range(A.shape[1]):
+        factors = A[:, j]
+        if not factors.any():
+            continue
+        begin, end = max(j * stretch, first), min((j + 1) * stretch, first + width)
+        for start in range(begin, end, COLUMNS_AT_ONCE):
+            stop = min(end, start + COLUMNS_AT_ONCE)
+            part = total[: stop - start]
+            part[:] = 0
+            for k in at:
+                row = numbers[k * pitch + start - first : k * pitch + stop - first]
+                if len(at) == 1:
+                    part = row
+                else:
+                    for column in range(len(part)):
+                        part[column] += row[column]
+            _add_multiples(factors, part, to, start - j * stretch)
+
+
+@jit()
+def _multiply(A: Integers, X: Integers, to: Integers) -> None:
+    """Add A·X to `to` [n, L], for A [n, m] and X [m, L]."""
+    for start in range(0, X.shape[1], COLUMNS_AT_ONCE):
+        for j in range(A.shape[1]):
+            _add_multiples(A[:, j], X[j, start : start + COLUMNS_AT_ONCE], to, start)
 
 
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MAX_SUM_PIECES, L: int = 0) -> SumCode:

@@ -48,3 +48,7 @@ class Digest:
     def value(self) -> bytes:
         """Return the digest of everything added so far, CONTENT_DIGEST_BYTES long."""
         return self._hash.digest()
+
+    def sealed(self, plan: bytes) -> bytes:
+        """Return the digest, whose first bytes are replaced by a digest of the plan."""
+        return plan + self.value()[len(plan) :]

@@ -5,6 +5,7 @@ Nodes are named `server`, `relay 3` or `host 0`; a host holds the users of a pro
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -116,14 +117,25 @@ class Message:
         return self.users
 
 
+class Content(NamedTuple):
+    """What a message carries, see `Message`."""
+
+    payload: Tensor
+    overhead: Tensor
+    users: Ids | None = None
+    at: Tensor | None = None
+    format: str = BYTES
+
+
 def nothing(rows: int) -> Tensor:
     """Return an empty payload or overhead, uint8 [rows, 0]."""
     return torch.empty(rows, 0, dtype=torch.uint8)
 
 
-def overhead_only(content: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Return the payload and overhead of a message whose only row is overhead."""
-    return nothing(1), torch.from_numpy(content)[None]
+def overhead_only(content: NDArray[np.uint8], row_format: str = BYTES) -> Content:
+    """Return the content of a message whose only row is overhead."""
+    row = torch.from_numpy(content)[None]
+    return Content(row[:, :0], row, format=row_format)
 
 
 def alike(messages: Sequence[Message], what: Callable[[Message], object]) -> list[Message]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from hmtl.communication.attendance import Attendance
@@ -61,9 +62,8 @@ class Nodes:
 
     def play(self, turns: Sequence[Turn], watch: Stopwatch) -> Iterator[Sequence[Message]]:
         """Give these nodes, which do not wait for each other, their turns; yield what each of them sends."""
-        nodes = {node.name: node for node in self._members()}
         for turn in turns:
-            node: Any = nodes[turn.node]
+            node: Any = self.members[turn.node]
             check_turn(node.last_turn if isinstance(node, Host) else None, turn.action)
             if isinstance(node, Host):
                 node.last_turn = turn.action
@@ -90,16 +90,18 @@ class Nodes:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the nodes remember from round to round."""
-        return {member.name: member.state_dict() for member in self._members()}
+        return {name: member.state_dict() for name, member in self.members.items()}
 
     def load_state_dict(self, memory: dict[str, Any]) -> None:
         """Continue from `state_dict`; a node without an entry starts anew."""
-        for member in self._members():
-            if member.name in memory:
-                member.load_state_dict(memory[member.name])
+        for name, member in self.members.items():
+            if name in memory:
+                member.load_state_dict(memory[name])
 
-    def _members(self) -> list[Host | Relay | Server | Aggregation]:
-        return [member for member in (*self.hosts, *self.relays, self.server, self.aggregation) if member]
+    @cached_property
+    def members(self) -> dict[str, Host | Relay | Server | Aggregation]:
+        """The nodes, and what they share, by name."""
+        return {member.name: member for member in (*self.hosts, *self.relays, self.server, self.aggregation) if member}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,8 @@ class Stage:
     """
 
     def __init__(self, round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
-        self.round, self.nodes, self.links, self.watch = round, nodes, links, watch
+        assert nodes.server
+        self.round, self.nodes, self._server, self.links, self.watch = round, nodes, nodes.server, links, watch
         self.streams = links.reliable and links.streams and all(host.transport.recipe.adds for host in nodes.hosts)
         self.acting = nodes.relays
 
@@ -148,21 +151,10 @@ class Stage:
         """Give the server a turn."""
         self._turns([self._server], action, numbers, **turn)
 
-    def flow(self) -> Flow[Any]:
-        """Return the flow of this attempt."""
-        server = self._server
-        with self.watch.measure("planning"):  # all nodes plan at the same time
-            return flow_of(server.transport, server.planner, server.attendance, server.sizes)
-
     @property
     def attendance(self) -> Attendance:
         """Who takes part."""
         return self._server.attendance
-
-    @property
-    def _server(self) -> Server:
-        assert self.nodes.server
-        return self.nodes.server
 
     def keep_attending(self) -> None:
         """Go on with the relays that know who takes part."""
@@ -293,7 +285,9 @@ def play(round: int, nodes: Nodes, links: Links, watch: Stopwatch) -> None:
         while True:
             stage.relays(Relay.attend, hears=[ATTENDANCE], tells=True)
             stage.keep_attending()
-            schedule.attempt(stage, stage.flow())
+            with watch.measure("planning"):  # all nodes plan at the same time
+                flow = flow_of(server.transport, server.planner, server.attendance, server.sizes)
+            schedule.attempt(stage, flow)
             conclude(stage)
             if not server.silent:
                 break

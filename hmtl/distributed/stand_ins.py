@@ -57,7 +57,6 @@ class StandIns(Nodes):
     _waiting: dict[str, list[Values]] = field(default_factory=dict)  # turns that go along with a node's next ones
 
     def play(self, turns: Sequence[Turn], watch: Stopwatch) -> Iterator[Sequence[Any]]:
-        members = {member.name: member for member in self._members()}
         for turn in turns:
             self._waiting.setdefault(turn.node, []).append(self._values(turn))
         if turns and not turns[0].tells:  # these turns can go along with the next ones
@@ -67,7 +66,7 @@ class StandIns(Nodes):
         calls = {turn.node: {"turns": self._waiting.pop(turn.node), **context} for turn in turns}
         answers = self.controller.call({name: ("play", values) for name, values in calls.items()})
         for turn in turns:
-            answer, member = answers.get(turn.node), members[turn.node]
+            answer, member = answers.get(turn.node), self.members[turn.node]
             if answer is None:
                 self._miss(member)
                 yield []

@@ -10,11 +10,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError, RangeError
+from hmtl.io.compiled import jit
 
 MAX_SUM = 2.0**61  # of K terms; K differences of terms then sum to at most 2^62, plus K terms to less than 2^63
 DIGITS = 3  # words of a figure, see `to_digits`
@@ -22,6 +26,7 @@ MAX_FIGURE = 2.0**60
 COMPILED = torch.float32, torch.float64  # the types of models that the compiled loops know
 HELD = 2**21  # numbers that are held at once, of users on another device or of terms
 CACHE_NUMBERS = 2**16  # numbers in a block, so that intermediate results stay in the processor's cache
+CACHE_COLUMNS = 4096  # columns for which all rows are read one after the other, so that their sums stay in the cache
 
 
 def blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
@@ -129,8 +134,6 @@ class WeightedChanges(LazyRows):
 
     def _added(self, users: slice, first: int, to: Tensor) -> Tensor:
         """Write columns first, first + 1, .. of some users' terms to rows of their own, or add them to one row."""
-        from hmtl.mtl.sum_kernels import add_changes  # loading the compiler takes a while
-
         new, last = self._new[users], self._last if len(self._last) == 1 else self._last[users]
         if not (new.is_cpu and new.dtype in COMPILED and new.is_contiguous() and last.is_contiguous()):
             columns = slice(first, first + to.shape[1])
@@ -139,9 +142,45 @@ class WeightedChanges(LazyRows):
             first = 0
         weights = self.weights[users].cpu()
         rows = new.numpy(), last.numpy(), weights.double().numpy().ravel()
-        if not add_changes(*rows, 2.0**self.grid.bits, MAX_SUM / 2, to.numpy(), first):
+        if not _add_changes(*rows, 2.0**self.grid.bits, MAX_SUM / 2, to.numpy(), first):
             self.grid.rounded(new.double() - last, weights)  # raises the error
         return to
+
+
+@jit()
+def _add_changes(
+    new: Any, last: Any, weights: NDArray[np.float64], scale: float, limit: float, to: NDArray[np.int64], first: int
+) -> bool:
+    """Write round(w_k·scale·(new_k − last_k)) to rows, or add all to one row.
+
+    Return whether all scale·(new_k − last_k) fit.
+
+    Columns first, first + 1, .. are read, as many as `to` has.
+
+    Args:
+        new: float32 or float64 [n, m].
+        last: of the same type, [n, m] or [1, m].
+        weights: w_k [n].
+        scale: units of the grid in 1.
+        limit: the largest size that fits; NaN does not.
+        to: a row for each row of `new`, which is overwritten, or one for all, to which all are added.
+        first: the first column.
+    """
+    n, m = len(new), to.shape[1]
+    misfits = np.zeros(CACHE_COLUMNS, np.bool_)
+    for start in range(0, m, CACHE_COLUMNS):
+        stop = min(m, start + CACHE_COLUMNS)
+        for k in range(n):
+            row = new[k, first + start : first + stop]
+            before = last[min(k, len(last) - 1), first + start : first + stop]
+            target, weight = to[min(k, len(to) - 1), start:stop], weights[k]
+            if len(to) == n:
+                target[:] = 0
+            for j in range(len(row)):
+                units = (np.float64(row[j]) - np.float64(before[j])) * scale
+                misfits[j] |= not abs(units) <= limit
+                target[j] += np.int64(np.rint(units * weight))
+    return not misfits.any()
 
 
 def added(rows: Tensor) -> Tensor:

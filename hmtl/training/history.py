@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmtl.communication import TIERS, Communicator
 from hmtl.communication.accounting.ledger import Sent
-from hmtl.communication.round import Outcome
 from hmtl.io.files import as_csv, write_whole
 
 Measurements = dict[str, float]
@@ -88,37 +86,3 @@ def is_evaluated(row: Mapping[str, Any]) -> bool:
 
 def _cell(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def measure_round(
-    number: int, communicator: Communicator, outcome: Outcome, user_seconds: float, figures: Mapping[str, float]
-) -> Measurements:
-    """Return the row of the round that has just ended.
-
-    Bits are all that was sent, payload and overhead. Seconds of nodes are CPU time (see `hmtl.io.cpu_time`); seconds of
-    communication follow from the bits on each link (Hu et al. 2022, eqs. (12), (13)).
-
-    Returns:
-        `round`; `users`, the number of users whose IVs counted; `empty`, 1 if nobody counted, see `Outcome`; objective
-        and measures, if the round is evaluated; `bits/TIER` for each tier; `bits_total` so far, with the set-up;
-        `local_s`, the time of the slowest user's local update; `compute_s`, which adds the time of the slowest relay,
-        the server, planning and the global update; `communication_s`; `uncoded_s`, the total time if the same round
-        were uncoded, and `uncoded_communication_s`, its communication.
-    """
-    watch, ledger = communicator.stopwatch, communicator.ledger
-    learning_s = user_seconds + watch.slowest("global update")
-    coding_s = [watch.slowest(who) for who in ("relay", "server", "planning")]
-    uncoded = communicator.uncoded_seconds()
-    return {
-        "round": number,
-        "users": len(outcome.users),
-        "empty": int(outcome.empty),
-        **figures,
-        **{f"bits/{tier}": ledger.bits(tier, round=-1).total for tier in TIERS},
-        "bits_total": sum(ledger.bits(tier).total for tier in TIERS),
-        "local_s": user_seconds,
-        "compute_s": learning_s + sum(coding_s),
-        "communication_s": communicator.seconds(),
-        "uncoded_s": learning_s + uncoded,
-        "uncoded_communication_s": uncoded,
-    }

@@ -354,8 +354,7 @@ class Communicator:
         attendance, steps, turns = server.attendance, flow.collect, np.array(schedule.turns)
         turns[1] += sum(len(step.senders) > 0 for step in steps) + (len(attendance.aggregators) > 0)
         turns[2] += sum(len(step.receivers) > 0 for step in steps)
-        near = self.topology.restricted(relays=attendance.relays).G
-        return Paths(near, attendance.heard.G, flow.delivery.served, times * turns)
+        return Paths(attendance.near, attendance.heard.G, flow.delivery.served, times * turns)
 
     def _time(self, bits: Mapping[str, ArrayLike], paths: Paths) -> float:
         access = self.planner.access
@@ -375,10 +374,9 @@ class Communicator:
             up[i] += 8 * times * Report.nbytes(t, i)
         for _, link in self.planner.copies(attendance.relays):
             down[link] += 8 * times * (ATTEMPT_BYTES + Attendance.nbytes(t))
-        near = t.restricted(relays=attendance.relays).G
         bits = {USERS_TO_RELAYS: rows, RELAYS_TO_SERVER: up, SERVER_TO_RELAYS: down}
         bits[RELAYS_TO_USERS] = np.append(last, np.zeros(t.H))
-        return self._time(bits, Paths(near, heard, served, times * turns))
+        return self._time(bits, Paths(attendance.near, heard, served, times * turns))
 
 
 def _flow(server: Server, sizes: tuple[int, int]) -> Flow[Any]:

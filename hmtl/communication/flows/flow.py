@@ -20,7 +20,7 @@ from torch import Tensor
 from hmtl.coding.plan import PLAN_DIGEST_BYTES
 from hmtl.communication.agreement import Digest
 from hmtl.communication.codecs.formats import BYTES
-from hmtl.communication.messages import Message
+from hmtl.communication.messages import Content, Message
 from hmtl.io.arrays import Ids
 
 OF_SERVER = -1  # number of the server among the nodes that learn something
@@ -44,16 +44,6 @@ class Keeper(Protocol):
 
     def places(self, users: Ids) -> Tensor:
         """Return where the rows of these users are."""
-
-
-class Content(NamedTuple):
-    """What a message carries, see `Message`."""
-
-    payload: Tensor
-    overhead: Tensor
-    users: Ids | None = None
-    at: Tensor | None = None
-    format: str = BYTES
 
 
 class Copy(NamedTuple):
@@ -187,10 +177,6 @@ class Flow(Generic[HeardT]):
     collect: tuple[Step[HeardT], ...]
     delivery: Delivery
     digest: bytes = bytes(PLAN_DIGEST_BYTES)
-
-    def sealed(self, digest: bytes) -> bytes:
-        """Return a digest of rows whose first bytes are those of the plan."""
-        return self.digest + digest[len(self.digest) :]
 
     def __str__(self) -> str:
         """Return a line for each step, or for several alike: who sends, who receives, who learns."""

@@ -20,11 +20,11 @@ from hmtl.communication.codecs.formats import FLOATS, Quantiser
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import put, take
 from hmtl.communication.codecs.wires import check_wire, format_of, quantiser_of, rounding_note, row_bits
-from hmtl.communication.flows.flow import OF_SERVER, Content, Copy, Flow, Keeper, Shape, Step
+from hmtl.communication.flows.flow import OF_SERVER, Copy, Flow, Keeper, Shape, Step
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
 from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, unknown_format
-from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Message, alike, by_user
+from hmtl.communication.messages import BROADCAST, COMBINATIONS, IVS, Content, Message, alike, by_user
 from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUsers, RowMeaning, UserSide
 from hmtl.communication.terms import TermsAtAggregator
 from hmtl.errors import CodingError, ConfigError

@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from hmtl.communication.attendance import Attendance, Report, decide
 from hmtl.communication.flows.routes import Trip
 from hmtl.topology import Moving, Topology
 
+T = TypeVar("T")
 SUMS = ("auto", "coded", "whole")
 """How rows of sums travel: in shares if this takes less time, also with padding; always in shares; or always whole."""
 MakePlan = Callable[..., Plan]
@@ -39,7 +41,10 @@ class Planner:
     Attributes:
         server: whether the server aggregates.
         access: the links from the network's file; None: it has none.
+        plans_made: how many plans and codes were made so far.
         attendance: function from bytes to the attendance that they encode.
+        copies: function from relays to which of them get the same message of the server, and on which link: all on
+            one, or each its own.
         row_receivers: function from relays to the relay to which each user sends its row [K], or None: to all within
             range. If only the server needs rows, further copies take a link's time in vain.
         forwarders: function from the links over which IVs arrived to the relay that forwards each user's IV [K].
@@ -64,14 +69,15 @@ class Planner:
     ) -> None:
         self.topology, self.network, self.preferred, self._make, self.sums = topology, network, preferred, make, sums
         self.server, self.access = server or not preferred, network.access(topology)
-        few, many = lru_cache(8), lru_cache(64)  # plans are large
-        self._plans = few(self._plan)
+        self.plans_made = 0
+        many = lru_cache(64)
+        self._plans = self._kept(self._plan)
         self.attendance = many(lambda content: Attendance.from_bytes(content, topology))
-        self.row_receivers, self.routes = many(self._row_receivers), many(self._routes)
+        self.copies, self.row_receivers, self.routes = many(self._copies), many(self._row_receivers), many(self._routes)
         self.plain_routes = many(self._plain_routes)
         self.forwarders = many(lambda heard: forwarders(heard, network.uplinks(heard)))
-        self.sum_code = few(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
-        self.spread_code = few(self._spread_code)
+        self.sum_code = self._kept(lambda heard, L: self._sum_code(heard, network.uplinks(heard), L))
+        self.spread_code = self._kept(self._spread_code)
 
     @property
     def usual(self) -> AggregatorSet:
@@ -87,11 +93,6 @@ class Planner:
         return decide(self.topology, reports, 0, self.preferred, self.server)
 
     @property
-    def plans_made(self) -> int:
-        """The number of plans made so far."""
-        return sum(cache.cache_info().misses for cache in (self._plans, self.sum_code, self.spread_code))
-
-    @property
     def plan(self) -> Plan:
         """The plan for when everybody is present."""
         return self._plans(self.topology, self.usual.relays)
@@ -100,8 +101,17 @@ class Planner:
         """Return the plan of a round in which relays aggregate."""
         return self._plans(attendance.heard, attendance.aggregators)
 
-    def copies(self, relays: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """Return which relays get the same message of the server, and on which link: all on one, or each its own."""
+    def _kept(self, make: Callable[..., T]) -> Callable[..., T]:
+        """Return a function that makes a plan or a code, counts it, and keeps the last ones."""
+
+        @lru_cache(8)  # they are large
+        def made(*network: Any) -> T:
+            self.plans_made += 1
+            return make(*network)
+
+        return made
+
+    def _copies(self, relays: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], int], ...]:
         if self.network.medium == "unicast":
             return tuple(((i,), i) for i in relays)
         return ((relays, self.topology.H),) if relays else ()

@@ -35,10 +35,10 @@ from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import from_bytes, to_bytes
 from hmtl.communication.codecs.wires import name_of, row_bits, suits_sums
 from hmtl.communication.codecs.words import PlainRows, RowFormat, SumCoder, TermCoder, unpacked
-from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Keeper, Shape
+from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Copy, Flow, Keeper, Shape
 from hmtl.communication.flows.planner import SUMS, Planner
 from hmtl.communication.flows.recipe import RECEIPT, Recipe, Transport, unknown_format
-from hmtl.communication.messages import IVS, Message, alike, relay_number
+from hmtl.communication.messages import IVS, Content, Message, alike, relay_number
 from hmtl.communication.sides import AggregatorSide, PlayedAggregator, PlayedUsers, RowMeaning, UserSide
 from hmtl.communication.terms import ModelAtAggregator, TermsAtUsers
 from hmtl.errors import CodingError, ConfigError

@@ -22,9 +22,8 @@ from hmtl.communication.attendance import Attendance, check_length, tagged, unta
 from hmtl.communication.codecs.formats import BYTES, ROUNDS
 from hmtl.communication.codecs.plain import HeardUsers
 from hmtl.communication.codecs.rows import bytes_to_numbers, numbers_to_bytes
-from hmtl.communication.flows.flow import Content
 from hmtl.communication.flows.recipe import Transport
-from hmtl.communication.messages import PARTS
+from hmtl.communication.messages import PARTS, Content
 from hmtl.communication.sides import PlayedAggregator
 from hmtl.errors import CodingError, RangeError, few
 from hmtl.io.arrays import NOBODY, Ids
@@ -39,24 +38,16 @@ class PackedModels:
     """Models on their way to the users: a row for each of K users, or one row for all.
 
     Attributes:
-        payload: numbers of the models, uint8 [rows, bytes].
-        overhead: further numbers and receipts, see `AggregatorCoder.encode`, uint8 [rows, bytes].
-        format: of these rows.
+        content: numbers of the models; further numbers and receipts as overhead, see `AggregatorCoder.encode`.
     """
 
-    payload: Tensor
-    overhead: Tensor
-    format: str
-
-    @property
-    def content(self) -> Content:
-        return Content(self.payload, self.overhead, format=self.format)
+    content: Content
 
     @cached_property
     def digest(self) -> bytes:
         digest = Digest()
-        digest.add_rows(self.payload)
-        digest.add_rows(self.overhead)
+        digest.add_rows(self.content.payload)
+        digest.add_rows(self.content.overhead)
         return digest.value()
 
 
@@ -159,7 +150,8 @@ class Aggregation:
                 f"layout says: {' or '.join(map(str, answers))}."
             )
         heard = HeardUsers(self.users, self.counted, self._round, requested)
-        return PackedModels(*self.coder.encode(models, dtype, heard))
+        payload, overhead, row_format = self.coder.encode(models, dtype, heard)
+        return PackedModels(Content(payload, overhead, format=row_format))
 
     def _updated(self, dtype: torch.dtype, row_format: str) -> Tensor:
         """Update the aggregator, and return the models; if a sum is out of range, as in a round without terms."""

@@ -48,6 +48,8 @@ class Host:
         sent: the round of each user's last IV [K].
         dtype, device: of the IVs.
         last_turn: in this round; "": none.
+        unsent: users and columns of rows that were announced, and have not been sent yet.
+        whole: whether rows have to be sent whole, not some columns at a time.
     """
 
     STATE = ("waiting", "pending", "sent")
@@ -55,12 +57,14 @@ class Host:
     def __init__(self, planner: Planner, transport: Transport, users: PlayedUsers, number: int, members: Ids) -> None:
         self.name, self.users, self.members = host_name(number), users, members
         self.coder = transport.user_coder(members)
+        self.whole = self.coder.whole
         self.planner, self.transport, K = planner, transport, planner.topology.K
         self.waiting: NDArray[np.bool_] = ~np.isin(np.arange(K), members)
         self.pending: NDArray[np.bool_] = np.zeros(K, dtype=bool)
         self.sent: NDArray[np.int64] = np.zeros(K, dtype=np.int64)
         self.dtype, self.device = torch.float64, torch.device("cpu")
         self.last_turn = ""
+        self.unsent = deque[tuple[slice, slice]]()
         self._idle = self.waiting.copy()
         self._round, self._relays = -1, tuple[str, ...]()
         self._hold(members[:0], torch.empty(0, 0))
@@ -98,41 +102,31 @@ class Host:
 
     def rows(self) -> list[Message]:
         """Return the rows of the users who take part, and requests of users who lack a row, for relays within range."""
-        self._unsent.clear()
+        self.unsent.clear()
         return self._first_messages(*self._encoded(ALL, ALL))
-
-    @property
-    def unsent(self) -> bool:
-        """Whether rows that were announced have not been sent yet."""
-        return len(self._unsent) > 0
 
     def block(self) -> list[Message]:
         """Return the next numbers of some users, about SEND_CHUNK_BYTES bytes."""
-        if not self._unsent:
+        if not self.unsent:
             return []
-        users, columns = self._unsent.popleft()
+        users, columns = self.unsent.popleft()
         return [self._message(self._users[users], *self._encoded(users, columns), first=columns.start)]
-
-    @property
-    def _whole(self) -> bool:
-        """Whether rows have to be sent whole, not some columns at a time."""
-        return self.coder.whole
 
     def _hold(self, users: Ids, ivs: HandedRows) -> None:
         """Hold the rows of these users until they are sent: some columns of all users, or some users' whole rows."""
         self._users, self._ivs = users, ivs
         n, m, room = len(users), self.transport.row_layout.numbers, SEND_CHUNK_BYTES // ivs.dtype.itemsize
         at_once = getattr(ivs, "at_once", n)  # users whose rows are made while they are sent
-        if self._whole:
+        if self.whole:
             at_once = room // max(1, m)
         blocks = list[tuple[slice, slice]]()
         for part in _cut(n, at_once):
             columns = (
-                [ALL] if self._whole else list(_cut(m, max(MIN_BLOCK_COLUMNS, room // max(1, part.stop - part.start))))
+                [ALL] if self.whole else list(_cut(m, max(MIN_BLOCK_COLUMNS, room // max(1, part.stop - part.start))))
             )
             blocks += [(part, each) for each in columns[:-1]]
             blocks.append((part, slice(columns[-1].start, None)))  # with the further numbers
-        self._unsent = deque(blocks if n else ())
+        self.unsent = deque(blocks if n else ())
 
     def _encoded(self, users: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Return the payload and overhead of some columns of some users' rows."""
@@ -172,12 +166,7 @@ class Host:
         self.planner = planner
 
     def conclude(self, receipts: Sequence[Message], models: Sequence[Message]) -> None:
-        """End the round with what relays sent."""
-        self.read_receipts(receipts)
-        self.receive(models)
-
-    def read_receipts(self, receipts: Sequence[Message]) -> None:
-        """Roll back the updates that were sent in a round in which nobody aggregated."""
+        """End the round: roll back updates whose receipts say that nobody aggregated, and take models."""
         self._hold(self.members[:0], torch.empty(0, 0))
         for message in receipts:
             users = message.of_users()
@@ -185,6 +174,7 @@ class Host:
             self.users.roll_back(users[sent_now])
             self.pending[users[sent_now]] = False
             self.waiting[users] = self._idle[users]
+        self.receive(models)
 
     def receive(self, models: Sequence[Message]) -> None:
         """Take models; each comes with the round in which the user's IV counted last.

@@ -20,8 +20,8 @@ from torch import Tensor
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, RELAYS_TO_USERS
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import ATTEMPT_BYTES, DOUBTED, Attempt, Attendance, Report, decide
-from hmtl.communication.codecs.formats import BYTES, REQUEST
-from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Heard, Shape, Step
+from hmtl.communication.codecs.formats import REQUEST
+from hmtl.communication.flows.flow import OTHER_PLAN, Flow, Heard, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.recipe import Transport, flow_of
 from hmtl.communication.gate import Gate
@@ -37,6 +37,7 @@ from hmtl.communication.messages import (
     SERVER,
     STATE,
     VERDICT,
+    Content,
     Message,
     nothing,
     overhead_only,
@@ -90,13 +91,6 @@ class Node:
         """The flow of this attempt."""
         assert self._flow, "a node asks for it once it knows who takes part"
         return self._flow
-
-    def _step(self, n: int) -> Step[Any]:
-        return self.flow.collect[n]
-
-    def _plan(self) -> None:
-        """Look up the flow of this attempt."""
-        self._flow = flow_of(self.transport, self.planner, self.attendance, self.sizes)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: torch.tensor(getattr(self, name)) for name in self.STATE}
@@ -152,7 +146,7 @@ class Relay(Node):
         self.sizes = rows[0].payload.shape[1], rows[0].overhead.shape[1]
         requested, near = any(hears[message.of_users()].any() for message in requests), users[hears[users]]
         report = Report(near, self.version, *self.sizes, requested, rows[0].format, self.prepared or self.version)
-        return [self._to_server(REPORT, *overhead_only(report.to_bytes(self.topology, self.i)))]
+        return [self._to_server(REPORT, overhead_only(report.to_bytes(self.topology, self.i)))]
 
     def attend(self, messages: Sequence[Message]) -> None:
         """Read who takes part and who aggregates; a relay without this message leaves the round.
@@ -167,7 +161,7 @@ class Relay(Node):
             content = messages[0].overhead[0].numpy()
             self.attempt = Attempt.from_bytes(content[:ATTEMPT_BYTES])
             self.attendance = self.planner.attendance(content[ATTEMPT_BYTES:].tobytes())
-            self._plan()
+            self._flow = flow_of(self.transport, self.planner, self.attendance, self.sizes)
             self.settle(self.attempt.agreed)
             if not self.attendance.aggregating[self.i] and self.flow.digest != self.attempt.digest:
                 log.warning("round %d: %s stays out: %s", self.round, self.name, OTHER_PLAN)
@@ -192,7 +186,7 @@ class Relay(Node):
         if self.attendance.source != self.i:
             return []
         content, row_format = self._aggregation.missed(self.attempt.since, self.adopted)
-        return [self._to_server(STATE, *overhead_only(content), row_format=row_format)]
+        return [self._to_server(STATE, overhead_only(content, row_format))]
 
     def adopt_state(self, messages: Sequence[Message]) -> None:
         """Repeat the rounds that this relay missed, or adopt another node's state."""
@@ -227,14 +221,14 @@ class Relay(Node):
 
     def up(self, n: int) -> list[Message]:
         """Send the server what step n asks of this relay."""
-        step = self._step(n)
+        step = self.flow.collect[n]
         if self.phase is not Phase.ATTENDING or self.i not in step.senders or not self._heard_all():
             return []
-        return [self._to_server(step.kinds[0], *step.up(self.i, self._heard))]
+        return [self._to_server(step.kinds[0], step.up(self.i, self._heard))]
 
     def learn(self, n: int, messages: Sequence[Message] = ()) -> None:
         """Learn what step n brings, if this relay aggregates."""
-        step = self._step(n)
+        step = self.flow.collect[n]
         if not self.aggregating or self.i not in step.learners:
             return
         if self.i in step.receivers and not messages:
@@ -277,12 +271,11 @@ class Relay(Node):
         """Send digests to the server, and the models of users whom no aggregator hears."""
         if self.phase is not Phase.AGGREGATED:
             return []
-        models, flow = self._models, self.flow
-        learned = flow.sealed(self._digest.value())
+        models, learned = self._models, self._digest.sealed(self.flow.digest)
         digests = learned + (models.digest if models else bytes(len(learned)))
-        messages = [self._to_server(DIGESTS, *overhead_only(np.frombuffer(digests, np.uint8).copy()))]
-        if models and (passed := flow.delivery.up(self.i, models.content)):
-            messages.append(self._to_server(MODELS, *passed))
+        messages = [self._to_server(DIGESTS, overhead_only(np.frombuffer(digests, np.uint8).copy()))]
+        if models and (passed := self.flow.delivery.up(self.i, models.content)):
+            messages.append(self._to_server(MODELS, passed))
         return messages
 
     def conclude(self, verdict: Sequence[Message], models: Sequence[Message]) -> None:
@@ -309,10 +302,10 @@ class Relay(Node):
         if not self.planner.server and not self.attendance.aggregating.any():
             users = np.flatnonzero(self.planner.routes(self.attendance)[0] == self.i)
             not_counted = torch.zeros(len(users), 1, dtype=torch.uint8)
-            return [self._to_users(RECEIPTS, users, nothing(len(users)), not_counted, users)]
+            return [self._to_users(RECEIPTS, users, Content(nothing(len(users)), not_counted, users))]
         models = self._models.content if self._models else None
         last_hop = self.flow.delivery.last_hop(self.i, models, self._passed)
-        return [self._to_users(MODELS, links, *rows) for links, rows in last_hop]
+        return [self._to_users(MODELS, links, rows) for links, rows in last_hop]
 
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         """Return the shape of such a message; None: the node expects none."""
@@ -320,7 +313,7 @@ class Relay(Node):
         if message.kind == IVS:
             shape = gate.row(message)  # only links within a process carry blocks of rows
             return Shape(payload, overhead, True, format=message.format) if turn.action == "take" else shape
-        if message.kind == BROADCAST and self.i in (step := self._step(*turn.numbers)).learners:
+        if message.kind == BROADCAST and self.i in (step := self.flow.collect[int(turn.numbers[0])]).learners:
             return step.shape(self.i, up=False)
         if message.kind == VERDICT:
             event = Event.AGREE if bool(message.only_row[0]) is AGREED else Event.RETRY
@@ -340,7 +333,7 @@ class Relay(Node):
         """Return whether the server may tell this relay who attends; raise CodingError if nobody can attend so."""
         told = self.planner.attendance(content[ATTEMPT_BYTES:].tobytes())
         arrived = np.concatenate([NOBODY, *(message.of_users() for message in self._arrived)])
-        heard = np.isin(told.heard.N(self.i), arrived).all()
+        heard = np.isin(np.flatnonzero(told.heard.G[self.i]), arrived).all()
         able = self.aggregation is not None or not told.aggregating.any()
         return bool(told.reporting[self.i] and heard and able and told.format in formats)
 
@@ -357,31 +350,11 @@ class Relay(Node):
         assert self.aggregation, "the server names only relays that can aggregate"
         return self.aggregation
 
-    def _to_server(
-        self,
-        kind: str,
-        payload: Tensor,
-        overhead: Tensor,
-        users: Ids | None = None,
-        at: Tensor | None = None,
-        row_format: str = BYTES,
-    ) -> Message:
-        """Return a message with the fields of `Content`."""
-        content = payload, overhead, users, at, self.dtype
+    def _to_server(self, kind: str, content: Content) -> Message:
         header = self.round, RELAYS_TO_SERVER, kind, self.name, (SERVER,), self.i
-        return Message(*header, *content, format=row_format)
+        return Message(*header, *content[:4], self.dtype, format=content.format)
 
-    def _to_users(
-        self,
-        kind: str,
-        links: int | Ids,
-        payload: Tensor,
-        overhead: Tensor,
-        users: Ids | None = None,
-        at: Tensor | None = None,
-        row_format: str = BYTES,
-    ) -> Message:
-        """Return a message with the fields of `Content`, which is counted on these links."""
-        content = payload, overhead, users, at, self.dtype
+    def _to_users(self, kind: str, links: int | Ids, content: Content) -> Message:
+        """Return a message that is counted on these links."""
         header = self.round, RELAYS_TO_USERS, kind, self.name, self.hosts, links
-        return Message(*header, *content, format=row_format)
+        return Message(*header, *content[:4], self.dtype, format=content.format)

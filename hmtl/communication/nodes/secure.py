@@ -27,15 +27,26 @@ from hmtl.communication.attendance import check_length
 from hmtl.communication.codecs.formats import DIGEST
 from hmtl.communication.codecs.rows import bytes_to_numbers, from_bytes, numbers_to_bytes, to_bytes
 from hmtl.communication.codecs.words import RowFormat
-from hmtl.communication.flows.flow import Content, Copy, Shape
+from hmtl.communication.flows.flow import Copy, Shape
 from hmtl.communication.flows.planner import Planner
 from hmtl.communication.flows.sums import TransportOfSums
 from hmtl.communication.gate import Gate
-from hmtl.communication.messages import IN_VAIN, KEYS, SHARED, SHARES, UNMASK, Message, nothing, overhead_only
+from hmtl.communication.messages import (
+    IN_VAIN,
+    KEYS,
+    SHARED,
+    SHARES,
+    UNMASK,
+    Content,
+    Message,
+    nothing,
+    overhead_only,
+    relay_number,
+)
 from hmtl.communication.nodes.aggregation import Aggregation
 from hmtl.communication.nodes.host import Host
 from hmtl.communication.nodes.relay import Relay
-from hmtl.communication.nodes.server import Server, relay_of
+from hmtl.communication.nodes.server import Server
 from hmtl.communication.secure import masking
 from hmtl.communication.secure.crypto import KEY_DIGEST_BYTES, digest
 from hmtl.communication.secure.masking import Mask, Roster, UnmaskingError
@@ -67,6 +78,7 @@ class SecureHost(Host):
 
     def __init__(self, planner: Planner, transport: TransportOfSums, *args: Any) -> None:
         super().__init__(planner, transport, *args)
+        self.whole = True
         assert transport.recipe.secure
         self.formats, self.secure = transport.formats, transport.recipe.secure
         self.notary: Notary | None = None
@@ -136,10 +148,6 @@ class SecureHost(Host):
         self._places = np.searchsorted(self._users, users)
         self._hold(users, self._ivs)
 
-    @property
-    def _whole(self) -> bool:
-        return True
-
     def _encoded(self, users: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Return masked terms."""
         places = self._places[users]
@@ -183,9 +191,9 @@ class SecureHost(Host):
             return Shape(0, 1 + masking.SEALED_BYTES, True, places=k)
         return Shape(0, (kind == UNMASK) * NUMBER_BYTES + -(-k // 8), True)
 
-    def read_receipts(self, receipts: Sequence[Message]) -> None:
+    def conclude(self, receipts: Sequence[Message], models: Sequence[Message]) -> None:
         self._secrets, self._told = {}, {}  # serve for one round only
-        super().read_receipts(receipts)
+        super().conclude(receipts, models)
 
     @property
     def _holds(self) -> NDArray[np.bool_]:
@@ -304,7 +312,7 @@ class SecureRelay(Relay):
             users = message.of_users()
             near = np.flatnonzero(self.topology.G[self.i][users])
             at = message.rows()[torch.from_numpy(near)]
-            passed.append(self._to_server(KEYS, message.payload, message.overhead, users[near], at))
+            passed.append(self._to_server(KEYS, Content(message.payload, message.overhead, users[near], at)))
         return passed
 
     def introduce(self, messages: Sequence[Message]) -> list[Message]:
@@ -331,14 +339,16 @@ class SecureRelay(Relay):
         sealed = self._table(messages, handing.shape[1], masking.SEALED_BYTES)
         sent = np.asarray(sealed.any(axis=2))
         users, rows = self._addressed(sealed, sent & (handing == self.i))
-        self._kept = [self._to_users(SHARES, users, nothing(len(rows)), torch.from_numpy(rows), users)]
+        self._kept = [self._to_users(SHARES, users, Content(nothing(len(rows)), torch.from_numpy(rows), users))]
         users, rows = self._addressed(sealed, sent & (handing < 0) & (self._known.serving == self.i)[:, None])
-        return [self._to_server(SHARES, nothing(len(rows)), torch.from_numpy(rows), users)] if len(rows) else []
+        return (
+            [self._to_server(SHARES, Content(nothing(len(rows)), torch.from_numpy(rows), users))] if len(rows) else []
+        )
 
     def pass_on(self, messages: Sequence[Message]) -> list[Message]:
         """Hand on to users what others sealed for them."""
-        passed = (self._to_users(SHARES, m.of_users(), m.payload, m.overhead, m.users, m.rows()) for m in messages)
-        return [*self._kept, *passed]
+        passed = ((m.of_users(), Content(m.payload, m.overhead, m.users, m.rows())) for m in messages)
+        return [*self._kept, *(self._to_users(SHARES, links, content) for links, content in passed)]
 
     def confirm_shares(self, messages: Sequence[Message]) -> list[Message]:
         """Tell the server whose shares the users could read that this relay serves."""
@@ -390,7 +400,7 @@ class SecureRelay(Relay):
             parts = self._known.roster.join(self._counted, bits, self._revealed)
         except UnmaskingError:  # the server asks for what nobody can combine
             return []
-        return [self._to_server(UNMASK, *overhead_only(parts.ravel()))]
+        return [self._to_server(UNMASK, overhead_only(parts.ravel()))]
 
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         kind, to_users = message.kind, message.sender not in gate.homes
@@ -437,13 +447,13 @@ class SecureRelay(Relay):
 
     def _bits(self, kind: str, values: NDArray[Any]) -> list[Message]:
         """Return a message to the server with a bit for each value, if there are any."""
-        return [self._to_server(kind, *overhead_only(np.packbits(values)))] if values.size else []
+        return [self._to_server(kind, overhead_only(np.packbits(values)))] if values.size else []
 
     def _rows(self, kind: str, places: NDArray[np.int64], content: Bytes) -> list[Message]:
         """Return a message with a row for each of the users at some places in the roster."""
         assert self._known
         users = self._known.roster.users[places]
-        return [self._to_users(kind, users, nothing(len(users)), torch.from_numpy(content), users)]
+        return [self._to_users(kind, users, Content(nothing(len(users)), torch.from_numpy(content), users))]
 
 
 class SecureServer(Server):
@@ -462,13 +472,13 @@ class SecureServer(Server):
     def introduce(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Choose neighbours for the users who advertised keys, and tell relays the keys of all."""
         self.round, self._known, self._unknown = round, None, False
-        self._relays = sorted({relay_of(message) for message in messages})  # a message for each host
+        self._relays = sorted({relay_number(message.sender) for message in messages})  # a message for each host
         G, K = self.topology.G, self.topology.K
         copies, heard = defaultdict[int, set[bytes]](set), np.zeros_like(G)
         for message in messages:
             for k, row in _by_user(message).items():
                 copies[k].add(row.tobytes())
-                heard[relay_of(message), k] = 1
+                heard[relay_number(message.sender), k] = 1
         passed, present = heard.sum(axis=0), G[self._relays].sum(axis=0)
         for k in sorted(copies):
             if len(copies[k]) > 1 or passed[k] < min(present[k], 2):
@@ -487,7 +497,7 @@ class SecureServer(Server):
         keys = np.stack([np.frombuffer(min(copies[k]), np.uint8) for k in users.tolist()])
         roster = Roster(users, keys, chosen, np.random.default_rng().permutation(n))
         self._known = Introduction(roster, self.topology.restricted(links=heard))
-        return self._to(self._relays, KEYS, *overhead_only(self._known.to_bytes(self.topology)))
+        return self._to(self._relays, KEYS, overhead_only(self._known.to_bytes(self.topology)))
 
     def pass_on(self, messages: Sequence[Message]) -> list[Message]:
         """Pass on the shares that no relay hands on."""
@@ -510,10 +520,10 @@ class SecureServer(Server):
         roster, read = self._known.roster, np.zeros(self._known.handing.shape, bool)
         holds = np.asarray(~lone(self.topology.G)[:, roster.users].any(axis=0))
         for message in messages:
-            mine = np.flatnonzero(self._known.serving == relay_of(message))
+            mine = np.flatnonzero(self._known.serving == relay_number(message.sender))
             read[mine] = _bools(message.overhead[0].numpy(), (len(mine), roster.degree.neighbors))
         roster.choose_sharers(read, holds)
-        return self._to(self._relays, SHARED, *overhead_only(np.packbits(roster.shared)))
+        return self._to(self._relays, SHARED, overhead_only(np.packbits(roster.shared)))
 
     def retry(self) -> list[Message]:
         """Tell the relays if one of them fell silent, so that the attempt was in vain."""
@@ -525,7 +535,7 @@ class SecureServer(Server):
         if known is None or len(self.attendance.users) < self._fewest:
             return []
         counted = np.isin(known.roster.users, self.attendance.users)
-        return self._to(self._relays, UNMASK, *overhead_only(np.packbits(counted)))
+        return self._to(self._relays, UNMASK, overhead_only(np.packbits(counted)))
 
     def unmask(self, messages: Sequence[Message]) -> list[Message]:
         """Ask relays to combine the shares that users revealed to them, and unmask the sum with what they answer.
@@ -537,7 +547,10 @@ class SecureServer(Server):
         self.combining = False
         if known is None:
             return []
-        roster, answers = known.roster, {relay_of(message): message.overhead[0].numpy() for message in messages}
+        roster, answers = (
+            known.roster,
+            {relay_number(message.sender): message.overhead[0].numpy() for message in messages},
+        )
         if self._revealed is not None and self._revealed.keys() <= answers.keys():
             parts = [answers[i].reshape(-1, masking.SHARE_BYTES) for i in self._revealed]
             self._keep(counted, np.bitwise_xor.reduce(np.stack(parts)))
@@ -558,7 +571,7 @@ class SecureServer(Server):
             self._sums.keep_nobody()
             return []
         self.combining = True
-        return self._to(self._relays, UNMASK, *overhead_only(np.packbits(table)))
+        return self._to(self._relays, UNMASK, overhead_only(np.packbits(table)))
 
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         kind = message.kind
@@ -568,7 +581,7 @@ class SecureServer(Server):
             return super().expects(message, turn, gate)
         if self._known is None:
             return None
-        roster, mine = self._known.roster, self._known.serving == relay_of(message)
+        roster, mine = self._known.roster, self._known.serving == relay_number(message.sender)
         if kind == SHARES:
             return Shape(0, 1 + masking.SEALED_BYTES, roster.users, places=roster.degree.neighbors)
         if kind == UNMASK and self._revealed is not None:

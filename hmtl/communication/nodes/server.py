@@ -4,21 +4,18 @@ If it aggregates, it computes the models of what it learned; relays that aggrega
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hmtl.communication.accounting.ledger import SERVER_TO_RELAYS
 from hmtl.communication.agreement import CONTENT_DIGEST_BYTES, Digest
 from hmtl.communication.attendance import DOUBTED, Attempt, Report, decide
-from hmtl.communication.codecs.formats import BYTES
-from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Content, Copy, Flow, Shape
+from hmtl.communication.flows.flow import OF_SERVER, OTHER_PLAN, Copy, Shape
 from hmtl.communication.flows.planner import Planner
-from hmtl.communication.flows.recipe import Transport
+from hmtl.communication.flows.recipe import Transport, flow_of
 from hmtl.communication.gate import Gate
 from hmtl.communication.messages import (
     AGREED,
@@ -30,6 +27,7 @@ from hmtl.communication.messages import (
     SERVER,
     STATE,
     VERDICT,
+    Content,
     Message,
     overhead_only,
     relay_name,
@@ -74,10 +72,8 @@ class Server(Node):
     def attend(self, round: int, messages: Sequence[Message]) -> list[Message]:
         """Decide from the relays' reports who takes part and who aggregates; announce it."""
         self.round, self.handover_bits = round, 0
-        self._reports = {
-            relay_of(message): Report.from_bytes(message.overhead[0].numpy(), self.topology, relay_of(message))
-            for message in sorted(messages, key=relay_of)
-        }
+        sent = {relay_number(message.sender): message.overhead[0].numpy() for message in messages}
+        self._reports = {i: Report.from_bytes(sent[i], self.topology, i) for i in sorted(sent)}
         for i in self._doubted & self._reports.keys():
             self._reports[i] = replace(self._reports[i], version=DOUBTED, prepared=DOUBTED)
         return self._announce()
@@ -98,20 +94,19 @@ class Server(Node):
         self.sizes = next(((report.payload, report.overhead) for report in usual), (0, 0))
         self.attempts += 1
         versions = [self._reports[i].version for i in np.flatnonzero(self.attendance.behind).tolist()]
-        self._plan()
+        self._flow = flow_of(self.transport, self.planner, self.attendance, self.sizes)
         self.attempt = Attempt(self.attempts, self.version, min([self.version, *versions]), self.flow.digest)
         content = np.concatenate([self.attempt.to_bytes(), content])
-        return self._to(self.attendance.relays, ATTENDANCE, *overhead_only(content))
+        return self._to(self.attendance.relays, ATTENDANCE, overhead_only(content))
 
     def pass_state(self, messages: Sequence[Message] = ()) -> list[Message]:
         """Send the relays that missed a round what another aggregator sent for them, or what the server holds."""
         attendance, behind = self.attendance, np.flatnonzero(self.attendance.behind).tolist()
         self._lacks([attendance.source] if attendance.source >= 0 else [], messages)
-        states = [(message.payload, message.overhead, message.format) for message in messages]
+        states = [Content(message.payload, message.overhead, format=message.format) for message in messages]
         if self.aggregation and behind:
-            content, row_format = self.aggregation.missed(self.attempt.since)
-            states = [(*overhead_only(content), row_format)]
-        copies = [copy for state in states for copy in self._to(behind, STATE, *state)]
+            states = [overhead_only(*self.aggregation.missed(self.attempt.since))]
+        copies = [copy for state in states for copy in self._to(behind, STATE, state)]
         self.handover_bits += 8 * sum(message.overhead.numel() for message in (*messages, *copies))
         return copies
 
@@ -120,8 +115,8 @@ class Server(Node):
 
         If a message is missing, the attempt is in vain.
         """
-        step = self._step(n)
-        messages = sorted(messages, key=relay_of)  # as steps join them
+        step = self.flow.collect[n]
+        messages = sorted(messages, key=lambda message: relay_number(message.sender))  # as steps join them
         if self.empty or self._lacks(step.senders, messages):
             return []
         if OF_SERVER in step.learners:
@@ -144,9 +139,8 @@ class Server(Node):
         Raises:
             CodingError: nobody knows which aggregators follow the right plan, or hold the right rows or models.
         """
-        flow, received = self.flow, {relay_of(message): message.overhead[0].numpy().tobytes() for message in digests}
-        if not self._lacks(self.attendance.aggregators, digests):
-            self.silent = self._deviating(flow, received)
+        if not self._lacks(self.attendance.aggregators, digests) and digests:
+            self.silent = self._deviating(digests)
         in_vain = bool(self.silent)
         if self.aggregation:
             self.aggregation.settle(self.attempt.agreed if in_vain else self.attempt.number)
@@ -161,18 +155,18 @@ class Server(Node):
         self._doubted -= set(self.attendance.aggregators)
         self.empty = bool(self.aggregation and self.aggregation.unknown)
         verdict = self._verdict(AGREED, self.attendance.aggregators)
-        return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in flow.delivery.down(content))]
+        return [*verdict, *(self._copy(MODELS, copy) for content in sent for copy in self.flow.delivery.down(content))]
 
     def expects(self, message: Message, turn: Turn, gate: Gate) -> Shape | None:
         """Return the shape of such a message; None: the node expects none."""
-        i, kind, (_, overhead) = relay_of(message), message.kind, message.sizes
+        i, kind, (_, overhead) = relay_number(message.sender), message.kind, message.sizes
         if kind == REPORT:
             report = Report.from_bytes(message.only_row, self.topology, i)
             nbytes, _ = self.transport.lengths.get(report.format, (-1, -1))
             fits = (report.payload, report.overhead) == (nbytes, 8 * self.transport.row_layout.further)
             if fits and DOUBTED <= report.version <= report.prepared <= self.attempts:
                 return Shape(0, overhead)
-        elif turn.action == "down" and i in (step := self._step(*turn.numbers)).senders:
+        elif turn.action == "down" and i in (step := self.flow.collect[int(turn.numbers[0])]).senders:
             return step.shape(i, up=True)
         elif kind == STATE and i == self.attendance.source:
             gate.aggregation.check(message.only_row, message.format, self.version)
@@ -189,7 +183,7 @@ class Server(Node):
         """The digest of what the server learned; empty if no relay ever aggregates."""
         return self._digest.value() if self.planner.preferred else b""
 
-    def _deviating(self, flow: Flow[Any], received: Mapping[int, bytes]) -> set[int]:
+    def _deviating(self, digests: Sequence[Message]) -> set[int]:
         """Return the relays whose digests differ from those of most, or from the server's own, and say in what.
 
         If nobody knows who is right, these are all: no round ends a run, after the first one that counted.
@@ -197,13 +191,14 @@ class Server(Node):
         Raises:
             CodingError: before a round counted, no digest is that of most, or all made another plan than the server.
         """
-        plan = len(flow.digest)
+        received = {relay_number(message.sender): message.overhead[0].numpy().tobytes() for message in digests}
+        flow, plan = self.flow, len(self.flow.digest)
         odd = {i: OTHER_PLAN for i, digest in received.items() if digest[:plan] != flow.digest}
         rest = {i: digest for i, digest in received.items() if i not in odd}
         right = max(rest.values(), key=[*rest.values()].count, default=b"")
         decided = 2 * [*rest.values()].count(right) > len(rest) and any(right[CONTENT_DIGEST_BYTES:])
         if self.aggregation and (models := self.aggregation.models(self._value)):
-            right, decided = flow.sealed(self._value) + models.digest, True
+            right, decided = self._digest.sealed(flow.digest) + models.digest, True
         doubted = set[int]()
         for i, digest in rest.items():
             if digest[:CONTENT_DIGEST_BYTES] != right[:CONTENT_DIGEST_BYTES]:
@@ -237,26 +232,17 @@ class Server(Node):
         `silent` keeps the first such relays of an attempt: relays that cannot send because of them are not silent.
         """
         if not self.silent:
-            self.silent = set(relays).difference(map(relay_of, messages))
+            self.silent = set(relays).difference(relay_number(message.sender) for message in messages)
         return bool(self.silent)
 
     def _verdict(self, agreed: bool, relays: Sequence[int]) -> list[Message]:
-        return self._to(relays, VERDICT, *overhead_only(np.array([agreed], np.uint8)))
+        return self._to(relays, VERDICT, overhead_only(np.array([agreed], np.uint8)))
 
-    def _to(
-        self, relays: Sequence[int], kind: str, payload: Tensor, overhead: Tensor, row_format: str = BYTES
-    ) -> list[Message]:
+    def _to(self, relays: Sequence[int], kind: str, content: Content) -> list[Message]:
         """Return a message to some relays: one broadcast, or a copy for each."""
-        content = Content(payload, overhead, format=row_format)
         return [self._copy(kind, Copy(to, link, content)) for to, link in self.planner.copies(tuple(relays))]
 
     def _copy(self, kind: str, copy: Copy) -> Message:
         names = tuple(relay_name(i) for i in copy.relays)
-        payload, overhead, users, at, row_format = copy.content
         header = self.round, SERVER_TO_RELAYS, kind, SERVER, names, copy.link
-        return Message(*header, payload, overhead, users, at, format=row_format)
-
-
-def relay_of(message: Message) -> int:
-    """Return the number of the relay that sent a message."""
-    return relay_number(message.sender)
+        return Message(*header, *copy.content[:4], format=copy.content.format)
