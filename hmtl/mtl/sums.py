@@ -74,7 +74,6 @@ class RowsByUsers(LazyRows):
         device: where the users' models are.
         make: returns the whole rows of some users.
         at_once: how many users' rows are made at once.
-        room: called with a number of rows, it returns memory for them; None: memory is allocated.
     """
 
     def __init__(
@@ -84,10 +83,8 @@ class RowsByUsers(LazyRows):
         device: torch.device,
         make: Callable[[slice], "Tensor | LazyRows"],
         at_once: int,
-        room: Callable[[int], Tensor] | None = None,
     ) -> None:
-        self.shape, self.dtype, self.device, self.at_once = shape, dtype, device, at_once
-        self._make, self._room = make, room
+        self.shape, self.dtype, self.device, self.at_once, self._make = shape, dtype, device, at_once, make
         self._made: tuple[slice, Tensor | LazyRows] = slice(0, 0), torch.empty(0, 0)
 
     def _block(self, users: slice, columns: slice) -> Tensor:
@@ -95,7 +92,7 @@ class RowsByUsers(LazyRows):
         if n <= 0:
             return torch.empty(0, width, dtype=self.dtype)
         if n > self.at_once and width == self.shape[1]:
-            rows = self._room(n) if self._room else torch.empty(n, width, dtype=self.dtype, device=self.device)
+            rows = torch.empty(n, width, dtype=self.dtype, device=self.device)
             for i in range(0, n, self.at_once):
                 some = slice(users.start + i, min(users.start + i + self.at_once, users.stop))
                 rows[i : i + self.at_once] = self._make(some)[:]

@@ -6,7 +6,7 @@ start. The regularizer acts on these changes, so it draws no user's network to z
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -98,14 +98,12 @@ class NetworkUsers(Users):
             return users, self._trained(users, budgets, round)
         start, size = self.average.start, max(1, MODEL_CHUNK_BYTES // self.average.start.nbytes)
 
-        def make(block: slice) -> Tensor:
-            return self._trained(users[block], budgets[block], round)
+        def make(block: slice, room: Tensor | None = None) -> Tensor:
+            return self._trained(users[block], budgets[block], round, room)
 
         if len(users) <= size:
             return users, make(slice(0, len(users)))
-        return users, RowsByUsers(
-            (len(users), self.row_layout.numbers), start.dtype, start.device, make, size, self._room
-        )
+        return users, TrainedRows(len(users), start, make, size, self._room)
 
     def _room(self, n: int) -> Tensor:
         """Return memory for n rows, which is kept: the first write to new memory takes longer than a copy."""
@@ -121,14 +119,15 @@ class NetworkUsers(Users):
         mean = WeightedMean(self.average, self.weights, self.held["averaged"].of, ids, self.setting.privacy)
         return MeaningOfTwoParts(mean, coupled) if coupled else mean
 
-    def _trained(self, users: Ids, budgets: Tensor, round: int) -> Tensor:
-        """Train these users, keep what is their own until it counts, and return their rows [b, m + e]."""
+    def _trained(self, users: Ids, budgets: Tensor, round: int, room: Tensor | None = None) -> Tensor:
+        """Train these users, keep what is their own until it counts, and return their rows [b, m + e], maybe `room`."""
         if not len(users):
             return self.model.start.new_empty(0, self.row_layout.numbers + self.row_layout.further)
         own_names = self.learner.personal().keys()
         shared, own = self._numbers(users)
         before = {name: (rows, rows._version) for name, rows in vars(own).items()}
-        training = BlockTraining(self.setting, round, users, budgets)
+        room = room if self.held.keys() == {"averaged"} else None  # users keep of what they train
+        training = BlockTraining(self.setting, round, users, budgets, room)
         with self.timed(budgets):
             new = self._checked(self.learner.local(shared, own, training), len(users))
         if unknown := vars(own).keys() - before.keys():
@@ -273,6 +272,44 @@ class NetworkUsers(Users):
                 held.propose(users, proposed[users])
         others = {key: each for key, each in state_dict.items() if key.removesuffix(".proposed") not in self.held}
         return super().load_state_dict(others, strict, assign)
+
+
+class TrainedRows(RowsByUsers):
+    """Models that are trained as they are sent.
+
+    Args:
+        n: number of users.
+        start: a model [m].
+        train: returns the models of some users, perhaps in the memory that it gets.
+        at_once: how many users are trained at once.
+        room: returns memory for n models, which the next ones overwrite.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        start: Tensor,
+        train: Callable[[slice, Tensor], Tensor],
+        at_once: int,
+        room: Callable[[int], Tensor],
+    ) -> None:
+        super().__init__((n, len(start)), start.dtype, start.device, self._trained, at_once)
+        self._train, self._room = train, room
+
+    def _block(self, users: slice, columns: slice) -> Tensor:
+        if self._made[0] != users:
+            self._made = users, self._trained(users)
+        return self._made[1][:, columns]
+
+    def _trained(self, users: slice) -> Tensor:
+        rows = self._room(users.stop - users.start)
+        for i in range(0, len(rows), self.at_once):
+            part = rows[i : i + self.at_once]
+            first = users.start + i
+            trained = self._train(slice(first, first + len(part)), part)
+            if trained is not part:
+                part.copy_(trained)
+        return rows
 
 
 class NoAggregator(Aggregator):

@@ -91,12 +91,14 @@ class BlockTraining:
         round: number of the round.
         users: the users, by their place among those of this process [b].
         budgets: number of steps of each [b].
+        room: memory for the models that are trained first [b, m], if there is any.
 
     Attributes:
         last: the models that were trained last [b, m].
     """
 
-    def __init__(self, setting: Setting, round: int, users: Ids, budgets: Tensor) -> None:
+    def __init__(self, setting: Setting, round: int, users: Ids, budgets: Tensor, room: Tensor | None = None) -> None:
+        self._room = room
         self.setting, self.round, self.users, self.budgets = setting, round, users, budgets
         self.rows = setting.problem.rows_in(setting.model.start.dtype).of_users(users)
         self.steps = budgets[:, None].to(setting.model.start)
@@ -142,7 +144,9 @@ class BlockTraining:
             anchor,
             correction,
             only,
+            self._room if self._room is not None and self._room.shape == w.shape else None,
         )
+        self._room = None
         self.last = setting.solver(setting.problem.loss, self.rows, start, self._orders[phase], steps)
         return self.last
 

@@ -22,6 +22,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CPU_BYTES = 4 << 20
 GPU_BYTES = 1 << 30
 CPU_RESULT_BYTES = 16 << 20  # of results that a step keeps for its gradient
+LONG = 16  # a matrix with as many times the numbers of its factors has a norm that these give sooner
 MAX_SMALL_RESULT = 1 << 14  # numbers in a result whose computation takes no longer than the call of the operation
 
 
@@ -60,11 +61,18 @@ class Copies:
         return {name: ordered(part[g]) for name, part in self.parameters.items()}
 
     def add_gradients(
-        self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, to: Mapping[str, Tensor], scale: float
+        self,
+        x: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        loss: Loss,
+        to: Mapping[str, Tensor],
+        scale: float,
+        clip: float | None = None,
     ) -> None:
         """Add scale · Σ_b weight_b ∇ℓ_b to tensors by name of the parameter [G, ...]; these may be the parameters.
 
-        Rows x are [G, B, d], y and weights [G, B].
+        Rows x are [G, B, d], y and weights [G, B]. If a copy's sum has a norm above `clip`, it is shortened to that.
         """
 
         def minibatch(parameters: dict[str, Tensor], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -82,8 +90,7 @@ class Copies:
             value = minibatch(parameters, x[0], y[0], weights[0])
             each = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
             gradients = {name: part[None] for name, part in zip(trained, each, strict=True)}
-        for name in self.trained:
-            to[name].add_(gradients[name], alpha=scale)
+        _add({name: gradients[name] for name in self.trained}, {}, to, scale, clip)
 
 
 class LayeredCopies(Copies):
@@ -93,8 +100,16 @@ class LayeredCopies(Copies):
         return self.model.predictions(outputs_of(self.model.layers, self.parameters, x)[-1])
 
     def add_gradients(
-        self, x: Tensor, y: Tensor, weights: Tensor, loss: Loss, to: Mapping[str, Tensor], scale: float
+        self,
+        x: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        loss: Loss,
+        to: Mapping[str, Tensor],
+        scale: float,
+        clip: float | None = None,
     ) -> None:
+        products, gradients = dict[str, tuple[Tensor, Tensor]](), dict[str, Tensor]()
         outputs = outputs_of(self.model.layers, self.parameters, x)
         inputs = [x, *outputs[:-1]]
         g = loss.gradient(self.model.predictions(outputs[-1]), y).view(outputs[-1].shape) * weights[..., None]
@@ -103,12 +118,40 @@ class LayeredCopies(Copies):
             if layer.activation is not None:
                 _, backward = layer.activation
                 g = backward(g, outputs[n])
-            before = torch.bmm(g, weight) if n else g
             if layer.weight in self.trained:
-                to[layer.weight].baddbmm_(g.mT, inputs[n], alpha=scale)
+                products[layer.weight] = g.mT, inputs[n]
             if layer.bias in self.trained and layer.bias is not None:
-                to[layer.bias].add_(g.sum(1), alpha=scale)
-            g = before
+                gradients[layer.bias] = g.sum(1)
+            g = torch.bmm(g, weight) if n else g
+        _add(gradients, products, to, scale, clip)
+
+
+def _add(
+    gradients: Mapping[str, Tensor],
+    products: Mapping[str, tuple[Tensor, Tensor]],
+    to: Mapping[str, Tensor],
+    scale: float,
+    clip: float | None,
+) -> None:
+    """Add scale times gradients, see `Copies.add_gradients`, of which some are products [G, o, B] · [G, B, i]."""
+    if clip is None or not (gradients or products):
+        for name, (a, b) in products.items():
+            to[name].baddbmm_(a, b, alpha=scale)
+        for name, each in gradients.items():
+            to[name].add_(each, alpha=scale)
+        return
+    sizes = {name: a[0].numel() + b[0].numel() for name, (a, b) in products.items()}
+    long = {name: pair for name, pair in products.items() if LONG * sizes[name] < to[name][0].numel()}
+    gradients = {**gradients, **{name: torch.bmm(*pair) for name, pair in products.items() if name not in long}}
+    norms = [each.flatten(1).norm(dim=1) for each in gradients.values()]
+    for pair in long.values():  # ‖AB‖² = Σ (AᵀA) ∘ (BBᵀ), whose terms may nearly cancel
+        a, b = (each.double() for each in pair)
+        norms.append((torch.bmm(a.mT, a) * torch.bmm(b, b.mT)).sum((1, 2)).clamp_min(0).sqrt().to(pair[0]))
+    share = (clip / (torch.stack(norms).norm(dim=0) + 1e-6)).clamp_max(1)
+    for name, (a, b) in long.items():
+        to[name].baddbmm_(a * share[:, None, None], b, alpha=scale)
+    for name, each in gradients.items():
+        to[name].addcmul_(each, share.view(-1, *[1] * (each.ndim - 1)), value=scale)
 
 
 def copies(model: FlatModel, W: Tensor, trained: Set[str] | None = None) -> Copies:

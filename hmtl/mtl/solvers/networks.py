@@ -35,6 +35,7 @@ class NetworkSubproblem:
         anchor: λ and v of a term (λ/2)‖w − v‖² in the users' objectives, v [K, m], if any.
         correction: numbers added to the gradient of each step [K, m], if any.
         trained: names of the parameters that steps change; None: all.
+        room: memory for the models that a solver returns [K, m]; None: it is allocated.
     """
 
     model: FlatModel
@@ -46,6 +47,11 @@ class NetworkSubproblem:
     anchor: tuple[float, Tensor] | None = None
     correction: Tensor | None = None
     trained: frozenset[str] | None = None
+    room: Tensor | None = None
+
+    def copied(self) -> Tensor:
+        """Return a copy of W, to be trained."""
+        return self.W.clone(memory_format=torch.contiguous_format) if self.room is None else self.room.copy_(self.W)
 
 
 class NetworkSolver(LocalSolver[NetworkSubproblem, Tensor]):

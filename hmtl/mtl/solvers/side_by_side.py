@@ -52,7 +52,7 @@ def side_by_side(
         rule: how a step changes models.
     """
     model = subproblem.model
-    W = subproblem.W.clone(memory_format=torch.contiguous_format)
+    W = subproblem.copied()
     model.to_train(model.module)
     G = group_size(model, order.shape[1] * rows.X.shape[1], W)
     sorted_users = np.argsort(-budgets.cpu().numpy(), kind="stable")[: int((budgets > 0).sum())]
@@ -108,7 +108,8 @@ def _train(
     own, gradient, held = W[at], W[:0], list[nn.Parameter]()
     fixed = None if anchor is None else anchor[at]
     further = None if correction is None else correction[at]
-    is_apart = rule.optimizer is not None or rule.clip is not None  # gradients are kept apart from models
+    is_more = fixed is not None or further is not None  # than the gradients of losses
+    is_apart = rule.optimizer is not None or (is_more and rule.clip is not None)  # keeps gradients apart
     if is_apart:
         gradient = torch.empty_like(own)
     if rule.optimizer:
@@ -134,12 +135,12 @@ def _train(
             distance = None if fixed is None else moves * (w - fixed[:a])
             if is_apart:
                 target.zero_()
-            networks.add_gradients(x, y, weights, loss, parts, scale)
+            networks.add_gradients(x, y, weights, loss, parts, scale, None if is_more else rule.clip)
             if distance is not None:
                 target.add_(distance, alpha=scale * lam)
             if further is not None:
                 target.add_(moves * further[:a], alpha=scale)
-            if rule.clip is not None:
+            if rule.clip is not None and is_more:
                 share = (rule.clip / (target.norm(dim=1, keepdim=True) + 1e-6)).clamp_max(1)
                 if not rule.optimizer:
                     w.addcmul_(target, share, value=-rule.rate)

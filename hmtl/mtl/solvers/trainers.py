@@ -43,7 +43,7 @@ def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: TrainModul
     numbers back. In the meantime torch's global generators are seeded by the user and the round, so that modules and
     transforms of data draw reproducibly.
     """
-    model, W = subproblem.model, subproblem.W.clone(memory_format=torch.contiguous_format)
+    model, W = subproblem.model, subproblem.copied()
     untrained = [name for name in model.shapes if subproblem.trained is not None and name not in subproblem.trained]
     for k in budgets.nonzero()[:, 0].tolist():
         seed = (*subproblem.stream, int(subproblem.users[k]))

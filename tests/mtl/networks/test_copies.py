@@ -31,8 +31,13 @@ LOSSES = [CrossEntropy(), Focal(), OneVsRest(SmoothHinge()), Logistic(), Squared
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch, about weight_norm under vmap
 @pytest.mark.parametrize("name", [*LAYERED, *OTHER])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
-def test_steps_and_predictions(name, loss):
-    """Two steps of three copies and of one alone, of all parameters or of one; on 4 rows and then on 3."""
+@pytest.mark.parametrize(("clip", "long"), [(None, 16), (0.1, 16), (0.1, 0), (1e9, 0)])
+def test_steps_and_predictions(name, loss, clip, long, monkeypatch):
+    """Two steps of three copies and of one alone, of all parameters or of one; on 4 rows and then on 3.
+
+    Gradients of linear maps are clipped by their own norm, or by that of their factors.
+    """
+    monkeypatch.setattr("hmtl.mtl.networks.copies.LONG", long)
     outputs = C if loss.classes else 1
     model, draw = flat((LAYERED | OTHER)[name], outputs), torch.Generator().manual_seed(2)
     start = model.start + 0.3 * torch.randn(3, len(model.start), dtype=torch.float64, generator=draw)
@@ -49,7 +54,7 @@ def test_steps_and_predictions(name, loss):
         assert type(networks) is (LayeredCopies if name in LAYERED else Copies)
         for t, (rate, B) in enumerate(steps):
             rows = (each[t, users, :B] for each in (x, y.double(), weights))
-            networks.add_gradients(*rows, loss, networks.parameters, -rate)
+            networks.add_gradients(*rows, loss, networks.parameters, -rate, clip)
         predictions = networks.predict(x[0, users])
         for k, new, prediction in zip(users, W, predictions, strict=True):
             parameters = {name: w.clone().requires_grad_() for name, w in model.split(start[k]).items()}
@@ -57,10 +62,11 @@ def test_steps_and_predictions(name, loss):
                 p = functional_call(model.module, parameters, (x[t, k, :B],))
                 value = loss(p if loss.classes else p[:, 0], y[t, k, :B])
                 gradients = torch.autograd.grad((weights[t, k, :B] * value).sum(), list(parameters.values()))
-                parameters = {
-                    name: (w - rate * g * (trained is None or name in trained)).detach().requires_grad_()
-                    for (name, w), g in zip(parameters.items(), gradients, strict=True)
-                }
+                for (part, w), g in zip(parameters.items(), gradients, strict=True):
+                    w.grad = g if trained is None or part in trained else torch.zeros_like(w)
+                if clip:
+                    torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
+                parameters = {name: (w - rate * w.grad).detach().requires_grad_() for name, w in parameters.items()}
             want = torch.cat([w.flatten() for w in parameters.values()]).detach()
             torch.testing.assert_close(new, want, rtol=0, atol=1e-12)
             want = functional_call(model.module, parameters, (x[0, k],)).detach()
