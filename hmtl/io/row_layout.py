@@ -4,7 +4,7 @@ m numbers in a row, e further ones in an IV, e′ in a model.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -22,20 +22,12 @@ class RowLayout:
         answers: how many further numbers a model may have, e′.
         changes: whether IVs are changes, which aggregators add up; what rounding leaves over of one is added to the
             next.
-        numbers: m; 0: nothing has to travel.
-        dtype: the type of the numbers of IVs.
     """
 
     origin: Tensor
     further: int = 0
     answers: Collection[int] = (0,)
     changes: bool = False
-    numbers: int = field(init=False)
-    dtype: torch.dtype = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "numbers", len(self.origin))
-        object.__setattr__(self, "dtype", self.origin.dtype)
 
     @classmethod
     def zeros(
@@ -48,3 +40,13 @@ class RowLayout:
     ) -> Self:
         """Return the layout of rows of m numbers before which users hold zeros; these take no memory."""
         return cls(torch.zeros((), dtype=dtype).expand(m), further, answers, changes)
+
+    @property
+    def numbers(self) -> int:
+        """m; 0: nothing has to travel."""
+        return len(self.origin)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the numbers of IVs."""
+        return self.origin.dtype
