@@ -109,7 +109,8 @@ def _train(
     fixed = None if anchor is None else anchor[at]
     further = None if correction is None else correction[at]
     is_more = fixed is not None or further is not None  # than the gradients of losses
-    is_apart = rule.optimizer is not None or (is_more and rule.clip is not None)  # keeps gradients apart
+    # keeps gradients apart; those of one large network take less memory one by one
+    is_apart = rule.optimizer is not None or (rule.clip is not None and (is_more or len(users) > 1))
     if is_apart:
         gradient = torch.empty_like(own)
     if rule.optimizer:
@@ -135,13 +136,13 @@ def _train(
             distance = None if fixed is None else moves * (w - fixed[:a])
             if is_apart:
                 target.zero_()
-            networks.add_gradients(x, y, weights, loss, parts, scale, None if is_more else rule.clip)
+            networks.add_gradients(x, y, weights, loss, parts, scale, None if is_apart else rule.clip)
             if distance is not None:
                 target.add_(distance, alpha=scale * lam)
             if further is not None:
                 target.add_(moves * further[:a], alpha=scale)
-            if rule.clip is not None and is_more:
-                share = (rule.clip / (target.norm(dim=1, keepdim=True) + 1e-6)).clamp_max(1)
+            if rule.clip is not None and is_apart:
+                share = (rule.clip / (torch.linalg.vector_norm(target, dim=1, keepdim=True) + 1e-6)).clamp_max(1)
                 if not rule.optimizer:
                     w.addcmul_(target, share, value=-rule.rate)
                     continue
