@@ -1,4 +1,4 @@
-"""Compare personalised networks where users have few rows: `python experiments/few_rows.py --mnist FOLDER --har PATH`.
+"""Compare personalized networks where users have few rows: `python experiments/few_rows.py --mnist FOLDER --har PATH`.
 
 `digits`: 20 users share 8,000 images of MNIST (without --mnist the 5,000 that come with hmtl), each class divided in
 proportions drawn from Dir(0.5, ..., 0.5). `activities`, with --har: the 30 subjects of Human Activity Recognition

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,11 @@ AVOIDED = {
     r"whoever": "a named subject",
 }
 """Phrases that a native reader stumbles over, and what to write instead."""
+BRITISH = (
+    r"neighbour\w*|programmes?|behaviours?|colours?|favour\w*|licences?|defences?|centre|towards"
+    r"|(?:travel|label|model|signal)l(?:ed|ing)|(?:quant|min|max|optim|vector|random|initial|personal|general)is[ei]\w*"
+)
+"""Words that American English, in which the project is written, spells in another way."""
 IDIOMS = {"log", "T"}
 """Names that every module may define."""
 
@@ -64,6 +70,18 @@ def test_usual_words(phrase: str) -> None:
         if re.search(rf"\b{phrase}\b" if phrase[-1].isalpha() else rf"\b{phrase}", line, re.IGNORECASE)
     ]
     assert not places, f"write {AVOIDED[phrase]!r}"
+
+
+def test_american_spelling() -> None:
+    """Names in code are left alone, so of modules only comments and strings count."""
+    for path in texts():
+        prose = path.read_text()
+        if path.suffix == ".py":
+            with path.open("rb") as file:
+                kinds = tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)
+                prose = "\n".join(token.string for token in tokenize.tokenize(file.readline) if token.type in kinds)
+        prose = re.sub(r"`[^`\n]*`|{[^}\n]*}|^ +\w+:", "", prose, flags=re.MULTILINE)  # without names
+        assert not re.findall(rf"(?<![\w.])(?:{BRITISH})\b", prose), path
 
 
 def test_the_architecture_page_names_files_and_functions_that_exist() -> None:

@@ -169,7 +169,7 @@ class Search:
         return self.lowest[0]
 
     def _search(self) -> float:
-        """Try the set with the least bound, its neighbours and all relays; return a lower bound of all costs."""
+        """Try the set with the least bound, its neighbors and all relays; return a lower bound of all costs."""
 
         def bound(A: tuple[int, ...]) -> float:
             members = list(A)
@@ -213,7 +213,7 @@ class Search:
         return self.speed * uplink + over(self.missed, self.add, 0) + u
 
     def _cover(self, model: float, alone: float, gap: float) -> tuple[tuple[int, ...], float]:
-        """Return the set with the least bound, and a lower bound of all costs, by an integer programme.
+        """Return the set with the least bound, and a lower bound of all costs, by an integer program.
 
         Its variables are: whether each relay aggregates [H], whether no aggregator hears each type [T], the largest
         number of IVs that an aggregator misses, and the time that the slowest aggregator takes alone.

@@ -17,8 +17,8 @@ from hmtl.coding.rates import Uplinks, demand_of, over_sets
 from hmtl.topology import Topology
 
 MAX_COVER_RELAYS = 16  # relays; up to this number, all sets are compared
-MAX_COVER_CELLS = 4000  # relays times types; up to this number, integer programmes search, beyond it a greedy rule
-MAX_COVER_NODES = 100  # of the search tree of an integer programme
+MAX_COVER_CELLS = 4000  # relays times types; up to this number, integer programs search, beyond it a greedy rule
+MAX_COVER_NODES = 100  # of the search tree of an integer program
 
 
 @lru_cache(8)
@@ -27,7 +27,7 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Choice:
 
     The cost is the number of relays or, for different links, the time in which each sends a row; the slowest takes 1.
     Among equally fast sets, the smallest is chosen. The result is proven optimal for up to 16 active relays. For more,
-    it is that of an integer programme with a bound.
+    it is that of an integer program with a bound.
 
     Args:
         t: the topology.
@@ -51,7 +51,7 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Choice:
 
 
 class ShareProgramme:
-    """The integer programme for the number of shares of each active relay, of which each user's relays send enough.
+    """The integer program for the number of shares of each active relay, of which each user's relays send enough.
 
     Args:
         hears: which active relays hear each type [T, H].
@@ -81,7 +81,7 @@ class ShareProgramme:
             return enough(self.hears, self.seconds, c, self.parallel).astype(np.float64), least
         each = LinearConstraint(np.c_[self.hears, np.zeros(T)].astype(float), c, inf)
         slowest = LinearConstraint(np.c_[np.diag(self.seconds), -np.ones(H)], -inf, 0)  # at most the last variable
-        tie = 1e-6 * whole * float(self.seconds.min()) / H  # in favour of the fewest shares
+        tie = 1e-6 * whole * float(self.seconds.min()) / H  # in favor of the fewest shares
         cost = np.r_[np.full(H, tie), 1.0] if self.parallel else np.r_[self.seconds + tie, 0.0]
         solution: Any = milp(
             cost,

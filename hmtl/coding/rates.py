@@ -7,7 +7,7 @@ Narayan 2004; Courtade and Wesel 2014; with helpers, Milosavljević, Pawar, El R
 
 If all relays aggregate, the smallest Σ_i R_i is the largest Σ_{C∈P} |{k : N(k) ∩ C = ∅}| / (|P| − 1) over the
 partitions P of the relays. `Demand` finds it, and whole rates, exactly by integer maximum flows between relays and
-users. With helpers, `Programme` solves a linear programme, or an integer programme for whole pieces, whose constraints
+users. With helpers, `Programme` solves a linear program, or an integer program for whole pieces, whose constraints
 are added as they are violated.
 
 Shapes: H active relays; T types, which are distinct sets of relays that hear a user; n users; c pieces per IV; x = cR,
@@ -34,14 +34,14 @@ from hmtl.topology import Topology
 
 MAX_AT_ONCE = 6  # relays; up to this number, all constraints are used, beyond it they are added when violated
 MAX_TABULATED = 12  # relays; up to this number, a table of all sets finds violations, beyond it a flow is faster
-MAX_SOLVED = 20  # relays; up to this number, integer programmes find whole rates, beyond it rates are rounded up
+MAX_SOLVED = 20  # relays; up to this number, integer programs find whole rates, beyond it rates are rounded up
 MAX_CUTS = 20  # violated sets that a step adds, if there is no table
-MAX_FLOWS = 500  # that search for violated sets from one call on, before the programme ends early
+MAX_FLOWS = 500  # that search for violated sets from one call on, before the program ends early
 MAX_STEPS = 60  # rounds of adding violated sets, if there is no table
-MAX_RATE_NODES = 1000  # nodes of an integer programme's tree, after which its best solution is used
+MAX_RATE_NODES = 1000  # nodes of an integer program's tree, after which its best solution is used
 TOLERANCE = 1e-9
 SLOWEST = 1e-6  # share of the largest bandwidth below which the solver ignores a link
-EVEN = 1e-4  # weight of the largest rate: breaks ties in favour of even rates, which violate fewer sets
+EVEN = 1e-4  # weight of the largest rate: breaks ties in favor of even rates, which violate fewer sets
 
 RelayPartition = tuple[tuple[int, ...], ...]
 Set = NDArray[np.bool_]  # [H] members
@@ -214,12 +214,12 @@ def _first(costs: dict[int, float], slack: float) -> int:
 
 
 class Programme:
-    """The linear programme of one network; it keeps violated sets for other aggregators.
+    """The linear program of one network; it keeps violated sets for other aggregators.
 
     Args:
         demand: which relay hears which users.
         uplinks: the links, whose time is minimized; None: equal and shared links, for which the sum of rates is.
-        sets: [n, H] sets to start with, for example those of another programme.
+        sets: [n, H] sets to start with, for example those of another program.
     """
 
     def __init__(self, demand: Demand, uplinks: Uplinks | None = None, sets: NDArray[np.bool_] | None = None) -> None:
@@ -230,7 +230,7 @@ class Programme:
         self.parallel = uplinks is not None and uplinks.parallel
         self.tabulated, self.flows = self.H <= MAX_TABULATED, 0
         self.steps = 1 << self.H if self.tabulated else MAX_STEPS
-        if sets is None:  # all of them if they are few, because one programme is faster than several
+        if sets is None:  # all of them if they are few, because one program is faster than several
             end = (1 << self.H) - 1 if self.H <= MAX_AT_ONCE else 1
             sets = (np.arange(1, end)[:, None] >> np.arange(self.H) & 1).astype(bool)
         self.sets = sets
@@ -278,7 +278,7 @@ class Programme:
         return takewhile(lambda _: self.flows < MAX_FLOWS, range(self.steps))
 
     def _apart(self, A: Sequence[int], models: float) -> tuple[float, float]:
-        """Return the models' time by the fastest aggregator, and their number in the programme."""
+        """Return the models' time by the fastest aggregator, and their number in the program."""
         return (0.0, models) if self.parallel else (models / float(self.W[list(A)].max()), 0.0)
 
     def rates(self, A: Sequence[int], max_pieces: int, models: float = 0, slack: float = TOLERANCE) -> Rates:
@@ -289,7 +289,7 @@ class Programme:
         solution = self.least(A, models)
         assert solution is not None
         least, real = solution
-        if self.H > MAX_SOLVED:  # larger rates than those of the linear programme suffice
+        if self.H > MAX_SOLVED:  # larger rates than those of the linear program suffice
             rounded = {c: np.ceil(c * real - 1e-6) for c in range(1, max_pieces + 1)}
             c = _first({c: self._time(x) / c for c, x in rounded.items()}, slack)
             return Rates(c, tuple(rounded[c].astype(int).tolist()))

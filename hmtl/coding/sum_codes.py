@@ -248,7 +248,7 @@ def _multiply(A: Integers, X: Integers, to: Integers) -> None:
 def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MAX_SUM_PIECES, L: int = 0) -> SumCode:
     """Return the code whose shares take the least time; whole rows if shares take no less.
 
-    Integer programmes find the shares, in large networks a greedy rule, which may miss the fewest. `SumCode.bound`
+    Integer programs find the shares, in large networks a greedy rule, which may miss the fewest. `SumCode.bound`
     bounds the distance.
 
     Args:
@@ -318,7 +318,7 @@ def sum_bounds(t: Topology) -> Loads:
 
     Relays send users only what follows from the server's messages. For each user, the relays that hear it together send
     at least one row and, if there are other users, receive one. The smallest such loads are solutions of a linear
-    programme. Terms may take any values, and users pass nothing on. Other schemes can need less (docs/theory/sums.md).
+    program. Terms may take any values, and users pass nothing on. Other schemes can need less (docs/theory/sums.md).
     """
     if not t.present:
         return Loads(0.0, 0.0)

@@ -1,4 +1,4 @@
-"""Connections to neighbouring nodes: frames as streams of messages; `dialling` opens and accepts them.
+"""Connections to neighboring nodes: frames as streams of messages; `dialling` opens and accepts them.
 
 A stream ends when the other process does, or when it breaks; a node that comes back brings a new stream. Deadlines are
 kept where frames are taken from a connection, see `hmtl.distributed.post`.
@@ -19,7 +19,7 @@ from hmtl.errors import CodingError, EngineError, HmtlError
 
 MAX_CHUNK_BYTES = 1 << 20  # bytes of a body in a message, at most
 MAX_BODY_BYTES = 1 << 28  # bytes of a body, at most
-WAITING = 4 * MAX_BODY_BYTES  # bytes of frames that wait to be sent to a neighbour, at most
+WAITING = 4 * MAX_BODY_BYTES  # bytes of frames that wait to be sent to a neighbor, at most
 TIMELESS = CONTROL, BYE, LACKS, PIECES  # kinds of frames that are sent whatever round it is
 ENDED = "its process has ended"
 CAME_BACK = "its process came back"
@@ -39,7 +39,7 @@ class Stream:
     Attributes:
         reason: why no more frames arrive, once that is so.
         cancel: ends what carries the stream at once.
-        serial: serial number of the neighbour's certificate; 0: it has none.
+        serial: serial number of the neighbor's certificate; 0: it has none.
     """
 
     def __init__(self, connection: "Connection", cancel: Callable[[], object] = bool, serial: int = 0) -> None:
@@ -160,15 +160,15 @@ class Stream:
 
 
 class Connection:
-    """The connection to a neighbour, by one stream after another.
+    """The connection to a neighbor, by one stream after another.
 
     Args:
-        name: of the neighbour.
+        name: of the neighbor.
         hears: the kinds of frames that its role may send.
 
     Attributes:
         stream: the stream in use.
-        newer: the stream with which the neighbour came back, until `take_back`.
+        newer: the stream with which the neighbor came back, until `take_back`.
         trouble: why there is no stream at present, as far as it is known.
     """
 
@@ -196,7 +196,7 @@ class Connection:
         self._attached.set()
 
     def take_back(self) -> bool:
-        """Use the stream with which the neighbour came back; return whether there is one."""
+        """Use the stream with which the neighbor came back; return whether there is one."""
         with self._lock:
             if self.newer is None:
                 return False

@@ -1,6 +1,6 @@
 """Nodes dial others, or listen, and say hello: gRPC, with mutual TLS; the only module that knows grpc.
 
-The server and the relays listen. Relays dial the server, hosts dial the server and the relays. Between two neighbours
+The server and the relays listen. Relays dial the server, hosts dial the server and the relays. Between two neighbors
 there is one call of gRPC with a stream of messages in each direction, see `hmtl.distributed.connections`. Keepalive,
 backoff between attempts to connect, flow control and limits of messages are those of gRPC.
 """
@@ -69,20 +69,20 @@ class Party:
 
     @property
     def dialled(self) -> list[str]:
-        """The neighbours that this node dials; the others dial this one."""
+        """The neighbors that this node dials; the others dial this one."""
         above = {RELAYS: (SERVES,), HOSTS: (SERVES, RELAYS)}.get(role(self.name), ())
         return [name for name in self.neighbours if role(name) in above]
 
 
 class Streams:
-    """This node's streams to all neighbours.
+    """This node's streams to all neighbors.
 
     Args:
         party: this node among all.
-        seconds: a neighbour's process that does not answer for six times as long counts as dead.
+        seconds: a neighbor's process that does not answer for six times as long counts as dead.
 
     Attributes:
-        connections: by name of the neighbour.
+        connections: by name of the neighbor.
 
     Raises:
         EngineError: this node cannot listen at its address.
@@ -117,13 +117,13 @@ class Streams:
     def missing(
         self, seconds: float, names: Sequence[str] | None = None, check: Callable[[], object] = bool
     ) -> dict[str, str]:
-        """Wait for a first stream to each of some neighbours, and return those without one, and why.
+        """Wait for a first stream to each of some neighbors, and return those without one, and why.
 
         The log says at once and every now and then who is missing.
 
         Args:
             seconds: how long to wait.
-            names: those neighbours; None: all.
+            names: those neighbors; None: all.
             check: called each second; an error that it raises ends the wait.
         """
         deadline, level, remind = time.monotonic() + seconds, logging.INFO, time.monotonic()
@@ -151,7 +151,7 @@ class Streams:
             self._server.stop(None).wait(CLOSE_SECONDS)
 
     def _dial(self, name: str, address: str) -> None:
-        """Open a stream to a neighbour, and another whenever it has ended, until the wire is closed."""
+        """Open a stream to a neighbor, and another whenever it has ended, until the wire is closed."""
         connection = self.connections[name]
         hello = (("agreed", self.party.agreed),)
         while not self._closed.is_set():
@@ -163,7 +163,7 @@ class Streams:
                         return
                     call = channel.stream_stream(METHOD)(stream.outgoing(), metadata=hello)
                     stream.cancel = call.cancel
-                    call.initial_metadata()  # waits until the neighbour has accepted
+                    call.initial_metadata()  # waits until the neighbor has accepted
                     if call.is_active():
                         connection.attach(stream)
                     self._take(stream, call)
@@ -177,7 +177,7 @@ class Streams:
             self._closed.wait(RECONNECT_SECONDS)
 
     def _channel(self, name: str, address: str, stream: Stream) -> grpc.Channel:
-        """Return a channel to a neighbour with the present credentials.
+        """Return a channel to a neighbor with the present credentials.
 
         gRPC for Python does not say which certificate a listener has shown, so this one is learned beforehand, and the
         channel trusts no other.
@@ -242,7 +242,7 @@ class Streams:
         self._server.start()
 
     def _accept(self, incoming: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        """Take the stream of a neighbour that has dialled, or refuse it."""
+        """Take the stream of a neighbor that has dialed, or refuse it."""
         stream = self._known(context)
         if not context.add_callback(lambda: stream.end(ENDED)):
             return
@@ -265,7 +265,7 @@ class Streams:
             stream.cancel()
 
     def _known(self, context: Any) -> Stream:
-        """Return a stream of the neighbour that dials, or refuse it."""
+        """Return a stream of the neighbor that dials, or refuse it."""
         party, hello, why = self.party, dict(context.invocation_metadata()), ""
         shown = context.auth_context()["x509_pem_cert"][0]
         proven, serial = names_of(shown), serial_of(shown)

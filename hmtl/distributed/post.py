@@ -1,4 +1,4 @@
-"""The post of a node at a site: what it gets from its neighbours, and what it sends them, over a wire."""
+"""The post of a node at a site: what it gets from its neighbors, and what it sends them, over a wire."""
 
 import time
 from collections import defaultdict, deque
@@ -17,16 +17,16 @@ from hmtl.distributed.multicast import ROOM, Caster, Listener, digest, put
 from hmtl.errors import EngineError
 
 MOMENT = 1.0  # seconds after which this process looks at its clock
-UNASKED = 4 * MAX_BODY_BYTES  # bytes of a neighbour's frames that wait until they are asked for, at most
+UNASKED = 4 * MAX_BODY_BYTES  # bytes of a neighbor's frames that wait until they are asked for, at most
 
 
 class Post:
-    """Frames from and to the neighbours of a node.
+    """Frames from and to the neighbors of a node.
 
     Frames with control values are received in order, messages by their numbers.
 
     Args:
-        wire: the streams to the neighbours.
+        wire: the streams to the neighbors.
         seconds: how long to wait in all for messages that were sent, from one call of `control` to the next.
 
     Attributes:
@@ -64,7 +64,7 @@ class Post:
         return self._cast(sender, frame) if frame and frame.kind == CAST else frame
 
     def _wait(self, sender: str, number: int) -> Frame | None:
-        """Take frames of a neighbour until that with a number has arrived; return None if it does not."""
+        """Take frames of a neighbor until that with a number has arrived; return None if it does not."""
         try:
             while number not in self._boxes[sender]:
                 begin = time.monotonic()
@@ -117,7 +117,7 @@ class Post:
         return self._control[sender].popleft() if self._control[sender] else None
 
     def take_back(self, name: str) -> bool:
-        """Use the stream with which a neighbour came back, if there is one, and forget what it sent before."""
+        """Use the stream with which a neighbor came back, if there is one, and forget what it sent before."""
         if not self.wire.connections[name].take_back():
             return False
         self._control[name].clear()
@@ -125,7 +125,7 @@ class Post:
         return True
 
     def close(self, seconds: float = 5.0) -> None:
-        """Send what is still waiting, give neighbours at most `seconds` to do the same, and leave."""
+        """Send what is still waiting, give neighbors at most `seconds` to do the same, and leave."""
         deadline = time.monotonic() + seconds
         for connection in self.wire.connections.values():
             connection.send(Frame(BYE, 0))
@@ -137,7 +137,7 @@ class Post:
                 end.close()
 
     def _take(self, sender: str, seconds: float) -> bool:
-        """Take the next frame of a neighbour, if one arrives in time, and return whether one did."""
+        """Take the next frame of a neighbor, if one arrives in time, and return whether one did."""
         connection = self._connection(sender)
         frame = connection.receive(seconds)
         if frame is None:

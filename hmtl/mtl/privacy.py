@@ -91,7 +91,7 @@ class Privacy:
 
 
 def clipped(terms: Tensor, bound: float) -> Tensor:
-    """Return rows of whole numbers whose L2 norm is at most `bound`: longer ones are scaled, and rounded towards 0."""
+    """Return rows of whole numbers whose L2 norm is at most `bound`: longer ones are scaled, and rounded toward 0."""
     norms = torch.linalg.vector_norm(terms.double(), dim=1, keepdim=True)
     allowed = bound * (1 - SLACK)
     scaled = (terms.double() * (allowed / norms.clamp_min(allowed))).trunc_().to(torch.int64)

@@ -40,7 +40,7 @@ def draw(
 ) -> Picture:
     """Draw server, relays, users and links; beyond 100 users, how many users each two relays share.
 
-    A link has the colour of its relay. A layout is drawn to scale, with the server above it. Without layout, server,
+    A link has the color of its relay. A layout is drawn to scale, with the server above it. Without layout, server,
     relays and users form three rows. A `Moving` network is drawn as in round 0, and the title says so.
 
     Args:
@@ -48,7 +48,7 @@ def draw(
         aggregators: the relays that compute the models, drawn with a frame; empty: the server; None: no frame.
         role: what the legend says about nodes with a frame.
         with_server: whether the server has a frame beside these relays.
-        ledger: the bits of links, which are then labelled with Mbit; None, or one without rounds: no labels.
+        ledger: the bits of links, which are then labeled with Mbit; None, or one without rounds: no labels.
     """
     topology = network.at(0)
     first = "; first contacts" if isinstance(network, Moving) else ""

@@ -1,4 +1,4 @@
-"""Contracts of communicators, links and quantisers. For a class of your own:
+"""Contracts of communicators, links and quantizers. For a class of your own:
 
     class TestMine(CommunicatorContract):
         def make(self, topology, network, wire, links):
@@ -183,10 +183,10 @@ class CommunicatorContract:
 
 
 class QuantiserContract:
-    """Tests that every quantiser passes. Inherit it and implement `make`."""
+    """Tests that every quantizer passes. Inherit it and implement `make`."""
 
     def make(self) -> Quantiser:
-        """Return a quantiser to test."""
+        """Return a quantizer to test."""
         raise NotImplementedError
 
     @settings(max_examples=25, suppress_health_check=INHERITED)

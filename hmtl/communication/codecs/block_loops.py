@@ -7,10 +7,10 @@ errors would add up, since they point in the direction of the numbers.
 
 A block is encoded as its integers, in planes, and its scale as a bfloat16 of 2 bytes. A plane holds 8, 4, 2 or 1 bits
 of each integer, low bits first: the 3 bits of an integer are a plane of 2 bits and a plane of 1 bit. In a plane of n
-bytes, number i of the block is in byte i mod n, so that neighbouring numbers are in neighbouring bytes and the loops
-vectorise.
+bytes, number i of the block is in byte i mod n, so that neighboring numbers are in neighboring bytes and the loops
+vectorize.
 
-Ref: Suresh et al. 2017, *Distributed mean estimation with limited communication* (rotation before quantisation).
+Ref: Suresh et al. 2017, *Distributed mean estimation with limited communication* (rotation before quantization).
 """
 
 from typing import Any

@@ -28,7 +28,7 @@ from hmtl.io.row_layout import RowLayout
 
 
 class Blocks:
-    """A quantiser to integers of few bits; each block of numbers has a scale of its own.
+    """A quantizer to integers of few bits; each block of numbers has a scale of its own.
 
     A number x becomes round(x/s), where s is the largest |x| of its block divided by 2^(b-1) - 1, rounded up to a
     bfloat16. Before that, a whole block is rotated, so that what rounding leaves out has no preferred direction, see
@@ -72,11 +72,11 @@ def _compiled(x: Tensor) -> Tensor:
 
 
 QUANTISERS = {name: Blocks(width) for name, width in FEW_BITS.items()}
-"""Quantisers by the name that `wire` gives them."""
+"""Quantizers by the name that `wire` gives them."""
 
 
 def name_of_quantiser(quantiser: Quantiser) -> str:
-    """Return the format of rows that a quantiser rounds, one of FORMATS."""
+    """Return the format of rows that a quantizer rounds, one of FORMATS."""
     return f"blocks{quantiser.width}" if type(quantiser) is Blocks else OWN
 
 
@@ -152,7 +152,7 @@ class QuantisedAggregatorCoder(AggregatorCoder):
     Attributes:
         held: each user's last IV that counted [K, m]; empty if IVs are changes.
         base: the model that each user is known to hold [K, m].
-        sent: the difference to it that was sent to each user last, as it travelled, uint8 [K, bytes].
+        sent: the difference to it that was sent to each user last, as it traveled, uint8 [K, bytes].
     """
 
     STATE = ("held", "base", "sent")

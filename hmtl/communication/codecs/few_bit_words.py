@@ -43,7 +43,7 @@ from hmtl.io.arrays import Ids
 from hmtl.io.row_layout import RowLayout
 
 STAMP = 4  # bytes before a row's other overhead: its number n; a row of few bits is to be added to row n − 1
-HOLD = 8  # rounds in which nobody needs a scale that has doubled, before they count towards its halving
+HOLD = 8  # rounds in which nobody needs a scale that has doubled, before they count toward its halving
 SPREAD = 10  # no scale is less than 2^-10 of the row's largest, so that a block that was zero soon has its scale
 
 
@@ -220,7 +220,7 @@ class FewBitTermCoder(TermCoder):
     Attributes:
         errors: what rounding has left over, for each of h users who took part so far: its terms that counted minus what
             it sent, and the same if its pending update has counted, or the other way round [h, 2, m].
-        owed: which of these 2·h rows has what each user owes, if its pending update has not counted; its neighbour has
+        owed: which of these 2·h rows has what each user owes, if its pending update has not counted; its neighbor has
             the other; −1: the user never took part [n].
         row: S, as the users received it last [1, m].
         scales: of the next terms, which follow from this row; all zero if none are known [2, B].

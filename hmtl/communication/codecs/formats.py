@@ -17,7 +17,7 @@ FEW_BITS = {f"int{width}": width for width in PLANES}
 """The bits b of an integer, by the names that the setting `wire` may have, and of words of few bits."""
 BLOCKS = {f"blocks{width}": width for width in PLANES}
 """The bits b of an integer in blocks."""
-INT64, OWN = "int64", "own"  # words of 64 bits; a quantiser of your own
+INT64, OWN = "int64", "own"  # words of 64 bits; a quantizer of your own
 BYTES, REQUEST, DIGEST, ROUNDS = "bytes", "request", "digest", "rounds"  # rows without numbers
 NUMBERS = FLOATS | {INT64: torch.int64}
 """Types in which numbers travel as they are."""

@@ -41,7 +41,7 @@ class Read(NamedTuple):
     Attributes:
         users: the users whose models follow from what arrived [n].
         last: the round in which the IV of each of them counted last [n].
-        extras: further numbers, as they travelled, uint8 [rows, bytes].
+        extras: further numbers, as they traveled, uint8 [rows, bytes].
     """
 
     users: Ids

@@ -7,11 +7,11 @@ from hmtl.communication.codecs.formats import FEW_BITS, FLOATS, NAMES, Quantiser
 from hmtl.errors import ConfigError
 
 Wire = str | Quantiser | None
-"""What `wire` may be: a name in FLOATS or QUANTISERS, a quantiser of your own, or None for the numbers' own type."""
+"""What `wire` may be: a name in FLOATS or QUANTISERS, a quantizer of your own, or None for the numbers' own type."""
 
 
 def check_wire(wire: Wire) -> None:
-    """Raise ConfigError if a wire has an unknown name or is not a quantiser."""
+    """Raise ConfigError if a wire has an unknown name or is not a quantizer."""
     if wire is not None and not isinstance(wire, str | Quantiser):
         raise ConfigError(
             f"wire={name_of(wire)} is not a hmtl.communication.codecs.formats.Quantiser. Define bits, encode and "
@@ -19,7 +19,7 @@ def check_wire(wire: Wire) -> None:
         )
     if isinstance(wire, str) and wire not in (*FLOATS, *QUANTISERS):
         names = ", ".join((*QUANTISERS, *FLOATS))
-        raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, a quantiser, or null for no conversion.")
+        raise ConfigError(f"wire={wire} is unknown. Choose one of {names}, a quantizer, or null for no conversion.")
 
 
 def format_of(wire: Wire, dtype: torch.dtype) -> str:
@@ -31,12 +31,12 @@ def format_of(wire: Wire, dtype: torch.dtype) -> str:
 
 
 def name_of(wire: Wire) -> str | None:
-    """Return how messages name a wire; a quantiser of your own has the name of its class."""
+    """Return how messages name a wire; a quantizer of your own has the name of its class."""
     return wire if wire is None or isinstance(wire, str) else type(wire).__name__
 
 
 def quantiser_of(wire: Wire) -> Quantiser | None:
-    """Return the quantiser of a wire, or None if numbers travel as floats."""
+    """Return the quantizer of a wire, or None if numbers travel as floats."""
     return QUANTISERS.get(wire) if isinstance(wire, str) else wire
 
 

@@ -144,7 +144,7 @@ class TermCoder(UserCoder):
         return Read(users, receipts[users], overhead[:1, :end])
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
-        """Return the sums, int64, or the model as it travelled [n, m + e′], for each of these users."""
+        """Return the sums, int64, or the model as it traveled [n, m + e′], for each of these users."""
         received = NUMBERS[row_format]
         return unpack(payload, extras, received, received).expand(len(users), -1)
 

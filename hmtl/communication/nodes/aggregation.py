@@ -65,7 +65,7 @@ class Aggregation:
         ivs: payload and overhead of these IVs, uint8 [n, bytes].
         version: of the state, see `Attempt`.
         prepared: the attempt that led to an update of which it is not known whether it counts; 0: none.
-        past: the IVs of the last rounds as they travelled, with their users, uint8 [bytes] for each round.
+        past: the IVs of the last rounds as they traveled, with their users, uint8 [bytes] for each round.
         since: the version of the state before these rounds.
         unknown: whether the sum of a round is unknown or out of range, so that nobody counts.
     """

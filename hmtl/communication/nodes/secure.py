@@ -7,7 +7,7 @@ users reveal, as far as each can. All of it is overhead.
 One relay cannot deceive users that others hear, too: a user with several relays takes part only if two of them pass on
 the same keys and tell it the same. A user with one relay takes part, but holds no shares of others' seeds.
 
-n users advertise keys, each has k neighbours.
+n users advertise keys, each has k neighbors.
 """
 
 import logging
@@ -57,7 +57,7 @@ from hmtl.io.arrays import NOBODY, Bytes, Ids
 from hmtl.topology import Topology
 
 NUMBER_BYTES = 4  # bytes of a number
-ENTRY_BYTES = NUMBER_BYTES + masking.PUBLIC_KEYS_BYTES  # bytes of a neighbour and its keys
+ENTRY_BYTES = NUMBER_BYTES + masking.PUBLIC_KEYS_BYTES  # bytes of a neighbor and its keys
 log = logging.getLogger(__name__)
 
 
@@ -85,7 +85,7 @@ class SecureHost(Host):
         self._secrets: dict[int, masking.MaskingUser] = {}  # of the users who take part
         self._fewest = 0  # users behind a sum
         self._neighbors = 0  # of each user
-        self._told: dict[int, Bytes] = {}  # which of a user's neighbours shared seeds, as bits
+        self._told: dict[int, Bytes] = {}  # which of a user's neighbors shared seeds, as bits
         self._places = NOBODY  # of the users who were told, among the rows of all
 
     def advertise(self) -> list[Message]:
@@ -99,7 +99,7 @@ class SecureHost(Host):
         return self._of_users(KEYS, {k: user.advertised for k, user in self._secrets.items()})
 
     def share(self, messages: Sequence[Message]) -> list[Message]:
-        """Share the seeds of each user's masks among its neighbours."""
+        """Share the seeds of each user's masks among its neighbors."""
         rows, K, sealed = self._received(messages), len(self.waiting), {}
         told = {(int(bytes_to_numbers(row[:NUMBER_BYTES])[0]), len(row) // ENTRY_BYTES) for row in rows.values()}
         (n, k), *others = told or {(0, 0)}  # relays that tell users different n or k are not to be believed
@@ -129,7 +129,7 @@ class SecureHost(Host):
         return self._of_users(SHARES, sealed)
 
     def read(self, messages: Sequence[Message]) -> list[Message]:
-        """Take what neighbours sealed for each user that holds shares, and tell whose it can read."""
+        """Take what neighbors sealed for each user that holds shares, and tell whose it can read."""
         users = np.array([k for k, user in self._secrets.items() if len(user.neighbors)], np.int64)
         users = users[self._holds[users]]
         sealed = np.zeros((len(users), self._neighbors, masking.SEALED_BYTES), np.uint8)
@@ -141,7 +141,7 @@ class SecureHost(Host):
         return self._of_users(SHARED, {k: np.packbits(self._secrets[k].take(own)) for k, own in read})
 
     def prepare(self, messages: Sequence[Message]) -> None:
-        """Hold the terms of those users only who were told which of their neighbours shared seeds, and can mask."""
+        """Hold the terms of those users only who were told which of their neighbors shared seeds, and can mask."""
         told = {k: row for k, row in self._received(messages).items() if len(self._secrets[k].neighbors)}
         self._told = {k: row for k, row in told.items() if self._secrets[k].can_mask(_bools(row, self._neighbors))}
         users = np.array(list(self._told), np.int64)
@@ -161,7 +161,7 @@ class SecureHost(Host):
         return masked.payload, masked.overhead
 
     def answer(self, messages: Sequence[Message]) -> list[Message]:
-        """Reveal a share of one seed of each neighbour, if enough users counted."""
+        """Reveal a share of one seed of each neighbor, if enough users counted."""
         shares = {}
         for k, row in self._received(messages).items():
             total = int(bytes_to_numbers(row[:NUMBER_BYTES])[0])
@@ -246,9 +246,9 @@ class Introduction:
 
     @cached_property
     def handing(self) -> NDArray[np.int64]:
-        """The relay that hands on what each user seals for each neighbour [n, k]; -1: no relay hears both.
+        """The relay that hands on what each user seals for each neighbor [n, k]; -1: no relay hears both.
 
-        It is the one that serves the user, if it hears the neighbour.
+        It is the one that serves the user, if it hears the neighbor.
         """
         around, near = self.roster.around, self.heard.G[:, self.roster.users] == 1
         handing = np.full(around.shape, -1)
@@ -277,7 +277,7 @@ class Introduction:
         if not len(users) or len({*users.tolist()} & {*range(t.K)}) != n:
             raise CodingError("it names users who are not there")
         if secure.degree(n, t.K, tuple(lone(t.G)[:, users].sum(axis=1).tolist())) != Degree(*degree):
-            raise CodingError("it names other numbers of neighbours than there are")
+            raise CodingError("it names other numbers of neighbors than there are")
         check_length(content, 3 * NUMBER_BYTES + n * ENTRY_BYTES + -(-int(t.G[:, users].sum()) // 8))
         ends = np.cumsum([3 * NUMBER_BYTES, n * NUMBER_BYTES, n * masking.PUBLIC_KEYS_BYTES])
         _, _, keys, bits = np.split(content, ends)
@@ -316,7 +316,7 @@ class SecureRelay(Relay):
         return passed
 
     def introduce(self, messages: Sequence[Message]) -> list[Message]:
-        """Tell the users that this relay serves their neighbours' keys, and others within range a digest of theirs."""
+        """Tell the users that this relay serves their neighbors' keys, and others within range a digest of theirs."""
         if not messages:
             return []
         self._known = Introduction.from_bytes(messages[0].only_row, self.topology, self.secure)
@@ -358,7 +358,7 @@ class SecureRelay(Relay):
         return self._bits(SHARED, np.unpackbits(self._table(messages, -(-k // 8))[self._serves], axis=1, count=k))
 
     def announce(self, messages: Sequence[Message]) -> list[Message]:
-        """Tell the users who shared seeds which neighbours did."""
+        """Tell the users who shared seeds which neighbors did."""
         if not messages:
             self._known = None  # it does not know which seeds are needed, and leaves the round
         if self._known is None:
@@ -369,7 +369,7 @@ class SecureRelay(Relay):
         return self._rows(SHARED, self._hears, np.packbits(roster.shared[roster.around[self._hears]], axis=1))
 
     def ask(self, messages: Sequence[Message]) -> list[Message]:
-        """Tell the users who shared seeds how many users counted, and which of their neighbours did."""
+        """Tell the users who shared seeds how many users counted, and which of their neighbors did."""
         if not messages:
             self._known = None
         if self._known is None:
@@ -457,7 +457,7 @@ class SecureRelay(Relay):
 
 
 class SecureServer(Server):
-    """A server that chooses neighbours, and unmasks the sum of masked terms."""
+    """A server that chooses neighbors, and unmasks the sum of masked terms."""
 
     def __init__(self, planner: Planner, transport: TransportOfSums, aggregation: Aggregation) -> None:
         super().__init__(planner, transport, aggregation)
@@ -470,7 +470,7 @@ class SecureServer(Server):
         self._unknown = False  # whether the sum is
 
     def introduce(self, round: int, messages: Sequence[Message]) -> list[Message]:
-        """Choose neighbours for the users who advertised keys, and tell relays the keys of all."""
+        """Choose neighbors for the users who advertised keys, and tell relays the keys of all."""
         self.round, self._known, self._unknown = round, None, False
         self._relays = sorted({relay_number(message.sender) for message in messages})  # a message for each host
         G, K = self.topology.G, self.topology.K
@@ -514,7 +514,7 @@ class SecureServer(Server):
         return passed
 
     def choose_sharers(self, messages: Sequence[Message]) -> list[Message]:
-        """Tell relays which users shared seeds: those whose shares enough neighbours could read."""
+        """Tell relays which users shared seeds: those whose shares enough neighbors could read."""
         if self._known is None or not messages:
             return []
         roster, read = self._known.roster, np.zeros(self._known.handing.shape, bool)

@@ -135,7 +135,7 @@ def _rows_by_formula(
 def added_by_secure_sums(communicator: Communicator) -> dict[str, int]:
     """Return the bits of each tier that secure sums add to a round in which everybody takes part.
 
-    Unless all users are neighbours, how many sealed shares pass the server, since no relay hears both users, is drawn
+    Unless all users are neighbors, how many sealed shares pass the server, since no relay hears both users, is drawn
     in every round.
     """
     added = price(communicator.recipe, communicator.contacts.at(0), communicator.network, 1).added

@@ -1,21 +1,21 @@
 """Masks of secure sums: who makes, shares and removes them in one round. Nothing here knows a network.
 
-A user's masked term is its term, plus a mask of its own, plus or minus a mask for each of its neighbours, all modulo
-2^w in each number. The masks of two neighbours cancel in the sum. The four steps have the names of the paper:
+A user's masked term is its term, plus a mask of its own, plus or minus a mask for each of its neighbors, all modulo
+2^w in each number. The masks of two neighbors cancel in the sum. The four steps have the names of the paper:
 
-    AdvertiseKeys: users send public keys, and the server tells each its neighbours' keys.
-    ShareKeys: each user shares the seeds of its masks among its neighbours; the server passes on what it cannot read.
+    AdvertiseKeys: users send public keys, and the server tells each its neighbors' keys.
+    ShareKeys: each user shares the seeds of its masks among its neighbors; the server passes on what it cannot read.
         Users say whose shares they could read. A user whose shares too few could read did not share.
     MaskedInputCollection: users send masked terms. These add up in relays and server; the sum is still masked.
-    Unmasking: the server says whose terms counted. For these users, neighbours reveal shares of the seed of their own
+    Unmasking: the server says whose terms counted. For these users, neighbors reveal shares of the seed of their own
         mask; for the users that dropped out since ShareKeys, of the seed of the masks that they have in common. They
         reveal only one of the two, so that the term of a single user stays masked.
 
 Keys and seeds serve for one round only, since those of users that drop out become known.
 
-K users; n of them advertise keys, each has k neighbours; L numbers of w bits in each part of a term.
+K users; n of them advertise keys, each has k neighbors; L numbers of w bits in each part of a term.
 
-Ref: Bonawitz et al. 2017; Bell et al. 2020 for the neighbours, chosen by the server, and for k and t.
+Ref: Bonawitz et al. 2017; Bell et al. 2020 for the neighbors, chosen by the server, and for k and t.
 """
 
 from collections.abc import Sequence
@@ -71,18 +71,18 @@ class MaskingUser:
         keys = self._sealing.public_key(), self._masking.public_key()
         self.advertised: Bytes = _bytes(b"".join(key.public_bytes_raw() for key in keys))
         self.neighbors: Ids = NOBODY
-        self._keys: list[tuple[bytes, bytes]] = []  # agreed with each neighbour
-        self._strangers: NDArray[np.bool_] = np.empty(0, bool)  # neighbours without usable keys
+        self._keys: list[tuple[bytes, bytes]] = []  # agreed with each neighbor
+        self._strangers: NDArray[np.bool_] = np.empty(0, bool)  # neighbors without usable keys
         self._threshold = 0
-        self._shares: dict[int, bytes] = {}  # of the seeds of neighbours, by their places
-        self._shared: NDArray[np.bool_] = np.empty(0, bool)  # which neighbours shared their seeds
+        self._shares: dict[int, bytes] = {}  # of the seeds of neighbors, by their places
+        self._shared: NDArray[np.bool_] = np.empty(0, bool)  # which neighbors shared their seeds
         self._revealed = False
 
     def share(self, neighbors: Ids, keys: Bytes, threshold: int, holds: NDArray[np.bool_]) -> Bytes | None:
-        """Return a sealed pair of shares for each neighbour [k, 48], given what these advertised [k, 64].
+        """Return a sealed pair of shares for each neighbor [k, 48], given what these advertised [k, 64].
 
-        Rows are zero for neighbours that hold no shares [k]. Nobody reads what is sealed for a neighbour whose keys are
-        zero. None: it refuses. A user shares its seeds only once, and with each neighbour once: more shares would tell
+        Rows are zero for neighbors that hold no shares [k]. Nobody reads what is sealed for a neighbor whose keys are
+        zero. None: it refuses. A user shares its seeds only once, and with each neighbor once: more shares would tell
         more of them.
         """
         if len(self.neighbors) or len({self.number, *neighbors.tolist()}) <= len(neighbors):
@@ -100,7 +100,7 @@ class MaskingUser:
         return np.stack([_bytes(each) for each in sealed]) * holds[:, None]
 
     def take(self, sealed: Bytes) -> NDArray[np.bool_]:
-        """Take the sealed shares of the neighbours [k, 48], and return which of them it can read [k].
+        """Take the sealed shares of the neighbors [k, 48], and return which of them it can read [k].
 
         Rows of shares that did not arrive are zero.
         """
@@ -110,7 +110,7 @@ class MaskingUser:
         return np.isin(np.arange(len(sealed)), list(self._shares))
 
     def can_mask(self, shared: NDArray[np.bool_]) -> bool:
-        """Return whether its masks can cancel, given which neighbours shared their seeds [k].
+        """Return whether its masks can cancel, given which neighbors shared their seeds [k].
 
         It needs keys agreed with all of these, and t of them to reveal its seeds; honest nodes never report fewer.
         """
@@ -118,7 +118,7 @@ class MaskingUser:
         return usable and int(shared.sum()) >= self._threshold
 
     def mask(self, shared: NDArray[np.bool_], parts: Parts) -> list[Mask]:
-        """Return the mask of each part of the term [L], given which neighbours shared their seeds [k]."""
+        """Return the mask of each part of the term [L], given which neighbors shared their seeds [k]."""
         self._shared = shared
         masks = [expand(self._own, part, *shape).copy() for part, shape in enumerate(parts)]
         for place in np.flatnonzero(self._shared).tolist():
@@ -126,7 +126,7 @@ class MaskingUser:
         return masks
 
     def reveal(self, counted: NDArray[np.bool_]) -> Bytes | None:
-        """Return a share of one of the seeds of each neighbour, given which of them counted [k, 16]; None: it refuses.
+        """Return a share of one of the seeds of each neighbor, given which of them counted [k, 16]; None: it refuses.
 
         A user reveals shares only once, if it takes part. Rows are zero where it has none.
         """
@@ -149,7 +149,7 @@ class MaskingUser:
 
 @dataclass
 class Roster:
-    """The users of a round, who is whose neighbour, and what follows from it: whose seeds are needed for which masks.
+    """The users of a round, who is whose neighbor, and what follows from it: whose seeds are needed for which masks.
 
     Args:
         users: the users that advertised keys, ascending [n].
@@ -158,7 +158,7 @@ class Roster:
         order: the n places in `users`, in the order of the circle.
 
     Attributes:
-        around: the neighbours of each user, places in `users` [n, k].
+        around: the neighbors of each user, places in `users` [n, k].
         shared: which users shared their seeds [n].
     """
 
@@ -174,24 +174,24 @@ class Roster:
 
     @property
     def neighbors(self) -> Ids:
-        """The neighbours of each user [n, k]."""
+        """The neighbors of each user [n, k]."""
         return self.users[self.around]
 
     @property
     def keys(self) -> Bytes:
-        """What the neighbours of each user advertised [n, k, 64]."""
+        """What the neighbors of each user advertised [n, k, 64]."""
         return self.advertised[self.around]
 
     @property
     def opposite(self) -> NDArray[np.int64]:
-        """The number of each user among the neighbours of its first, second, ... neighbour [k]."""
+        """The number of each user among the neighbors of its first, second, ... neighbor [k]."""
         return np.arange(self.degree.neighbors)[::-1]
 
     def choose_sharers(self, read: NDArray[np.bool_], holds: NDArray[np.bool_]) -> None:
         """Decide which users shared their seeds.
 
         Args:
-            read: which neighbours' shares each user could read [n, k].
+            read: which neighbors' shares each user could read [n, k].
             holds: which users hold shares [n].
         """
         holding = holds[self.around]
@@ -205,11 +205,11 @@ class Roster:
         return np.flatnonzero(counts | (self.shared & meets))
 
     def holders(self, counted: Ids, revealed: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return whose shares reveal the needed seeds: which of its neighbours, and their places [n', t] each.
+        """Return whose shares reveal the needed seeds: which of its neighbors, and their places [n', t] each.
 
         Args:
             counted: the users whose terms counted.
-            revealed: of which neighbours each user revealed a share [n, k].
+            revealed: of which neighbors each user revealed a share [n, k].
 
         Raises:
             UnmaskingError: too few shares of a seed were revealed.
@@ -221,7 +221,7 @@ class Roster:
         if len(short):
             user, many = self.users[needed[short[0]]], int(there[short[0]].sum())
             raise UnmaskingError(
-                f"{many} of {self.degree.neighbors} neighbours of user {user} revealed shares, but {t} are needed"
+                f"{many} of {self.degree.neighbors} neighbors of user {user} revealed shares, but {t} are needed"
             )
         chosen = np.argsort(~there, axis=1, kind="stable")[:, :t]
         return chosen, np.take_along_axis(around, chosen, axis=1)

@@ -1,9 +1,9 @@
-"""Whose masks meet: each user has k neighbours, which hold shares of its secrets, any t of which reveal one.
+"""Whose masks meet: each user has k neighbors, which hold shares of its secrets, any t of which reveal one.
 
-n of K users take part in a round, in random order on a circle; neighbours are those at most k/2 places away (a Harary
+n of K users take part in a round, in random order on a circle; neighbors are those at most k/2 places away (a Harary
 graph). A share γ of the K users may collude, and a share of the n may drop out. k and t are chosen so that, except with
-probability 2^-40, no user's neighbours include t colluders, and the others remain connected; and so that, except with
-probability 2^-20 in a round, each user keeps t neighbours that answer.
+probability 2^-40, no user's neighbors include t colluders, and the others remain connected; and so that, except with
+probability 2^-20 in a round, each user keeps t neighbors that answer.
 
 A *lone* user is one whom a single relay hears, while others have several. If that relay lies, nobody contradicts it, so
 lone users hold no shares, and count as colluders of their relay where the others have to remain connected.
@@ -30,13 +30,13 @@ HONEST = 2  # users behind a sum who do not collude, at least
 
 @dataclass(frozen=True)
 class Degree:
-    """k, the neighbours of each user, and t, the shares that reveal a secret."""
+    """k, the neighbors of each user, and t, the shares that reveal a secret."""
 
     neighbors: int
     threshold: int
 
     def readers(self, holders: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many of a user's neighbours that hold shares have to read them, given how many these are.
+        """Return how many of a user's neighbors that hold shares have to read them, given how many these are.
 
         t of 2t − 1 are honest, and one alone prevents nothing.
         """
@@ -67,7 +67,7 @@ def degree(n: int, colluders: int, alone: tuple[int, ...] = ()) -> Degree | None
         t = threshold(n, colluders, k)
         if not 1 <= t <= min(k, holders - 1):
             continue
-        hold = -np.diff(_at_least(n - 1, holders - 1, k))  # the probabilities that 0, ..., k neighbours hold shares
+        hold = -np.diff(_at_least(n - 1, holders - 1, k))  # the probabilities that 0, ..., k neighbors hold shares
         missing = hold @ bdtr(np.minimum(t - 1, np.arange(k + 1)), np.arange(k + 1), 1 - DROPPED)
         if complete or n * missing <= 2**CORRECTNESS:
             return Degree(k, t)
@@ -75,7 +75,7 @@ def degree(n: int, colluders: int, alone: tuple[int, ...] = ()) -> Degree | None
 
 
 def threshold(n: int, colluders: int, k: int) -> int:
-    """Return the least t for k neighbours; above k if there is none."""
+    """Return the least t for k neighbors; above k if there is none."""
     return int(np.flatnonzero(n * _at_least(n - 1, min(colluders, n - 1), k) <= 2**PRIVACY)[0])
 
 
@@ -87,7 +87,7 @@ def _at_least(n: int, T: int, k: int) -> NDArray[np.float64]:
 
 
 def circle(n: int, k: int) -> NDArray[np.int64]:
-    """Return the k neighbours of each of n places on a circle [n, k]; if k = n − 1, these are all others.
+    """Return the k neighbors of each of n places on a circle [n, k]; if k = n − 1, these are all others.
 
     If j is number q in row i, then i is number k − 1 − q in row j.
     """
@@ -163,7 +163,7 @@ class Secure:
     def fewest(self, n: int, K: int, alone: tuple[int, ...] = ()) -> int:
         """Return how few users may be behind a sum if n of K users advertised keys; see `degree`.
 
-        If not all n are neighbours, they are those of whom the masks are known to connect.
+        If not all n are neighbors, they are those of whom the masks are known to connect.
         """
         least = max(self.least or 0, self.colluders(n, K) + max(alone, default=0) + HONEST)
         chosen = self.degree(n, K)

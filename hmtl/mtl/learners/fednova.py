@@ -13,7 +13,7 @@ UNIT = 2.0**-10  # of steps, so that they are about as large as changes of the m
 class FedNova(Learner):
     """$w ← w + τ Σ_k p_k (w_k − w)/τ_k$ with $τ = Σ_k p_k τ_k$, for τ_k steps of user k and weights p_k = n_k / Σ n.
 
-    With FedAvg, the model moves towards a minimum of an objective in which users with more steps weigh more. The
+    With FedAvg, the model moves toward a minimum of an objective in which users with more steps weigh more. The
     section `tau` carries τ_k · UNIT.
 
     Ref: Wang et al. 2020, *Tackling the objective inconsistency problem*, for plain gradient steps.

@@ -1,4 +1,4 @@
-"""pFedMe: personal networks by Moreau envelopes, and a shared one that moves towards them."""
+"""pFedMe: personal networks by Moreau envelopes, and a shared one that moves toward them."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from hmtl.mtl.learners.personal_models import PersonalModels
 
 
 class PFedMe(PersonalModels):
-    """v_k ≈ argmin of user k's loss + (λ/2)‖v − w_k‖², and a shared w that moves towards all v_k.
+    """v_k ≈ argmin of user k's loss + (λ/2)‖v − w_k‖², and a shared w that moves toward all v_k.
 
     In a round, each user starts from v_k = w_k = w. R times it improves v_k by the solver's steps and then moves
     $w_k ← w_k − ηλ (w_k − v_k)$. It sends w_k, and w ← (1 − β) w + β · (mean of all w_k), with equal weights.
