@@ -11,6 +11,7 @@ PAGES.sort(key=lambda page: page.name == "gallery.md")  # last, as it repeats th
 PROGRAMS = ("python", "hmtl", "ray", "tensorboard", "pytest", "make", "pip")
 
 NOT_RUN = {
+    "git clone": "needs the address of a repository",
     "pip install": "changes the environment that the tests run in",
     r"engine\.address=auto": "needs a cluster",
     r"^ray ": "needs a cluster",
