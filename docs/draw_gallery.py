@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/gallery.md by the commands that the page shows: `python docs/draw_gallery.py`.
+"""Draw the pictures of docs/gallery.md by the commands that it and the guides show: `python docs/draw_gallery.py`.
 
 `FOLDER-NAME.png` is the picture NAME.png that a command left in FOLDER, in fewer colors. TensorBoard is a screenshot,
 which needs Chromium; without it, this picture stays as it is.
@@ -18,15 +18,23 @@ from PIL import Image
 
 DOCS = Path(__file__).parent
 GALLERY = DOCS / "static" / "gallery"
+PAGES = DOCS / "guide" / "start.md", DOCS / "guide" / "sweeps.md", DOCS / "guide" / "own.md", DOCS / "gallery.md"
 WIDTH, COLORS = 960, 64  # pixels, and colors of a picture
 PORT = "6172"
 
 
 def commands() -> list[list[str]]:
-    """Return the words of each command on the page, without `python -m`."""
-    blocks = re.findall(r"^```\n(.*?)^```", (DOCS / "gallery.md").read_text(), re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line.removeprefix("python -m ")) for line in lines]
+    """Return the words of each command that leaves pictures, or a report of them, without `python -m`."""
+    folders = "|".join(name.partition("-")[0] for name in pictures())
+    blocks = re.findall(r"^```([^\n]*)\n(.*?)^```", "".join(map(Path.read_text, PAGES)), re.MULTILINE | re.DOTALL)
+    lines = "".join(text for language, text in blocks if not language).replace("\\\n", " ").splitlines()
+    drawing = [line for line in lines if re.search(rf"(?<!resume=)(outputs|multirun)/({folders})\b", line)]
+    return [shlex.split(line.removeprefix("python -m ")) for line in drawing]
+
+
+def pictures() -> list[str]:
+    """Return the names of the pictures on the page."""
+    return re.findall(r"gallery/([\w-]+)\.png", (DOCS / "gallery.md").read_text())
 
 
 def screenshot(folder: str, target: Path) -> None:
@@ -63,7 +71,7 @@ def main() -> None:
             screenshot(words[-1], Path(words[-1]) / "tensorboard.png")
         else:
             subprocess.run([sys.executable, "-m", module, *words], check=True)
-    for name in set(re.findall(r"gallery/([\w-]+)\.png", (DOCS / "gallery.md").read_text())):
+    for name in pictures():
         folder, _, picture = name.partition("-")
         for found in Path().glob(f"*/{folder}/**/{picture}.png"):
             shrink(found, GALLERY / f"{name}.png")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").rglob("*.md"))]
-PAGES.sort(key=lambda page: page.name == "gallery.md")  # last, as it repeats the guides' commands
 PROGRAMS = ("python", "hmtl", "ray", "tensorboard", "pytest", "make", "pip")
 
 NOT_RUN = {
