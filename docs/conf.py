@@ -138,9 +138,10 @@ def as_text(comment: str) -> str:
 
 
 def add_settings(app: Sphinx, name: str, source: list[str]) -> None:
-    """Append the tables to their page."""
+    """Add the tables to their page, above its last line, which says what comes next."""
     if name == "docs/guide/settings":
-        source[0] += all_settings()
+        guides, last = source[0].rstrip().rsplit("\n", 1)
+        source[0] = f"{guides}\n{all_settings()}\n\n{last}\n"
 
 
 def link_elsewhere(app: Sphinx, env: Any, node: Any, text: Any) -> nodes.reference | None:
