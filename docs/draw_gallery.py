@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/gallery.md by the commands that it and the guides show: `python docs/draw_gallery.py`.
+"""Draw the pictures of the gallery and the guides by the commands that these show: `python docs/draw_gallery.py`.
 
 `FOLDER-NAME.png` is the picture NAME.png that a command left in FOLDER, in fewer colors. TensorBoard is a screenshot,
 which needs Chromium; without it, this picture stays as it is.
@@ -33,8 +33,8 @@ def commands() -> list[list[str]]:
 
 
 def pictures() -> list[str]:
-    """Return the names of the pictures on the page."""
-    return re.findall(r"gallery/([\w-]+)\.png", (DOCS / "gallery.md").read_text())
+    """Return the names of the pictures on the pages."""
+    return sorted(set(re.findall(r"gallery/([\w-]+)\.png", "".join(map(Path.read_text, PAGES)))))
 
 
 def screenshot(folder: str, target: Path) -> None:
