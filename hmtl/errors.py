@@ -71,12 +71,17 @@ class CheckpointError(HmtlError, ValueError):
 
 def few(names: Sequence[str]) -> str:
     """Return the first of many names, for a message."""
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", shown: Callable[[str], str] = str) -> str:
-    """Return a question with the known name that is nearest to `name`, as `shown`; `otherwise` if none is near."""
-    near = get_close_matches(name, list(known), n=1)
+    """Return a question with the known name that is nearest to `name`, as `shown`; `otherwise` if none is near.
+
+    The only known name that begins with `name` is near, too.
+    """
+    known = list(known)
+    begins = [each for each in known if name and each.startswith(name)]
+    near = get_close_matches(name, known, n=1) or begins * (len(begins) == 1)
     return f"Did you mean {shown(near[0])}?" if near else otherwise
 
 

@@ -109,6 +109,27 @@ def test_bad_input(configure: Configure, overrides: tuple[str, ...], setting: st
         plan(configure(*overrides, name="plan"))
 
 
+@pytest.mark.parametrize("word", ["aggregators=all", "+aggregators=[0]"])
+def test_a_plan_has_no_aggregators_and_says_why(word: str) -> None:
+    done = commands.here("hmtl.plan", word)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "aggregators is not a setting. A plan compares" in done.stderr
+
+
+def test_a_relay_that_fails_may_be_misspelt(configure: Configure, tmp_path: Path) -> None:
+    names = ["Fulda", "Kassel", "Hannover", "Celle", "Bremen", "Hamburg"]
+    (tmp_path / "G.csv").write_text("relay,user\n" + "".join(f"{name},{n}\n" for n, name in enumerate(names)))
+    words = ("topology=file", f"topology.path={tmp_path}/G.csv")
+    for fail, says in (
+        ("Fuldaa", r"Did you mean Fulda\?"),
+        ("eech", r"Did you mean each\?"),
+        ("Ulm", r"one of Fulda, Kassel, Hannover, Celle and 2 more\."),
+        ("7", "one of"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            plan(configure(*words, f"fail={fail}", name="plan"))
+
+
 def test_the_command_loads_torch_and_matplotlib_only_when_it_runs() -> None:
     code = "import hmtl.plan, sys; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

@@ -225,6 +225,8 @@ def no_setting(setting: str, known: Collection[str]) -> str:
     beside = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
     elsewhere = [each for each in known if each.rpartition(".")[2] == last and each != setting]
     remedy = f"Did you mean {elsewhere[0]}?" if elsewhere else "See --help for the settings."
+    if setting == "aggregators" and "fail" in known:
+        remedy = "A plan compares the nodes that can aggregate: leave this setting out."
     return f"{setting} is not a setting. {did_you_mean(last, beside, remedy, beside.__getitem__)}"
 
 

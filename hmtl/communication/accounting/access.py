@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hmtl.communication.accounting.ledger import TIERS
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, did_you_mean
 from hmtl.topology import Topology
 from hmtl.topology.names import in_any_case
 
@@ -40,6 +40,13 @@ class Link(BaseModel):
     price_per_gb: Amount | tuple[Amount, Amount] = 0.0
 
 
+FORMS = {
+    "up_bps": "a rate in bit/s above 0, such as 1e7",
+    "down_bps": "a rate in bit/s above 0, such as 1e7",
+    "latency_s": "a time in seconds, such as 0.01",
+    "price_per_gb": "a price of 1e9 bytes, such as 0.09, or a list of two, for sending and receiving",
+}
+"""What a link's numbers have to be, for messages."""
 UNLIMITED = Link.model_construct(up_bps=inf, down_bps=inf, latency_s=0.0)
 
 
@@ -140,13 +147,26 @@ def read_links(path: str | Path) -> LinkFile:
     try:
         return LinkFile.model_validate(yaml.safe_load(Path(path).read_text()))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"{path}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}. Correct this entry."
-        ) from None
+        raise ConfigError(f"{path}: {_first(error)}") from None
     except Exception as error:  # of the system, of YAML, or of characters
         raise ConfigError(f"{path} cannot be read ({' '.join(str(error).split())}). Give a YAML file.") from error
+
+
+def _first(error: ValidationError) -> str:
+    """Return what is wrong in a file of links: first an unknown key, which may be a misspelt one that is missing."""
+    errors = error.errors(include_url=False)
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    *above, last = place = list(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        model = LinkFile if not above else HostLink if above[0] == "hosts" else Link
+        remedy = did_you_mean(last, model.model_fields, f"Choose from {', '.join(model.model_fields)}.")
+        return f"{'.'.join(place)} is not a key of this file. {remedy}"
+    number = next((n for n, key in enumerate(place) if key in FORMS), None)
+    if number is None or first["type"] == "missing":
+        return f"{'.'.join(place)}: {first['msg'][0].lower()}{first['msg'][1:]}. Correct this entry."
+    return (
+        f"{'.'.join(place[: number + 1])} must be {FORMS[place[number]]}, not {first['input']!r}. Correct this entry."
+    )
 
 
 def access_of(file: LinkFile, t: Topology, path: str) -> Access:

@@ -33,7 +33,7 @@ from hmtl.communication.flows.sums import SumsOfRows
 from hmtl.communication.prices.pricing import BITS_PER_GB, Price, price
 from hmtl.communication.prices.sums_or_ivs import cheapest
 from hmtl.communication.secure.neighbors import Secure
-from hmtl.errors import ConfigError, few
+from hmtl.errors import ConfigError, did_you_mean, few
 from hmtl.topology import Names, Topology
 
 
@@ -318,8 +318,10 @@ def _failing(t: Topology, fail: str | None) -> list[int]:
     named = [] if fail is None else list(t.active) if fail == "each" else t.names.numbers([fail])
     named = [int(i) if str(i).isdecimal() else i for i in named]
     if any(i not in t.active for i in named):
-        relays = few([str(t.names.relay(i)) for i in t.active])
-        raise ConfigError(f"fail={fail} is not a relay with users. Choose each, or one of {relays}.")
+        relays = [str(t.names.relay(i)) for i in t.active]
+        names = ["each", *(relays if t.names.relays else [])]  # numbers are never misspelt
+        remedy = did_you_mean(str(fail), names, f"Choose each, or one of {few(relays)}.")
+        raise ConfigError(f"fail={fail} is not a relay with users. {remedy}")
     return [i for i in named if isinstance(i, int)]
 
 

@@ -227,9 +227,30 @@ LINK = "{up_bps: 1e6, down_bps: 1e6, latency_s: 0}"
 
 
 @pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("price: 2", r"relays\.0\.price is not a key of this file\. Did you mean price_per_gb\?"),
+        ("up_mbps: 2", "Did you mean up_bps"),
+        ("latency_ms: 2", "Did you mean latency_s"),
+        ("users: [0]", "Choose from up_bps, down_bps, latency_s, price_per_gb"),
+        ("price_per_gb: 2 EUR", r"relays\.0\.price_per_gb must be a price of 1e9 bytes.* not '2 EUR'"),
+        ("price_per_gb: [1, -1]", r"relays\.0\.price_per_gb must be"),
+        *((f"up_bps: {x}", r"relays\.0\.up_bps must be a rate in bit/s") for x in ("10 Mbit/s", "0", ".inf", "")),
+        ("latency_s: 30 ms", r"relays\.0\.latency_s must be a time in seconds.* not '30 ms'"),
+    ],
+)
+def test_wrong_numbers_and_keys_say_what_they_should_be(tmp_path, wrong, message):
+    link = yaml.safe_load(LINK) | yaml.safe_load(wrong)
+    (tmp_path / "links.yaml").write_text(yaml.safe_dump({"server": yaml.safe_load(LINK), "relays": {0: link}}))
+    with pytest.raises(ConfigError, match=message):
+        Network(links=str(tmp_path / "links.yaml")).access(Topology([[1]]))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[", "cannot be read"),
+        (f"server: {LINK}\nrelay: {{0: {LINK}}}", "relay is not a key of this file. Did you mean relays"),
         ("server: {}", "server.up_bps"),
         (f"server: {LINK}\nrelays: {{0: {{up_bps: 1}}}}\nhosts: {{0: {LINK}}}", "relays.0.down_bps"),
         (
