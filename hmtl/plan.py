@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def plan(cfg: DictConfig) -> None:
-    """Print loads, bytes and times; write `topology.png` to `cfg.output_dir`, and `failures.png` with `cfg.fail`."""
+    """Print loads, bytes and times, and write pictures and CSV files to `cfg.output_dir`."""
     # Imported here so that --help does not wait for torch and matplotlib.
     from hmtl.coding import resolve
     from hmtl.communication.prices.comparison import comparison
@@ -32,6 +32,7 @@ def plan(cfg: DictConfig) -> None:
         failures_picture,
         failures_table,
         links_table,
+        plan_files,
         plan_table,
         remarks,
         round_tables,
@@ -68,14 +69,17 @@ def plan(cfg: DictConfig) -> None:
         facts["note"] = lines[-1]
     pictures = {"topology": draw(contacts, best.relays, with_server=best.server)}
     pictures |= {"failures": failures_picture(result)} if result.failures else {}
+    files = plan_files(result)
     folder = Path(cfg.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
             picture.write(folder / name, "png")
+        for name, table in files.items():
+            write_whole(folder / f"{name}.csv", table.to_csv(index=False))
     except OSError as error:
-        log.warning("%s: no picture was saved: %s. Set output_dir to a folder to write to.", folder, error.strerror)
-        pictures = {}
+        log.warning("%s: files were not saved: %s. Set output_dir to a folder to write to.", folder, error.strerror)
+        pictures = files = {}
     content = json.dumps(asdict(result) | facts, indent=2)
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep:  # which has a table of all plans
@@ -89,8 +93,9 @@ def plan(cfg: DictConfig) -> None:
         console.table(table)
     for line in lines:
         console.print(line, markup=False)
-    for name in pictures:
-        console.print(f"Picture: {folder / name}.png", markup=False, soft_wrap=True)
+    for kind, names, ending in (("Picture", pictures, "png"), ("Table", files, "csv")):
+        for name in names:
+            console.print(f"{kind}: {folder / name}.{ending}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

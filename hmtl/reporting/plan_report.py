@@ -13,7 +13,7 @@ from rich.table import Table
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
-from hmtl.communication.prices.comparison import Compared, Comparison, LinkUse, Timetable
+from hmtl.communication.prices.comparison import Compared, Comparison, Failure, LinkUse, Timetable
 from hmtl.reporting.console import MIN_SAVED, as_table, compared, narrow_table, saved, share_saved
 from hmtl.reporting.run_comparison import natural_order
 from hmtl.reporting.style import OKABE_ITO, PAGE, PRINT, Picture
@@ -22,6 +22,7 @@ PLAN = "plan.json"
 """The plan of a job in a sweep, in its folder."""
 MAX_CHOICES = 5  # that a table of seconds shows
 MAX_SHOWN_HOSTS = 24  # whose links a table shows
+NEGLIGIBLE = 1e-6  # of the largest number in a column, such as a report of 16 bytes beside rows
 WAYS = {"uncoded": "plain", "coded": "coded", "sums": "sums", "secure": "secure"}
 """What travels in a round, as tables call it."""
 
@@ -63,14 +64,20 @@ def round_tables(comparison: Comparison) -> Iterator[Table]:
         rows = [[f"{tier.replace('_', ' ')}", *_cells(cost.hops[tier] for cost in costs.values())] for tier in TIERS]
         totals = [(sum(size for size, _ in cost.hops.values()), cost.seconds) for cost in costs.values()]
         headers = [f"{WAYS[what]}\n{unit}" for what in costs for unit in ("MB", "s")]
-        title = f"A round in {'64 bits' if form == 'null' else form}, {comparison.network.medium} downlink"
+        title = f"A round in {_format(form)}, {comparison.network.medium} downlink"
         table = narrow_table(title, ["from", *headers], [*rows, ["all", *_cells(totals)]])
         table.rows[-2].end_section = True
         yield table
 
 
 def _cells(hops: Iterable[tuple[float, float]]) -> list[str]:
-    return [f"{n:.3g}" for size, seconds in hops for n in (size / 1e6, seconds)]
+    return [_number(n) for size, seconds in hops for n in (size / 1e6, seconds)]
+
+
+def _number(value: float, largest: float = 0.0) -> str:
+    """Return three digits, more of a number beyond 1,000, and 0 if it is nothing beside the largest of a column."""
+    tiny = abs(value) <= NEGLIGIBLE * largest
+    return "0" if tiny else f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def choices_table(comparison: Comparison) -> Table:
@@ -90,6 +97,7 @@ def remarks(comparison: Comparison) -> Iterator[str]:
     """Yield the sentences under the tables: what the columns mean, and whether coding pays."""
     yield "up, down: IVs between relays and server per round."
     yield f"saved: share of the communication time over all hops at {comparison.network.rates}."
+    yield _coded(comparison)
     for scheme, reason in comparison.not_trainable.items():
         yield f"* scheme={scheme} cannot be used for training. {reason}"
     yield verdict(comparison)
@@ -158,11 +166,10 @@ def sweep_of_plans(folder: Path) -> pd.DataFrame:
     for path in sorted(folder.glob(f"*/{PLAN}"), key=natural_order):
         each = json.loads(path.read_text())
         if "choices" in each:
-            plain, coded, sums = each["uncoded"], each["choices"][0][1], each["sums_seconds"]
+            coded = next(seconds for setting, seconds in each["choices"] if setting == each["coded"])
+            plain, sums = each["uncoded"], each["sums_seconds"]
         else:
-            medium = each["network"]["medium"]
-            plain = each["seconds"][medium]["uncoded"]
-            coded, sums = (best["seconds"][medium] for best in (each["aggregators"][medium], each["sums"]))
+            plain, coded, sums = (each["formats"]["null"][way]["seconds"] for way in ("uncoded", "coded", "sums"))
         row = {"plan": path.parent.name, "K": each["K"], "H": each["H"], "r": each["r"], "plain s": plain}
         row |= {"coded s": coded, "coded saved": saved(coded, plain)}
         rows.append(row | {"sums s": sums, "sums saved": saved(sums, plain)})
@@ -178,12 +185,14 @@ def sweep_table(plans: pd.DataFrame) -> Table:
         ]
         for row in plans.to_dict("records")
     ]
-    return narrow_table("A round; saved: share of the time of plain forwarding", list(plans), rows)
+    headers = [key.replace(" ", "\n") for key in plans]
+    return narrow_table("A round; saved: share of the time of plain forwarding", headers, rows)
 
 
 def time_remarks(times: Timetable) -> Iterator[str]:
     """Yield the sentences under the tables of a plan with a file of links."""
-    yield "saved: share of the time of plain forwarding. MB, s: bytes on a node's link in a round, and their time."
+    yield "saved: share of the time of plain forwarding. Links: MB that a node sends (up) and receives, and their time."
+    yield _coded(times)
     yield f"Plain forwarding takes at least {times.uncoded_bound:.4g} s, whichever relays serve the users."
     setting, seconds = times.choices[0]
     pays = saved(seconds, times.uncoded) >= MIN_SAVED
@@ -196,25 +205,28 @@ def links_table(times: Timetable) -> Table:
 
     Of many hosts, those whose links take longest are shown.
     """
-    ways = [times.links["coded"], times.links["sums"]]
+    fastest = times.choices[0][0]
+    ways = [times.links["coded" if fastest == times.coded else "uncoded"], times.links["sums"]]
     hosts = sorted(range(1 + times.H, len(ways[0])), key=lambda n: -max(way[n].seconds for way in ways))
     shown = (*range(1 + times.H), *sorted(hosts[:MAX_SHOWN_HOSTS]))
-    rows = [[ways[0][n].node, *(cell for way in ways for cell in _use(way[n : n + 1]))] for n in shown]
-    rows.append(["all", *(cell for way in ways for cell in _use(way))])
-    what = ["sends\nMB", "receives\nMB", "s", *["cost"] * bool(times.costs)]
-    title = f"Links; left: {_who(times, times.choices[0][0])} aggregates, right: sums"
+    rows = [(ways[0][n].node, [number for way in ways for number in _use(way[n : n + 1])]) for n in shown]
+    rows.append(("all; s: busiest", [number for way in ways for number in _use(way)]))
+    largest = rows[-1][1]
+    what = ["up\nMB", "down\nMB", "s", *["cost"] * bool(times.costs)]
+    title = f"Links; left: {_who(times, fastest)} aggregates, right: sums"
     title += f"; {MAX_SHOWN_HOSTS} of {len(hosts)} hosts" * (len(hosts) > MAX_SHOWN_HOSTS)
-    table = narrow_table(title, ["link of", *what, *what], rows)
+    cells = [[node, *map(_number, numbers, largest)] for node, numbers in rows]
+    table = narrow_table(title, ["link of", *what, *what], cells)
     table.rows[-2].end_section = True
     return table
 
 
-def _use(links: Sequence[LinkUse]) -> list[str]:
-    """Return the cells of a link, or of several, of which the busiest determines the seconds."""
+def _use(links: Sequence[LinkUse]) -> list[float]:
+    """Return MB sent and received, seconds and cost of a link, or of several, of which the busiest has the seconds."""
     totals = [sum(link.sent for link in links) / 1e6, sum(link.received for link in links) / 1e6]
     totals.append(max(link.seconds for link in links))
     totals += [sum(link.cost or 0.0 for link in links)] if links[0].cost is not None else []
-    return [f"{total:.3g}" for total in totals]
+    return totals
 
 
 def failures_table(compared: Compared) -> Table:
@@ -224,41 +236,91 @@ def failures_table(compared: Compared) -> Table:
     for failure in compared.failures:
         cells = [f"{failure.seconds[way]:.4g}" if failure.seconds else "waits" for way in ways]
         cells += [f"{failure.cost[way]:.4g}" if failure.cost else "" for way in ways if priced]
-        rows.append(["none" if failure.relay is None else str(failure.relay), str(failure.cut_off), *cells])
+        rows.append([_failed(failure), str(failure.cut_off), *cells])
     headers = [f"{WAYS[way]}\n{unit}" for unit in ("s", *["cost"] * priced) for way in ways]
     return narrow_table("A round if a relay fails", ["failed\nrelay", "users\ncut off", *headers], rows)
 
 
 @matplotlib.rc_context(PRINT)
 def failures_picture(compared: Compared) -> Picture:
-    """Draw the seconds of a round without each relay that fails, and write how many users it cuts off."""
+    """Draw seconds and cost of a round without each relay that fails, and write how many users it cuts off."""
     failures = compared.failures
     figure = Picture(figsize=(PAGE, 0.8 + 0.22 * len(failures)), layout="constrained")
-    axes = figure.add_subplot(xlabel="seconds of communication in a round", ylabel="failed relay")
-    axes.grid(axis="x")
-    marks = zip(failures[0].seconds, "os^", (9, 5, 5), OKABE_ITO.values(), strict=False)
-    for way, marker, size, color in marks:  # others fit into the circle of plain forwarding
-        points = [(failure.seconds[way], n) for n, failure in enumerate(failures) if failure.seconds]
-        style: Any = {"color": color, "markersize": size, "fillstyle": "none" if marker == "o" else "full"}
-        axes.plot(*zip(*points, strict=True), marker, label=WAYS[way], **style)
-        axes.axvline(points[0][0], color=color, linewidth=0.7, linestyle="dashed", zorder=1)
+    panels = {"seconds of a round": [failure.seconds for failure in failures]}
+    panels |= {"cost of a round": [failure.cost for failure in failures]} if failures[0].cost else {}
+    for panel, (label, each) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), panel + 1, xlabel=label)
+        axes.grid(axis="x")
+        marks = zip(each[0], "os^", (9, 5, 5), OKABE_ITO.values(), strict=False)
+        for way, marker, size, color in marks:  # others fit into the circle of plain forwarding
+            points = [(values[way], n) for n, values in enumerate(each) if values]
+            style: Any = {"color": color, "markersize": size, "fillstyle": "none" if marker == "o" else "full"}
+            axes.plot(*zip(*points, strict=True), marker, label=WAYS[way], **style)
+            axes.axvline(points[0][0], color=color, linewidth=0.7, linestyle="dashed", zorder=1)
+        axes.set_yticks(range(len(failures)), map(_failed, failures))
+        axes.set(ylim=(len(failures) - 0.5, -0.5), xlim=(0, None))
+        axes.tick_params(labelleft=not panel)
+    figure.axes[0].set_ylabel("failed relay")
     for n, failure in enumerate(failures):
         if failure.cut_off:
-            text = f"cuts off {failure.cut_off}" if failure.seconds else "the run waits"
+            users = f"cuts off {failure.cut_off} user{'s' * (failure.cut_off > 1)}"
+            text = users if failure.seconds else "the run waits"
             axes.annotate(text, (1.01, n), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
-    axes.set_yticks(range(len(failures)), ["none" if each.relay is None else str(each.relay) for each in failures])
-    axes.set(ylim=(len(failures) - 0.5, -0.5), xlim=(0, None))
     figure.fit_legend(axes.get_legend_handles_labels()[0])
     return figure
+
+
+def plan_files(result: Comparison | Timetable) -> dict[str, pd.DataFrame]:
+    """Return what a plan writes to CSV files, by name: of a round each link, or hop, each choice, and each failure."""
+    files: dict[str, list[dict[str, Any]]] = {}
+    if isinstance(result, Timetable):
+        links = [(way, link) for way, links in result.links.items() for link in links]
+        files["links"] = [
+            {"travels": WAYS[way], "link": link.node, "sent_bytes": link.sent, "received_bytes": link.received}
+            | {"seconds": link.seconds}
+            | ({} if link.cost is None else {"cost": link.cost})
+            for way, link in links
+        ]
+        files["choices"] = [
+            {"aggregators": _who(result, setting), "seconds": seconds}
+            | ({"cost": result.costs[n]} if result.costs else {})
+            for n, (setting, seconds) in enumerate(result.choices)
+        ]
+    else:
+        files["hops"] = [
+            {"format": _format(form), "travels": WAYS[way], "hop": tier, "bytes": size, "seconds": seconds}
+            for form, costs in result.formats.items()
+            for way, cost in costs.items()
+            for tier, (size, seconds) in cost.hops.items()
+        ]
+    files["failures"] = [
+        {"relay": _failed(failure), "users_cut_off": failure.cut_off}
+        | {f"{WAYS[way]}_s": seconds for way, seconds in failure.seconds.items()}
+        | {f"{WAYS[way]}_cost": cost for way, cost in failure.cost.items()}
+        for failure in result.failures
+    ]
+    return {name: pd.DataFrame(rows) for name, rows in files.items() if rows}
+
+
+def _failed(failure: Failure) -> str:
+    return "none" if failure.relay is None else str(failure.relay)
+
+
+def _format(form: str) -> str:
+    return "64 bits" if form == "null" else form
+
+
+def _coded(compared: Compared) -> str:
+    return f"coded: with {_who(compared, compared.coded)} as aggregators."
 
 
 def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:
     return setting == "server" or (len(setting) == times.H and "server" not in setting)
 
 
-def _who(times: Timetable, setting: str | list[int | str]) -> str:
+def _who(compared: Compared, setting: str | list[int | str]) -> str:
     relays = [] if isinstance(setting, str) else [node for node in setting if node != "server"]
-    return _listed(times.names.of_relays(relays), isinstance(setting, list) and "server" in setting)
+    return _listed(compared.names.of_relays(relays), isinstance(setting, list) and "server" in setting)
 
 
 def _listed(relays: Sequence[int | str], server: bool = False) -> str:

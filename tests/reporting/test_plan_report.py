@@ -1,15 +1,29 @@
 """What `plan` prints: verdicts that weigh all choices, claims of optimality only if proven, 80 columns."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hmtl.communication import Network
-from hmtl.communication.prices.comparison import Comparison, comparison
+from hmtl.communication.prices.comparison import Comparison, LinkUse, Timetable, comparison
 from hmtl.reporting.console import MIN_SAVED, Console, saved
-from hmtl.reporting.plan_report import choices_table, plan_table, remarks, round_tables, verdict
-from hmtl.topology import Topology, any_r, heterogeneous, symmetric
+from hmtl.reporting.plan_report import (
+    WAYS,
+    choices_table,
+    failures_picture,
+    failures_table,
+    links_table,
+    plan_files,
+    plan_table,
+    remarks,
+    round_tables,
+    time_remarks,
+    time_table,
+    verdict,
+)
+from hmtl.topology import Names, Topology, any_r, heterogeneous, symmetric
 
 V = 64_000_000  # bits of an IV, so that overhead is less than a thousandth of the payload
 
@@ -81,6 +95,91 @@ def test_schemes_that_cannot_be_trained_are_marked(capsys: pytest.CaptureFixture
     printed = text(comparison(any_r(5000, 5, 3, 0), Network(), 1000), capsys)
     assert "all relays, paper *" in printed
     assert "* scheme=paper" in printed
+
+
+LINK = "{up_bps: 1e7, down_bps: 2e7, latency_s: 0.01"
+FAST = "{up_bps: 1e9, down_bps: 1e9, latency_s: 0"
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Timetable:
+    """A fast server with a price, and three relays with long names: one hears a user alone, one no user alone."""
+    names = ("Nordhausen an der langen Strasse", "Mitte", "Sued")
+    links = "\n".join(f"  {name}: {LINK}}}" for name in names)
+    (tmp_path / "links.yaml").write_text(f"server: {FAST}, price_per_gb: [0.1, 0]}}\nrelays:\n{links}")
+    t = Topology([[1, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]], names=Names(names, tuple("abcde")))
+    return comparison(t, Network(links=str(tmp_path / "links.yaml")), 2_400_000_000, fail="each")
+
+
+def test_coded_is_a_choice_of_relays_even_if_the_server_is_faster(sites: Timetable) -> None:
+    assert sites.choices[0][0] == "server"
+    seconds = {str(setting): seconds for setting, seconds in sites.choices}
+    assert sites.coded != "server"
+    assert sites.failures[0].seconds["coded"] == seconds[str(sites.coded)] > sites.uncoded
+    assert [link.sent for link in sites.links["coded"]] != [link.sent for link in sites.links["uncoded"]]
+    assert "coded: with" in " ".join(time_remarks(sites))
+    alone = comparison(symmetric(20, 5, 1), Network(medium="unicast"), 1000, fail="0")
+    assert (alone.aggregators["unicast"].relays, alone.coded) == ([], [0, 1, 2, 3, 4])
+    assert alone.failures[0].seconds["coded"] > alone.failures[0].seconds["uncoded"]
+
+
+def test_the_last_row_of_links_says_which_seconds_it_has(sites: Timetable) -> None:
+    *_, last = zip(*(column.cells for column in links_table(sites).columns), strict=True)
+    cells = [str(cell) for cell in last]
+    assert cells[0] == "all; s: busiest"
+    assert float(cells[3]) == pytest.approx(max(link.seconds for link in sites.links["uncoded"]), rel=0.01)
+    assert cells[1] == f"{sum(link.sent for link in sites.links['uncoded']) / 1e6:,.0f}"
+
+
+def test_what_is_nothing_beside_others_is_0_and_large_numbers_have_no_exponent() -> None:
+    use = [LinkUse("server", 16e6, 0.0, 8.0, 3.6e-15), LinkUse("relay 0", 3.6e9, 16.0, 288.0, 5.0)]
+    times = Timetable(**dict.fromkeys(Timetable.__dataclass_fields__))
+    times = replace(
+        times, H=1, names=Names(), costs=[5.0], choices=[("server", 8.0)], links={"uncoded": use, "sums": use}
+    )
+    cells = [[str(cell) for cell in column.cells] for column in links_table(times).columns]
+    assert [column[:2] for column in cells[1:5]] == [["16", "3,600"], ["0", "1.6e-05"], ["8", "288"], ["0", "5"]]
+
+
+def test_shares_saved_are_percent_in_one_column(sites: Timetable) -> None:
+    (column,) = (column for column in time_table(sites).columns if column.header == "saved")
+    slow = replace(sites, choices=[*sites.choices, (["server", 0, 1, 2], 30 * sites.uncoded)])
+    (slower,) = (column for column in time_table(slow).columns if column.header == "saved")
+    assert all(str(cell).endswith("%") for cell in (*column.cells, *slower.cells))
+
+
+def test_files_have_what_tables_have(sites: Timetable) -> None:
+    files = plan_files(sites)
+    assert list(files) == ["links", "choices", "failures"]
+    assert files["links"].groupby("travels")["cost"].sum().to_dict() == pytest.approx(
+        {name: sites.failures[0].cost[way] for way, name in WAYS.items() if way in sites.links}
+    )
+    assert files["links"]["link"].tolist()[:2] == ["server", "Nordhausen an der langen Strasse"]
+    assert files["choices"]["seconds"].tolist() == [seconds for _, seconds in sites.choices]
+    assert files["failures"]["relay"].tolist() == ["none", *sites.names.relays]
+    assert files["failures"]["users_cut_off"].tolist() == [0, 2, 0, 1]
+    assert list(plan_files(comparison(symmetric(4, 2, 1), Network(), 1000))) == ["hops"]
+
+
+def test_the_picture_of_failures_shows_seconds_and_money(sites: Timetable) -> None:
+    figure = failures_picture(sites)
+    seconds, cost = figure.axes
+    assert (seconds.get_xlabel(), cost.get_xlabel()) == ("seconds of a round", "cost of a round")
+    assert cost.lines[0].get_xdata().tolist() == [failure.cost["uncoded"] for failure in sites.failures]
+    assert [text.get_text() for text in cost.texts] == ["cuts off 2 users", "cuts off 1 user"]
+    free = replace(sites, failures=[replace(failure, cost={}) for failure in sites.failures])
+    assert len(failures_picture(free).axes) == 1
+
+
+def test_tables_of_links_fit_80_columns(
+    sites: Timetable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for table in (time_table(sites), links_table(sites), failures_table(sites)):
+        Console().table(table)
+    printed = capsys.readouterr().out
+    assert "1,5" in printed, "MB beyond 1,000"
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 def test_the_text_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ class Failure:
     Attributes:
         relay: name or number of the relay; None: all take part.
         cut_off: number of users whom no other relay hears, so that they take no part.
-        seconds: the time of a round by what travels: `uncoded`, `coded` (with aggregators chosen for all relays) or
+        seconds: the time of a round by what travels: `uncoded`, `coded` (with the aggregators `Compared.coded`) or
             `sums`; empty: no user is left, and the run waits.
         cost: the round's price by what travels; empty: the file of links has none.
     """
@@ -133,6 +133,8 @@ class Compared:
         names: names of relays and users.
         V_bits: bits of one IV; with a file of links, as it travels.
         network: the links.
+        coded: the aggregators if IVs are coded, as in the setting `aggregators`: of the choices with relays that were
+            tried, the best; the server alone may take less time.
         secure: what secure sums promise, see `Secure.describe`, and the `bits` that they add to a round, by kind of
             message and tier, all of them overhead; None: nobody asked for it.
         failures: rounds without the relays whose failure is planned for, after one with all relays.
@@ -144,6 +146,7 @@ class Compared:
     names: Names
     V_bits: int
     network: Network
+    coded: str | list[int | str]
     secure: dict[str, Any] | None
     failures: list[Failure]
 
@@ -162,7 +165,7 @@ class Comparison(Compared):
         not_trainable: schemes without a plan on this network, with the reason.
         seconds: communication time of one round by medium and scheme that has a plan.
         formats: the cost of a round by wire (`null`, 64 bits, and the one that is asked for) and by what travels:
-            `uncoded`, `coded` with the best aggregators, `sums`, or `secure` sums, with all that these add.
+            `uncoded`, `coded`, `sums`, or `secure` sums, with all that these add.
         secure_sums: the relays that send the server secure sums; seconds are those of all that is sent for them.
     """
 
@@ -241,9 +244,12 @@ def comparison(
     obstacles = {scheme: reason for scheme in CODED_SCHEMES if (reason := obstacle(t, scheme))}
     least, partition = demand_of(t).optimum
     best = {medium: _best(t, media, medium, m) for medium in MEDIA}
-    ways = _ways(best[network.medium].nodes, wire)
+    tried = [each.nodes for each in (best[network.medium], *best.values()) if each.relays]
+    nodes = tried[0] if tried else AggregatorSet(t.active, server=False)
+    ways = _ways(nodes, wire)
     return Comparison(
         **compared,
+        coded=nodes.setting,
         failures=_failures(t, network, m, ways, failed),
         loads={scheme: _between(by_scheme[scheme]) for scheme in SCHEMES},
         aggregators=best,
@@ -261,8 +267,7 @@ def comparison(
             for medium in MEDIA
         },
         formats={
-            each or "null": _in_format(t, network, best[network.medium].nodes, m, each, secure)
-            for each in dict.fromkeys((None, wire))
+            each or "null": _in_format(t, network, nodes, m, each, secure) for each in dict.fromkeys((None, wire))
         },
         secure_sums=_adding(t, media, m, SumsOfRows(secure=secure)) if secure else None,
     )
@@ -282,11 +287,13 @@ def _by_seconds(
     trips = [Trip(access, t.G, up) for up in (True, False)]
     beyond = bits * sum(trip.seconds(trip.fastest()) - trip.bound for trip in trips)
     coded = {nodes: each for nodes, each in cheapest(IVs(wire=wire), t, network, m).items() if each.seconds < inf}
-    ways = _ways(next(iter(coded)), wire)
+    nodes = next((each for each in coded if each.relays), next(iter(coded)))
+    ways = _ways(nodes, wire)
     prices = {what: price(recipe, t, network, m) for what, recipe in ways.items()}
     plain = prices["uncoded"].seconds
     return Timetable(
         **{**compared, "V_bits": bits},
+        coded=nodes.setting,
         failures=_failures(t, network, m, ways, failed),
         uncoded=plain,
         uncoded_bound=plain - beyond,
