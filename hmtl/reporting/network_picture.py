@@ -12,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
 
 from hmtl.communication.accounting.ledger import TIERS, LinkLedger
 from hmtl.reporting.style import OKABE_ITO, PAGE, PRINT, Picture, colors
@@ -24,7 +25,8 @@ MAX_COUNTED_RELAYS, MAX_LABELLED_RELAYS, MAX_HALF_LABELLED_RELAYS = (
     20,
     40,
 )  # relays of a map with counts, all names, half of them
-LONGEST_INSIDE = 3  # characters that fit a mark
+RELAY_AREA, USER_AREA = 260, 200  # squared points of marks that can hold a name
+LONGEST_UPRIGHT = 3  # characters of a name below a column of a map
 DARK, GREY, FRAME = "#333333", "#8c8c8c", OKABE_ITO["vermilion"]
 INSIDE: Any = {"xytext": (0, 0), "va": "center_baseline"}
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
@@ -70,17 +72,24 @@ def _arrows(up: float, *down: float) -> str:
 def _links(topology: Topology, title: str, framed: Sequence[int], server_framed: bool, role: str, mbit: Any) -> Picture:
     """Draw all nodes and links; `mbit` has the Mbit of the links of each tier, see `LinkLedger`."""
     K, H = topology.K, topology.H
+    relay_names = [str(topology.names.relay(i)) for i in range(H)]
+    user_names = [str(topology.names.user(k)) for k in range(K)]
+    widths = [max(map(_width, names)) for names in (relay_names, user_names)]
+    fits = [widths[0] < RELAY_AREA**0.5, widths[1] < USER_AREA**0.5 - 2]
+    turned = not fits[0] and not topology.layout and widths[0] * H > 65 * PAGE  # names of relays would overlap
+    rise = max(0.7, 0.3 + widths[0] / 90) if turned else 0.7  # of the server above relays, beside a unit of 1.25 inches
     if topology.layout:
         users, relays = topology.layout
         low, top = (f(np.concatenate(topology.layout), axis=0) for f in (np.min, np.max))
         server = np.array([(low[0] + top[0]) / 2, top[1] + 0.12 * (top - low).max()])
     else:
         users, relays = (np.column_stack([(np.arange(n) + 0.5) / n, np.full(n, y)]) for n, y in ((K, 0.0), (H, 1.0)))
-        server = np.array([0.5, 1.7])
+        server = np.array([0.5, 1 + rise])
         centre = np.arange(H) @ topology.G / topology.degrees.clip(min=1)
         users = users[np.argsort(np.lexsort((np.arange(K), centre)))]  # ordered by relays, so that links are short
     hues = colors(H)
-    figure = Picture(figsize=(PAGE, 7 if topology.layout else 4.5 if mbit else 4), layout="constrained")
+    height = 7 if topology.layout else (4.5 if mbit else 4) + 1.5 * (rise - 0.7)
+    figure = Picture(figsize=(PAGE, height), layout="constrained")
     axes = figure.add_subplot(aspect="equal" if topology.layout else "auto")
     axes.set_axis_off()
     axes.set(xticks=[], yticks=[], title=title)  # invisible ticks would still take time
@@ -90,30 +99,34 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
     k, i = np.nonzero(topology.G.T)  # ordered by user, so that the links of one relay do not cover all others
     links, width = np.stack([relays[i], users[k]], axis=1), 1.0 if K <= MAX_NUMBERED_USERS else 0.7
     axes.add_collection(LineCollection(list(links), colors=hues[i], alpha=0.8, linewidths=width, zorder=1))
-    size = 200.0 if K <= MAX_NUMBERED_USERS else 60.0 if topology.layout else 20.0
+    size = USER_AREA if K <= MAX_NUMBERED_USERS else 60.0 if topology.layout else 20.0
     axes.scatter(users[:, 0], users[:, 1], size, "white", marker="o", edgecolors=DARK, linewidths=0.8, zorder=2)
     frames = [(relays[framed], 620, "s")] * bool(framed) + [(server[None], 1300, "^")] * server_framed
     for at, area, marker in frames:
         axes.scatter(at[:, 0], at[:, 1], area, "white", marker=marker, edgecolors=DARK, linewidths=1.6, zorder=2.5)
-    axes.scatter(relays[:, 0], relays[:, 1], 260, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
+    axes.scatter(relays[:, 0], relays[:, 1], RELAY_AREA, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(server[:1], server[1:], 420, DARK, marker="^", zorder=3)
     patch = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     above: Any = {"xytext": (0, 14), "va": "bottom", "bbox": patch}  # over the link to the server
-    below: Any = INSIDE if topology.layout else {"xytext": (0, -10), "va": "top", "rotation": 90}
+    below: Any = {"xytext": (0, -10), "va": "top", "rotation": 0 if topology.layout else 90}
     on_relay = [DARK if hue[:3] @ LUMINANCE > 0.5 else "white" for hue in hues]
-    texts = [(relays, [str(topology.names.relay(i)) for i in range(H)], above, on_relay)]
+    texts = [(relays, relay_names, above | {"rotation": 90 * turned}, on_relay)]
     if K <= MAX_NUMBERED_USERS:
-        texts.append((users, [str(topology.names.user(k)) for k in range(K)], below, [DARK] * K))
+        texts.append((users, user_names, below, [DARK] * K))
     common: Any = {"textcoords": "offset points", "ha": "center"}
-    fits = [max(map(len, names)) <= LONGEST_INSIDE for _, names, *_ in texts]
-    for (places, names, beside, inks), inside in zip(texts, fits, strict=True):
+    for (places, names, beside, inks), inside in zip(texts, fits, strict=False):
         for xy, name, ink in zip(places, names, inks, strict=True):
             axes.annotate(name, xy, color=ink if inside else DARK, zorder=4, **common | (INSIDE if inside else beside))
     if mbit:
         sent, up, down, last = mbit
-        turned = 90 if H > MAX_COUNTED_RELAYS and not topology.layout else 0  # degrees
-        over = above | {"xytext": (0, 14 if fits[0] else 26), "rotation": turned}
-        under: Any = {"xytext": (0 if fits[-1] else 9, -10), "va": "top", "rotation": 0 if topology.layout else 90}
+        place = (10, 14) if turned else (0, 14 if fits[0] else 26)
+        turned = turned or (H > MAX_COUNTED_RELAYS and not topology.layout)
+        over = above | {"xytext": place, "rotation": 90 * turned}
+        under: Any = {
+            "xytext": (0 if fits[len(texts) - 1] else 9, -10),
+            "va": "top",
+            "rotation": 0 if topology.layout else 90,
+        }
         labels: list[Any] = [(server, _arrows(0, down[H]), {"xytext": (34, 0), "va": "center"})]
         labels += [(relays[i], _arrows(up[i], down[i]).replace(" ", " " if turned else "\n"), over) for i in range(H)]
         labels += [(relays[i], _arrows(0, last[K + i]), under | {"rotation": 0, "bbox": patch}) for i in range(H)]
@@ -128,6 +141,11 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
     ]
     figure.fit_legend(entries, "outside lower center")
     return figure
+
+
+def _width(text: str) -> float:
+    """Return the width of a text of the pictures' size [points]."""
+    return float(TextPath((0, 0), text.replace("$", "S"), size=PRINT["font.size"]).get_extents().width)
 
 
 def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: bool, role: str, mbit: Any) -> Picture:
@@ -149,7 +167,7 @@ def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: b
     if H <= MAX_HALF_LABELLED_RELAYS:
         labelled = range(0, H, 1 if H <= MAX_LABELLED_RELAYS else 2)
         names = [str(topology.names.relay(i)) for i in labelled]
-        axes.set_xticks(labelled, names, rotation=90 if max(map(len, names)) > LONGEST_INSIDE else 0)
+        axes.set_xticks(labelled, names, rotation=90 if max(map(len, names)) > LONGEST_UPRIGHT else 0)
         arrows = [f"  {_arrows(mbit[1][i], mbit[2][i], mbit[3][topology.K + i])}" if mbit else "" for i in labelled]
         axes.set_yticks(labelled, [name + arrow for name, arrow in zip(names, arrows, strict=True)])
     entries = [_entry("s", "white", role, 1.6, FRAME)] * bool(framed)

@@ -2,6 +2,7 @@
 
 import sys
 from io import BytesIO
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from matplotlib.collections import LineCollection, PathCollection
 
 from hmtl.communication import TIERS, LinkLedger
 from hmtl.reporting.network_picture import draw
-from hmtl.topology import Walk, any_r, geometric, symmetric
+from hmtl.topology import Names, Topology, Walk, any_r, geometric, symmetric
 
 
 def parts(t):
@@ -122,6 +123,24 @@ def test_links_are_labelled_with_what_they_carried(t):
     if t.K <= 30:
         assert shown.count("↑1.25 ↓4.25") == min(t.K, t.H)
         assert shown.count("↓7") == 1
+
+
+@pytest.mark.parametrize("K", [5, 36])
+def test_long_names_overlap_neither_each_other_nor_their_marks(K):
+    """Names of cities at relays; mm0 is wider than a circle, 0 is not."""
+    relays = ("Ulm", "Berlin-Charlottenburg", "Garmisch-Partenkirchen", "Fulda", *(f"Hannover {n}" for n in range(8)))
+    for user, inside in (("mm{}", False), ("{}", True)):
+        names = Names(relays, tuple(user.format(k) for k in range(K)))
+        figure = draw(Topology(any_r(K, 12, 2, 0).G, names=names))
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+        server = axes.transData.transform(axes.collections[-1].get_offsets())[0]
+        assert max(box.y1 for box in boxes) < server[1]
+        users = [text for text in axes.texts if text.get_text() in names.users]
+        assert len(users) == (K if K <= 30 else 0)
+        assert all((text.get_va() == "center_baseline") is inside for text in users)
 
 
 def test_no_global_state():
