@@ -29,7 +29,7 @@ def write_report(
         folders, measure: see `run_comparison.find_runs`.
         panels: see `comparison_picture`.
         labels: see `run_comparison.as_lines`.
-        spread, columns: see `run_comparison.readable`; bands of the picture have one standard deviation.
+        spread, columns: see `run_comparison.readable`; `spread` is that of the picture's bands, too.
         output: path of the files without their endings; None: `report` in the first folder.
         links: how many of the busiest links of each line to print, and Mbit by kind of message; 0: none.
 
@@ -43,13 +43,14 @@ def write_report(
         )
     runs = tables.find_runs(folders, measure)
     lines = tables.as_lines(runs, labels=labels)
-    picture, shown = comparison_picture(lines, panels), tables.comparison_table(lines, spread, columns)
+    shown, picture = tables.comparison_table(lines, spread, columns), comparison_picture(lines, panels, spread)
     path.parent.mkdir(parents=True, exist_ok=True)
     for ending, text in {
         ".csv": tables.comparison(lines).to_csv(index=False),
         "_runs.csv": tables.comparison(tables.as_lines(runs, over_seeds=False)).to_csv(index=False),
         ".md": tables.as_markdown(lines, spread, columns),
-        ".tex": tables.as_latex(tables.readable(lines, spread, columns, "latex")),
+        ".tex": f"% {tables.title(lines, spread)}\n"
+        + tables.as_latex(tables.readable(lines, spread, columns, "latex")),
     }.items():
         write_whole(path.with_name(path.name + ending), text)
     picture.write(path, "png", "pdf", "svg")

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hmtl.errors import ConfigError, did_you_mean
-from hmtl.reporting.run_comparison import Line, common_rates, falls, over_users
+from hmtl.reporting.run_comparison import SPREADS, Line, common_rates, falls, over_users
 from hmtl.reporting.style import COLUMN, PAGE, PRINT, Picture, curve_styles
 
 USERS = "users"
@@ -31,11 +32,12 @@ WIDE = 5  # an axis is logarithmic if costs differ, or curves fall, by more than
 
 
 @matplotlib.rc_context(PRINT)
-def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Picture:
+def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = (), spread: str = "sd") -> Picture:
     """Draw a panel for each of `panels`, by default `USUAL_PANELS`.
 
-    One panel is a column wide, several are together as wide as a page. Bands show a standard deviation over seeds. With
-    up to three lines, thin curves show the same rounds with plain forwarding, unless one of the runs forwards plainly.
+    One panel is a column wide, several are together as wide as a page. Bands show a `spread` over seeds, one of
+    `SPREADS`, which the legend names. With up to three lines, thin curves show the same rounds with plain forwarding,
+    unless one of the runs forwards plainly.
 
     Raises:
         ConfigError: a panel is unknown, or is that of users, and the measure has no values at users.
@@ -58,7 +60,7 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
             _draw_users(axes, lines, styles)
             continue
         for line, style in zip(lines, styles, strict=True):
-            _draw_curve(axes, line, panel, style, with_uncoded)
+            _draw_curve(axes, line, panel, style, with_uncoded, spread)
         _scale(axes, panel, lines)
         axes.tick_params(labelleft=n % columns == 0 or not first)
         if n % columns == 0 or not first:
@@ -71,9 +73,13 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = ()) -> Pic
         _label_powers(first.yaxis, (1, 2, 5))
     width = int(LETTERS * figure.get_figwidth())
     names = [textwrap.fill(line.name, width).replace("$", r"\$") for line in lines]  # no formulas
-    handles = [figure.axes[0].plot([], [], label=name, **style)[0] for name, style in zip(names, styles, strict=True)]
+    handles: list[Any] = [
+        figure.axes[0].plot([], [], label=name, **style)[0] for name, style in zip(names, styles, strict=True)
+    ]
     if with_uncoded and {*panels} - {"rounds", USERS} and any(line.curve["bits"].any() for line in lines):
         handles += figure.axes[0].plot([], [], "k", linewidth=0.7, label="the same with plain forwarding")
+    if {*panels} - {USERS} and any(line.curve["sd"].notna().any() for line in lines):
+        handles.append(Patch(color="k", alpha=0.15, linewidth=0, label=f"± {SPREADS[spread]} over seeds"))
     figure.fit_legend(handles)
     return figure
 
@@ -86,15 +92,15 @@ def _label(lines: Sequence[Line]) -> str:
     return textwrap.fill(" or ".join(dict.fromkeys(run.described(how) for run in runs)), LABEL_WIDTH)
 
 
-def _draw_curve(axes: Axes, line: Line, panel: str, style: dict[str, Any], with_uncoded: bool) -> None:
+def _draw_curve(axes: Axes, line: Line, panel: str, style: dict[str, Any], with_uncoded: bool, spread: str) -> None:
     curve, color = line.curve, style["color"]
-    cost, mean, sd = curve[panel], curve["mean"], curve["sd"]
+    cost, mean, around = curve[panel], curve["mean"], curve["sd"] / (len(line.runs) ** 0.5 if spread == "se" else 1)
     if not cost.any():  # nothing is sent: a level
         axes.axhline(mean.iloc[-1], **{key: value for key, value in style.items() if key != "marker"})
         return
     axes.plot(cost, mean, **style)
-    if sd.notna().any():
-        axes.fill_between(cost, mean - sd, mean + sd, color=color, alpha=0.15, linewidth=0, zorder=2)
+    if around.notna().any():
+        axes.fill_between(cost, mean - around, mean + around, color=color, alpha=0.15, linewidth=0, zorder=2)
     if with_uncoded and panel != "rounds" and curve["bits"].any():
         axes.plot(curve[f"{panel} uncoded"], mean, color=color, linewidth=0.7, zorder=2.5)
 

@@ -186,6 +186,31 @@ def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path)
     assert bits.get_ylim() == by_round.get_ylim()
 
 
+@pytest.mark.parametrize(("spread", "divided"), [("sd", 1.0), ("se", 3**0.5)])
+def test_picture_and_files_say_what_plus_minus_is(seeds: Path, tmp_path: Path, spread: str, divided: float) -> None:
+    """Three seeds: bands and tables have the same spread, and both name it."""
+    name = {"sd": "standard deviation", "se": "standard error of the mean"}[spread]
+    report([str(seeds), f"output={tmp_path}/all", f"spread={spread}", "panels=rounds"])
+    lines = as_lines(find_runs([seeds]))
+    figure = comparison_picture(lines, ("rounds", "users"), spread)
+    assert f"± {name} over seeds" in [text.get_text() for text in figure.legends[0].get_texts()]
+    for n, line in enumerate(lines):
+        ends = np.array([run.rounds["test_error"].dropna() for run in line.runs]) * 100
+        around = ends.std(0, ddof=1) / divided
+        band = figure.axes[0].collections[n].get_datalim(figure.axes[0].transData).intervaly
+        assert band == pytest.approx([(ends.mean(0) - around).min(), (ends.mean(0) + around).max()])
+    caption, table = (tmp_path / "all.tex").read_text().split("\n", 1)
+    assert caption.startswith("% 6 runs; test error [%]; ±: " + name)
+    assert table.startswith("\\begin{tabular}")
+
+
+def test_without_seeds_no_legend_names_a_band(seeds: Path) -> None:
+    runs = find_runs([seeds])
+    for lines, panels in ((single(runs), ()), (as_lines(runs), ("users",))):
+        (legend,) = comparison_picture(lines, panels).legends
+        assert not any("±" in text.get_text() for text in legend.get_texts())
+
+
 def test_a_run_repeated_is_not_another_seed(seeds: Path, tmp_path: Path) -> None:
     shutil.copytree(seeds / "regularizer=mean,seed=0", tmp_path / "again")
     assert sorted(len(line.runs) for line in as_lines(find_runs([seeds, tmp_path]))) == [1, 3, 3]
