@@ -75,10 +75,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", shown: Callable[[str], str] = str) -> str:
-    """Return a question with the known name that is nearest to `name`, as `shown`; `otherwise` if none is near.
-
-    The only known name that begins with `name` is near, too.
-    """
+    """Return a question with the known name nearest to `name`, or the only longer one, as `shown`; else `otherwise`."""
     known = list(known)
     begins = [each for each in known if name and each.startswith(name)]
     near = get_close_matches(name, known, n=1) or begins * (len(begins) == 1)

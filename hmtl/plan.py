@@ -24,24 +24,9 @@ def plan(cfg: DictConfig) -> None:
     from hmtl.communication.secure.neighbors import Secure
     from hmtl.config.build import build_topology, check, make_part
     from hmtl.io.files import write_whole
+    from hmtl.reporting import plan_report as report
     from hmtl.reporting.console import Console, progress
     from hmtl.reporting.network_picture import draw
-    from hmtl.reporting.plan_report import (
-        PLAN,
-        choices_table,
-        failures_picture,
-        failures_table,
-        links_table,
-        plan_files,
-        plan_table,
-        remarks,
-        round_tables,
-        secure_remark,
-        secure_table,
-        time_remarks,
-        time_table,
-        verdict,
-    )
     from hmtl.topology import Moving
 
     if cfg.format not in ("text", "json"):
@@ -55,21 +40,23 @@ def plan(cfg: DictConfig) -> None:
         result: Any = comparison(topology, network, cfg.V_bits, cfg.wire, secure, cfg.fail)
     if network.links:
         best = resolve(topology, result.choices[0][0])
-        tables, facts, lines = [time_table(result), links_table(result)], {}, list(time_remarks(result))
+        tables, facts = [report.time_table(result), report.links_table(result)], {}
+        lines = list(report.time_remarks(result))
     else:
         best = result.aggregators[network.medium].nodes
-        tables, lines = [plan_table(result), choices_table(result), *round_tables(result)], list(remarks(result))
-        facts = {"verdict": verdict(result)}
+        tables = [report.plan_table(result), report.choices_table(result), *report.round_tables(result)]
+        lines = list(report.remarks(result))
+        facts = {"verdict": report.verdict(result)}
     if result.secure:
-        tables.append(secure_table(result.secure["bits"], topology.K))
-        lines += ["", secure_remark(result.secure, topology.K)]
-    tables += [failures_table(result)] if result.failures else []
+        tables.append(report.secure_table(result.secure["bits"], topology.K))
+        lines += ["", report.secure_remark(result.secure, topology.K)]
+    files = report.plan_files(result)
+    tables += [report.failures_table(files["failures"])] if result.failures else []
     if isinstance(contacts, Moving):
         lines.append("The users move: all of this holds for the first contacts only.")
         facts["note"] = lines[-1]
     pictures = {"topology": draw(contacts, best.relays, with_server=best.server)}
-    pictures |= {"failures": failures_picture(result)} if result.failures else {}
-    files = plan_files(result)
+    pictures |= {"failures": report.failures_picture(files["failures"])} if result.failures else {}
     folder = Path(cfg.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +70,7 @@ def plan(cfg: DictConfig) -> None:
     content = json.dumps(asdict(result) | facts, indent=2)
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep:  # which has a table of all plans
-        write_whole(folder / PLAN, content)
+        write_whole(folder / report.PLAN, content)
     if cfg.format == "json":
         print(content)
     if in_sweep or cfg.format == "json":

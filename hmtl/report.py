@@ -9,14 +9,12 @@ measure=NAME     what to compare, a column of metrics.csv: test_error (default),
                  test_error_worst, test_balanced_error, test_auc, gap, ...
 panels=A,B,...   panels of the picture: rounds, bits, seconds, users (default)
                  or communication (seconds without measured compute)
-spread=se        after ± and in bands: the standard error of the mean; sd (default):
-                 the standard deviation
+spread=se        after ± and in bands: standard errors; sd (default): deviations
 columns=A,B,...  columns of the tables: run, n, rounds, average, worst, Mbit, ...
 labels='{coded: ours}'   new labels, by those of lines and settings in the table
 links=N          also print the bits of the N busiest links of each line, and the
                  bits by kind of message; links.csv in a run's folder has all
-output=NAME      write NAME.csv and so on instead, from the current folder, not
-                 FOLDER; a folder in NAME is created
+output=NAME      write NAME.csv and so on in the current folder; A/NAME: in A
 """
 
 import sys

@@ -20,11 +20,7 @@ from hmtl.topology import Moving, Topology
 
 MAX_MARKED_USERS = 100  # that have a mark each
 MAX_NUMBERED_USERS = 30  # users in a row whose numbers do not overlap
-MAX_COUNTED_RELAYS, MAX_LABELLED_RELAYS, MAX_HALF_LABELLED_RELAYS = (
-    12,
-    20,
-    40,
-)  # relays of a map with counts, all names, half of them
+MAX_COUNTED_RELAYS, MAX_LABELLED_RELAYS, MAX_HALF_LABELLED_RELAYS = 12, 20, 40  # of a map with counts, all names, half
 RELAY_AREA, USER_AREA = 260, 200  # squared points of marks that can hold a name
 LONGEST_UPRIGHT = 3  # characters of a name below a column of a map
 DARK, GREY, FRAME = "#333333", "#8c8c8c", OKABE_ITO["vermilion"]
@@ -88,8 +84,9 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
         centre = np.arange(H) @ topology.G / topology.degrees.clip(min=1)
         users = users[np.argsort(np.lexsort((np.arange(K), centre)))]  # ordered by relays, so that links are short
     hues = colors(H)
-    height = 7 if topology.layout else (4.5 if mbit else 4) + 1.5 * (rise - 0.7)
-    figure = Picture(figsize=(PAGE, height), layout="constrained")
+    figure = Picture(
+        figsize=(PAGE, 7 if topology.layout else 2.95 + 1.5 * rise + 0.5 * bool(mbit)), layout="constrained"
+    )
     axes = figure.add_subplot(aspect="equal" if topology.layout else "auto")
     axes.set_axis_off()
     axes.set(xticks=[], yticks=[], title=title)  # invisible ticks would still take time
@@ -122,11 +119,7 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
         place = (10, 14) if turned else (0, 14 if fits[0] else 26)
         turned = turned or (H > MAX_COUNTED_RELAYS and not topology.layout)
         over = above | {"xytext": place, "rotation": 90 * turned}
-        under: Any = {
-            "xytext": (0 if fits[len(texts) - 1] else 9, -10),
-            "va": "top",
-            "rotation": 0 if topology.layout else 90,
-        }
+        under = below | {"xytext": (0 if fits[len(texts) - 1] else 9, -10)}
         labels: list[Any] = [(server, _arrows(0, down[H]), {"xytext": (34, 0), "va": "center"})]
         labels += [(relays[i], _arrows(up[i], down[i]).replace(" ", " " if turned else "\n"), over) for i in range(H)]
         labels += [(relays[i], _arrows(0, last[K + i]), under | {"rotation": 0, "bbox": patch}) for i in range(H)]

@@ -1,7 +1,9 @@
 """What `plan` prints: tables of loads, savings and choices, and whether coding pays."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from rich.table import Table
 from hmtl.coding import CODED_SCHEMES, MEDIA, SCHEMES
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS, TIERS
 from hmtl.communication.messages import KEYS, SHARED, SHARES, UNMASK
-from hmtl.communication.prices.comparison import Compared, Comparison, Failure, LinkUse, Timetable
+from hmtl.communication.prices.comparison import Compared, Comparison, LinkUse, Timetable
 from hmtl.reporting.console import MIN_SAVED, as_table, compared, narrow_table, saved, share_saved
 from hmtl.reporting.run_comparison import natural_order
 from hmtl.reporting.style import OKABE_ITO, PAGE, PRINT, Picture
@@ -64,7 +66,7 @@ def round_tables(comparison: Comparison) -> Iterator[Table]:
         rows = [[f"{tier.replace('_', ' ')}", *_cells(cost.hops[tier] for cost in costs.values())] for tier in TIERS]
         totals = [(sum(size for size, _ in cost.hops.values()), cost.seconds) for cost in costs.values()]
         headers = [f"{WAYS[what]}\n{unit}" for what in costs for unit in ("MB", "s")]
-        title = f"A round in {_format(form)}, {comparison.network.medium} downlink"
+        title = f"A round in {'64 bits' if form == 'null' else form}, {comparison.network.medium} downlink"
         table = narrow_table(title, ["from", *headers], [*rows, ["all", *_cells(totals)]])
         table.rows[-2].end_section = True
         yield table
@@ -76,8 +78,7 @@ def _cells(hops: Iterable[tuple[float, float]]) -> list[str]:
 
 def _number(value: float, largest: float = 0.0) -> str:
     """Return three digits, more of a number beyond 1,000, and 0 if it is nothing beside the largest of a column."""
-    tiny = abs(value) <= NEGLIGIBLE * largest
-    return "0" if tiny else f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    return "0" if abs(value) <= NEGLIGIBLE * largest else f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def choices_table(comparison: Comparison) -> Table:
@@ -97,7 +98,7 @@ def remarks(comparison: Comparison) -> Iterator[str]:
     """Yield the sentences under the tables: what the columns mean, and whether coding pays."""
     yield "up, down: IVs between relays and server per round."
     yield f"saved: share of the communication time over all hops at {comparison.network.rates}."
-    yield _coded(comparison)
+    yield f"coded: with {_who(comparison, comparison.coded)} as aggregators."
     for scheme, reason in comparison.not_trainable.items():
         yield f"* scheme={scheme} cannot be used for training. {reason}"
     yield verdict(comparison)
@@ -192,7 +193,7 @@ def sweep_table(plans: pd.DataFrame) -> Table:
 def time_remarks(times: Timetable) -> Iterator[str]:
     """Yield the sentences under the tables of a plan with a file of links."""
     yield "saved: share of the time of plain forwarding. Links: MB that a node sends (up) and receives, and their time."
-    yield _coded(times)
+    yield f"coded: with {_who(times, times.coded)} as aggregators."
     yield f"Plain forwarding takes at least {times.uncoded_bound:.4g} s, whichever relays serve the users."
     setting, seconds = times.choices[0]
     pays = saved(seconds, times.uncoded) >= MIN_SAVED
@@ -211,11 +212,10 @@ def links_table(times: Timetable) -> Table:
     shown = (*range(1 + times.H), *sorted(hosts[:MAX_SHOWN_HOSTS]))
     rows = [(ways[0][n].node, [number for way in ways for number in _use(way[n : n + 1])]) for n in shown]
     rows.append(("all; s: busiest", [number for way in ways for number in _use(way)]))
-    largest = rows[-1][1]
     what = ["up\nMB", "down\nMB", "s", *["cost"] * bool(times.costs)]
     title = f"Links; left: {_who(times, fastest)} aggregates, right: sums"
     title += f"; {MAX_SHOWN_HOSTS} of {len(hosts)} hosts" * (len(hosts) > MAX_SHOWN_HOSTS)
-    cells = [[node, *map(_number, numbers, largest)] for node, numbers in rows]
+    cells = [[node, *map(_number, numbers, rows[-1][1])] for node, numbers in rows]
     table = narrow_table(title, ["link of", *what, *what], cells)
     table.rows[-2].end_section = True
     return table
@@ -229,89 +229,63 @@ def _use(links: Sequence[LinkUse]) -> list[float]:
     return totals
 
 
-def failures_table(compared: Compared) -> Table:
-    """Return what a round costs without each relay that fails."""
-    ways, priced = list(compared.failures[0].seconds), bool(compared.failures[0].cost)
-    rows = []
-    for failure in compared.failures:
-        cells = [f"{failure.seconds[way]:.4g}" if failure.seconds else "waits" for way in ways]
-        cells += [f"{failure.cost[way]:.4g}" if failure.cost else "" for way in ways if priced]
-        rows.append([_failed(failure), str(failure.cut_off), *cells])
-    headers = [f"{WAYS[way]}\n{unit}" for unit in ("s", *["cost"] * priced) for way in ways]
+def failures_of(compared: Compared) -> pd.DataFrame:
+    """Return the seconds and the cost of a round without each relay that fails: the content of `failures.csv`."""
+    rows = [
+        {"relay": "none" if each.relay is None else str(each.relay), "users_cut_off": each.cut_off}
+        | {f"{WAYS[way]}_s": seconds for way, seconds in each.seconds.items()}
+        | {f"{WAYS[way]}_cost": cost for way, cost in each.cost.items()}
+        for each in compared.failures
+    ]
+    return pd.DataFrame(rows)
+
+
+def failures_table(failures: pd.DataFrame) -> Table:
+    """Return the table of `failures_of`."""
+    rows = [
+        [relay, str(cut_off), *("waits" if math.isnan(n) else f"{n:.4g}" for n in numbers)]
+        for relay, cut_off, *numbers in failures.itertuples(index=False)
+    ]
+    headers = [name.replace("_", "\n") for name in list(failures)[2:]]
     return narrow_table("A round if a relay fails", ["failed\nrelay", "users\ncut off", *headers], rows)
 
 
 @matplotlib.rc_context(PRINT)
-def failures_picture(compared: Compared) -> Picture:
+def failures_picture(failures: pd.DataFrame) -> Picture:
     """Draw seconds and cost of a round without each relay that fails, and write how many users it cuts off."""
-    failures = compared.failures
     figure = Picture(figsize=(PAGE, 0.8 + 0.22 * len(failures)), layout="constrained")
-    panels = {"seconds of a round": [failure.seconds for failure in failures]}
-    panels |= {"cost of a round": [failure.cost for failure in failures]} if failures[0].cost else {}
-    for panel, (label, each) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), panel + 1, xlabel=label)
+    panels = {"seconds": failures.filter(regex="_s$"), "cost": failures.filter(regex="_cost$")}
+    panels = {unit: shown for unit, shown in panels.items() if not shown.empty}
+    for n, (unit, shown) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), n + 1, xlabel=f"{unit} of a round")
         axes.grid(axis="x")
-        marks = zip(each[0], "os^", (9, 5, 5), OKABE_ITO.values(), strict=False)
-        for way, marker, size, color in marks:  # others fit into the circle of plain forwarding
-            points = [(values[way], n) for n, values in enumerate(each) if values]
+        marks = zip(shown, "os^", (9, 5, 5), OKABE_ITO.values(), strict=False)
+        for name, marker, size, color in marks:  # others fit into the circle of plain forwarding
             style: Any = {"color": color, "markersize": size, "fillstyle": "none" if marker == "o" else "full"}
-            axes.plot(*zip(*points, strict=True), marker, label=WAYS[way], **style)
-            axes.axvline(points[0][0], color=color, linewidth=0.7, linestyle="dashed", zorder=1)
-        axes.set_yticks(range(len(failures)), map(_failed, failures))
+            axes.plot(shown[name], failures.index, marker, label=name.partition("_")[0], **style)
+            axes.axvline(shown[name][0], color=color, linewidth=0.7, linestyle="dashed", zorder=1)
+        axes.set_yticks(failures.index, failures["relay"] if n == 0 else [])
         axes.set(ylim=(len(failures) - 0.5, -0.5), xlim=(0, None))
-        axes.tick_params(labelleft=not panel)
     figure.axes[0].set_ylabel("failed relay")
-    for n, failure in enumerate(failures):
-        if failure.cut_off:
-            users = f"cuts off {failure.cut_off} user{'s' * (failure.cut_off > 1)}"
-            text = users if failure.seconds else "the run waits"
+    for n, users, seconds in failures[["users_cut_off", "plain_s"]].itertuples():
+        if users:
+            text = "the run waits" if math.isnan(seconds) else f"cuts off {users} user{'s' * (users > 1)}"
             axes.annotate(text, (1.01, n), xycoords=("axes fraction", "data"), va="center", annotation_clip=False)
     figure.fit_legend(axes.get_legend_handles_labels()[0])
     return figure
 
 
 def plan_files(result: Comparison | Timetable) -> dict[str, pd.DataFrame]:
-    """Return what a plan writes to CSV files, by name: of a round each link, or hop, each choice, and each failure."""
-    files: dict[str, list[dict[str, Any]]] = {}
+    """Return what a plan writes to CSV files, by name: `failures_of`, and a round's cost by link and by choice."""
+    files = {"failures": failures_of(result)} if result.failures else {}
     if isinstance(result, Timetable):
-        links = [(way, link) for way, links in result.links.items() for link in links]
-        files["links"] = [
-            {"travels": WAYS[way], "link": link.node, "sent_bytes": link.sent, "received_bytes": link.received}
-            | {"seconds": link.seconds}
-            | ({} if link.cost is None else {"cost": link.cost})
-            for way, link in links
-        ]
-        files["choices"] = [
-            {"aggregators": _who(result, setting), "seconds": seconds}
-            | ({"cost": result.costs[n]} if result.costs else {})
-            for n, (setting, seconds) in enumerate(result.choices)
-        ]
-    else:
-        files["hops"] = [
-            {"format": _format(form), "travels": WAYS[way], "hop": tier, "bytes": size, "seconds": seconds}
-            for form, costs in result.formats.items()
-            for way, cost in costs.items()
-            for tier, (size, seconds) in cost.hops.items()
-        ]
-    files["failures"] = [
-        {"relay": _failed(failure), "users_cut_off": failure.cut_off}
-        | {f"{WAYS[way]}_s": seconds for way, seconds in failure.seconds.items()}
-        | {f"{WAYS[way]}_cost": cost for way, cost in failure.cost.items()}
-        for failure in result.failures
-    ]
-    return {name: pd.DataFrame(rows) for name, rows in files.items() if rows}
-
-
-def _failed(failure: Failure) -> str:
-    return "none" if failure.relay is None else str(failure.relay)
-
-
-def _format(form: str) -> str:
-    return "64 bits" if form == "null" else form
-
-
-def _coded(compared: Compared) -> str:
-    return f"coded: with {_who(compared, compared.coded)} as aggregators."
+        links = [{"travels": WAYS[way]} | asdict(link) for way, links in result.links.items() for link in links]
+        table = pd.DataFrame(links).rename(columns={"sent": "sent_bytes", "received": "received_bytes"})
+        files["links"] = table.dropna(axis="columns")
+        rows = [(_who(result, setting), seconds) for setting, seconds in result.choices]
+        choices = pd.DataFrame(rows, columns=["aggregators", "seconds"])
+        files["choices"] = choices.assign(cost=result.costs) if result.costs else choices
+    return files
 
 
 def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:

@@ -73,14 +73,12 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = (), spread
         _label_powers(first.yaxis, (1, 2, 5))
     width = int(LETTERS * figure.get_figwidth())
     names = [textwrap.fill(line.name, width).replace("$", r"\$") for line in lines]  # no formulas
-    handles: list[Any] = [
-        figure.axes[0].plot([], [], label=name, **style)[0] for name, style in zip(names, styles, strict=True)
-    ]
+    handles = [figure.axes[0].plot([], [], label=name, **style)[0] for name, style in zip(names, styles, strict=True)]
     if with_uncoded and {*panels} - {"rounds", USERS} and any(line.curve["bits"].any() for line in lines):
         handles += figure.axes[0].plot([], [], "k", linewidth=0.7, label="the same with plain forwarding")
-    if {*panels} - {USERS} and any(line.curve["sd"].notna().any() for line in lines):
-        handles.append(Patch(color="k", alpha=0.15, linewidth=0, label=f"± {SPREADS[spread]} over seeds"))
-    figure.fit_legend(handles)
+    varies = {*panels} - {USERS} and any(line.curve["sd"].notna().any() for line in lines)
+    bands = [Patch(color="k", alpha=0.15, linewidth=0, label=f"± {SPREADS[spread]} over seeds")] if varies else []
+    figure.fit_legend([*handles, *bands])
     return figure
 
 

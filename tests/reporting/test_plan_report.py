@@ -12,6 +12,7 @@ from hmtl.reporting.console import MIN_SAVED, Console, saved
 from hmtl.reporting.plan_report import (
     WAYS,
     choices_table,
+    failures_of,
     failures_picture,
     failures_table,
     links_table,
@@ -150,32 +151,35 @@ def test_shares_saved_are_percent_in_one_column(sites: Timetable) -> None:
 
 def test_files_have_what_tables_have(sites: Timetable) -> None:
     files = plan_files(sites)
-    assert list(files) == ["links", "choices", "failures"]
+    assert list(files) == ["failures", "links", "choices"]
     assert files["links"].groupby("travels")["cost"].sum().to_dict() == pytest.approx(
         {name: sites.failures[0].cost[way] for way, name in WAYS.items() if way in sites.links}
     )
-    assert files["links"]["link"].tolist()[:2] == ["server", "Nordhausen an der langen Strasse"]
+    assert files["links"]["node"].tolist()[:2] == ["server", "Nordhausen an der langen Strasse"]
     assert files["choices"]["seconds"].tolist() == [seconds for _, seconds in sites.choices]
     assert files["failures"]["relay"].tolist() == ["none", *sites.names.relays]
     assert files["failures"]["users_cut_off"].tolist() == [0, 2, 0, 1]
-    assert list(plan_files(comparison(symmetric(4, 2, 1), Network(), 1000))) == ["hops"]
+    assert plan_files(comparison(symmetric(4, 2, 1), Network(), 1000)) == {}
 
 
 def test_the_picture_of_failures_shows_seconds_and_money(sites: Timetable) -> None:
-    figure = failures_picture(sites)
+    figure = failures_picture(failures_of(sites))
     seconds, cost = figure.axes
     assert (seconds.get_xlabel(), cost.get_xlabel()) == ("seconds of a round", "cost of a round")
     assert cost.lines[0].get_xdata().tolist() == [failure.cost["uncoded"] for failure in sites.failures]
     assert [text.get_text() for text in cost.texts] == ["cuts off 2 users", "cuts off 1 user"]
     free = replace(sites, failures=[replace(failure, cost={}) for failure in sites.failures])
-    assert len(failures_picture(free).axes) == 1
+    assert len(failures_picture(failures_of(free)).axes) == 1
+    alone = comparison(Topology([[1, 1]]), Network(), 1000, fail="each")  # nobody is left
+    assert [text.get_text() for text in failures_picture(failures_of(alone)).axes[0].texts] == ["the run waits"]
+    assert "waits" in [str(cell) for cell in failures_table(failures_of(alone)).columns[-1].cells]
 
 
 def test_tables_of_links_fit_80_columns(
     sites: Timetable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for table in (time_table(sites), links_table(sites), failures_table(sites)):
+    for table in (time_table(sites), links_table(sites), failures_table(failures_of(sites))):
         Console().table(table)
     printed = capsys.readouterr().out
     assert "1,5" in printed, "MB beyond 1,000"

@@ -21,9 +21,11 @@ from hmtl.errors import ConfigError, did_you_mean
 from hmtl.topology import Topology
 from hmtl.topology.names import in_any_case
 
-Rate = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]  # bit/s; with less, times would not be finite
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Amount = Seconds  # of any currency
+# descriptions are for messages; with lower rates, times would not be finite
+Rate = Annotated[float, Field(ge=1e-6, allow_inf_nan=False, description="a rate in bit/s above 0, such as 1e7")]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of any currency
+Seconds = Annotated[Amount, Field(description="a time in seconds, such as 0.01")]
+Price = Annotated[Amount | tuple[Amount, Amount], Field(description="a price of 1e9 bytes, such as 0.09, or two in []")]
 T = TypeVar("T")
 
 
@@ -37,16 +39,9 @@ class Link(BaseModel):
     up_bps: Rate
     down_bps: Rate
     latency_s: Seconds
-    price_per_gb: Amount | tuple[Amount, Amount] = 0.0
+    price_per_gb: Price = 0.0
 
 
-FORMS = {
-    "up_bps": "a rate in bit/s above 0, such as 1e7",
-    "down_bps": "a rate in bit/s above 0, such as 1e7",
-    "latency_s": "a time in seconds, such as 0.01",
-    "price_per_gb": "a price of 1e9 bytes, such as 0.09, or a list of two, for sending and receiving",
-}
-"""What a link's numbers have to be, for messages."""
 UNLIMITED = Link.model_construct(up_bps=inf, down_bps=inf, latency_s=0.0)
 
 
@@ -156,17 +151,17 @@ def _first(error: ValidationError) -> str:
     """Return what is wrong in a file of links: first an unknown key, which may be a misspelt one that is missing."""
     errors = error.errors(include_url=False)
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    *above, last = place = list(map(str, first["loc"]))
+    place, msg = ".".join(map(str, first["loc"])), first["msg"]
     if first["type"] == "extra_forbidden":
-        model = LinkFile if not above else HostLink if above[0] == "hosts" else Link
-        remedy = did_you_mean(last, model.model_fields, f"Choose from {', '.join(model.model_fields)}.")
-        return f"{'.'.join(place)} is not a key of this file. {remedy}"
-    number = next((n for n, key in enumerate(place) if key in FORMS), None)
-    if number is None or first["type"] == "missing":
-        return f"{'.'.join(place)}: {first['msg'][0].lower()}{first['msg'][1:]}. Correct this entry."
-    return (
-        f"{'.'.join(place[: number + 1])} must be {FORMS[place[number]]}, not {first['input']!r}. Correct this entry."
-    )
+        part, *inside = first["loc"]
+        known = (HostLink if part == "hosts" else Link).model_fields if inside else LinkFile.model_fields
+        remedy = did_you_mean(str(first["loc"][-1]), known, f"Choose from {', '.join(known)}.")
+        return f"{place} is not a key of this file. {remedy}"
+    for key, field in Link.model_fields.items():
+        if key in first["loc"] and first["type"] != "missing":
+            above = place.partition(f".{key}")[0]
+            return f"{above}.{key} must be {field.description}, not {first['input']!r}. Correct this entry."
+    return f"{place}: {msg[0].lower()}{msg[1:]}. Correct this entry."
 
 
 def access_of(file: LinkFile, t: Topology, path: str) -> Access:

@@ -133,8 +133,7 @@ class Compared:
         names: names of relays and users.
         V_bits: bits of one IV; with a file of links, as it travels.
         network: the links.
-        coded: the aggregators if IVs are coded, as in the setting `aggregators`: of the choices with relays that were
-            tried, the best; the server alone may take less time.
+        coded: the aggregators if IVs are coded: the best choice with relays; the server alone may take less time.
         secure: what secure sums promise, see `Secure.describe`, and the `bits` that they add to a round, by kind of
             message and tier, all of them overhead; None: nobody asked for it.
         failures: rounds without the relays whose failure is planned for, after one with all relays.
@@ -325,9 +324,8 @@ def _failing(t: Topology, fail: str | None) -> list[int]:
     named = [] if fail is None else list(t.active) if fail == "each" else t.names.numbers([fail])
     named = [int(i) if str(i).isdecimal() else i for i in named]
     if any(i not in t.active for i in named):
-        relays = [str(t.names.relay(i)) for i in t.active]
-        names = ["each", *(relays if t.names.relays else [])]  # numbers are never misspelt
-        remedy = did_you_mean(str(fail), names, f"Choose each, or one of {few(relays)}.")
+        relays = few([str(t.names.relay(i)) for i in t.active])
+        remedy = did_you_mean(str(fail), ["each", *t.names.relays], f"Choose each, or one of {relays}.")
         raise ConfigError(f"fail={fail} is not a relay with users. {remedy}")
     return [i for i in named if isinstance(i, int)]
 
