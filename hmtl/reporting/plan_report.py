@@ -24,7 +24,7 @@ PLAN = "plan.json"
 """The plan of a job in a sweep, in its folder."""
 MAX_CHOICES = 5  # that a table of seconds shows
 MAX_SHOWN_HOSTS = 24  # whose links a table shows
-NEGLIGIBLE = 1e-6  # of the largest number in a column, such as a report of 16 bytes beside rows
+SHOWN_AS_ZERO = 1e-6  # of the largest number in a column, such as a report of 16 bytes beside rows
 WAYS = {"uncoded": "plain", "coded": "coded", "sums": "sums", "secure": "secure"}
 """What travels in a round, as tables call it."""
 
@@ -78,7 +78,7 @@ def _cells(hops: Iterable[tuple[float, float]]) -> list[str]:
 
 def _number(value: float, largest: float = 0.0) -> str:
     """Return three digits, more of a number beyond 1,000, and 0 if it is nothing beside the largest of a column."""
-    return "0" if abs(value) <= NEGLIGIBLE * largest else f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+    return "0" if abs(value) <= SHOWN_AS_ZERO * largest else f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def choices_table(comparison: Comparison) -> Table:

@@ -25,7 +25,7 @@ from hmtl.topology.names import in_any_case
 Rate = Annotated[float, Field(ge=1e-6, allow_inf_nan=False, description="a rate in bit/s above 0, such as 1e7")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of any currency
 Seconds = Annotated[Amount, Field(description="a time in seconds, such as 0.01")]
-Price = Annotated[Amount | tuple[Amount, Amount], Field(description="a price of 1e9 bytes, such as 0.09, or two in []")]
+Prices = Annotated[Amount | tuple[Amount, Amount], Field(description="a price such as 0.09, or two such as [0.09, 0]")]
 T = TypeVar("T")
 
 
@@ -39,7 +39,7 @@ class Link(BaseModel):
     up_bps: Rate
     down_bps: Rate
     latency_s: Seconds
-    price_per_gb: Price = 0.0
+    price_per_gb: Prices = 0.0
 
 
 UNLIMITED = Link.model_construct(up_bps=inf, down_bps=inf, latency_s=0.0)
