@@ -19,7 +19,7 @@ from hmtl.communication.flows.recipe import Transport, unknown_format
 from hmtl.communication.messages import COMBINATIONS, IVS, MODELS, SERVER, SHARES, Message, relay_number
 from hmtl.communication.turns import Turn
 from hmtl.errors import CodingError
-from hmtl.io.arrays import Ids
+from hmtl.io.arrays import NOBODY, Ids, are_among
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +69,17 @@ class Gate:
         """Return the messages that a node takes, by kind, of those that it hears; log why it refuses others."""
         heard = []
         for kind, messages in zip(turn.kinds, turn.heard, strict=True):
-            before: dict[tuple[object, ...], list[int]] = {}  # rows of each sender
+            before: dict[tuple[object, ...], Ids] = {}  # rows of each sender
             taken = list[Message]()
             for message in messages:
                 try:
                     if (rows := self._rows(node, turn, kind, message)) is None:
                         continue
-                    known = before.setdefault((message.sender, message.format, message.first), [])
-                    if not np.diff(np.sort(rows)).all() or np.isin(rows, known).any():
+                    sent = message.sender, message.format, message.first
+                    known = np.sort(np.append(before.get(sent, NOBODY), rows))
+                    if not np.diff(known).all():
                         raise CodingError("it has rows that arrived before")
-                    known += rows.tolist()
+                    before[sent] = known
                     taken.append(message)
                 except CodingError as error:
                     log.warning(
@@ -106,9 +107,8 @@ class Gate:
             raise CodingError(f"it is {message.kind} of round {message.round}")
         if kind in (IVS, COMBINATIONS) and message.dtype != (dtype := self.transport.row_layout.dtype):
             raise CodingError(f"its numbers are {message.dtype}, not {dtype}")
-        among = self._spoken_for(node, message)
         users = np.zeros(1, np.int64) if message.users is None else message.users
-        if among is not None and (message.users is None or not np.isin(users, among).all()):
+        if not self._may_speak(node, message):
             raise CodingError("its sender may not speak for the users whose rows it has")
         if node.members is not None and not len(users):  # rows for users of other hosts are left out on the way
             return None
@@ -120,7 +120,7 @@ class Gate:
         if (message.users is None) != (shape.users is None) or (len(message), *message.sizes) != (rows, *shape[:2]):
             sizes = " + ".join(map(str, message.sizes))
             raise CodingError(f"it has {len(message)} rows of {sizes} bytes, not {rows} of {shape[0]} + {shape[1]}")
-        if isinstance(shape.users, np.ndarray) and not np.isin(users, shape.users).all():
+        if isinstance(shape.users, np.ndarray) and not are_among(users, shape.users):
             raise CodingError("it has rows of other users")
         if shape.places:
             places = message.overhead[message.rows(), 0].numpy().astype(np.int64)
@@ -129,13 +129,15 @@ class Gate:
             return users * shape.places + places
         return users
 
-    def _spoken_for(self, node: Expecting, message: Message) -> Ids | None:
-        """Return the users for whom the sender may speak; None: anybody, or nobody."""
+    def _may_speak(self, node: Expecting, message: Message) -> bool:
+        """Return whether the sender may speak for the users whose rows a message has, to this node."""
+        users, topology = message.users, node.planner.topology
         if message.sender in self.homes:
-            return self.homes[message.sender]
-        if message.sender == SERVER or (node.members is None and message.users is None):
-            return None
-        heard = np.flatnonzero(node.planner.topology.G[relay_number(message.sender)])
-        if node.members is not None:
-            return heard[np.isin(heard, node.members)]
-        return None if message.kind in (MODELS, SHARES) else heard
+            return users is not None and are_among(users, self.homes[message.sender])
+        if message.sender == SERVER or (node.members is None and users is None):
+            return True
+        heard = topology.G[relay_number(message.sender)] == 1
+        if node.members is None and message.kind in (MODELS, SHARES):
+            return True
+        known = np.arange(topology.K) if node.members is None else node.members
+        return users is not None and are_among(users, known) and bool(heard[users].all())

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -48,7 +48,7 @@ def description(part: Any, deep: bool = True) -> str:
     words = [
         f"{key}={description(each, isinstance(each, partial) or hasattr(each, '_modules'))}"
         for key, each in told.items()
-        if key[0] != "_"
+        if key[0] != "_" and not isinstance(getattr(type(part), key, None), cached_property)
     ]
     return f"{name}({', '.join(words)})" if words else name
 

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -105,7 +106,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a table as CSV. Its columns are in the order of their first values; one that a row lacks is left empty."""
     text = io.StringIO()
-    table = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+    names = dict.fromkeys(chain.from_iterable(rows))
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(names)
+    table.writerows([row.get(name) for name in names] for row in rows)
     return text.getvalue()

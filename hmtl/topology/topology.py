@@ -159,6 +159,8 @@ class Topology:
             G[np.setdiff1d(np.arange(self.H), list(relays))] = 0
         if users is not None:
             G[:, np.setdiff1d(np.arange(self.K), list(users))] = 0
+        if np.array_equal(G, self.G):
+            return self  # with what was computed for it
         part = object.__new__(Topology)  # without the check that every user has a relay
         part.__dict__.update(G=_frozen(G), layout=self.layout, names=self.names)
         return part
@@ -170,6 +172,10 @@ class Topology:
         layout = self.layout and (_frozen(self.layout[0][at]), self.layout[1])
         part.__dict__.update(G=_frozen(self.G[:, at]), layout=layout, names=Names(self.names.relays, tuple(users)))
         return part
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what the network is, without what was computed for it: copies and pickles compute it again."""
+        return {"G": self.G, "layout": self.layout, "names": self.names}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Topology) and np.array_equal(self.G, other.G)

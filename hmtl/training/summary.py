@@ -1,7 +1,7 @@
 """The summary of a finished run: one record, which `summary.json` holds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -230,22 +230,16 @@ def _time(communicator: Communicator, rows: Sequence[Measurements]) -> Time:
 def user_rows(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[UserRow]:
     """Return the rows of all users, and the measures among what `Users.measure` returned, if there are any."""
     problem = algorithm.problem
-    columns = [f"{split}_{measure}" for measure in problem.measures for split in ("train", "test")]
-    values: dict[str, list[float]] = {column: measured[column].tolist() for column in columns if column in measured}
-
-    def value(column: str, k: int) -> float | None:
-        number = values[column][k] if k < len(values[column]) else math.nan  # only hosts measure their users
-        return None if math.isnan(number) else number
-
-    return [
-        {
-            "user": task.name,
-            "train_rows": len(task.y_train),
-            "test_rows": len(task.y_test),
-            **{column: value(column, k) for column in values},
-        }
-        for k, task in enumerate(problem.everybody)
-    ]
+    columns: dict[str, Iterable[str | int | float | None]] = {
+        "user": [task.name for task in problem.everybody],
+        "train_rows": problem.counts,
+        "test_rows": [task.y_test.shape[0] for task in problem.everybody],
+    }
+    for name in (f"{split}_{measure}" for measure in problem.measures for split in ("train", "test")):
+        if name in measured:
+            values = [None if math.isnan(value) else value for value in measured[name].tolist()]
+            columns[name] = values + [None] * (problem.K - len(values))  # only hosts measure their users
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def user_error(user: UserRow) -> float:

@@ -140,7 +140,7 @@ class BlockTraining:
             ids,
             self.round,
             stream,
-            [setting.problem.dataset(k, w.dtype, setting.model.shape) for k in self.users.tolist()],
+            lambda k: setting.problem.dataset(int(self.users[k]), w.dtype, setting.model.shape),
             anchor,
             correction,
             only,

@@ -4,7 +4,7 @@ K users, m numbers in a model; T steps of all users, one user after the other, o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -31,7 +31,7 @@ class NetworkSubproblem:
         users: numbers of these users in the network [K].
         round: number of the round.
         stream: seed and name of the random numbers that modules draw (dropout).
-        data: the training rows of each user as a torch Dataset.
+        data: returns a user's training rows as a torch Dataset, by the user's place among these.
         anchor: λ and v of a term (λ/2)‖w − v‖² in the users' objectives, v [K, m], if any.
         correction: numbers added to the gradient of each step [K, m], if any.
         trained: names of the parameters that steps change; None: all.
@@ -43,7 +43,7 @@ class NetworkSubproblem:
     users: NDArray[np.int64]
     round: int
     stream: tuple[int, *tuple[str | int, ...]]
-    data: Sequence[Dataset[Any]] = ()
+    data: Callable[[int], Dataset[Any]] = dict[int, Dataset[Any]]().__getitem__
     anchor: tuple[float, Tensor] | None = None
     correction: Tensor | None = None
     trained: frozenset[str] | None = None
@@ -118,8 +118,8 @@ class MinibatchSolver(NetworkSolver):
         """Return minibatches [T, B] of row numbers, filled up with −1."""
         steps, last = self.steps(counts).tolist(), 0
         order = np.full((sum(steps), min(self.batch, max(counts))), -1)
+        rows = {n: np.broadcast_to(np.arange(n), (self.epochs, n)) for n in {*counts}}
         for T, user, n in zip(steps, map(int, users), counts, strict=True):
             passes, last = order[last : last + T].reshape(self.epochs, -1), last + T
-            rows = np.broadcast_to(np.arange(n), (self.epochs, n))
-            passes[:, :n] = generator(seed, "minibatches", round, user).permuted(rows, axis=1)
+            passes[:, :n] = generator(seed, "minibatches", round, user).permuted(rows[n], axis=1)
         return torch.from_numpy(order)

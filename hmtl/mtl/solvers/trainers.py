@@ -97,7 +97,7 @@ class LocalTrainer(NetworkSolver):
             seed, *name = subproblem.stream
             number = generator(seed, "trainer", *name, int(subproblem.users[k])).integers(2**63)
             own = torch.Generator().manual_seed(int(number))
-            data = subproblem.data[k]
+            data = subproblem.data(k)
             trained = self.train(module, data.dataset if isinstance(data, Items) else data, subproblem.round, own)
             if not isinstance(trained, nn.Module):
                 raise ConfigError(
@@ -188,7 +188,7 @@ class TorchTrainer(MinibatchSolver):
         data = problem.dataset(0, like.dtype, model.shape)
         own = data.of(at) if isinstance(data, Items) else Subset(data, at.tolist())
         rows = Rows(X, y, y, (2,), ends.to(like) / 2)
-        start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), [own])
+        start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), [own].__getitem__)
         try:
             self(problem.loss, rows, start, torch.arange(2)[None], torch.ones(1, dtype=torch.int64))
         except ConfigError:
@@ -236,13 +236,13 @@ class TorchTrainer(MinibatchSolver):
             anchor = {} if anchors is None else model.split(anchors[k])
             correction = {} if subproblem.correction is None else model.split(subproblem.correction[k])
             normalized = any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules())
-            own = order[starts[k] :][: int(budgets[k])]
+            own, data = order[starts[k] :][: int(budgets[k])], subproblem.data(k)
             sizes, places = (own >= 0).sum(1), own.clamp_min(0).to(rows.y.device) + first_rows[k]
             y_own, s_own = rows.y[places], rows.s[places] * (rows.counts[k] / sizes[:, None].to(rows.s))
             for t, n in enumerate(sizes.tolist()):
                 if normalized and n == 1:
                     continue
-                x, y = self._minibatch(loss, model, subproblem.data[k], own[t, :n], y_own[t, :n])
+                x, y = self._minibatch(loss, model, data, own[t, :n], y_own[t, :n])
                 weights = s_own[t, :n]
                 if isinstance(loss, TorchLoss) and self.loss is None:
                     losses = loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)

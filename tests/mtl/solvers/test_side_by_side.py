@@ -91,7 +91,7 @@ def test_users_side_by_side_take_the_steps_of_a_loop(optimizer, network, further
     correction = corrections if how.get("corrected") else None
     n = torch.tensor(COUNTS)
     rows = Rows(x, y, x[:, 0], COUNTS, s / n.repeat_interleave(n))
-    data = [TensorDataset(*each) for each in zip(x.split(COUNTS), y.long().split(COUNTS), strict=True)]
+    data = [TensorDataset(*each) for each in zip(x.split(COUNTS), y.long().split(COUNTS), strict=True)].__getitem__
     start = NetworkSubproblem(model, W, np.arange(K), 0, (0, "dropout"), data, anchor, correction, only)
     order = trainer.draw(0, 0, range(K), COUNTS)
     got = trainer(CrossEntropy(), rows, start, order, torch.tensor(BUDGETS))
