@@ -102,15 +102,7 @@ class SumCode:
     @cached_property
     def inverses(self) -> Tensor:
         """E, the inverse modulo 2^64 of the columns of D that belong to each set, int64 [g, c·m, c·m]."""
-        if not len(self.sets):
-            return self.combine.new_zeros(0, len(self.combine), len(self.combine))
-        A = torch.stack([self._columns(shares) for shares in self.sets])
-        over_gf2 = gf256.inverses(list(A.to(torch.uint8)))
-        assert over_gf2 is not None, "any c columns of D are independent"
-        X = torch.stack(over_gf2).to(torch.int64)
-        for _ in range(6):  # correct modulo 2, then modulo 2^2, 2^4, ..., 2^64
-            X = X @ (2 * torch.eye(A.shape[1], dtype=torch.int64) - A @ X)
-        return X
+        return _inverses(self.pieces, len(self.owners), tuple(map(tuple, self.sets.tolist())))
 
     @cached_property
     def leaders(self) -> NDArray[np.int64]:
@@ -164,7 +156,26 @@ class SumCode:
         return product(self.inverses[group].T, shares).view(-1)[:L]
 
     def _columns(self, shares: NDArray[np.int64]) -> Tensor:
-        return self.combine[:, torch.from_numpy((shares[:, None] * self.bits + np.arange(self.bits)).ravel())]
+        return _columns(self.combine, shares, self.bits)
+
+
+def _columns(combine: Tensor, shares: NDArray[np.int64], bits: int) -> Tensor:
+    return combine[:, torch.from_numpy((shares[:, None] * bits + np.arange(bits)).ravel())]
+
+
+@lru_cache(8)  # the users of a code differ from round to round, its sets hardly ever
+def _inverses(c: int, n: int, sets: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return the inverse modulo 2^64 of the columns of D that belong to each set, see `SumCode.inverses`."""
+    combine, bits = _combine(c, n), _bits(c, n)
+    if not sets:
+        return combine.new_zeros(0, len(combine), len(combine))
+    A = torch.stack([_columns(combine, np.array(shares), bits) for shares in sets])
+    over_gf2 = gf256.inverses(list(A.to(torch.uint8)))
+    assert over_gf2 is not None, "any c columns of D are independent"
+    X = torch.stack(over_gf2).to(torch.int64)
+    for _ in range(6):  # correct modulo 2, then modulo 2^2, 2^4, ..., 2^64
+        X = X @ (2 * torch.eye(A.shape[1], dtype=torch.int64) - A @ X)
+    return X
 
 
 def product(A: Tensor, X: Tensor, to: Tensor | None = None) -> Tensor:
@@ -259,18 +270,22 @@ def sum_code(t: Topology, uplinks: Uplinks | None = None, most_pieces: int = MAX
     """
     if uplinks and not uplinks.parallel and len(set(uplinks.bandwidths)) == 1:
         uplinks = None
-    return _assemble(t, *_shares_sent(t, uplinks, most_pieces, L))
+    if not t.present:
+        return _assemble(t, 1, np.zeros(t.H, np.int64), 0.0, 0.0)
+    types = Topology(np.unique(t.G[:, t.present], axis=1))
+    return _assemble(t, *_shares_sent(types, uplinks, most_pieces, L))
 
 
-@lru_cache(8)  # the same codes are needed for loads and bounds
+@lru_cache(8)  # the same codes are needed for loads and bounds, and when other users of the same types take part
 def _shares_sent(
     t: Topology, uplinks: Uplinks | None, most_pieces: int, L: int
 ) -> tuple[int, NDArray[np.int64], float, float]:
-    """Return c, the shares of each relay [H], a lower bound of the time, and the time; see `sum_code`."""
+    """Return c, the shares of each relay [H], a lower bound of the time, and the time; see `sum_code`.
+
+    They depend on the users' types alone, so that one user of each type is enough.
+    """
     whole = cover(t, uplinks)
     counts = np.isin(np.arange(t.H), whole.relays).astype(np.int64)
-    if not t.active:
-        return 1, counts, 0.0, 0.0
     programme = ShareProgramme(demand_of(t).hears, uplinks)
     fractions, _ = programme.solve(1, whole=False)
     bound = programme.time(fractions)
@@ -341,8 +356,12 @@ def _assemble(t: Topology, c: int, counts: NDArray[np.int64], bound: float, cost
     sets, places = np.unique(first, axis=0, return_inverse=True)
     of_user = np.full(t.K, -1)
     of_user[present] = places.ravel()
-    combine = torch.from_numpy(_lift(_shares(c, len(owners)), bits))
-    return SumCode(t.H, c, bits, owners, sets.reshape(-1, c), of_user, combine, bound, cost)
+    return SumCode(t.H, c, bits, owners, sets.reshape(-1, c), of_user, _combine(c, len(owners)), bound, cost)
+
+
+def _combine(c: int, n: int) -> Tensor:
+    """Return D, int64 [c·m, n·m]."""
+    return torch.from_numpy(_lift(_shares(c, n), _bits(c, n)))
 
 
 def _shares(c: int, n: int) -> NDArray[np.int64]:
