@@ -127,10 +127,10 @@ class SumCode:
         """Return the length of a stretch in words; the last stretch of a row of L words is padded."""
         return -(-L // (self.pieces * self.bits))
 
-    def terms(self, i: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Yield users and the matrix that turns the sum of their terms, cut, into their part of relay i's shares.
+    def terms(self, i: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield sets, and the matrix that turns the sum of their users' terms, cut, into a part of relay i's shares.
 
-        The shares are the sum of these parts, each int64 [x_i·m, stretch].
+        A set is a number in `of_user`. The shares are the sum of these parts, each int64 [x_i·m, stretch].
         """
         own = self.shares[i]
         places = np.searchsorted(own, self.sets)
@@ -139,24 +139,21 @@ class SumCode:
             for at in np.flatnonzero(np.isin(self.sets[group], own)).tolist():
                 to = int(places[group, at]) * self.bits
                 matrix[to : to + self.bits] = self.inverses[group, at * self.bits : (at + 1) * self.bits]
-            yield np.flatnonzero(self.of_user == group), matrix
+            yield group, matrix
 
     def add(self, i: int, shares: Tensor, to: Tensor) -> None:
         """Add what relay i's shares, int64 [x_i·m, stretch], contribute to the row of sums, cut [c·m, stretch]."""
-        product(self._columns(self.shares[i]), shares, to)
+        product(_columns(self.combine, self.shares[i], self.bits), shares, to)
 
     def split(self, row: Tensor, shares: NDArray[np.int64]) -> Tensor:
         """Return some shares of a row [L] of integers, which is known, [len(shares)·m, stretch]."""
         made = row.new_zeros(len(shares) * self.bits, self.stretches(len(row)))
-        add_terms(row[None], torch.zeros(1, dtype=torch.int64), self._columns(shares).T, made)
+        add_terms(row[None], torch.zeros(1, dtype=torch.int64), _columns(self.combine, shares, self.bits).T, made)
         return made
 
     def join(self, group: int, shares: Tensor, L: int) -> Tensor:
         """Return the row [L] of which `split` made the shares of a set, [c·m, stretch]."""
         return product(self.inverses[group].T, shares).view(-1)[:L]
-
-    def _columns(self, shares: NDArray[np.int64]) -> Tensor:
-        return _columns(self.combine, shares, self.bits)
 
 
 def _columns(combine: Tensor, shares: NDArray[np.int64], bits: int) -> Tensor:

@@ -232,7 +232,7 @@ def user_rows(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[User
     problem = algorithm.problem
     columns: dict[str, Iterable[str | int | float | None]] = {
         "user": [task.name for task in problem.everybody],
-        "train_rows": problem.counts,
+        "train_rows": [task.y_train.shape[0] for task in problem.everybody],
         "test_rows": [task.y_test.shape[0] for task in problem.everybody],
     }
     for name in (f"{split}_{measure}" for measure in problem.measures for split in ("train", "test")):
@@ -244,4 +244,5 @@ def user_rows(algorithm: Algorithm, measured: Mapping[str, Tensor]) -> list[User
 
 def user_error(user: UserRow) -> float:
     """Return the error by which users are ranked: on test rows if there are any, else on training rows; 0: unknown."""
-    return next((float(error) for name in ("test_error", "train_error") if (error := user.get(name)) is not None), 0.0)
+    error = user.get("test_error")
+    return float((user.get("train_error") or 0.0) if error is None else error)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hmtl.config.build import compose
-from hmtl.config.targets import check, make, no_setting, parameters
+from hmtl.config.targets import check, description, make, no_setting, parameters
 from hmtl.errors import ConfigError
 from hmtl.mtl import Hinge, Loss, SmoothHinge
 from hmtl.topology import Topology
@@ -137,3 +137,11 @@ def test_hydra_refuses_an_unknown_name_with_what_may_be_meant(override: str, mea
 def test_hydra_says_how_a_part_gets_an_argument() -> None:
     with pytest.raises(ConfigError, match=r"\+solver\.momentum=0\.9"):
         compose("output_dir=.", "algorithm=fedavg", "solver.momentum=0.9")
+
+
+def test_what_a_part_has_computed_is_no_setting() -> None:
+    t = Topology([[1, 1], [0, 1]])
+    described = description(t)
+    assert t.serving.tolist() == [0, 1]
+    assert t.present == (0, 1)
+    assert description(t) == described

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -156,13 +156,19 @@ def unpacked(content: NDArray[np.uint8], K: int) -> tuple[int, Ids]:
         CodingError: they are not there, or not of K users.
     """
     nbytes = int(bytes_to_numbers(content[-4:])[0]) if len(content) >= 4 else 0
-    before, reader, receipts = len(content) - 4 - nbytes, zlib.decompressobj(), b""
-    if nbytes > 0 and before >= 0:
-        with suppress(zlib.error):
-            receipts = reader.decompress(content[before:-4].tobytes(), 4 * K + 1)  # which may be bombs
+    before = len(content) - 4 - nbytes
+    return before, _receipts(content[before:-4].tobytes() if nbytes > 0 and before >= 0 else b"", K)
+
+
+@lru_cache(2)  # all relays and hosts of a process read the same
+def _receipts(packed: bytes, K: int) -> Ids:
+    """Return the receipts of K users; raise CodingError if these are no such receipts."""
+    reader, receipts = zlib.decompressobj(), b""
+    with suppress(zlib.error):
+        receipts = reader.decompress(packed, 4 * K + 1)  # which may be bombs
     if len(receipts) != 4 * K or not reader.eof:
         raise CodingError(f"it has no receipts of K={K} users")
-    return before, bytes_to_numbers(np.frombuffer(receipts, np.uint8))
+    return bytes_to_numbers(np.frombuffer(receipts, np.uint8))
 
 
 class SumCoder(AggregatorCoder):

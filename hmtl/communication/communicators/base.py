@@ -347,7 +347,7 @@ class Communicator:
         return self._theory[key]
 
     def _sent(self, round: int | str) -> dict[str, NDArray[np.int64]]:
-        return {tier: self.ledger.per_link(tier, round).sum(axis=1) for tier in TIERS}
+        return {tier: np.add(*self.ledger.per_link(tier, round).T) for tier in TIERS}
 
     def _paths(self, server: Server, flow: Flow[Any], schedule: Schedule, times: int = 1) -> Paths:
         """Return who sent to whom in a round by this flow, or in several by flows alike."""

@@ -373,7 +373,7 @@ class Sum:
         self.shares = torch.zeros(len(code.shares[i]) * code.bits, stretch, dtype=torch.int64)
         self._led = code.leaders == i
         self.further = torch.zeros(1, e if self._led.any() else 0, dtype=torch.int64)
-        self._groups = [(np.bincount(users, minlength=K) > 0, matrix) for users, matrix in code.terms(i)]
+        self._groups = [(code.of_user == group, matrix) for group, matrix in code.terms(i)]
         self._needed = np.logical_or.reduce([self._led, *(chosen for chosen, _ in self._groups)])
         self._nbytes, self._heard = self._terms.nbytes + step.overhead, np.zeros(K, dtype=np.int64)
 

@@ -45,7 +45,7 @@ from hmtl.communication.messages import (
 )
 from hmtl.communication.nodes.aggregation import Aggregation, PackedModels
 from hmtl.communication.turns import TRANSITIONS, Event, Phase, Turn, following
-from hmtl.io.arrays import NOBODY, Ids
+from hmtl.io.arrays import NOBODY, Ids, are_among
 
 log = logging.getLogger(__name__)
 
@@ -333,7 +333,7 @@ class Relay(Node):
         """Return whether the server may tell this relay who attends; raise CodingError if nobody can attend so."""
         told = self.planner.attendance(content[ATTEMPT_BYTES:].tobytes())
         arrived = np.concatenate([NOBODY, *(message.of_users() for message in self._arrived)])
-        heard = np.isin(np.flatnonzero(told.heard.G[self.i]), arrived).all()
+        heard = are_among(np.flatnonzero(told.heard.G[self.i]), np.sort(arrived))
         able = self.aggregation is not None or not told.aggregating.any()
         return bool(told.reporting[self.i] and heard and able and told.format in formats)
 
