@@ -162,7 +162,7 @@ def unpacked(content: NDArray[np.uint8], K: int) -> tuple[int, Ids]:
 
 @lru_cache(2)  # all relays and hosts of a process read the same
 def _receipts(packed: bytes, K: int) -> Ids:
-    """Return the receipts of K users; raise CodingError if these are no such receipts."""
+    """Return the receipts of K users; raise CodingError if it holds something else."""
     reader, receipts = zlib.decompressobj(), b""
     with suppress(zlib.error):
         receipts = reader.decompress(packed, 4 * K + 1)  # which may be bombs
