@@ -377,6 +377,15 @@ def test_two_classes_by_number_are_loaded_again(tmp_path):
         assert loaded.predict("user 1", x).tolist() == models[1](x).argmax(1).tolist()
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.float32])
+@pytest.mark.parametrize("wrap", [TensorDataset, lambda *rows: list(zip(*rows, strict=True))])
+def test_signs_are_two_classes_for_two_scores(wrap, kind):
+    net, data = nn.Linear(D, 2), [user[0].tensors for user in users(C=2)]
+    signs = [wrap(x, (2 * y - 1).to(kind)) for x, y in data]
+    ours, theirs = (hmtl.Federation(net, each).train(2) for each in (signs, [wrap(*rows) for rows in data]))
+    assert torch.equal(numbers(ours), numbers(theirs))
+
+
 def test_private_sums():
     privacy = {"clip": 1.0, "epsilon": 8.0, "delta": 1e-3}
     federation = hmtl.Federation(partial(mlp, D, C), users(), communicator="sums", privacy=privacy)

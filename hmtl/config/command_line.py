@@ -31,7 +31,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hmtl.config.build import check, conf_dir, identity_of
+from hmtl.config.build import check, check_tables, conf_dir, identity_of
+from hmtl.config.schema import flat
 from hmtl.config.settings_help import settings_help
 from hmtl.config.targets import of_hydra
 from hmtl.errors import CheckpointError, ConfigError, HmtlError, Interrupted, complain, was_interrupted
@@ -106,6 +107,12 @@ def _job_name() -> str:
     job = HydraConfig.get().job
     number = f"{job.num + 1} of {Jobs.total}" if Jobs.total else job.num + 1  # unknown in other processes
     return f"{number}: {job.override_dirname}"
+
+
+def _data_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings that say whether a table can be used: all on data and loss but the seed."""
+    parts = ("K", "dataset", "partition", "loss")
+    return {key: value for key, value in flat(cfg).items() if key.startswith(parts) and not key.endswith("seed")}
 
 
 def _has_finished(cfg: DictConfig, folder: Path) -> bool:
@@ -221,7 +228,7 @@ class Jobs(Callback):
             sys.exit(2)  # Hydra turns any other exception into a warning
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the settings of each job, and name jobs by what differs, also their folders if these names are short.
+        """Check the settings and tables of each job, and name jobs by what differs, folders too if names are short.
 
         Exit if a job cannot run as it is set.
         """
@@ -243,12 +250,16 @@ class Jobs(Callback):
             words[key] = [f"{key}={value}" for value in each.sweep_string_iterator()]
         swept = [key for key, choices in words.items() if len(choices) > 1]
         names: list[str] = []
+        read: list[dict[str, Any]] = []
         for job in product(*words.values()):
             names.append(",".join(sorted(word for key, word in zip(words, job, strict=True) if key in swept)))
             try:
                 cfg = hydra.compose(config_name, [*given["hydra"], *job, "output_dir=."])
                 with suppress(OmegaConfBaseException):  # a value of this job alone, such as ${hydra:job.num}
                     check(cfg)
+                    if "dataset" in cfg and (of_data := _data_settings(cfg)) not in read:
+                        read.append(of_data)
+                        check_tables(cfg)
             except (HmtlError, HydraException) as error:
                 raise ConfigError(f"No job was run. Job {names[-1]}: {_message(error, config_name)}") from error
         Jobs.total = len(names)

@@ -17,6 +17,10 @@ from hmtl.errors import ConfigError, HmtlError, did_you_mean
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
+NO_MODEL = (
+    "algorithm.model is not a setting of mocha, cocoa and local, which train linear models. Leave it out, or choose a "
+    "learner of networks, such as algorithm=fedavg or local_networks."
+)
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 """Keys that Hydra's `instantiate` reads."""
 
@@ -98,6 +102,9 @@ def check(name: str, part: Mapping[str, Any], kinds: tuple[type, ...] = ()) -> d
         raise _wrong_kind(name, part, kinds)
     part = {key: None if is_part(value) and value["_target_"] is None else value for key, value in part.items()}
     nested = {key: check(f"{name}.{key}", value) for key, value in part.items() if is_part(value)}
+    known, is_open = parameters(target)
+    if unknown := [key for key in part if key not in (*known, *HYDRAS) and not is_open]:
+        raise ConfigError(no_setting(f"{name}.{unknown[0]}", [f"{name}.{key}" for key in known]))
     plain = {key: value for key, value in part.items() if key not in nested and key not in HYDRAS}
     return {**part, **nested, **validate(name, target, plain)}
 
@@ -111,9 +118,7 @@ def validate(name: str, target: Any, arguments: Mapping[str, Any]) -> dict[str, 
     """Return the arguments in the types of the target's annotations, or raise ConfigError for the first wrong one."""
     from pydantic import ValidationError  # late: --help need not wait for it
 
-    known, is_open = parameters(target)
-    if unknown := [key for key in arguments if key not in known and not is_open]:
-        raise ConfigError(no_setting(f"{name}.{unknown[0]}", [f"{name}.{key}" for key in known]))
+    known, _ = parameters(target)
     fields = tuple((key, known[key].annotation) for key in arguments if key in known)
     try:
         validated = _model(fields).model_validate({key: arguments[key] for key, _ in fields})
@@ -221,6 +226,8 @@ def _wrong_kind(name: str, part: Mapping[str, Any], kinds: Collection[type]) -> 
 
 def no_setting(setting: str, known: Collection[str]) -> str:
     """Return the message that there is no such setting, and which one may be meant."""
+    if setting == "algorithm.model":
+        return NO_MODEL
     parent, _, last = setting.rpartition(".")
     beside = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
     elsewhere = [each for each in known if each.rpartition(".")[2] == last and each != setting]
@@ -243,7 +250,8 @@ def of_hydra(error: Exception) -> str:
         beside: Any = OmegaConf.to_container(cause.parent_node, resolve=False)
         known = [*beside, *(f"{name}.{each}" for name, part in beside.items() if is_part(part) for each in part)]
         message = no_setting(key, [f"{above}.{each}" if above else each for each in known])
-        if not above or "Did you mean" in message:  # otherwise Hydra's message, which says how a part gets an argument
+        # otherwise Hydra's message, which says how a part gets an argument
+        if not above or "Did you mean" in message or message == NO_MODEL:
             return message
     text = re.split(
         r"\s+full_key: |\s+Config search path", f"{error}: {cause}" if cause not in (None, error) else str(error)

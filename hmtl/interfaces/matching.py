@@ -57,7 +57,9 @@ def matched(
         return "squared", numbers
     if first.classes:
         return "cross_entropy", _numbered(tasks, C) if first.classes < C and first.labels is None else tasks
-    return "logistic" if are_signs(tasks) else "squared", tasks
+    if not are_signs(tasks):
+        return "squared", tasks
+    return "cross_entropy" if C == 2 else "logistic", tasks
 
 
 def are_signs(tasks: Sequence[Task]) -> bool:

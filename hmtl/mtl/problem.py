@@ -152,7 +152,7 @@ class Problem:
         if not tasks:
             raise DataError("The data set has no tasks, but a problem needs at least one user. Check its K.")
         if loss.labels or loss.classes:
-            tasks = classified(tasks)
+            tasks = classified(tasks, loss.classes)
         if isinstance(loss, TorchLoss):
             loss = copy.copy(loss)
             loss.classes = tasks[0].classes is not None  # type: ignore[misc]  # see there
@@ -520,10 +520,7 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
             "fedavg or one of its relatives, cross_entropy. If y holds numbers to predict, set dataset.kind=regression."
         )
     elif loss.classes and not task.classes:
-        if task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}:
-            fault = f"two classes as y = ±1, but {name} needs them numbered 0..C−1: choose loss={margin_losses}."
-        else:
-            fault = f"numbers to predict, but {name} needs classes: choose loss=squared, or give integers as classes."
+        fault = f"numbers to predict, but {name} needs classes: choose loss=squared, or give integers as classes."
     elif wrong:
         fault = (
             f"the label {min(wrong):g}, but {name} takes only {loss.labels}: choose loss=squared "

@@ -28,7 +28,6 @@ MORE = [  # of the same kinds
     ((SIGNS, "solver=sgd"), ("solver=sdca", "algorithm=fedu")),
     ((CLASSES, "loss=squared"), ("loss=hinge",)),
     ((CLASSES, "loss=cross_entropy", "solver=sgd"), ("algorithm=fedu",)),
-    ((SIGNS, "loss=cross_entropy", "algorithm=fedavg"), ("loss=hinge",)),
     ((SIGNS, "algorithm=fedu", "solver=sdca"), ("solver=sgd",)),
     ((NUMBERS, REGRESSION, "loss=cross_entropy"), ("loss=squared",)),
 ]

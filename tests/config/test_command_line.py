@@ -10,6 +10,8 @@ from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -206,6 +208,33 @@ def test_a_sweep_with_a_wrong_job_does_not_begin(
     assert (code, stderr.count("\n")) == (2, 1)
     assert f"Job {job}: " in stderr or not job
     assert says in stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "says"),
+    [
+        ({"a": ["1", "x", "2", "3"]}, (), "dataset.categories"),
+        ({"a": [1.0, float("nan"), 2.0, 3.0]}, (), "dataset.missing"),
+        slow({}, ("dataset.task=user",), "user"),
+        slow({}, ("dataset.path=nowhere.csv",), "nowhere.csv"),
+        slow({"y": ["A", "B", "C", "A"]}, ("loss=logistic,squared",), "loss=squared"),
+    ],
+)
+def test_tables_are_read_once_before_a_sweep_begins(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, list[Any]], words: Any, says: str
+) -> None:
+    table = {"who": ["u", "u", "v", "v"], "a": [1.0, 2.0, 3.0, 4.0], "y": [0, 1, 1, 0]}
+    pd.DataFrame(table | changed).to_csv(tmp_path / "table.csv", index=False)
+    monkeypatch.setattr(pd, "read_csv", read := Mock(wraps=pd.read_csv))
+    data = ["dataset=files", f"dataset.path={tmp_path}/table.csv", "dataset.task=who", "topology=any_r", *words]
+    sweep = ("algorithm=fedavg,ditto", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep", "-m")
+    code, stderr = run(raises(AssertionError("a job was run")), *data, *sweep)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert says in stderr
+    pd.DataFrame(table).to_csv(tmp_path / "table.csv", index=False)
+    read.reset_mock()
+    assert run(lambda cfg: None, *data[:4], *sweep) == (0, "")
+    assert sum("nrows" in call.kwargs for call in read.call_args_list) == 1, "the header of the table"
 
 
 @pytest.mark.slow

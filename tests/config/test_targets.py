@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hmtl.config.build import check as check_all
 from hmtl.config.build import compose
 from hmtl.config.targets import check, description, make, no_setting, parameters
 from hmtl.errors import ConfigError
@@ -132,6 +133,14 @@ def test_a_similar_setting_is_suggested() -> None:
 def test_hydra_refuses_an_unknown_name_with_what_may_be_meant(override: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"Did you mean {meant}")):
         compose("output_dir=.", override)
+
+
+@pytest.mark.parametrize("algorithm", ["local", "mocha", pytest.param("cocoa", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("setting", ["model._target_=hmtl.mtl.mlp", "model=3"])
+def test_linear_models_have_no_module(algorithm: str, setting: str) -> None:
+    for word in (f"algorithm.{setting}", f"+algorithm.{setting}"):
+        with pytest.raises(ConfigError, match=r"^algorithm\.model .*local_networks"):
+            check_all(compose("output_dir=.", f"algorithm={algorithm}", word))
 
 
 def test_hydra_says_how_a_part_gets_an_argument() -> None:

@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,12 +188,26 @@ def test_labels_that_do_not_fit_a_loss():
     more = Task("more", torch.ones(3, 2), torch.arange(3), torch.ones(3, 2), torch.arange(3), 4)
     for tasks, loss, remedy in (
         ([classes], Squared(), "dataset.kind=regression"),
-        ([task("signs")], CrossEntropy(), "choose loss=hinge"),
         ([task("heights", labels=(0.5, 7.0))], CrossEntropy(), "choose loss=squared"),
         ([classes, more], Hinge(), "classes=4"),
     ):
         with pytest.raises(DataError, match=remedy):
             Problem(tasks, loss, Ridge(1.0))
+
+
+def test_cross_entropy_numbers_two_classes():
+    """With scores 0 and p, it is the logistic loss of p."""
+    W, signs = torch.tensor([[0.5], [-2.0], [1.0]], dtype=torch.float64), replace(task("signs"), labels=("no", "yes"))
+    logistic, entropy = (Problem([signs], loss, Ridge(1.0)) for loss in (Logistic(), CrossEntropy()))
+    scores = torch.cat([torch.zeros_like(W), W])
+    ours, theirs = (p.losses(p.predictions(w, "train")) for p, w in ((entropy, scores), (logistic, W)))
+    torch.testing.assert_close(ours, theirs)
+    assert (entropy.outputs, entropy.everybody[0].labels) == (2, ("no", "yes"))
+    for name in ("train_error", "train_auc"):
+        assert (
+            entropy.measure("train", entropy.predictions(scores, "train"))[name]
+            == (logistic.measure("train", logistic.predictions(W, "train"))[name])
+        )
 
 
 def test_constant_labels_have_no_r2():
