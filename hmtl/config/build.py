@@ -463,9 +463,9 @@ def _network_of(folder: Path) -> MakeModel:
         check_sums(folder, ".hydra/config.yaml")
         maker: MakeModel = instantiate(OmegaConf.load(folder / ".hydra" / "config.yaml").algorithm.model)
     except (OSError, ValueError, HydraException, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
+        reason = "" if isinstance(error, OmegaConfBaseException) else f" ({' '.join(str(error).split())})"
         raise ConfigError(
-            f"{folder} holds networks, but its .hydra/config.yaml does not say how to create them ({reason}). Give the "
-            "run's algorithm.model as model."
+            f"{folder} holds networks, but not the code that makes them{reason}. Give the module that was trained, or "
+            "what made it: hmtl.load_run(folder, model=module)."
         ) from error
     return maker

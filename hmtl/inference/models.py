@@ -92,10 +92,10 @@ class Models:
     """
 
     names: tuple[str, ...]
-    W: NDArray[Any] = field(repr=False)
-    mean: NDArray[np.float64] = field(repr=False)
-    scale: NDArray[np.float64] = field(repr=False)
-    target_mean: NDArray[np.float64] = field(repr=False)
+    W: NDArray[Any]
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    target_mean: NDArray[np.float64]
     intercept: bool
     labels: NDArray[Any]
     seed: int
@@ -105,7 +105,13 @@ class Models:
     table: TableFeatures | None = None
     outputs: int = 0
     network: str = ""
-    relationship: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    relationship: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        kind = "networks" if self.network else "linear models"
+        rows = f"rows of {' × '.join(map(str, self.shape))} numbers" if self.shape else "rows as the module takes them"
+        labels = f"; labels: {few(list(map(str, self.labels)))}" if len(self.labels) else ""
+        return f"<{kind} of {len(self.names)} users ({few(self.names)}) for {rows}{labels}>"
 
     @property
     def Omega(self) -> NDArray[np.float64] | None:

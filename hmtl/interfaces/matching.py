@@ -45,6 +45,11 @@ def matched(
     if C != 1 or not (takes_targets or len(values) > 2):
         tasks = classified(tasks)
     first = tasks[0]
+    if loss is None and takes_targets and first.classes and C > 1 and values.max() >= C:
+        raise DataError(
+            f"Labels go up to {values.max():g}, but the module has {C} scores. Number them from 0 to {C - 1}, or give "
+            f"the module num_labels={values.max() + 1:g}."
+        )
     if takes_targets:
         return TorchLoss(), _numbered(tasks, C if first.classes and C > 1 else None)
     if not first.has_numbers:

@@ -252,7 +252,7 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
     for user in ("zzz", 4):
         with pytest.raises(DataError, match=rf"no user {user!r} among the 4. Give one of town 0, town 1, .*"):
             models.predict(user, np.ones((1, 4)))  # type: ignore[arg-type]
-    assert len(repr(models)) < 1000
+    assert len(repr(models)) < 150
     with pytest.raises(ConfigError, match="linear models"):
         hmtl.load_run(tmp_path, torch.nn.Linear)
     assert models.predict("town 1", np.empty((0, 4))).shape == (0,)
@@ -279,7 +279,7 @@ def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> Non
     with pytest.raises(DataError, match="does not hold the models"):
         hmtl.load_run(tmp_path)
     train(configure(*where, "r=2", "rounds=2", "logger=none", "algorithm=fedu"))
-    with pytest.raises(ConfigError, match=r"holds networks, but its .hydra/config.yaml"):
+    with pytest.raises(ConfigError, match="holds networks, but not the code"):
         hmtl.load_run(tmp_path)
     with pytest.raises(ConfigError, match="model creates a network"):
         hmtl.load_run(tmp_path, hmtl_mlp).predict("town 1", np.ones((1, 4)))

@@ -643,7 +643,11 @@ def test_a_trunk_exists_once(algorithm, tmp_path):
     assert len({model.head.weight.data_ptr() for model in models}) == 5
     for name in ("body.weight", "shift"):
         assert torch.equal(first.state_dict()[name], before[name])
-    loaded = hmtl.load_run(tmp_path, first)
+    with pytest.raises(ConfigError, match="model=module") as error:
+        hmtl.load_run(tmp_path)
+    assert "full_key" not in str(error.value)
+    loaded = hmtl.load_run(tmp_path, model=first)
+    assert len(repr(loaded)) < 120
     x = draw(4, 5, seed=9)
     scores = torch.from_numpy(loaded.scores("user 2", x.numpy()))
     torch.testing.assert_close(scores, models[2](x).detach(), rtol=1e-5, atol=1e-5)
@@ -706,6 +710,15 @@ class Stream(IterableDataset):
         yield from tokens(N)
 
 
+def late(word=0, label=0):
+    """Words and labels of which the first four items alone are in range."""
+
+    def item(i):
+        return {"input_ids": words(T) + word * (i > 3), "attention_mask": torch.ones(T), "labels": label * (i > 3)}
+
+    return Listed(N, item)
+
+
 REFUSED = {
     "a stream": (Text, Stream(), DataError, "numbers"),
     "no targets": (mlp, TensorDataset(draw(N, 5)), DataError, "targets"),
@@ -723,6 +736,10 @@ REFUSED = {
     "in parallel": (lambda: nn.DataParallel(mlp()), floats(5)(N), ConfigError, "module"),
     "a script": (lambda: torch.jit.script(mlp()), floats(5)(N), ConfigError, "script"),
     "nothing to train": (lambda: mlp().requires_grad_(False), floats(5)(N), ConfigError, "train"),
+    "a label too large": (partial(Attended, own=True), late(label=C), DataError, "num_labels=4"),
+    "a label too small": (partial(Attended, own=True), late(label=-1), DataError, "user 0 "),
+    "a word too large": (partial(Attended, own=True), late(word=WORDS), DataError, "user 0 "),
+    "a label too large for a loss of torch": (Attended, late(label=C), DataError, "user 0 ", nn.CrossEntropyLoss()),
     "text": (Attended, Listed(N, lambda i: {"input_ids": "a", "labels": i % C}), ConfigError, "input_ids"),
 }
 

@@ -14,7 +14,7 @@ from hmtl.data.items import each_tensor
 from hmtl.errors import ConfigError
 from hmtl.io.arrays import Ids
 from hmtl.mtl.learners.base import Learner
-from hmtl.mtl.networks.calls import scores_of, with_targets
+from hmtl.mtl.networks.calls import in_range, scores_of, with_targets
 from hmtl.mtl.networks.copies import copies
 from hmtl.mtl.networks.flat import FlatModel, seeded
 from hmtl.mtl.participation import Participation
@@ -70,8 +70,8 @@ class Setting:
         model, loss, predictions = self.model, self.problem.loss, [self._no_predictions]
         for k, w in zip(users.tolist(), models, strict=True):
             parameters, user = model.placed(w), int(self.problem.users[k])
-            with seeded(self.seed, "measure", split, user, device=w.device):  # transforms of rows may draw
-                for x, y in self.problem.batches(split, k):
+            with in_range(f"user {user}"), seeded(self.seed, "measure", split, user, device=w.device):
+                for x, y in self.problem.batches(split, k):  # transforms of rows may draw
                     inputs = model.inputs(x)
                     if isinstance(loss, TorchLoss):
                         y = each_tensor(y, model.to_device)

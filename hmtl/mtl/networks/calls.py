@@ -1,13 +1,14 @@
 """How a plain loop calls a module, and what it reads of the module's output."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from hmtl.data.items import TARGETS
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, DataError
 
 
 def arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -47,6 +48,18 @@ def called(module: nn.Module, inputs: Any) -> Any:
     """Return the module's output for inputs, see `arguments`."""
     args, named = arguments(module, inputs)
     return module(*args, **named)
+
+
+@contextmanager
+def in_range(whose: str) -> Iterator[None]:
+    """Say what is wrong with the rows of some users if a module or its loss raises IndexError for them."""
+    try:
+        yield
+    except IndexError as error:
+        raise DataError(
+            f"Rows of {whose} do not suit the module or its loss ({str(error).rstrip('.')}). Number labels and ids "
+            "from 0, each below the number of the module's scores (num_labels) or embeddings."
+        ) from error
 
 
 def scores_of(output: Any) -> Tensor:

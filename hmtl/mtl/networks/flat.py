@@ -363,7 +363,7 @@ def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
         if name not in named or not (is_lazy(named[name]) or named[name].shape == shape):
             raise ConfigError(
                 f"model creates a network without {name} of shape {list(shape)}, which was trained. Give the "
-                "algorithm.model of the run."
+                "run's module or algorithm.model."
             )
     if any(name not in named for name in about["kept"]) or (
         about["trunk"] != digest({name: named[name] for name in about["kept"]})

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 from hmtl.data.items import Items, each_tensor
 from hmtl.errors import ConfigError
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.networks.calls import called, scores_of, with_targets
+from hmtl.mtl.networks.calls import called, in_range, scores_of, with_targets
 from hmtl.mtl.networks.copies import group_size, trains_side_by_side
 from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, seeded
 from hmtl.mtl.problem import Problem, Rows
@@ -226,7 +226,8 @@ class TorchTrainer(MinibatchSolver):
         how = None if plain and self._class is SGD else make
         is_wrong = settings.get("fused") and subproblem.trained is not None  # torch's fused steps on parts of W are
         if model.side_by_side and not is_wrong:
-            return side_by_side(loss, rows, subproblem, order, usual, budgets, StepRule(rate, how, self.clip))
+            with in_range("some user"):
+                return side_by_side(loss, rows, subproblem, order, usual, budgets, StepRule(rate, how, self.clip))
         starts, first_rows = (usual.cumsum(0) - usual).tolist(), rows.starts.tolist()
 
         def train(k: int, module: nn.Module) -> nn.Module:
@@ -244,11 +245,12 @@ class TorchTrainer(MinibatchSolver):
                     continue
                 x, y = self._minibatch(loss, model, data, own[t, :n], y_own[t, :n])
                 weights = s_own[t, :n]
-                if isinstance(loss, TorchLoss) and self.loss is None:
-                    losses = loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)
-                else:
-                    predictions, y = paired(model.predictions(scores_of(called(module, x))), y)
-                    losses = (self.loss or loss)(predictions, y)
+                with in_range(f"user {subproblem.users[k]}"):
+                    if isinstance(loss, TorchLoss) and self.loss is None:
+                        losses = loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)
+                    else:
+                        predictions, y = paired(model.predictions(scores_of(called(module, x))), y)
+                        losses = (self.loss or loss)(predictions, y)
                 if losses.ndim:
                     losses = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
                     losses = (weights * losses).sum()
