@@ -204,7 +204,7 @@ def _tasks(cfg: DictConfig, K: int | None, wanted: Wanted | None) -> tuple[Task,
         arguments["partition"] = make_part(cfg, "partition")
     tasks = from_datasets(make_part(cfg, "dataset", **arguments), networks="model" in cfg.algorithm)
     loss = make_part(cfg, "loss")
-    tasks = classified(tasks, loss.classes) if loss.labels or loss.classes else tasks
+    tasks = classified(tasks) if loss.labels or loss.classes else tasks
     return with_validation(tasks, cfg.validation_fraction, cfg.seed) if cfg.validation_fraction else tasks
 
 
@@ -274,13 +274,6 @@ def check(cfg: DictConfig) -> None:
         build_measures(cfg)
     if "privacy" in cfg:
         check_privacy(cfg)
-
-
-def check_tables(cfg: DictConfig) -> None:
-    """Read the tables of a run, if it has any, and raise the error that the run would raise about them."""
-    if cfg.dataset["_target_"] == "hmtl.data.files":
-        tasks, _ = build_tasks(cfg)
-        build_problem(cfg, tasks)
 
 
 @lru_cache

@@ -31,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hmtl.config.build import check, check_tables, conf_dir, identity_of
+from hmtl.config.build import build_problem, build_tasks, check, conf_dir, identity_of
 from hmtl.config.schema import flat
 from hmtl.config.settings_help import settings_help
 from hmtl.config.targets import of_hydra
@@ -43,6 +43,8 @@ ERROR = "error.txt"
 """A sweep's job that fails leaves its error in this file."""
 SWEEP = "sweep.txt"
 """A sweep that has not finished, in a folder of Hydra's choice, has its command line there in this file."""
+OF_TABLES = ("K", "dataset", "partition", "loss")
+"""Settings that say, without their seed, whether a table can be used."""
 FOLDER_NAME = re.compile(r"[\w=.,+-]{1,100}")
 """Names of jobs that can be the names of their folders."""
 
@@ -107,12 +109,6 @@ def _job_name() -> str:
     job = HydraConfig.get().job
     number = f"{job.num + 1} of {Jobs.total}" if Jobs.total else job.num + 1  # unknown in other processes
     return f"{number}: {job.override_dirname}"
-
-
-def _data_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return the settings that say whether a table can be used: all on data and loss but the seed."""
-    parts = ("K", "dataset", "partition", "loss")
-    return {key: value for key, value in flat(cfg).items() if key.startswith(parts) and not key.endswith("seed")}
 
 
 def _has_finished(cfg: DictConfig, folder: Path) -> bool:
@@ -257,9 +253,11 @@ class Jobs(Callback):
                 cfg = hydra.compose(config_name, [*given["hydra"], *job, "output_dir=."])
                 with suppress(OmegaConfBaseException):  # a value of this job alone, such as ${hydra:job.num}
                     check(cfg)
-                    if "dataset" in cfg and (of_data := _data_settings(cfg)) not in read:
-                        read.append(of_data)
-                        check_tables(cfg)
+                    about = {key: each for key, each in flat(cfg).items() if key.startswith(OF_TABLES)}
+                    about.pop("dataset.seed", None)
+                    if about.get("dataset._target_") == "hmtl.data.files" and about not in read:
+                        read.append(about)
+                        build_problem(cfg, build_tasks(cfg)[0])
             except (HmtlError, HydraException) as error:
                 raise ConfigError(f"No job was run. Job {names[-1]}: {_message(error, config_name)}") from error
         Jobs.total = len(names)

@@ -21,6 +21,8 @@ NO_MODEL = (
     "algorithm.model is not a setting of mocha, cocoa and local, which train linear models. Leave it out, or choose a "
     "learner of networks, such as algorithm=fedavg or local_networks."
 )
+WRONG_VALUE = r"(?:Value '.*' .*|field '\w+' )(Integer|Float|bool|is not Optional).*"  # as OmegaConf says it
+WANTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "is not Optional": "a value"}
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 """Keys that Hydra's `instantiate` reads."""
 
@@ -36,7 +38,7 @@ def given(part: Any, make: Callable[..., Any] | None = None) -> dict[str, Any]:
 
 
 def description(part: Any, deep: bool = True) -> str:
-    """Return the name of a part and, if `deep`, the settings that it holds, also those of modules below it."""
+    """Return the name of a part and, if `deep`, its settings but usual ones, also those of modules below it."""
     if isinstance(part, int | float | str):
         return str(part)
     if isinstance(part, list | tuple) and all(isinstance(each, int | float | str) for each in part):
@@ -44,15 +46,19 @@ def description(part: Any, deep: bool = True) -> str:
     if hasattr(part, "__qualname__"):  # a class or a function
         return f"{part.__module__}.{part.__qualname__}"
     held: dict[Any, Any] = {**getattr(part, "__dict__", {}), **getattr(part, "_modules", {})}
+    usual = {key: parameter.default for key, parameter in parameters(type(part))[0].items()}
+    held |= {key: held[f"_{key}"] for key in usual if f"_{key}" in held}
     name = description(type(part))
     if isinstance(part, partial):
         name, held = description(part.func), {**dict(enumerate(part.args)), **part.keywords}
-    beside = ("training",) if hasattr(part, "_modules") else ("model", "solver")  # which a learner in use has
+    beside = ("training",) if hasattr(part, "_modules") else ("model", "solver", "regularized")  # of a learner in use
     told = {str(key): each for key, each in held.items() if each is not None and key not in beside and deep}
     words = [
         f"{key}={description(each, isinstance(each, partial) or hasattr(each, '_modules'))}"
         for key, each in told.items()
-        if key[0] != "_" and not isinstance(getattr(type(part), key, None), cached_property)
+        if key[0] != "_"
+        and not isinstance(getattr(type(part), key, None), cached_property)
+        and not (isinstance(each, int | float | str) and each == usual.get(key))
     ]
     return f"{name}({', '.join(words)})" if words else name
 
@@ -96,6 +102,8 @@ def check(name: str, part: Mapping[str, Any], kinds: tuple[type, ...] = ()) -> d
     Raises:
         ConfigError: the target cannot be imported, makes none of the `kinds`, or an argument does not fit.
     """
+    from pydantic import ValidationError  # late: --help need not wait for it
+
     target = locate(f"{name}._target_", part.get("_target_"))
     made = target if inspect.isclass(target) else _hints(target).get("return")
     if kinds and inspect.isclass(made) and made is not Any and not issubclass(made, kinds):
@@ -105,26 +113,18 @@ def check(name: str, part: Mapping[str, Any], kinds: tuple[type, ...] = ()) -> d
     known, is_open = parameters(target)
     if unknown := [key for key in part if key not in (*known, *HYDRAS) and not is_open]:
         raise ConfigError(no_setting(f"{name}.{unknown[0]}", [f"{name}.{key}" for key in known]))
-    plain = {key: value for key, value in part.items() if key not in nested and key not in HYDRAS}
-    return {**part, **nested, **validate(name, target, plain)}
+    plain = {key: value for key, value in part.items() if key in known and key not in nested}
+    fields = tuple((key, known[key].annotation) for key in plain)
+    try:
+        validated = _model(fields).model_validate(plain)
+    except ValidationError as error:
+        raise ConfigError(_first(name, plain, error)) from error
+    return {**part, **nested, **{key: getattr(validated, key) for key in plain}}
 
 
 def is_part(value: Any) -> bool:
     """Return whether a value describes an object."""
     return isinstance(value, Mapping) and "_target_" in value
-
-
-def validate(name: str, target: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments in the types of the target's annotations, or raise ConfigError for the first wrong one."""
-    from pydantic import ValidationError  # late: --help need not wait for it
-
-    known, _ = parameters(target)
-    fields = tuple((key, known[key].annotation) for key in arguments if key in known)
-    try:
-        validated = _model(fields).model_validate({key: arguments[key] for key, _ in fields})
-    except ValidationError as error:
-        raise ConfigError(_first(name, arguments, error)) from error
-    return {**arguments, **{key: getattr(validated, key) for key, _ in fields}}
 
 
 @lru_cache  # each process of a run checks the same settings, and several times
@@ -250,10 +250,10 @@ def of_hydra(error: Exception) -> str:
         beside: Any = OmegaConf.to_container(cause.parent_node, resolve=False)
         known = [*beside, *(f"{name}.{each}" for name, part in beside.items() if is_part(part) for each in part)]
         message = no_setting(key, [f"{above}.{each}" if above else each for each in known])
-        # otherwise Hydra's message, which says how a part gets an argument
-        if not above or "Did you mean" in message or message == NO_MODEL:
+        if not above or "Did you mean" in message or message == NO_MODEL:  # Hydra's says how a part gets an argument
             return message
     text = re.split(
         r"\s+full_key: |\s+Config search path", f"{error}: {cause}" if cause not in (None, error) else str(error)
     )[0]
-    return " ".join(text.split())
+    text = re.sub(WRONG_VALUE, lambda found: f"this is not {WANTED[found[1]]}. Give one.", text)
+    return " ".join(text.removeprefix("Error merging override ").split())

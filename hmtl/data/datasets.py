@@ -78,6 +78,12 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
         raise DataError(f"User {k} has {len(given)} Datasets, or None. Give training rows, or training and test rows.")
     sources: list[tuple[Dataset[Any], Collate]] = []
     for each in given:
+        parts = each if isinstance(each, list | tuple) and each else [each]
+        if all(isinstance(part, np.ndarray | Tensor) for part in parts) or hasattr(each, "iloc"):
+            raise DataError(
+                f"User {k} has arrays or a table ({type(each).__name__}), not a Dataset. Give "
+                "TensorDataset(torch.as_tensor(X), torch.as_tensor(y)), or a pair of Datasets to train and to test on."
+            )
         dataset, collate = (each.dataset, each.collate_fn) if isinstance(each, DataLoader) else (each, default_collate)
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             raise DataError(
@@ -86,6 +92,8 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
             )
         sources.append((dataset, collate))
     train, *test = sources
+    if hasattr(train[0], "__len__") and not len(train[0]):
+        raise DataError(f"User {k} has no training rows. Leave it out, or give it rows.")
     return [train, *(each for each in test if len(each[0]))]  # type: ignore[arg-type]  # see above
 
 
@@ -165,8 +173,6 @@ def _reading(dataset: Dataset[Any], user: int) -> Iterator[None]:
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(user)
         try:
-            if not len(dataset):  # type: ignore[arg-type]  # a Dataset need not have a length
-                raise ValueError("it has no rows")
             yield
         except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, DataError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")

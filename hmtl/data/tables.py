@@ -46,7 +46,8 @@ def read_rows(
             f"{file}: Parquet needs pyarrow. Run pip install 'hmtl[parquet]', or give CSV or NPZ."
         ) from error
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}. Fix it or write it again.") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(f"{file} cannot be read: {reason}. Check the path, or write the file again.") from error
 
 
 def read_as_text(file: Path, table: pd.DataFrame) -> pd.DataFrame:
@@ -65,8 +66,8 @@ def fault(column: pd.Series, is_number: bool = True, missing: bool = False) -> s
     bad = misfits(column, missing) if is_number else column.isna().to_numpy()
     if not bad.any():
         return ""
-    row = int(bad.argmax())
-    place = f"column {column.name}, row {row} (from 0, below the header; {bad.sum() - 1} more)"
+    row, n = int(bad.argmax()), bad.sum()
+    place = f"column {column.name}, row {row} (from 0, below the header{f'; {n - 1} more' if n > 1 else ''})"
     return f"has {column.iloc[row]} in {place}, where {wanted} is needed. Fix or drop such rows"
 
 

@@ -227,8 +227,9 @@ class Task:
                 largest = max(-float(low), float(high))
                 if not largest < math.inf:  # or NaN, which both ends then are
                     bad = ~finite(rows)
-                    first, more = int(bad.nonzero()[0]), int(bad.sum()) - 1
-                    yield f"{name} is NaN or infinite in row {first} (from 0; {more} more). Fix or drop such rows."
+                    first, n = int(bad.nonzero()[0]), int(bad.sum())
+                    more = f"; {n - 1} more" if n > 1 else ""
+                    yield f"{name} is NaN or infinite in row {first} (from 0{more}). Fix or drop such rows."
                 if largest > MAX_ABS_VALUE:
                     yield f"{name} has a number of size {largest:.2g}, whose square may overflow. Scale the data down."
         n = len(self.y_train)
@@ -284,37 +285,14 @@ def class_targets(number: NDArray[np.int64], C: int) -> tuple[NDArray[Any], int 
     return (number * 2.0 - 1.0, None) if C <= 2 else (number, C)
 
 
-def classified(tasks: Sequence[Task], numbered: bool = False) -> tuple[Task, ...]:
+def classified(tasks: Sequence[Task]) -> tuple[Task, ...]:
     """Return tasks whose targets are integers or booleans, and not ±1, with these values as labels of classes.
 
     Other tasks, and those whose rows another process holds, stay unchanged.
 
-    Args:
-        tasks: of all users.
-        numbered: whether two classes −1 and 1 become the classes 0 and 1.
-
     Raises:
         DataError: if all rows have one label.
     """
-    tasks = _labelled(tasks)
-    return tuple(map(_with_numbers, tasks)) if numbered and all(map(_has_signs, tasks)) else tasks
-
-
-def _has_signs(task: Task) -> bool:
-    """Return whether a task has two classes, −1 and 1, as far as this process knows."""
-    is_known = len(task.labels) == 2 if task.labels else task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}
-    return is_known and task.classes is None
-
-
-def _with_numbers(task: Task) -> Task:
-    """Return a task with classes 0 and 1 in place of −1 and 1."""
-    targets = {f"y_{split}": (getattr(task, f"y_{split}") > 0).long() for split in SPLITS}
-    prepared = task.prepared and replace(task.prepared, raw=_with_numbers(task.prepared.raw))
-    return task._with(classes=2, labels=task.labels or (-1, 1), prepared=prepared, **targets)
-
-
-def _labelled(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """Return tasks with the values of integer targets as labels, see `classified`."""
     raws = [task.raw for task in tasks]
     unnamed = all(raw.is_local and raw.has_integers and (raw.classes, raw.labels) == (None, None) for raw in raws)
     if not raws or not unnamed:
@@ -330,6 +308,16 @@ def _labelled(tasks: Sequence[Task]) -> tuple[Task, ...]:
     about: dict[str, Any] = {"classes": classes, "labels": tuple(values.astype(int).tolist())}
     numbered = [replace(raw, **about | {f"y_{split}": next(parts) for split in SPLITS}) for raw in raws]
     return prepare(numbered, tasks[0].preprocessing)
+
+
+def numbered(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """Return tasks with classes 0 and 1 in place of −1 and 1, if all tasks have these two."""
+    for task in tasks:
+        signs = len(task.labels) == 2 if task.labels else task.is_local and set(task.y_train.tolist()) <= {-1.0, 1.0}
+        if task.classes or not signs:
+            return tuple(tasks)
+    ys = [{f"y_{split}": (getattr(task, f"y_{split}") > 0).long() for split in SPLITS} for task in tasks]
+    return tuple(t._with(classes=2, labels=t.labels or (-1, 1), **y) for t, y in zip(tasks, ys, strict=True))
 
 
 def prepare(tasks: Sequence[Task], preprocessing: Preprocessing, in_place: bool = False) -> tuple[Task, ...]:

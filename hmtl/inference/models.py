@@ -109,9 +109,8 @@ class Models:
 
     def __repr__(self) -> str:
         kind = "networks" if self.network else "linear models"
-        rows = f"rows of {' × '.join(map(str, self.shape))} numbers" if self.shape else "rows as the module takes them"
-        labels = f"; labels: {few(list(map(str, self.labels)))}" if len(self.labels) else ""
-        return f"<{kind} of {len(self.names)} users ({few(self.names)}) for {rows}{labels}>"
+        what = few(list(map(str, self.labels))) or "numbers"
+        return f"<{kind} of {len(self.names)} users ({few(self.names)}), which predict {what}>"
 
     @property
     def Omega(self) -> NDArray[np.float64] | None:
@@ -244,8 +243,9 @@ def load_models(file: Path, maker: nn.Module | MakeModel | None, find_maker: Cal
         models = Models(**saved, table=TableFeatures.from_json(text) if text else None)
         _check(models, is_network)
     except (OSError, LookupError, TypeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{file} does not hold the models of a run ({error}). Give the folder of a finished run."
+            f"{file} does not hold the models of a run ({reason}). Give the folder of a finished run."
         ) from error
     if is_network:
         return replace(models, maker=find_maker() if maker is None else maker_of(maker))

@@ -49,10 +49,16 @@ def _users(models: Models, table: pd.DataFrame, file: Path, user: str | None, ta
         raise ConfigError(f"user={user} and task={task} both name the users of the rows. Leave one out.")
     if task is not None:
         if task not in table:
-            raise DataError(f"{file} has no column {task}. Set task to one of its columns, or set user.")
+            raise DataError(
+                f"{file} has no column {task} (it has {few(list(table))}). Set task to one of them, or user."
+            )
         if wrong := fault(table[task], is_number=False):
             raise DataError(f"{file} {wrong}.")
-        return [str(name) for name in table[task]]
+        names = [str(name) for name in table[task]]
+        if unknown := set(names) - set(models.names):
+            reason = f"{min(unknown)} in column {task}, but the run's users are {few(models.names)}"
+            raise DataError(f"{file} has {reason}. Set task to the column of users, or drop such rows.")
+        return names
     if user is None and file.stem not in models.names:
         raise ConfigError(
             f"The user of the rows in {file} is not known. Set user, or set task to the column that names the users; "

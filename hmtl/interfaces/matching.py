@@ -45,10 +45,11 @@ def matched(
     if C != 1 or not (takes_targets or len(values) > 2):
         tasks = classified(tasks)
     first = tasks[0]
-    if loss is None and takes_targets and first.classes and C > 1 and values.max() >= C:
+    is_own = takes_targets and not getattr(loss, "is_of_torch", False)
+    if C > 1 and first.has_numbers and not (first.classes or is_own or (are_signs(tasks) and not takes_targets)):
         raise DataError(
-            f"Labels go up to {values.max():g}, but the module has {C} scores. Number them from 0 to {C - 1}, or give "
-            f"the module num_labels={values.max() + 1:g}."
+            f"The module returns {C} scores for a row, but targets are floats, numbers to predict. Give integers "
+            "from 0 as classes, or a module with one output."
         )
     if takes_targets:
         return TorchLoss(), _numbered(tasks, C if first.classes and C > 1 else None)

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, TensorDataset
 from hmtl.data import Task
 from hmtl.data.items import TARGETS, each_tensor
 from hmtl.data.sparse import Features, times
-from hmtl.data.tasks import SPLITS, classified
+from hmtl.data.tasks import SPLITS, classified, numbered
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.measures import OwnMeasure, means, measures_for, summarize, terms_of_means, totals
@@ -152,7 +152,7 @@ class Problem:
         if not tasks:
             raise DataError("The data set has no tasks, but a problem needs at least one user. Check its K.")
         if loss.labels or loss.classes:
-            tasks = classified(tasks, loss.classes)
+            tasks = numbered(classified(tasks)) if loss.classes else classified(tasks)
         if isinstance(loss, TorchLoss):
             loss = copy.copy(loss)
             loss.classes = tasks[0].classes is not None  # type: ignore[misc]  # see there

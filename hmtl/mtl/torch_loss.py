@@ -49,6 +49,13 @@ class TorchLoss(Loss):
     def measure(self) -> str:
         return "share misclassified" if self.classes else "mean loss"
 
+    @property
+    def is_of_torch(self) -> bool:
+        """Whether it is a loss of torch, and not a function of your own or the module's."""
+        function = getattr(self.function, "func", self.function)  # of a partial
+        name = getattr(function, "__module__", None) or "torch."  # compiled ones name none
+        return function is not None and name.startswith("torch.")
+
     def of_batch(self, output: Any, y: Any) -> Tensor:
         """Return the loss of a module's output, a mean or one for each row [n].
 
@@ -56,12 +63,8 @@ class TorchLoss(Loss):
             ConfigError: the module returns none.
         """
         if self.function is not None:
-            function = getattr(self.function, "func", self.function)  # of a partial
-            is_own = not (getattr(function, "__module__", None) or "torch.").startswith(
-                "torch."
-            )  # compiled ones name none
             predictions = scores_of(output) if isinstance(y, Tensor) else output
-            return self.function(*paired(predictions, y, alike=not is_own))
+            return self.function(*paired(predictions, y, alike=self.is_of_torch))
         if (loss := loss_of(output)) is None:
             raise ConfigError("The module returns no loss of its own. Name one, such as loss=torch.nn.MSELoss().")
         return loss

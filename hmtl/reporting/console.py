@@ -32,12 +32,18 @@ class Console(rich.console.Console):
         raise
 
     def table(self, table: Table) -> None:
-        """Print a table: a narrow terminal wraps text, but not numbers, even if lines become longer than it is."""
+        """Print a table: a narrow terminal wraps text, but not numbers; vertical lines go where these need the room."""
         for column in table.columns:
             cells = [str(cell) for cell in column.cells]
             whole = cells if column.justify == "right" else " ".join(cells).split()
             column.min_width = min(max(map(cell_len, [*str(column.header).split(), *whole]), default=0), LONGEST_WORD)
             column.overflow = "fold"
+        wide = self.options.update_width(1000)  # any table has room there
+        if self.measure(table, options=wide).maximum > self.width:
+            for column in table.columns:
+                column.max_width = column.min_width if column.justify == "right" else None
+        if self.measure(table, options=wide).minimum > self.width:
+            _narrow(table)
         self.print(table, crop=False)
 
     def progress_line(self, line: str) -> None:
@@ -59,7 +65,11 @@ def as_table(title: str, headers: Sequence[str], rows: Iterable[Iterable[str]], 
 
 def narrow_table(title: str, headers: Sequence[str], rows: Iterable[Iterable[str]], words: int = 1) -> Table:
     """Return a table like `as_table`, for many columns."""
-    table = as_table(title, headers, rows, words)
+    return _narrow(as_table(title, headers, rows, words))
+
+
+def _narrow(table: Table) -> Table:
+    """Leave out a table's vertical lines."""
     table.box, table.padding, table.show_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
     return table
 

@@ -101,7 +101,7 @@ def run_report(summary: Summary, full: bool = False) -> Iterator[Table | str]:
     time, error, alone = summary.time, summary.figures.get("test_error", 0.0), summary.baseline or {}
     if error > alone.get("test_error", error):
         yield "Users who learn alone have a smaller test error. Choose lam by hmtl.tune, or set algorithm=local."
-    if summary.communicator != "uncoded" and time.uncoded_communication_s:
+    if summary.communicator != "uncoded" and summary.V_bits and time.uncoded_communication_s:
         yield _savings(summary)
 
 

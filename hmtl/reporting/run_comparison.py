@@ -360,7 +360,8 @@ def readable(lines: Sequence[Line], spread: str = "sd", columns: Sequence[str] =
             for n, around in shown
         ]
         if header == "comm. saved":
-            cells = [share_saved(1 - share, 1.0) for share in column]
+            shares = zip(column, travels, strict=True)
+            cells = ["–" if kind == "nothing" else share_saved(1 - share, 1.0) for share, kind in shares]
         if name in ENDS and len(set(words[0])) == 1 and len(lines) > 1 and column.notna().any():
             best = column.min() if falls(lines[0].runs[0].measure) else column.max()
             cells = [MARKS[style].format(cell) if n == best else cell for cell, n in zip(cells, column, strict=True)]

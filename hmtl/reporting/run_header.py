@@ -28,7 +28,9 @@ def run_header(algorithm: Algorithm, communicator: Communicator) -> dict[str, st
     if model and (frozen := [w for w in model.module.parameters() if not w.requires_grad]):
         rest = sum(w.numel() for w in frozen)
         kept = " in evaluation mode" * bool(model.frozen)
-        trains = {"trains": f"{few(list(model.shapes))}: {len(model.start):,} numbers; {rest:,} are frozen{kept}"}
+        names = list(model.shapes)
+        shown = few(names) if len(few(names)) < 60 else f"{len(names)} tensors, as {'.'.join(names[0].split('.')[-4:])}"
+        trains = {"trains": f"{shown}: {len(model.start):,} numbers; {rest:,} are frozen{kept}"}
     hear = "hears" if network.r == 1 else "hear"
     turns = ""
     if model and problem.tasks:

@@ -72,14 +72,16 @@ def load_checkpoint(
     saved = content["identity"]
     wanted = saved if identity is None else identity
     changes = {
-        key: f"was {saved.get(key)!r}, is {wanted.get(key)!r}"
+        key: _change(key, saved, wanted)
         for key in sorted(saved.keys() | wanted.keys())
         if saved.get(key) != wanted.get(key)
     }
-    differences = [  # without settings of parts that follow a root setting, such as communicator.wire
-        f"{key} {change}"
+    others = tuple(key.removesuffix("_target_") for key in changes if key.endswith("._target_"))
+    differences = [  # without settings of another part, and of parts that follow a root setting, as communicator.wire
+        f"{key.removesuffix('._target_').removesuffix('.given')} {change}"
         for key, change in changes.items()
-        if "." not in key or changes.get(key.rpartition(".")[2]) != change
+        if ("." not in key or changes.get(key.rpartition(".")[2]) != change)
+        and not any(key.startswith(part) and key != f"{part}_target_" for part in others)
     ]
     if differences:
         raise CheckpointError(
@@ -87,6 +89,14 @@ def load_checkpoint(
             "start a new run in another folder (hydra.run.dir) without resume."
         )
     return content
+
+
+def _change(key: str, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return what a setting was and is, for a part that was given as an object its description."""
+    part = key.removesuffix("_target_")
+    names = [f"{part}learner.given", f"{part}given", key]
+    was, now = (next((each[name] for name in names if name in each), None) for each in (saved, wanted))
+    return f"was {was!r}, is {now!r}" if max(len(str(was)), len(str(now))) < 100 else "is another one"
 
 
 RESTART = "Use another checkpoint, or start a new run in another folder (hydra.run.dir) without resume."

@@ -88,7 +88,7 @@ def test_a_defect_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path:
 @pytest.mark.parametrize(
     "override",
     [
-        *("loss=null", "rouns=3", "topology=ring", "K=abc"),
+        *("loss=null", "rouns=3", "topology=ring", "K=abc", "rounds=ten"),
         *(slow(each) for each in ("topology.q=1", "topology=[any_r,ring]", "K==3", "lam=null")),
     ],
 )
@@ -98,6 +98,7 @@ def test_what_hydra_refuses_is_one_line(run: Run, override: str) -> None:
     assert stderr.startswith("error: ")
     assert override.split("=")[0] in stderr or override == "loss=null"
     assert "hydra.run.dir" not in stderr, "it is no file that cannot be written"
+    assert ("this is not a whole number" in stderr) == override.endswith(("abc", "ten"))
     assert stderr.count("\n") == 1
 
 

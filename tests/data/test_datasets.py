@@ -5,6 +5,7 @@ from functools import partial
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -64,23 +65,29 @@ def test_datasets_are_read_reproducibly_and_kept():
 
 
 @pytest.mark.parametrize(
-    "users",
+    ("users", "says"),
     [
-        [Stream()],
-        [Listed([])],
-        [[1, 2]],
-        [TensorDataset(X)],
-        [Listed(["a", "b"])],
-        [Listed([0, 1], x=[object(), object()])],
-        [Listed([0, 1]), Listed([0.5, 1.5])],
-        TensorDataset(X, torch.ones(len(X))),
-        {0: Listed([0, 1])},
-        [(Listed([0, 1]), None)],
-        [(Listed([0, 1]), Listed([0, 1]), Listed([0, 1]))],
+        ([Stream()], "length"),
+        ([Listed([])], "User 0 has no training rows"),
+        ([Listed([0]), (TensorDataset(X[:0], X[:0, 0]), Listed([0]))], "User 1 has no training rows"),
+        ([(X.numpy(), X[:, 0].numpy())], "TensorDataset"),
+        ([(X, X[:, 0])], "TensorDataset"),
+        ([[X.numpy(), X[:, 0].numpy()]], "TensorDataset"),
+        ([((X, X[:, 0]), (X, X[:, 0]))], "TensorDataset"),
+        ([pd.DataFrame(X.flatten(1))], "TensorDataset"),
+        ([[1, 2]], "pairs"),
+        ([TensorDataset(X)], "pairs"),
+        ([Listed(["a", "b"])], "target"),
+        ([Listed([0, 1], x=[object(), object()])], "tensor"),
+        ([Listed([0, 1]), Listed([0.5, 1.5])], "integers"),
+        (TensorDataset(X, torch.ones(len(X))), "each user"),
+        ({0: Listed([0, 1])}, "each user"),
+        ([(Listed([0, 1]), None)], "None"),
+        ([(Listed([0, 1]), Listed([0, 1]), Listed([0, 1]))], "3 Datasets"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_one_line(users):
-    with pytest.raises(DataError) as error:
+def test_what_cannot_be_read_is_refused_in_one_line(users, says):
+    with pytest.raises(DataError, match=says) as error:
         from_datasets(users)
     assert "\n" not in str(error.value)
 

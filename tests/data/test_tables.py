@@ -97,4 +97,5 @@ def test_cells_without_a_finite_number(values, bad):
     wrong = fault(pd.Series(values, name="b"))
     assert bool(wrong) == bool(bad)
     if bad:
-        assert f"in column b, row {bad[0]} (from 0, below the header; {len(bad) - 1} more)" in wrong
+        more = f"; {len(bad) - 1} more" if len(bad) > 1 else ""
+        assert f"in column b, row {bad[0]} (from 0, below the header{more})" in wrong

@@ -73,7 +73,7 @@ IMAGES = np.ones((6, 3, 2, 2))
         (fields() | {"sample_weight": np.ones(5)}, None, "sample_weight has to be"),
         (fields() | {"sample_weight": np.array([1.0, 1, 0, 1, 1, 1])}, None, "sample_weight has to be"),
         (fields() | {"x_train": IMAGES, "x_test": IMAGES[:4, :2]}, None, "x_train has 3 × 2 × 2 columns, x_test 2"),
-        (with_value("x_train", (4, 1), np.nan), None, "x_train is NaN or infinite in row 4 (from 0; 0 more)"),
+        (with_value("x_train", (4, 1), np.nan), None, "x_train is NaN or infinite in row 4 (from 0)"),
         (with_value("x_test", ([1, 3], 0), -np.inf), None, "x_test is NaN or infinite in row 1 (from 0; 1 more)"),
         (with_value("y_train", 5, np.inf), None, "y_train is NaN or infinite in row 5"),
         (with_value("x_train", (4, 1), -1e160), None, "x_train has a number of size 1e+160"),

@@ -275,6 +275,20 @@ def test_the_table_fits_80_columns(
         assert (labels[0] in printed) == (columns == 200)
 
 
+def test_four_learners_with_three_seeds_fit_80_columns(
+    sweep: tuple[Path, commands.Done], seeds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing travels in local training, so that nothing is saved."""
+    monkeypatch.setenv("COLUMNS", "80")
+    (*_, learner), (local, *_) = as_lines(find_runs([seeds])), find_runs([sweep[0] / "algorithm=local,r=2"])
+    lines = [Line(name, (), learner.runs) for name in ("FedAvg", "Ditto", "SCAFFOLD")]
+    Console().table(comparison_table([*lines, Line("local networks", (), (local,) * 3)]))
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= 80
+    (row,) = (line for line in printed if "local networks" in line)
+    assert row.split()[-1].strip("│") == "–"
+
+
 def test_files_and_picture(
     sweep: tuple[Path, commands.Done], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

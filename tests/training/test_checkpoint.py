@@ -77,6 +77,21 @@ def test_a_setting_that_parts_share_is_named_once(tmp_path: Path) -> None:
     assert "(solver.wire was 1, is 2; wire was 'int4', is None)" in str(error.value)
 
 
+def test_another_part_is_named_without_its_settings(tmp_path: Path) -> None:
+    path, given = tmp_path / "checkpoint.pt", "hmtl.config.targets.call"
+    first = {"solver._target_": "SGD", "solver.batch": 20, "algorithm.learner._target_": given, "K": 4}
+    first |= {"algorithm._target_": "Networks", "algorithm.learner.given": "FedPer(personal=0)"}
+    save_checkpoint(path, "train", first | {"algorithm.model.given": "A" * 999}, STATE)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(
+            path, "train", {"solver._target_": given, "solver.given": "Adam", "algorithm._target_": "Ditto", "K": 4}
+        )
+    assert "(algorithm was 'FedPer(personal=0)', is 'Ditto'; solver was 'SGD', is 'Adam')" in str(error.value)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(path, "train", first | {"algorithm.model.given": "B" * 999})
+    assert "(algorithm.model is another one)" in str(error.value)
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_on_a_full_disk_the_old_checkpoint_stays(tmp_path: Path, first: bool) -> None:
     """A limit on the size of files stands for the full disk."""

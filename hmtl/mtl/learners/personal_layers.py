@@ -25,15 +25,16 @@ class FedPer(Learner):
     """
 
     def __init__(self, personal: Sequence[str | int] | str | int | None = None, coupled: bool = False) -> None:
-        self.chosen = [personal] if isinstance(personal, str | int) else personal
+        self._personal = personal
         self.coupled = self.regularized = coupled
 
     def check(self) -> None:
         names = list(self.model.shapes)
-        if self.chosen is None:
+        chosen = [self._personal] if isinstance(self._personal, str | int) else self._personal
+        if chosen is None:
             personal = self.usual(names, last_layer([name for name in names if name not in self.model.buffers]))
         else:
-            personal = matching(names, [str(each) for each in self.chosen])
+            personal = matching(names, [str(each) for each in chosen])
         self.split = Split(self.model, personal)
         if self.coupled:
             self.model.check_no_buffers("FedPer with coupled=true")

@@ -109,7 +109,7 @@ class FlatModel:
             self._places = _places(self.module, trained)
             self.module.to(device)
             if not trained:
-                raise ValueError("it has no parameters to train")
+                raise ConfigError("The model has no parameters to train, or all are frozen. Call requires_grad_().")
             self._lent: nn.Module | None = None
             self.frozen = _frozen(self.module) if frozen == "eval" else ()
             first = next(iter(trained.values()))
@@ -130,6 +130,8 @@ class FlatModel:
             with torch.no_grad():
                 scores = scores_of(called(self.module, self._rows(x)))
             self.channels_last = self._runs_with_channels_last(x)
+        except ConfigError:
+            raise
         except (TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
             reason = " ".join(str(error).split())
             if as_given:
