@@ -110,7 +110,7 @@ def test_files_of_an_earlier_version_are_refused(private: Path) -> None:
     with pytest.raises(HmtlError, match=r"SHA256SUMS is missing; runs of earlier versions") as error:
         report(private)
     assert "Errno" not in str(error.value)
-    with pytest.raises(HmtlError, match=r"SHA256SUMS is missing.* algorithm\.model as model"):
+    with pytest.raises(HmtlError, match=r"SHA256SUMS is missing.* model=module"):
         hmtl.load_run(private)
     (private / CHECKSUM_FILE).write_text("nothing of ours")
     with pytest.raises(HmtlError, match="was changed after the run"):
