@@ -101,7 +101,7 @@ def test_nobody_takes_part(learner):
         (nn.Conv2d, "kernel_size"),
         (nn.Linear(5, 1), "_partial_"),
         (lambda d, C: cnn(d - 2, C), "d=3 is not side²"),
-        (lambda d, C: nn.Identity(), "d="),
+        (lambda d, C: nn.Identity(), "no parameters to train"),
         (lambda d, C: nn.Linear(d + 1, C), "d="),
     ],
 )
