@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data.sampler import RandomSampler, SequentialSampler
 
 from hmtl.data.items import Collate, Items, each_tensor, tensors_of
 from hmtl.data.partitions import Partition
@@ -50,7 +51,7 @@ def from_datasets(users: Sequence[UserData], classes: int | None = None, network
     is_integer = {not y.is_floating_point() for y in labels}
     if len(is_integer) > 1:
         raise DataError("Some targets are integers and others are floats. Give classes as int, and numbers as float.")
-    largest = max((int(y.max()) for y in labels), default=0)
+    largest = max((int(y.max()) for y in labels if not y.is_floating_point()), default=0)
     are_classes = True in is_integer and min(int(y.min()) for y in labels) >= 0
     classes = (classes or max(2, largest + 1)) if are_classes else None
     made = []
@@ -90,6 +91,11 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
                 f"User {k} has a {type(dataset).__name__}, whose rows have no numbers, so that they cannot be counted "
                 "or shuffled. Give a Dataset with a length and items, such as list(dataset)."
             )
+        if isinstance(each, DataLoader) and not isinstance(each.sampler, RandomSampler | SequentialSampler):
+            raise DataError(
+                f"User {k} has a DataLoader with a {type(each.sampler).__name__}, but all rows of its Dataset count. "
+                "Give a Subset of the rows; for classes of unequal size, set dataset.class_weight."
+            )
         sources.append((dataset, collate))
     train, *test = sources
     if hasattr(train[0], "__len__") and not len(train[0]):
@@ -114,6 +120,8 @@ def _targets(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Any, T
         n = len(items)
         for at in torch.split(torch.arange(n), READ_CHUNK_ROWS):
             _, y = items.batch(at)
+            if type(y) in (list, tuple) and isinstance(y[0], str):
+                raise ValueError("its targets are strings: number the classes")
             if not isinstance(y, Tensor) or y.numel() != len(at):
                 return (), torch.zeros(n)
             targets.append(y.flatten())

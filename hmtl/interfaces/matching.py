@@ -38,10 +38,15 @@ def matched(
     scores, y, has_own = _tried(model, tasks[0])
     if y is None and not (has_own and loss is None):
         reason = "the module does not run on them, or returns no loss of its own" if loss is None else "loss needs them"
-        raise DataError(f"Rows have no targets, and {reason}. Name the entry of a row that is its target {TARGETS[0]}.")
+        raise DataError(
+            f"Rows have no targets, and {reason}. Name the entry of a row that is its target {TARGETS[0]}, or let the "
+            "module return a dictionary with its loss, and name none."
+        )
     C = 0 if scores is None else scores.shape[1] if scores.ndim == 2 else 1
     takes_targets = isinstance(loss, TorchLoss) or (has_own and loss is None)
     values = np.unique(torch.cat([getattr(task, f"y_{split}") for task in tasks for split in SPLITS]))
+    if C > 1 and tasks[0].has_integers and -100 in values:
+        raise DataError("Targets are -100, which torch's losses ignore, of whole rows. Leave these rows out.")
     if C != 1 or not (takes_targets or len(values) > 2):
         tasks = classified(tasks)
     first = tasks[0]
@@ -54,7 +59,9 @@ def matched(
     if takes_targets:
         return TorchLoss(), _numbered(tasks, C if first.classes and C > 1 else None)
     if not first.has_numbers:
-        is_alike = scores is not None and isinstance(y, Tensor) and y.is_floating_point() and y.shape == scores.shape
+        if scores is None:  # the first training will say why
+            return TorchLoss(own or half_squares), tasks
+        is_alike = isinstance(y, Tensor) and y.is_floating_point() and y.shape == scores.shape
         return TorchLoss(own or half_squares) if own or is_alike else "squared", tasks
     if first.classes and C == 1 and first.labels is None:
         numbers = _numbered(tasks, None)
@@ -101,10 +108,13 @@ def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tens
 
             inputs, y = each_tensor(inputs, place), each_tensor(y, lambda each: each.to(first.device))
             has_own = _has_own_loss(module.eval(), inputs, y)
-            scores = scores_of(called(module, with_targets(module, inputs, y) if has_own else inputs))
-            return scores, y, has_own
+            output = called(module, with_targets(module, inputs, y) if has_own else inputs)
     except Exception:  # a module may raise anything
         return None, y, False
+    try:
+        return scores_of(output), y, has_own
+    except ConfigError:
+        return None, y, has_own
 
 
 def _has_own_loss(module: nn.Module, inputs: Any, y: Any) -> bool:

@@ -309,19 +309,22 @@ class Problem:
             return all(task.dataset is None for task in self.tasks)
         if not all(task.items and task.items.is_stored for task in self.tasks):
             return False
-        parts = [inputs for k in range(len(self.tasks)) for inputs, _ in self.batches("train", k)]
-        if not all(isinstance(each, Tensor) for each in parts) or len({each.shape[1:] for each in parts}) != 1:
+        parts = [inputs for k in range(len(self.tasks)) for inputs, _, _ in self.batches("train", k)]
+        if (
+            not all(isinstance(each, Tensor) and each.ndim > 1 for each in parts)
+            or len({each.shape[1:] for each in parts}) != 1
+        ):
             return False
         self._rows[dtype] = replace(self.rows_in(dtype), X=torch.cat(parts).flatten(1).to(self.s.device))
         return True
 
-    def batches(self, split: str, user: int) -> Iterator[tuple[Any, Any]]:
-        """Yield the rows of a split of one of this process's users, as inputs and targets of batches."""
+    def batches(self, split: str, user: int) -> Iterator[tuple[Any, Any, int]]:
+        """Yield the rows of a split of one of this process's users: inputs, targets and number of rows of batches."""
         task = self.tasks[user]
         x, y = getattr(task, f"x_{split}"), getattr(task, f"y_{split}")
         for at in torch.split(torch.arange(len(y)), ITEMS_AT_ONCE if self.items else ROWS_AT_ONCE):
             if len(at):
-                yield (x[at], y[at]) if task.items is None else task.items.batch(x[at, 0])
+                yield *((x[at], y[at]) if task.items is None else task.items.batch(x[at, 0])), len(at)
 
     def example(self) -> Any:
         """Return the inputs of two rows, on which a network is tried out, with labels if it computes its loss.

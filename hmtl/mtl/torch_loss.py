@@ -1,6 +1,7 @@
 """The loss of a plain PyTorch loop: a function of a batch's predictions and targets, or the module's own."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ class TorchLoss(Loss):
     Args:
         function: maps predictions and targets of a batch of n rows to their mean loss, or to losses [n]. A function of
             your own gets both in the shapes that they have; one of torch gets them in the same shape where they differ
-            by a last dimension of 1. Where a row has several targets, the function gets all that the module returns,
-            otherwise its predictions. None: the module gets the targets, too, and returns its loss, as the models of
-            transformers do.
+            by a last dimension of 1. If a module returns more than its predictions, a function of your own gets all of
+            it, or the predictions alone if it fails on all; so does one of torch if a row has several targets. None:
+            the module gets the targets, too, and returns its loss, as the models of transformers do.
 
     Attributes:
         classes: whether rows have class numbers.
@@ -63,20 +64,33 @@ class TorchLoss(Loss):
             ConfigError: the module returns none.
         """
         if self.function is not None:
-            predictions = scores_of(output) if isinstance(y, Tensor) else output
-            return self.function(*paired(predictions, y, alike=self.is_of_torch))
+            takes_all = not (isinstance(output, Tensor) or (self.is_of_torch and isinstance(y, Tensor)))
+            try:
+                return self.function(*((output, y) if takes_all else self._paired(output, y)))
+            except Exception:  # the function is any code
+                if not takes_all:
+                    raise
+                with suppress(Exception):
+                    return self.function(*self._paired(output, y))
+                raise
         if (loss := loss_of(output)) is None:
             raise ConfigError("The module returns no loss of its own. Name one, such as loss=torch.nn.MSELoss().")
         return loss
 
-    def prediction(self, output: Any, y: Any) -> Tensor:
-        """Return the predictions of a batch of rows for measuring [n, s + 1]."""
-        scores, losses = scores_of(output), self.of_batch(output, y)
-        n = len(y) if isinstance(y, Tensor) else len(scores)
+    def _paired(self, output: Any, y: Any) -> tuple[Tensor, Any]:
+        return paired(scores_of(output), y, alike=self.is_of_torch)
+
+    def prediction(self, output: Any, y: Any, n: int) -> Tensor:
+        """Return the predictions of a batch of n rows for measuring [n, s + 1]."""
+        losses = self.of_batch(output, y)
         losses = (losses.flatten(1).mean(1) if losses.ndim > 1 else losses.expand(n))[:, None].float()
         if not self.outputs:
             return losses
-        return torch.cat([scores.reshape(n, -1)[:, : self.outputs].float(), losses], dim=1)
+        try:
+            scores = scores_of(output).reshape(n, -1)[:, : self.outputs].float()
+        except (ConfigError, RuntimeError):  # a module may return its loss alone
+            scores = torch.full_like(losses, torch.nan).expand(n, self.outputs)
+        return torch.cat([scores, losses], dim=1)
 
     def forward(self, prediction: Tensor, y: Tensor) -> Tensor:
         return prediction[..., -1]

@@ -4,8 +4,10 @@ One user, all rows in one minibatch: each idiom states the loss of a batch as a 
 """
 
 import copy
+import random
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +16,15 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 import hmtl
 from hmtl.data import from_datasets
@@ -151,6 +161,29 @@ class Coder(nn.Module):
         return {"loss": F.mse_loss(again, x), "again": again}
 
 
+class Alone(nn.Module):
+    """Returns a loss, and no predictions."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(5, C)
+
+    def forward(self, x, target):
+        return F.cross_entropy(self.out(x), target)
+
+
+class Tempered(nn.Module):
+    """Parameters of the shapes () and (0, 3), and numbers in pairs, which begin at an odd place."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.none = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(0, 3))
+        self.pairs = nn.Parameter(draw(3, C, 2))
+
+    def forward(self, x):
+        return (torch.fft.rfft(x) @ torch.view_as_complex(self.pairs)).abs() * self.scale + self.none.sum()
+
+
 class Quantised(nn.Module):
     def __init__(self):
         super().__init__()
@@ -211,6 +244,11 @@ def of_tags(p, y):
 
 def of_both(outputs, targets):
     return F.cross_entropy(outputs[0], targets[0]) + F.mse_loss(outputs[1][:, 0], targets[1].float())
+
+
+def of_distances(pair, y):
+    distances = F.pairwise_distance(*pair)
+    return (y * distances.square() + (1 - y) * F.relu(1 - distances)).mean()
 
 
 def of_booleans(p, y):
@@ -375,6 +413,25 @@ IDIOMS = {
         lambda n: Listed(n, lambda i: (draw(n, 5)[i], i % 2 == 0)),
         of_many(of_booleans),
         {"loss": of_booleans},
+    ),
+    "a loss alone": (
+        Alone,
+        lambda n: Listed(n, lambda i: {"x": draw(n, 5)[i], "target": i % C}),
+        lambda m, b: m(**b),
+        {},
+    ),
+    "a loss of all outputs": (
+        lambda: Called(lambda m, a, b: (m.out(a), m.out(b)), out=nn.Linear(5, 4)),
+        lambda n: TensorDataset(draw(n, 5), draw(n, 5, seed=2), (torch.arange(n) % 2).float()),
+        lambda m, b: of_distances(m(*b[:2]), b[2]),
+        {"loss": of_distances},
+    ),
+    "shapes": (Tempered, floats(5), cross_entropy, {}),
+    "one number": (
+        lambda: Called(lambda m, x: m.out(x[:, None]), out=nn.Linear(1, C)),
+        lambda n: TensorDataset(draw(n), labels(n)),
+        cross_entropy,
+        {},
     ),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
 }
@@ -576,6 +633,15 @@ def test_transforms_draw_anew_and_figures_repeat():
     assert [row["test_error"] for row in rows] == [row["test_error"] for row in again]
 
 
+def test_layers_that_draw_from_numpy_and_python_repeat():
+    def make():
+        torch.manual_seed(0)
+        layer = Called(lambda m, x: m.out(x) * (np.random.rand() + random.random()), out=nn.Linear(5, C))  # noqa: NPY002
+        return numbers_of(hmtl.Federation(layer, [floats(5)(N)] * 3).train(1))
+
+    assert torch.equal(make(), make())
+
+
 def numbers_of(models):
     return torch.stack([nn.utils.parameters_to_vector(model.parameters()).detach() for model in models])
 
@@ -706,6 +772,11 @@ def test_a_personal_adapter_beside_a_shared_one(tmp_path):
     torch.testing.assert_close(loaded.eval()(x).logits, models[1](x).logits)
 
 
+def hooked(module):
+    module[0].weight.register_hook(lambda gradient: gradient / 2)
+    return module
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from tokens(N)
@@ -734,6 +805,28 @@ REFUSED = {
     "a table": (mlp, (pd.DataFrame({"a": [0.0, 1.0]}), pd.Series([0, 1])), DataError, "TensorDataset"),
     "other rows": (partial(mlp), TensorDataset(draw(N, 7), labels(N)), ConfigError, "7"),
     "too few scores": (partial(mlp, 2), floats(5)(N), ConfigError, "2"),
+    "complex": (
+        lambda: Called(lambda m, x: (x + 0j) @ m.w, w=nn.Parameter(torch.zeros(5, C) + 1j)),
+        floats(5)(N),
+        ConfigError,
+        "view_as_complex",
+    ),
+    "hooked": (lambda: hooked(mlp()), floats(5)(N), ConfigError, "0.weight"),
+    "ignored rows": (mlp, TensorDataset(draw(N, 5), labels(N) - 100), DataError, "-100"),
+    "not a number": (partial(mlp, 1), TensorDataset(draw(N, 5), draw(N) * torch.nan), DataError, "y_train"),
+    "names of classes": (mlp, Listed(N, lambda i: (draw(N, 5)[i], "abc"[i % C])), DataError, "strings"),
+    "a sampler": (
+        mlp,
+        DataLoader(floats(5)(N), sampler=SubsetRandomSampler(range(4))),
+        DataError,
+        "Subset",
+    ),
+    "three inputs": (
+        lambda: Called(lambda m, a, b, c: m.out(a + b + c), out=nn.Linear(5, C)),
+        TensorDataset(draw(N, 5), draw(N, 5), draw(N, 5)),
+        ConfigError,
+        "target",
+    ),
     "in parallel": (lambda: nn.DataParallel(mlp()), floats(5)(N), ConfigError, "module"),
     "a script": (lambda: torch.jit.script(mlp()), floats(5)(N), ConfigError, "script"),
     "nothing to train": (lambda: mlp().requires_grad_(False), floats(5)(N), ConfigError, "train"),

@@ -71,12 +71,12 @@ class Setting:
         for k, w in zip(users.tolist(), models, strict=True):
             parameters, user = model.placed(w), int(self.problem.users[k])
             with in_range(f"user {user}"), seeded(self.seed, "measure", split, user, device=w.device):
-                for x, y in self.problem.batches(split, k):  # transforms of rows may draw
+                for x, y, n in self.problem.batches(split, k):  # transforms of rows may draw
                     inputs = model.inputs(x)
                     if isinstance(loss, TorchLoss):
                         y = each_tensor(y, model.to_device)
                         inputs = inputs if loss.function else with_targets(model.module, inputs, y)
-                        predictions.append(loss.prediction(model.output(parameters, inputs), y).to(w))
+                        predictions.append(loss.prediction(model.output(parameters, inputs), y, n).to(w))
                     else:
                         output = model.output(parameters, inputs)
                         predictions.append(model.predictions(scores_of(output)).to(w))

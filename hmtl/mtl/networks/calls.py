@@ -89,6 +89,7 @@ def scores_of(output: Any) -> Tensor:
 def loss_of(output: Any) -> Tensor | None:
     """Return the loss that a module has computed itself, if it has."""
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if loss is None and type(output) is tuple and isinstance(output[0], Tensor) and not output[0].ndim:
-        loss = output[0]
+    first = output[0] if type(output) is tuple else output
+    if loss is None and isinstance(first, Tensor) and not first.ndim:
+        loss = first
     return loss if isinstance(loss, Tensor) else None

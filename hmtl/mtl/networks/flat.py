@@ -7,6 +7,7 @@ import copy
 import inspect
 import json
 import math
+import random
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,14 +16,15 @@ from hashlib import sha256
 from itertools import chain
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
-from hmtl.data.items import described, each_tensor
+from hmtl.data.items import TARGETS, described, each_tensor
 from hmtl.errors import ConfigError
-from hmtl.mtl.networks.calls import arguments, called, scores_of
+from hmtl.mtl.networks.calls import arguments, called, scores_of, with_targets
 from hmtl.mtl.networks.layers import layers_of
 from hmtl.rng import generator
 
@@ -95,6 +97,9 @@ class FlatModel:
             with seeded(seed, "model"):
                 self.module, self.shape = made(make, d, C or 1, shape)
                 self.shape = shape if as_given else self.shape
+                if isinstance(x, Mapping) and TARGETS[0] in x:
+                    y, x = x[TARGETS[0]], {name: each for name, each in x.items() if name != TARGETS[0]}
+                    x = with_targets(self.module, x, y)
                 remedy = "Make a module that takes such rows and has parameters to train"
                 if any(map(is_lazy, chain(self.module.parameters(), self.module.buffers()))):
                     lazy = each_tensor(x, Tensor.cpu)
@@ -106,6 +111,10 @@ class FlatModel:
             if isinstance(self.module, torch.jit.ScriptModule):
                 raise ValueError("it is a script, whose copies torch cannot train: give the module before `script`")
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
+            if is_complex := [name for name, w in trained.items() if w.is_complex()]:
+                raise ConfigError(
+                    f"The model's {is_complex[0]} is complex. Train a real one, by torch.view_as_complex."
+                )
             self._places = _places(self.module, trained)
             self.module.to(device)
             if not trained:
@@ -128,7 +137,7 @@ class FlatModel:
             self.side_by_side, self.random = False, not self.layers
             self.most_at_once = MAX_NETWORKS
             with torch.no_grad():
-                scores = scores_of(called(self.module, self._rows(x)))
+                output = called(self.module, self._rows(x))
             self.channels_last = self._runs_with_channels_last(x)
         except ConfigError:
             raise
@@ -137,18 +146,21 @@ class FlatModel:
             if as_given:
                 raise ConfigError(
                     f"The model does not work with a batch of two items, {described(x)} ({reason}). {remedy}: call it "
-                    "on such a batch."
+                    "on such a batch. The last entry of an item that is not a dictionary is its target."
                 ) from error
             raise ConfigError(
                 f"The model does not work with d={d} features and C={C} outputs ({reason}). The module gets rows "
                 f"of shape {self.shape}. {remedy}; a function with a parameter `shape` gets rows in their own shape."
             ) from error
+        if C is None:
+            return
+        scores = scores_of(output)
         n = len(x) if isinstance(x, Tensor) else len(scores)
-        if C and tuple(scores.shape) not in ((n, C), (n,) * (C == 1)):
-            numbers = f" (classes are 0..{C - 1}: subtract 1 if yours begin at 1)" if C > 1 else ""
+        if tuple(scores.shape) not in ((n, C), (n,) * (C == 1)):
+            numbers = f"classes are 0..{C - 1}: subtract 1 if yours begin at 1" if C > 1 else "classes are integers"
             raise ConfigError(
                 f"The model returns shape {tuple(scores.shape)} for {n} rows, not {(n, C)}. Return C={C} "
-                f"numbers per row{numbers}. If there are more classes than anybody's rows show, give the data as "
+                f"numbers per row ({numbers}). If there are more classes than anybody's rows show, give the data as "
                 "hmtl.data.from_datasets(data, classes=C)."
             )
 
@@ -302,6 +314,8 @@ class FlatModel:
     def output(self, parameters: dict[str, Tensor], inputs: Any) -> Any:
         """Return the module's output for inputs, with these parameters and buffers."""
         typed = {name: w.to(self.types[name]) if name in self.types else w for name, w in parameters.items()}
+        # torch.view_as_complex takes no view that begins anywhere in a vector
+        typed = {name: w.clone() if w.shape[-1:] == (2,) else w for name, w in typed.items()}
         # tie_weights=False: if a module occurs twice, torch would set its weights twice and not restore them
         placed = {place: typed[name] for place, name in self._places.items()}
         args, named = arguments(self.module, inputs)
@@ -384,7 +398,13 @@ def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
     """Return a deep copy of a module that shares these of its tensors.
 
     torch can copy neither what `torch.nn.utils.weight_norm` keeps of its last call, nor a buffer of a lazy layer.
+
+    Raises:
+        ConfigError: a parameter has a hook, which torch would leave out.
     """
+    for name, w in module.named_parameters():
+        if w._backward_hooks or w._post_accumulate_grad_hooks:
+            raise ConfigError(f"The model's {name} has a hook, which copies lack. Write it as an autograd.Function.")
     memo: dict[int, Any] = {id(each): each for each in shared}
     memo |= {id(each): UninitializedBuffer() for each in module.buffers() if isinstance(each, UninitializedBuffer)}
     held = (each for part in module.modules() for each in vars(part).values())
@@ -435,11 +455,18 @@ def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, st
 
 @contextmanager
 def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed torch's global generators, from which modules draw, and restore them afterwards."""
+    """Seed the global generators of torch, NumPy and Python, and restore them afterwards."""
     devices = [device] if device is not None and device.type == "cuda" else []
     with _seeding, torch.random.fork_rng(devices):
         number = int(generator(seed, *name).integers(2**63))
         torch.default_generator.manual_seed(number)  # torch.manual_seed takes milliseconds where CUDA is not in use
         if devices:
             torch.cuda.manual_seed_all(number)  # the device need not be the current one
-        yield
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002, what others draw from
+        random.seed(number)
+        np.random.seed(number % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002

@@ -61,7 +61,8 @@ class Split:
 
     def part(self, W: Tensor, names: frozenset[str]) -> Tensor:
         """Return the numbers [..., n] of these parameters of models W [..., m]."""
-        return torch.cat([w.flatten(W.ndim - 1) for name, w in self.model.split(W).items() if name in names], dim=-1)
+        parts = {name: w for name, w in self.model.split(W).items() if name in names}
+        return torch.cat([w.reshape(*W.shape[:-1], self.model.shapes[n].numel()) for n, w in parts.items()], dim=-1)
 
     def models(self, shared: Tensor, personal: Tensor) -> Tensor:
         """Return the models [b, m] from their shared numbers [b, a] and personal numbers [b, p]."""
