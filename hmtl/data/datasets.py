@@ -92,10 +92,8 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
                 "or shuffled. Give a Dataset with a length and items, such as list(dataset)."
             )
         if isinstance(each, DataLoader) and not isinstance(each.sampler, RandomSampler | SequentialSampler):
-            raise DataError(
-                f"User {k} has a DataLoader with a {type(each.sampler).__name__}, but all rows of its Dataset count. "
-                "Give a Subset of the rows; for classes of unequal size, set dataset.class_weight."
-            )
+            name = type(each.sampler).__name__
+            raise DataError(f"User {k} has a {name}, but all rows count. Give a Subset, or set dataset.class_weight.")
         sources.append((dataset, collate))
     train, *test = sources
     if hasattr(train[0], "__len__") and not len(train[0]):

@@ -38,10 +38,7 @@ def matched(
     scores, y, has_own = _tried(model, tasks[0])
     if y is None and not (has_own and loss is None):
         reason = "the module does not run on them, or returns no loss of its own" if loss is None else "loss needs them"
-        raise DataError(
-            f"Rows have no targets, and {reason}. Name the entry of a row that is its target {TARGETS[0]}, or let the "
-            "module return a dictionary with its loss, and name none."
-        )
+        raise DataError(f"Rows have no targets, and {reason}. Name the target {TARGETS[0]}, or return {{'loss': …}}.")
     C = 0 if scores is None else scores.shape[1] if scores.ndim == 2 else 1
     takes_targets = isinstance(loss, TorchLoss) or (has_own and loss is None)
     values = np.unique(torch.cat([getattr(task, f"y_{split}") for task in tasks for split in SPLITS]))
@@ -59,9 +56,8 @@ def matched(
     if takes_targets:
         return TorchLoss(), _numbered(tasks, C if first.classes and C > 1 else None)
     if not first.has_numbers:
-        if scores is None:  # the first training will say why
-            return TorchLoss(own or half_squares), tasks
-        is_alike = isinstance(y, Tensor) and y.is_floating_point() and y.shape == scores.shape
+        # None: the module does not run, and the network that is made of it says why
+        is_alike = scores is None or (isinstance(y, Tensor) and y.is_floating_point() and y.shape == scores.shape)
         return TorchLoss(own or half_squares) if own or is_alike else "squared", tasks
     if first.classes and C == 1 and first.labels is None:
         numbers = _numbered(tasks, None)

@@ -7,7 +7,6 @@ import random
 import warnings
 from collections.abc import Mapping, Set
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -186,11 +185,11 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
     with seeded(0, "check", device=x.device), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            others = _other_states()
+            others = random.getstate(), np.random.get_state()[2]  # type: ignore[index]  # noqa: NPY002
             called(module, model.inputs(x))
             state = _random_state(x.device)
             called(module, model.inputs(x))
-            is_other = others != _other_states()
+            is_other = others != (random.getstate(), np.random.get_state()[2])  # type: ignore[index]  # noqa: NPY002
             model.random = not torch.equal(state, _random_state(x.device))
             for each in (module, model.module) if model.random else ():
                 each.eval()
@@ -221,8 +220,3 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
 
 def _random_state(device: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _other_states() -> tuple[Any, ...]:
-    """Return the states of the generators whose draws all copies would share."""
-    return random.getstate(), np.random.get_state()[2]  # type: ignore[index]  # noqa: NPY002
