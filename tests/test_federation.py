@@ -121,7 +121,7 @@ def lent(optimizer, lr=0.03, **options):
     return TorchTrainer(lambda parameters: optimizer(parameters, lr=lr), **options)
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "fedprox", "fednova", "scaffold", "ditto", "fedu"])
+@pytest.mark.parametrize("algorithm", ["fedavg", *map(slow, ["fedprox", "fednova", "scaffold", "ditto", "fedu"])])
 def test_default_steps_learn_numbers_in_any_units(algorithm):
     """Targets near 1,000 and a large constant feature, with which plain steps of 0.1 diverge."""
     draw = torch.Generator().manual_seed(0)
@@ -353,6 +353,7 @@ def test_integers_are_numbers(model, options):
         (None, {"algorithm": "local"}),
     ],
 )
+@pytest.mark.slow
 def test_a_rare_class_counts_as_much_as_a_common_one(model, options):
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(K, 60, D, generator=draw)

@@ -172,6 +172,7 @@ def test_names_and_links(as_json: Callable[..., Any], configure: Configure, tmp_
     assert "A round if a relay fails" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_of_plans_ends_with_a_table(tmp_path: Path) -> None:
     done = commands.here("hmtl.plan", "-m", "K=6", "H=3", "topology=any_r", "r=1,3", f"hydra.sweep.dir={tmp_path}")
     assert (done.returncode, done.stdout.count("A round")) == (0, 1)

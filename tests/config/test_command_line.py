@@ -201,6 +201,7 @@ def test_each_job_of_a_sweep_has_the_settings_of_its_own_parts(run: Run, tmp_pat
         slow(("loss._target_=hmtl.mtl.Hinge,sys.exit",), "loss._target_=sys.exit", "sys.exit"),
     ],
 )
+@pytest.mark.slow
 def test_a_sweep_with_a_wrong_job_does_not_begin(
     run: Run, tmp_path: Path, words: tuple[str, ...], job: str, says: str
 ) -> None:
@@ -215,7 +216,7 @@ def test_a_sweep_with_a_wrong_job_does_not_begin(
     ("changed", "words", "says"),
     [
         ({"a": ["1", "x", "2", "3"]}, (), "dataset.categories"),
-        ({"a": [1.0, float("nan"), 2.0, 3.0]}, (), "dataset.missing"),
+        slow({"a": [1.0, float("nan"), 2.0, 3.0]}, (), "dataset.missing"),
         slow({}, ("dataset.task=user",), "user"),
         slow({}, ("dataset.path=nowhere.csv",), "nowhere.csv"),
         slow({"y": ["A", "B", "C", "A"]}, ("loss=logistic,squared",), "loss=squared"),

@@ -149,6 +149,7 @@ def test_state_at_the_users_takes_the_gain_of_sampling_away(configure: Configure
         )
 
 
+@pytest.mark.slow
 def test_a_private_run_reports_epsilon_and_resumes(configure: Configure, tmp_path: Path) -> None:
     settings = ("K=20", "participation=fraction", "participation.fraction=0.5", "participation.dropout=0.2", "rounds=4")
     private = ("privacy.clip=0.5", "privacy.epsilon=6", "privacy.randomness=seed", "privacy.share=0.6")

@@ -99,6 +99,7 @@ LINK = "{up_bps: RATE, down_bps: 2e6, latency_s: 0.01}"
 
 
 @pytest.mark.parametrize("words", [(), ("communicator=uncoded",), ("algorithm=cocoa", *SUMS)], ids=" ".join)
+@pytest.mark.slow
 def test_rounds_over_links_take_as_long_as_in_one_process(
     configure: Callable[..., DictConfig], tmp_path: Path, words: tuple[str, ...]
 ) -> None:
@@ -139,6 +140,7 @@ def test_features_of_raw_tables_are_those_of_one_process(configure: Callable[...
     ],
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     configure: Callable[..., DictConfig], tmp_path: Path, more: tuple[str, ...]
 ) -> None:
@@ -193,6 +195,7 @@ def optimum(tmp_path_factory: pytest.TempPathFactory) -> float:
     ("learner", "how"),
     [("coded", LATE), ("coded", SLOW), ("few bits", DEAF), ("server too", GONE), ("moving", SLOW)],
 )
+@pytest.mark.slow
 def test_a_cell_may_fail_in_any_turn(
     configure: Callable[..., DictConfig], optimum: float, learner: str, how: str
 ) -> None:
@@ -220,6 +223,7 @@ def test_a_cell_may_fail_in_any_turn(
         [Fault("relay 0", "learn", 2, LATE, 3), Fault("relay 1", "nodes", -1), Fault("host 1", "load_users", -1, LATE)],
     ],
 )
+@pytest.mark.slow
 def test_several_cells_may_fail(configure: Callable[..., DictConfig], optimum: float, faults: list[Fault]) -> None:
     """At once, or while others come back."""
     cfg = configure(*SMALL, *DUAL, "aggregators=all", "rounds=20")
@@ -234,6 +238,7 @@ def test_several_cells_may_fail(configure: Callable[..., DictConfig], optimum: f
 @pytest.mark.parametrize(
     ("name", "peer", "turn", "how"), [("host 1", "host 0", "update", LATE), ("relay 0", "relay 1", "attend", DEAF)]
 )
+@pytest.mark.slow
 def test_rounds_go_on_while_a_cell_builds_that_came_back(
     configure: Callable[..., DictConfig], optimum: float, name: str, peer: str, turn: str, how: str
 ) -> None:
@@ -249,6 +254,7 @@ def test_rounds_go_on_while_a_cell_builds_that_came_back(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [IVS, MODELS, DIGESTS, ATTENDANCE])
+@pytest.mark.slow
 def test_messages_may_be_lost(configure: Callable[..., DictConfig], optimum: float, kind: str) -> None:
     """A third of those of some rounds, although all cells answer."""
     rng = np.random.default_rng(3)
@@ -263,6 +269,7 @@ def test_messages_may_be_lost(configure: Callable[..., DictConfig], optimum: flo
 
 
 @pytest.mark.parametrize(("step", "r"), [("combine", 2), pytest.param("announce", 3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_secure_sums_do_without_a_relay_that_ends(configure: Callable[..., DictConfig], step: str, r: int) -> None:
     """All users count as in plain sums; wrong masks would give random numbers. They need two relays to mask."""
     words = (*SMALL, f"r={r}", "algorithm=cocoa", *SUMS)
@@ -305,6 +312,7 @@ UNEVEN = "1,1,1,0,0,0,1\n0,0,1,1,1,1,1\n0,0,0,0,0,0,1\n0,0,0,0,0,0,0\n"
         }.items()
     ],
 )
+@pytest.mark.slow
 def test_what_nodes_say_late_counts_in_its_round(
     configure: Callable[..., DictConfig], tmp_path: Path, faults: list[Fault]
 ) -> None:
@@ -320,6 +328,7 @@ def test_what_nodes_say_late_counts_in_its_round(
             assert all(int(written[key]) == bits for key, bits in row.items() if key.startswith("bits"))
 
 
+@pytest.mark.slow
 def test_answers_that_arrived_are_read_before_anybody_counts_as_silent(
     configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +347,7 @@ def test_answers_that_arrived_are_read_before_anybody_counts_as_silent(
 
 
 @pytest.mark.parametrize("faults", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_host_may_be_late_with_its_first_measurements(
     configure: Callable[..., DictConfig], tmp_path: Path, faults: int
 ) -> None:
@@ -353,6 +363,7 @@ def test_a_host_may_be_late_with_its_first_measurements(
         assert [row["primal"] != "" for row in csv.DictReader(file)] == ["primal" in row for row in trained.rows]
 
 
+@pytest.mark.slow
 def test_a_host_that_has_not_measured_in_time_is_missing_in_reports(
     configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -363,6 +374,7 @@ def test_a_host_that_has_not_measured_in_time_is_missing_in_reports(
         assert [row["test_error"] != "" for row in csv.DictReader(file)] == [True] * 5 + [False] * 5
 
 
+@pytest.mark.slow
 def test_a_model_that_all_users_share_is_in_a_checkpoint_once(
     configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -375,6 +387,7 @@ def test_a_model_that_all_users_share_is_in_a_checkpoint_once(
 
 
 @pytest.mark.parametrize("metrics", ["users", pytest.param("sums", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_run_goes_back_if_a_host_misses_a_checkpoint(
     configure: Callable[..., DictConfig], tmp_path: Path, metrics: str
 ) -> None:
@@ -388,6 +401,7 @@ def test_a_run_goes_back_if_a_host_misses_a_checkpoint(
     assert load_checkpoint(tmp_path)["history"]["rounds"] == 5
 
 
+@pytest.mark.slow
 def test_a_host_that_is_missing_from_the_start_ends_the_run(configure: Callable[..., DictConfig]) -> None:
     with pytest.raises(EngineError, match="host 1"):
         train_in_cells(configure(*SMALL), Fault("host 1", "users_state", -1, away=10**6))
@@ -396,6 +410,7 @@ def test_a_host_that_is_missing_from_the_start_ends_the_run(configure: Callable[
 @pytest.mark.parametrize(
     "lost", ["server", *(pytest.param(node, marks=pytest.mark.slow) for node in ("one host", "host", "relay"))]
 )
+@pytest.mark.slow
 def test_a_run_ends_with_its_checkpoint_when_nobody_comes_back(
     configure: Callable[..., DictConfig], tmp_path: Path, lost: str
 ) -> None:
@@ -409,6 +424,7 @@ def test_a_run_ends_with_its_checkpoint_when_nobody_comes_back(
 
 
 @pytest.mark.parametrize("hosts", [["host 0", "host 1"], ["host 1"]], ids=len)
+@pytest.mark.slow
 def test_a_controller_that_waits_for_hosts_stops_at_a_signal(
     configure: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hosts: list[str]
 ) -> None:
@@ -423,11 +439,13 @@ def test_a_controller_that_waits_for_hosts_stops_at_a_signal(
     assert len(trained.rows) == load_checkpoint(tmp_path)["history"]["rounds"] == 2
 
 
+@pytest.mark.slow
 def test_a_cell_that_never_gets_ready_ends_the_run(configure: Callable[..., DictConfig]) -> None:
     with pytest.raises(ProcessLost, match="host 1"):
         train_in_cells(configure(*SMALL), broken=["host 1"])
 
 
+@pytest.mark.slow
 def test_an_error_of_all_cells_is_reported_once(configure: Callable[..., DictConfig]) -> None:
     """It has no names of cells; that of some has theirs."""
     with pytest.raises(HmtlError, match="rows_per_user") as caught:
@@ -439,6 +457,7 @@ def test_an_error_of_all_cells_is_reported_once(configure: Callable[..., DictCon
         )
 
 
+@pytest.mark.slow
 def test_too_many_hosts_are_refused_before_any_starts(
     configure: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,18 +467,21 @@ def test_too_many_hosts_are_refused_before_any_starts(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="hosts can use the GPU")
+@pytest.mark.slow
 def test_only_hosts_use_the_device(configure: Callable[..., DictConfig]) -> None:
     """Others may be on machines without a GPU."""
     with pytest.raises(ConfigError, match=r"^host 0, host 1: device=cuda is not available"):
         train_in_cells(configure(*SMALL, "device=cuda"))
 
 
+@pytest.mark.slow
 def test_a_timeout_must_be_positive() -> None:
     with pytest.raises(ConfigError, match=r"engine\.seconds"):
         Cells(seconds=0)
 
 
 @pytest.mark.parametrize("aggregators", ["[0]", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_verdict_that_no_aggregator_gets_stops_no_run(configure: Callable[..., DictConfig], aggregators: str) -> None:
     """They settle by the next attendance; state for the checkpoint is asked of them before."""
 

@@ -57,6 +57,7 @@ def test_masked_sums_are_unmasked_exactly(configure: Callable[..., DictConfig]) 
 @pytest.mark.parametrize(
     "step", ["rows", *(pytest.param(step, marks=pytest.mark.slow) for step in STEPS if step != "rows")]
 )
+@pytest.mark.slow
 def test_a_host_that_ends_takes_its_users_along(configure: Callable[..., DictConfig], step: str) -> None:
     """Means of the round are over the users whose masked rows arrived; wrong masks would give random numbers."""
     cfg, rows = configure(*SECURE), list[Any]()
@@ -82,6 +83,7 @@ def test_a_host_that_ends_takes_its_users_along(configure: Callable[..., DictCon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["advertise", "rows"])
+@pytest.mark.slow
 def test_a_late_host_takes_part_again(configure: Callable[..., DictConfig], step: str) -> None:
     """Its users are missing in some sums, but nobody mistakes what it says late for a later answer."""
     rows = train_in_cells(configure(*SECURE, "rounds=6"), Fault("host 1", step, FIGURES + 1, LATE)).rows
@@ -89,6 +91,7 @@ def test_a_late_host_takes_part_again(configure: Callable[..., DictConfig], step
     assert all(row["users"] == 10 and row["gap"] >= -1e-9 for row in rows[4:])
 
 
+@pytest.mark.slow
 def test_too_few_users_show_no_figures(configure: Callable[..., DictConfig]) -> None:
     """Half of the users are fewer than `least`: their host reveals nothing, and the round has no figures."""
     cfg = configure(*SECURE, "rounds=2")
@@ -98,6 +101,7 @@ def test_too_few_users_show_no_figures(configure: Callable[..., DictConfig]) -> 
     assert "train_error" not in rows[1]
 
 
+@pytest.mark.slow
 def test_a_host_may_be_late_with_its_first_figures(configure: Callable[..., DictConfig], tmp_path: Path) -> None:
     """Its users are not among those of the first row, which has no objective; the file has all columns."""
     rows = train_in_cells(configure(*SECURE, "rounds=4"), Fault("host 1", "rows", FIGURES, LATE)).rows
@@ -110,6 +114,7 @@ def test_a_host_may_be_late_with_its_first_figures(configure: Callable[..., Dict
 @pytest.mark.parametrize(
     "words", ["secure=false", *(pytest.param(word, marks=pytest.mark.slow) for word in ("secure=true", "sums=coded"))]
 )
+@pytest.mark.slow
 def test_figures_are_not_among_the_bits_of_a_run(
     configure: Callable[..., DictConfig], tmp_path: Path, words: str
 ) -> None:
@@ -145,6 +150,7 @@ def test_figures_are_not_among_the_bits_of_a_run(
     ],
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_models_are_where_they_belong(
     configure: Callable[..., DictConfig], tmp_path: Path, words: tuple[str, ...]
 ) -> None:

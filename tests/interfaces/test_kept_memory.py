@@ -11,7 +11,9 @@ from hmtl.mtl import Ditto, FedAvg
 
 
 @pytest.mark.parametrize("communicator", [{}, {"communicator": Uncoded}], ids=["default", "uncoded"])
-@pytest.mark.parametrize("algorithm", [FedAvg(), Ditto(lam=0.1)], ids=["fedavg", "ditto"])
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param(FedAvg(), marks=pytest.mark.slow), Ditto(lam=0.1)], ids=["fedavg", "ditto"]
+)
 def test_models_are_the_same_however_many_are_trained_at_once(algorithm, communicator, tmp_path, monkeypatch):
     models = []
     for size in (2**26, 1, 800):

@@ -443,7 +443,7 @@ each_way = pytest.mark.parametrize(
         pytest.param(None, True, id="default, test rows"),
         pytest.param(None, False, id="default, no test rows", marks=pytest.mark.slow),
         pytest.param(ADAMW, True, id="AdamW, test rows", marks=pytest.mark.slow),
-        pytest.param(ADAMW, False, id="AdamW, no test rows"),
+        pytest.param(ADAMW, False, id="AdamW, no test rows", marks=pytest.mark.slow),
     ],
 )
 

@@ -36,6 +36,7 @@ def test_an_encoding_without_lambda(tmp_path: Path, command: str, words: tuple[s
 @pytest.mark.parametrize(
     ("command", "words"), [TRAIN, pytest.param(*PLAN, marks=pytest.mark.slow)], ids=["train", "plan"]
 )
+@pytest.mark.slow
 def test_numbers_stay_whole_in_a_narrow_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: tuple[str, ...]
 ) -> None:

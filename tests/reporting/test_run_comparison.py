@@ -84,6 +84,7 @@ def single(runs: Sequence[FinishedRun]) -> list[Any]:
     return as_lines(runs, over_seeds=False)
 
 
+@pytest.mark.slow
 def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Done]) -> None:
     folder, done = sweep
     assert done.returncode == 2, "as one of its jobs"
@@ -187,6 +188,7 @@ def test_runs_that_differ_only_by_seed_are_one_line(seeds: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("spread", "divided"), [("sd", 1.0), ("se", 3**0.5)])
+@pytest.mark.slow
 def test_picture_and_files_say_what_plus_minus_is(seeds: Path, tmp_path: Path, spread: str, divided: float) -> None:
     """Three seeds: bands and tables have the same spread, and both name it."""
     name = {"sd": "standard deviation", "se": "standard error of the mean"}[spread]
@@ -412,6 +414,7 @@ def test_mistakes(sweep: tuple[Path, commands.Done], tmp_path: Path) -> None:
         pytest.param(("regularizer=mean", "regularizer.lam2=${lam}"), id="sums", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_beside_each_run_is_what_it_would_send_uncoded(tmp_path: Path, learner: tuple[str, ...], absent: str) -> None:
     """Of users who are absent, nothing. A command line may have words that stand for others."""
     for name in ("coded", "uncoded"):

@@ -48,6 +48,7 @@ def stop_after(folder: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_stopped_after_a_change_and_resumed_to_end_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:

@@ -80,11 +80,13 @@ def report(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OF_A_RUN)
+@pytest.mark.slow
 def test_models_are_not_loaded(private: Path, name: str) -> None:
     flips(private, name, partial(hmtl.load_run, private))
 
 
 @pytest.mark.parametrize("name", OF_A_REPORT)
+@pytest.mark.slow
 def test_a_run_is_not_reported(private: Path, name: str) -> None:
     flips(private, name, partial(report, private))
 

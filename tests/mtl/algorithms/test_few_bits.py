@@ -61,6 +61,7 @@ def over(t: Topology, wire: str, change: Change, coded: bool) -> Communicator:
     coded=st.booleans(),
     seed=st.integers(0, 10**6),
 )
+@pytest.mark.slow
 def test_what_rounding_leaves_out_is_known(t, wire, loss, regularizer, omega_every, gone, lost, coded, seed) -> None:
     cocoa = isinstance(regularizer, str)
     case = make(seed, K=t.K, d=70, loss=loss(), regularizer=None if cocoa else regularizer(0.1))
