@@ -110,6 +110,7 @@ def test_the_default_job_gives_the_same_models_coded_and_uncoded(configure: Conf
     assert first.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_sums_are_added_where_that_takes_less_time(configure: Configure, tmp_path: Path) -> None:
     """Asked for, or by the coded communicator itself; models are those of forwarding, and the report says so."""
     found = {}

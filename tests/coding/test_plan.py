@@ -125,6 +125,7 @@ def test_many_users_cost_at_most_one_percent():
     bandwidths=st.none() | st.lists(st.integers(1, 9), min_size=5, max_size=5),
     parallel=st.booleans(),
 )
+@pytest.mark.slow
 def test_repeated_types_are_coded_in_uniform_parts(t, copies, max_pieces, aggregators, bandwidths, parallel):
     """The load is that of one code for all users, and all parts have the same code."""
     t = Topology(np.tile(t.G, copies))

@@ -17,7 +17,7 @@ from hmtl.config.build import Run
 from hmtl.distributed.frames import Frame
 
 ALIKE = {"int4": (*RUNS["FedAvg by sums"], "communicator.wire=int4"), "moving": RUNS["MOCHA, coded"]}
-QUICK = [("MOCHA, coded", 0), ("CoCoA, secure", 0)]
+QUICK = [("MOCHA, coded", 0)]
 ALL = [(name, seed) for name in (*RUNS, *ALIKE) for seed in range(4)]
 
 

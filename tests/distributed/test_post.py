@@ -238,6 +238,7 @@ def test_pieces_of_strangers_and_forged_ones_are_not_believed(pair: Pair, group:
     [b"", b"abc", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", 4000 * b"\1\0\0\0"],
     ids=["none", "odd", "negative", "beyond", "many"],
 )
+@pytest.mark.slow
 def test_senseless_questions_for_pieces_harm_nobody(pair: Pair, group: Group, asked: bytes) -> None:
     pair.posts[SERVER].caster.cast(1, torch.zeros(3000, dtype=torch.uint8))
     payload = torch.tensor([[*asked]], dtype=torch.uint8)

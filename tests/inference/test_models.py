@@ -110,6 +110,7 @@ def save(path: Path, arrays: dict[str, Any]) -> None:
         ({"regularizer": "mean"}, False),
     ],
 )
+@pytest.mark.slow
 def test_a_learned_relationship_is_loaded(d: int, settings: dict[str, Any], is_learned: bool, tmp_path: Path) -> None:
     """That of seven users, of low rank if models have three numbers."""
     draw = torch.Generator().manual_seed(1)

@@ -893,6 +893,7 @@ def test_own_measures_need_one_target_for_each_row():
 
 
 @pytest.mark.parametrize("name", ["embedding", "dictionaries", "uint8", "arrays", "packed"])
+@pytest.mark.slow
 def test_many_users_are_saved_and_loaded(name, tmp_path):
     """Five users, coded; `load_run` needs the module alone, and gives the same scores."""
     make, data, _, options = IDIOMS[name]

@@ -16,6 +16,7 @@ from hmtl.rng import generator
 
 @pytest.mark.parametrize("exactly", [False, True], ids=["floating point", "all digits"])
 @pytest.mark.parametrize("sigma", [1, 2, 3, 5, 8])
+@pytest.mark.slow
 def test_probabilities(sigma: int, exactly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     n = 2000 if exactly else 200_000
     if exactly:

@@ -93,6 +93,7 @@ def test_progress_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, s
     assert ("Planning ..." in screen.getvalue()) == isinstance(screen, Terminal)
 
 
+@pytest.mark.slow
 def test_a_report_fits_a_small_terminal_unless_all_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")

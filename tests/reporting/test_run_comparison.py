@@ -98,6 +98,7 @@ def test_a_sweep_closes_with_one_table(sweep: tuple[Path, commands.Done]) -> Non
     assert "Jobs that failed: algorithm=local,r=4; algorithm=mocha,r=4." in done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_reported_is_what_the_runs_say(sweep: tuple[Path, commands.Done]) -> None:
     folder, _ = sweep
     runs = find_runs([folder])
@@ -206,6 +207,7 @@ def test_picture_and_files_say_what_plus_minus_is(seeds: Path, tmp_path: Path, s
     assert table.startswith("\\begin{tabular}")
 
 
+@pytest.mark.slow
 def test_without_seeds_no_legend_names_a_band(seeds: Path) -> None:
     runs = find_runs([seeds])
     for lines, panels in ((single(runs), ()), (as_lines(runs), ("users",))):

@@ -92,6 +92,7 @@ def test_a_run_is_not_reported(private: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["checkpoint.pt", "privacy.pt"])
+@pytest.mark.slow
 def test_a_run_does_not_go_on(private: Path, name: str) -> None:
     cfg = compose(*PRIVATE, "output_dir=.")
     cfg.output_dir = cfg.resume = str(private)

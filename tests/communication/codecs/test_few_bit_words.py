@@ -234,6 +234,7 @@ def in_bits(bits: int, sums: str = "auto") -> SumsOfRows:
     sums=st.sampled_from(SUMS),
     seed=st.integers(0, 10**6),
 )
+@pytest.mark.slow
 def test_sums_and_what_users_owe_add_up_to_all_terms_that_counted(
     t: Topology, bits: int, reach: int, gone: float, lost: float, medium: str, last_hop: str, sums: str, seed: int
 ) -> None:

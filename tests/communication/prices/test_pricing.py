@@ -72,6 +72,7 @@ def test_of_sums(t: Topology, medium: str, last_hop: str, m: int, seed: int) -> 
     "recipe", [IVs("uncoded"), IVs(), IVs(aggregators="all"), IVs("paper", aggregators="all"), SumsOfRows()], ids=str
 )
 @given(seed=st.integers(0, 99), medium=st.sampled_from(MEDIA), last_hop=st.sampled_from(MEDIA))
+@pytest.mark.slow
 def test_formulas_of_large_networks_lead_to_nearly_the_same(recipe: Recipe, seed: int, medium: str, last_hop: str):
     """Of long rows, beside which the overhead of a dry round is small."""
     t, network = any_r(12, 4, 2, seed), Network(medium=medium, last_hop=last_hop)

@@ -32,6 +32,7 @@ def steps_to(targets, counts, learner, make=linear, **options):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.slow
 def test_a_user_of_100_000_rows_beside_users_of_100(name):
     """Its changes of about 100 are averaged, in the same bits over every transport."""
     counts, targets, models = np.array([100_000, 100, 100, 100]), [100, -50, 20, 30], []

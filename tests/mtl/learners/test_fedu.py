@@ -88,6 +88,7 @@ def plain_round(fedu, modules, kind, reduction, round, budgets, rate):
 @pytest.mark.parametrize(("precision", "reduction"), [("float32", "mean"), ("float64", "sum")])
 @pytest.mark.parametrize("make", [nn.Linear, mlp, partial(cnn, channels=2)], ids=["linear", "mlp", "cnn"])
 @pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.slow
 def test_agrees_with_a_loop_over_modules(kind, make, reduction, precision, graph):
     make = make if precision == "float32" else double(make)
     step = 0.03 if reduction == "mean" else 0.003
