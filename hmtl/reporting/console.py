@@ -69,8 +69,8 @@ def narrow_table(title: str, headers: Sequence[str], rows: Iterable[Iterable[str
 
 
 def _narrow(table: Table) -> Table:
-    """Leave out a table's vertical lines."""
-    table.box, table.padding, table.show_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False
+    """Leave out a table's vertical lines, and the space after its last column."""
+    table.box, table.padding, table.show_edge, table.pad_edge = box.SIMPLE_HEAD, (0, 1, 0, 0), False, False
     return table
 
 
