@@ -93,7 +93,9 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
             )
         if isinstance(each, DataLoader) and not isinstance(each.sampler, RandomSampler | SequentialSampler):
             name = type(each.sampler).__name__
-            raise DataError(f"User {k} has a {name}, but all rows count. Give a Subset, or set dataset.class_weight.")
+            raise DataError(
+                f"User {k} has a {name}, but users train on all their rows. Give a Subset, or set dataset.class_weight."
+            )
         sources.append((dataset, collate))
     train, *test = sources
     if hasattr(train[0], "__len__") and not len(train[0]):

@@ -62,7 +62,7 @@ def _users(models: Models, table: pd.DataFrame, file: Path, user: str | None, ta
     if user is None and file.stem not in models.names:
         raise ConfigError(
             f"The user of the rows in {file} is not known. Set user, or set task to the column that names the users; "
-            f"there are {few(models.names)}."
+            f"the run's users are {few(models.names)}."
         )
     return [user or file.stem] * len(table)
 

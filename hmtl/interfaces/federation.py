@@ -231,7 +231,8 @@ class Federation:
         lines = run_header(self.algorithm, self.communicator) | {"trained": "not yet"}
         if done := self.summary:
             error = error_in_words(done.figures, done.error_measure)
-            lines["trained"] = f"{done.rounds} rounds: {error}, {done.figures['bits_total']:,} bits over all links"
+            rounds = f"{done.rounds} round{'s' * (done.rounds > 1)}"
+            lines["trained"] = f"{rounds}: {error}, {done.figures['bits_total']:,} bits over all links"
         return "\n".join(["Federation", *(f"  {name:9}{line}" for name, line in lines.items())])
 
 

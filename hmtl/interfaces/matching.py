@@ -38,12 +38,12 @@ def matched(
     scores, y, has_own = _tried(model, tasks[0])
     if y is None and not (has_own and loss is None):
         reason = "the module does not run on them, or returns no loss of its own" if loss is None else "loss needs them"
-        raise DataError(f"Rows have no targets, and {reason}. Name the target {TARGETS[0]}, or return {{'loss': …}}.")
+        raise DataError(f"Rows have no targets, and {reason}. Call the target {TARGETS[0]!r}, or return {{'loss': …}}.")
     C = 0 if scores is None else scores.shape[1] if scores.ndim == 2 else 1
     takes_targets = isinstance(loss, TorchLoss) or (has_own and loss is None)
     values = np.unique(torch.cat([getattr(task, f"y_{split}") for task in tasks for split in SPLITS]))
     if C > 1 and tasks[0].has_integers and -100 in values:
-        raise DataError("Targets are -100, which torch's losses ignore, of whole rows. Leave these rows out.")
+        raise DataError("Some rows have the target -100, which torch's losses ignore. Leave these rows out.")
     if C != 1 or not (takes_targets or len(values) > 2):
         tasks = classified(tasks)
     first = tasks[0]

@@ -113,7 +113,8 @@ class FlatModel:
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
             if is_complex := [name for name, w in trained.items() if w.is_complex()]:
                 raise ConfigError(
-                    f"The model's {is_complex[0]} is complex. Train a real one, by torch.view_as_complex."
+                    f"The model's {is_complex[0]} is complex. Make it a real parameter [..., 2], and call "
+                    "torch.view_as_complex in forward."
                 )
             self._places = _places(self.module, trained)
             self.module.to(device)
@@ -144,9 +145,12 @@ class FlatModel:
         except (TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
             reason = " ".join(str(error).split())
             if as_given:
+                cause = "The last entry of an item that is not a dictionary is its target"
+                if isinstance(error, IndexError):
+                    cause = "Number ids from 0, each below the number of embeddings"
                 raise ConfigError(
                     f"The model does not work with a batch of two items, {described(x)} ({reason}). {remedy}: call it "
-                    "on such a batch. The last entry of an item that is not a dictionary is its target."
+                    f"on such a batch. {cause}."
                 ) from error
             raise ConfigError(
                 f"The model does not work with d={d} features and C={C} outputs ({reason}). The module gets rows "
@@ -404,7 +408,10 @@ def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
     """
     for name, w in module.named_parameters():
         if w._backward_hooks or w._post_accumulate_grad_hooks:
-            raise ConfigError(f"The model's {name} has a hook, which copies lack. Write it as an autograd.Function.")
+            raise ConfigError(
+                f"The model's {name} has a hook, which the users' copies would lack. Call a torch.autograd.Function in "
+                "forward instead."
+            )
     memo: dict[int, Any] = {id(each): each for each in shared}
     memo |= {id(each): UninitializedBuffer() for each in module.buffers() if isinstance(each, UninitializedBuffer)}
     held = (each for part in module.modules() for each in vars(part).values())
