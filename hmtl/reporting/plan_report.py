@@ -192,7 +192,8 @@ def sweep_table(plans: pd.DataFrame) -> Table:
 
 def time_remarks(times: Timetable) -> Iterator[str]:
     """Yield the sentences under the tables of a plan with a file of links."""
-    yield "saved: share of the time of plain forwarding. Links: MB that a node sends (up) and receives, and their time."
+    yield "saved: share of the time of plain forwarding."
+    yield "Links: MB that a node sends (up) and receives (down) in a round, and their time."
     yield f"coded: with {_who(times, times.coded)} as aggregators."
     yield f"Plain forwarding takes at least {times.uncoded_bound:.4g} s, whichever relays serve the users."
     setting, seconds = times.choices[0]
