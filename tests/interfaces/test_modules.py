@@ -782,11 +782,12 @@ class Stream(IterableDataset):
         yield from tokens(N)
 
 
-def late(word=0, label=0):
-    """Words and labels of which the first four items alone are in range."""
+def late(word=0, label=0, first=4):
+    """Words and labels of which only those of the first items are in range."""
 
     def item(i):
-        return {"input_ids": words(T) + word * (i > 3), "attention_mask": torch.ones(T), "labels": label * (i > 3)}
+        is_out = i >= first
+        return {"input_ids": words(T) + word * is_out, "attention_mask": torch.ones(T), "labels": label * is_out}
 
     return Listed(N, item)
 
@@ -833,6 +834,7 @@ REFUSED = {
     "a label too large": (partial(Attended, own=True), late(label=C), DataError, "user 0 .*num_labels"),
     "a label too small": (partial(Attended, own=True), late(label=-1), DataError, "user 0 "),
     "a word too large": (partial(Attended, own=True), late(word=WORDS), DataError, "user 0 "),
+    "all words too large": (partial(Attended, own=True), late(word=WORDS, first=0), ConfigError, "embeddings"),
     "a label too large for a loss of torch": (Attended, late(label=C), DataError, "user 0 ", nn.CrossEntropyLoss()),
     "text": (Attended, Listed(N, lambda i: {"input_ids": "a", "labels": i % C}), ConfigError, "input_ids"),
 }
