@@ -530,6 +530,7 @@ WRONG = (-1, 0, 1.5, "3")
         (lambda: hmtl.Federation(network, users(lambda x, y: TensorDataset(x, y / 2)), loss=nn.MSELoss()), DataError),
         slow(lambda: hmtl.Federation(network, users(lambda x, y: (x.numpy(), y.numpy()))), DataError),
         (lambda: hmtl.Federation(network, []), TopologyError),
+        (lambda: hmtl.Federation(network, users(), K=K + 1), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), topology=Topology([[1, 1]])), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),
     ],

@@ -335,6 +335,8 @@ def _configuration(
         except OmegaConfBaseException as error:
             raise ConfigError(f"{name}={value!r}: {of_hydra(error)}") from error
     if "topology" not in parts:
+        if settings.get("K") not in (None, len(tasks)):
+            raise ConfigError(f"K={settings['K']}, but the data have {len(tasks)} users. Leave K out, or give theirs.")
         cfg.K = len(tasks)
         try:
             build_topology(cfg)
