@@ -10,14 +10,17 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
+from secrets import randbelow
 
 from hmtl.distributed.dialling import Party
 from hmtl.distributed.frames import HOSTS, role
 from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_authority, make_key, to_pem
 from hmtl.errors import ConfigError, EngineError, HmtlError, complain
 
+FIRST_PORT, PORTS, PORT_TRIES = 10_000, 20_000, 20  # where servers listen
 EXIT_SECONDS = 10.0  # seconds for processes to end after the controller
 LOCAL_CERTIFICATE_DAYS = 365  # for which a certificate is valid
 PRELOAD = ("hmtl.config.build", "hmtl.distributed.site", "hmtl.mtl", "hmtl.tuning", "cvxpy", "scipy.optimize")
@@ -100,7 +103,15 @@ def _parties(names: Sequence[str]) -> list[Party]:
 
 
 def free_port() -> int:
-    """Return a TCP port of this machine that nobody uses."""
+    """Return a TCP port of this machine that nobody uses.
+
+    It is below those that the system gives to outgoing connections, one of which could take it before it is used,
+    unless many tries find no such port.
+    """
+    for _ in range(PORT_TRIES):
+        port = FIRST_PORT + randbelow(PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
