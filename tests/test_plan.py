@@ -110,8 +110,8 @@ def test_bad_input(configure: Configure, overrides: tuple[str, ...], setting: st
 
 
 @pytest.mark.parametrize("word", ["aggregators=all", "+aggregators=[0]"])
-def test_a_plan_has_no_aggregators_and_says_why(word: str) -> None:
-    done = commands.here("hmtl.plan", word)
+def test_a_plan_has_no_aggregators_and_says_why(word: str, tmp_path: Path) -> None:
+    done = commands.here("hmtl.plan", word, f"hydra.run.dir={tmp_path}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "aggregators is not a setting. A plan compares" in done.stderr
 

@@ -83,7 +83,7 @@ class Items(Dataset[Any]):
 
 def length(dataset: Dataset[Any]) -> int:
     """Return the number of items of a Dataset, which torch does not ask it to have."""
-    return len(dataset)  # type: ignore[arg-type]
+    return len(dataset)  # type: ignore[arg-type]  # torch does not declare it
 
 
 def tensors_of(dataset: Dataset[Any]) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
