@@ -36,7 +36,6 @@ from hmtl.mtl.symmetric import Symmetric
 from hmtl.mtl.torch_loss import TorchLoss
 from hmtl.rng import generator
 
-ITEMS_AT_ONCE = 128  # rows that networks read as they are, and may be large
 ROWS_AT_ONCE = 1024  # rows, of many, for which intermediate results are in memory at the same time
 
 
@@ -309,7 +308,7 @@ class Problem:
             return all(task.dataset is None for task in self.tasks)
         if not all(task.items and task.items.is_stored for task in self.tasks):
             return False
-        parts = [inputs for k in range(len(self.tasks)) for inputs, _, _ in self.batches("train", k)]
+        parts = [inputs for k in range(len(self.tasks)) for inputs, _, _ in self.batches("train", k, ROWS_AT_ONCE)]
         if (
             not all(isinstance(each, Tensor) and each.ndim > 1 for each in parts)
             or len({each.shape[1:] for each in parts}) != 1
@@ -318,11 +317,14 @@ class Problem:
         self._rows[dtype] = replace(self.rows_in(dtype), X=torch.cat(parts).flatten(1).to(self.s.device))
         return True
 
-    def batches(self, split: str, user: int) -> Iterator[tuple[Any, Any, int]]:
-        """Yield the rows of a split of one of this process's users: inputs, targets and number of rows of batches."""
+    def batches(self, split: str, user: int, most: int) -> Iterator[tuple[Any, Any, int]]:
+        """Yield the rows of a split of one of this process's users: inputs, targets and number of rows of batches.
+
+        A batch has at most so many rows.
+        """
         task = self.tasks[user]
         x, y = getattr(task, f"x_{split}"), getattr(task, f"y_{split}")
-        for at in torch.split(torch.arange(len(y)), ITEMS_AT_ONCE if self.items else ROWS_AT_ONCE):
+        for at in torch.split(torch.arange(len(y)), most):
             if len(at):
                 yield *((x[at], y[at]) if task.items is None else task.items.batch(x[at, 0])), len(at)
 

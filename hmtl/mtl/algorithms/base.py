@@ -92,7 +92,8 @@ class Users(Side):
     def local_update(self, round: int, idle: Ids = NOBODY) -> tuple[Ids, Tensor | LazyRows]:
         """Return the users who take part in a round, and their rows [n, m + e]. The update stays pending.
 
-        Rows may be computed later, as they are sent, but not after the next call of `commit` or `roll_back`.
+        Rows may be computed later, as they are sent, but not after the next call of `commit` or `roll_back`. The next
+        round may overwrite them.
 
         Args:
             round: number of the round, which names all random draws.

@@ -102,7 +102,7 @@ class NetworkUsers(Users):
             return self._trained(users[block], budgets[block], round, room)
 
         if len(users) <= size:
-            return users, make(slice(0, len(users)))
+            return users, make(slice(0, len(users)), self._room(len(users)))
         return users, TrainedRows(len(users), start, make, size, self._room)
 
     def _room(self, n: int) -> Tensor:

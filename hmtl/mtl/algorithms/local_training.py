@@ -19,7 +19,7 @@ from hmtl.mtl.networks.copies import copies
 from hmtl.mtl.networks.flat import FlatModel, seeded
 from hmtl.mtl.participation import Participation
 from hmtl.mtl.privacy import Privacy
-from hmtl.mtl.problem import ROWS_AT_ONCE, Problem
+from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem
 from hmtl.mtl.torch_loss import TorchLoss
 
@@ -55,7 +55,7 @@ class Setting:
         predictions = [self._no_predictions]
         for w, own in [(models[0], x)] if shared else zip(models, ([each] for each in x), strict=True):
             one = copies(self.model, w[None])
-            predictions += [one.predict(part.to(w)[None])[0].to(w) for part in batches(own)]
+            predictions += [one.predict(part.to(w)[None])[0].to(w) for part in batches(own, self.model.rows_at_once)]
         return torch.cat(predictions)
 
     @property
@@ -71,7 +71,7 @@ class Setting:
         for k, w in zip(users.tolist(), models, strict=True):
             parameters, user = model.placed(w), int(self.problem.users[k])
             with in_range(f"user {user}"), seeded(self.seed, "measure", split, user, device=w.device):
-                for x, y, n in self.problem.batches(split, k):  # transforms of rows may draw
+                for x, y, n in self.problem.batches(split, k, model.rows_at_once):  # transforms of rows may draw
                     inputs = model.inputs(x)
                     if isinstance(loss, TorchLoss):
                         y = each_tensor(y, model.to_device)
@@ -151,14 +151,14 @@ class BlockTraining:
         return self.last
 
 
-def batches(x: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield the rows of all these tensors, about ROWS_AT_ONCE at a time."""
+def batches(x: Sequence[Tensor], most: int) -> Iterator[Tensor]:
+    """Yield the rows of all these tensors, at most so many at a time."""
     few, n = list[Tensor](), 0
-    parts = (torch.split(each, ROWS_AT_ONCE) if len(each) > ROWS_AT_ONCE else (each,) for each in x)
+    parts = (torch.split(each, most) if len(each) > most else (each,) for each in x)
     for part in chain.from_iterable(parts):
         if not len(part):
             continue
-        if few and n + len(part) > ROWS_AT_ONCE:
+        if few and n + len(part) > most:
             yield torch.cat(few)
             few, n = [], 0
         few.append(part)

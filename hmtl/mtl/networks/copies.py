@@ -16,13 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.calls import called, scores_of
-from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, channels_last, seeded
+from hmtl.mtl.networks.flat import BATCH_NORMS, CPU_BYTES, GPU_BYTES, FlatModel, channels_last, seeded
 from hmtl.mtl.networks.layers import outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# memory of the copies that are computed at once: on a CPU it should fit in the cache; on a GPU, fewer calls are faster
-CPU_BYTES = 4 << 20
-GPU_BYTES = 1 << 30
 CPU_RESULT_BYTES = 16 << 20  # of results that a step keeps for its gradient
 LONG = 16  # a matrix with as many times the numbers of its factors has a norm that these give sooner
 MAX_SMALL_RESULT = 1 << 14  # numbers in a result whose computation takes no longer than the call of the operation

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from hmtl.data.items import TARGETS, described, each_tensor
@@ -34,6 +35,10 @@ MakeModel = Callable[..., nn.Module]
 If it has an argument `shape`, it gets the shape of a row, such as (3, 32, 32), and its module gets rows [n, *shape].
 """
 MAX_NETWORKS = 1 << 20  # networks
+# memory of what is computed at once: on a CPU it should fit in the cache; on a GPU, fewer calls are faster
+CPU_BYTES = 4 << 20
+GPU_BYTES = 1 << 30
+FEWEST_ROWS, MOST_ROWS = 16, 1024  # of which predictions are computed at once
 LARGE = 1024  # numbers; a smaller buffer may be a counter that changes later
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _seeding = threading.RLock()  # torch has one set of generators for all threads of a process
@@ -70,6 +75,7 @@ class FlatModel:
         kept: frozen parameters, and large buffers that training leaves alone, by name; all modules share them.
         frozen: names of the layers that stay in evaluation mode.
         channels_last: whether the module runs with kernels whose channels are last in memory, see `channels_last`.
+        rows_at_once: number of rows whose predictions are computed at once.
 
     Raises:
         ConfigError: the module cannot be made or applied.
@@ -137,8 +143,10 @@ class FlatModel:
             self.layers = () if as_given or self.types else layers_of(self.module, self.shape)
             self.side_by_side, self.random = False, not self.layers
             self.most_at_once = MAX_NETWORKS
-            with torch.no_grad():
+            sizes = list[int]()
+            with torch.no_grad(), _sizes_of_results(sizes):
                 output = called(self.module, self._rows(x))
+            self.rows_at_once = self._rows_within(max(sizes, default=0) / 2)
             self.channels_last = self._runs_with_channels_last(x)
         except ConfigError:
             raise
@@ -194,6 +202,11 @@ class FlatModel:
         changed = {name for name, each in saved.items() if not torch.equal(each, after[name])}
         layers = {name.rpartition(".")[0] for name in changed}
         return [name for name, each in saved.items() if name.rpartition(".")[0] in layers and each.is_floating_point()]
+
+    def _rows_within(self, nbytes: float) -> int:
+        """Return for how many rows the largest result of a layer, of `nbytes` per row, should be in memory."""
+        most = CPU_BYTES if self.start.is_cpu else GPU_BYTES
+        return int(min(max(most // max(nbytes, 1), FEWEST_ROWS), MOST_ROWS))
 
     def _runs_with_channels_last(self, x: Any) -> bool:
         """Return whether the module runs with kernels whose channels are last; `view` may need the usual order."""
@@ -281,8 +294,8 @@ class FlatModel:
         """A digest of the frozen tensors, by which another trunk is recognized; empty if there are none."""
         return digest(self.kept)
 
-    def vector(self, module: nn.Module) -> Tensor:
-        """Return the numbers [m] of a module with the same named tensors.
+    def write(self, module: nn.Module, w: Tensor) -> None:
+        """Write the numbers of a module with the same named tensors into w [m].
 
         Raises:
             ConfigError: a tensor is missing or has another shape.
@@ -294,7 +307,8 @@ class FlatModel:
                     f"The trained module has no {name} of shape {list(shape)}. Return the module that was passed, or "
                     "one with the same parameters and buffers."
                 )
-        return torch.cat([named[name].detach().flatten().to(self.start) for name in self.shapes])
+        for name, numbers in self.split(w).items():
+            numbers.copy_(named[name].detach())
 
     def split(self, W: Tensor) -> dict[str, Tensor]:
         """Return the parameters and buffers [..., *shape] as views of W [..., m]."""
@@ -477,3 +491,21 @@ def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> I
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])  # noqa: NPY002
+
+
+@contextmanager
+def _sizes_of_results(sizes: list[int]) -> Iterator[None]:
+    """Add the sizes of what modules take and return in the meantime, in bytes."""
+
+    def add(module: nn.Module, inputs: Any, output: Any) -> None:
+        def measured(each: Tensor) -> Tensor:
+            sizes.append(each.nbytes)
+            return each
+
+        each_tensor((inputs, output), measured)
+
+    hook = register_module_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -49,7 +49,7 @@ def one_by_one(subproblem: NetworkSubproblem, budgets: Tensor, train: TrainModul
         seed = (*subproblem.stream, int(subproblem.users[k]))
         with seeded(*seed, device=W.device), model.keeping(), torch.enable_grad():  # other threads wait
             module = (model.lent if lend else model.holding)(W[k], subproblem.trained)
-            W[k] = model.vector(train(k, model.to_train(module)))
+            model.write(train(k, model.to_train(module)), W[k])
         before = model.split(subproblem.W[k])
         for name, numbers in model.split(W[k]).items():
             if name in untrained and name not in model.buffers:
@@ -233,7 +233,7 @@ class TorchTrainer(MinibatchSolver):
         def train(k: int, module: nn.Module) -> nn.Module:
             named = {name: w for name, w in module.named_parameters() if w.requires_grad}
             parameters = list(named.values())
-            optimizer = make(parameters) if how or self.clip is not None else None
+            optimizer = make(parameters) if how else None
             anchor = {} if anchors is None else model.split(anchors[k])
             correction = {} if subproblem.correction is None else model.split(subproblem.correction[k])
             normalized = any(isinstance(part, BATCH_NORMS) and part.training for part in module.modules())
@@ -268,8 +268,6 @@ class TorchTrainer(MinibatchSolver):
                         further += [lam * (w - anchor[name])] if anchor else []
                         for each in further:
                             w.grad = each.to(w) if w.grad is None else each.to(w) + w.grad  # which may be sparse
-                        if not optimizer and w.grad is not None:
-                            w.sub_(w.grad, alpha=rate)
                 if self.clip is not None:
                     for w in parameters:
                         if w.grad is not None and w.grad.is_sparse:  # torch clips no sparse gradients
@@ -277,6 +275,11 @@ class TorchTrainer(MinibatchSolver):
                     nn.utils.clip_grad_norm_(parameters, self.clip)
                 if optimizer:
                     optimizer.step()
+                    continue
+                with torch.no_grad():
+                    for w in parameters:
+                        if w.grad is not None:
+                            w.sub_(w.grad, alpha=rate)
             return module
 
         return one_by_one(subproblem, budgets, train, lend=True)
