@@ -7,6 +7,14 @@ loop: one module for all users, rows of a user gathered once, and plain gradient
 default steps of `Federation` are clipped. `vmap` is `torch.func.vmap` in groups of some sizes. `--memory SIDE` plays
 two rounds of one side, and prints the most memory of its process beyond that after the imports, and the size of the
 data.
+
+    python experiments/clients.py lora_LEARNER --evaluate
+    python experiments/clients.py lora_large --memory default
+
+are LoRA of rank 4 and the last layer of a frozen BERT, by transformers and peft (`pip install hmtl[adapters]`), with
+Datasets of dictionaries; the loop holds one module, and swaps the tensors that are trained. Both measure the users'
+test rows with --evaluate, and dropout is 0.
+
 fluke and pfl-research only train, without averages and errors, if they are installed
 (`pip install fluke-fl==0.8.1 pfl==0.6.0`).
 """
@@ -18,7 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +35,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, default_collate
 
 STEP, C, WORDS = 0.03, 10, 100
+LAM, COUPLING = 0.1, 1.0
+"""Strengths of Ditto's term, and of FedU's coupling of each user with the two beside it in a ring."""
+WAYS: dict[str, dict[str, Any]] = {
+    "uncoded": {"communicator": "uncoded"},
+    "default": {},
+    "secure": {"communicator": "sums", "secure": True},
+    "private": {"communicator": "sums", "secure": True, "privacy": {"clip": 1.0, "noise": 1.0, "delta": 1e-3}},
+}
+"""How rows travel, by default in sums if these suffice."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,7 @@ class Case:
     """K users with n rows of this shape, of whom a fraction trains in a round, with minibatches of `batch` rows.
 
     Rows are `words` if that is set. One user has `largest` rows. Without an optimizer, steps are gradient steps.
+    With a `learner`, the network is an adapted one of transformers, rows are dictionaries, and users have `test` rows.
     """
 
     K: int
@@ -48,6 +66,8 @@ class Case:
     words: bool = False
     largest: int = 0
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
+    learner: str = ""
+    test: int = 0
 
     @cached_property
     def counts(self) -> list[int]:
@@ -109,6 +129,25 @@ def resnet18() -> nn.Module:
     return nn.Sequential(conv(3, 64), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, C))
 
 
+def lora(layers: int, width: int) -> nn.Module:
+    """BERT with random numbers, frozen but for LoRA of rank 4 on queries and values, and the last layer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+        num_labels=C,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    adapters = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])
+    return get_peft_model(BertForSequenceClassification(config), adapters)
+
+
+adapted = partial(Case, 20, 20, 1.0, shape=(32,), words=True, test=10)
 CASES = {
     "sampled100": Case(100, 600, 0.1, partial(mlp, 64)),
     "sampled1000": Case(1000, 60, 0.1, partial(mlp, 64)),
@@ -124,6 +163,8 @@ CASES = {
     "gru": Case(40, 60, 1.0, partial(Text, gru), shape=(20,), words=True),
     "transformer": Case(40, 60, 1.0, partial(Text, transformer), shape=(20,), words=True),
     "adamw": Case(100, 60, 1.0, partial(mlp, 32, d=100), shape=(100,), optimizer=partial(torch.optim.AdamW, lr=1e-3)),
+    **{f"lora_{name}": adapted(partial(lora, 4, 256), learner=name) for name in ("fedavg", "fedper", "ditto", "fedu")},
+    "lora_large": adapted(partial(lora, 12, 512), learner="fedavg"),
 }
 
 
@@ -138,6 +179,21 @@ def rows_of(case: Case) -> tuple[list[Tensor], list[Tensor]]:
     )
     y = torch.randint(C, (N,), generator=rng)
     return list(x.split(case.counts)), list(y.split(case.counts))
+
+
+def ring(K: int) -> np.ndarray:
+    """Return the weights [K, K] of a ring of users."""
+    return np.roll(np.eye(K), 1, axis=0) + np.roll(np.eye(K), -1, axis=0)
+
+
+def texts_of(case: Case) -> list[tuple[list[dict[str, Tensor]], ...]]:
+    """Return the training and the test rows of each user, as dictionaries."""
+    both = rows_of(replace(case, n=case.n + case.test))
+    items = [
+        [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": y} for x, y in zip(*user, strict=True)]
+        for user in zip(*both, strict=True)
+    ]
+    return [(each[: case.n], each[case.n :]) for each in items]
 
 
 class Loop:
@@ -223,6 +279,66 @@ class VmapLoop(Loop):
                 [float((module(x).argmax(1) != y).float().mean()) for x, y in zip(self.x, self.y, strict=True)]
 
 
+class AdapterLoop(Loop):
+    """One user after the other in one adapted module, with the user's numbers in the tensors that are trained."""
+
+    def __init__(self, case: Case, evaluates: bool) -> None:
+        self.case, self.evaluates = case, evaluates
+        self.rows = [[default_collate(rows) for rows in user] for user in texts_of(case)]
+        torch.manual_seed(0)
+        self.module = case.network()
+        named = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
+        self.names, self.trained = list(named), list(named.values())
+        self.rng, K = torch.Generator().manual_seed(0), case.K
+        self.models = [[w.detach().clone() for w in self.trained] for _ in range(K)]
+        self.personal = [[w.clone() for w in model] for model in self.models]  # Ditto's
+        laplacian = 2 * np.eye(K) - ring(K)
+        mixing = np.eye(K) - STEP * COUPLING * laplacian if case.learner == "fedu" else np.full((K, K), 1 / K)
+        self.mixing = torch.from_numpy(mixing).float()
+
+    def hold(self, model: list[Tensor]) -> None:
+        with torch.no_grad():
+            for w, numbers in zip(self.trained, model, strict=True):
+                w.copy_(numbers)
+
+    def train(self, k: int, model: list[Tensor], order: Tensor, anchor: list[Tensor] | None = None) -> list[Tensor]:
+        self.hold(model)
+        for at in order.split(self.case.batch):
+            batch = {name: column[at] for name, column in self.rows[k][0].items()}
+            gradients = torch.autograd.grad(self.module(**batch).loss, self.trained)
+            with torch.no_grad():
+                for i, (w, gradient) in enumerate(zip(self.trained, gradients, strict=True)):
+                    if anchor:
+                        gradient = gradient + LAM * (w - anchor[i])
+                    w.sub_(gradient, alpha=STEP)
+        return [w.detach().clone() for w in self.trained]
+
+    def round(self) -> None:
+        case, shared = self.case, self.models
+        self.module.train()
+        self.models = []
+        for k in range(case.K):
+            order = torch.randperm(case.n, generator=self.rng)
+            self.models.append(self.train(k, shared[k], order))
+            if case.learner == "ditto":
+                self.personal[k] = self.train(k, self.personal[k], order, shared[k])
+        for i, name in enumerate(self.names):
+            if case.learner == "fedper" and "lora_B" in name:
+                continue
+            stacked = torch.stack([model[i] for model in self.models])
+            mixed = (self.mixing @ stacked.flatten(1)).view_as(stacked)
+            for model, numbers in zip(self.models, mixed, strict=True):
+                model[i] = numbers
+        if self.evaluates:
+            self.module.eval()
+            errors, models = [], self.personal if case.learner == "ditto" else self.models
+            for model, (_, test) in zip(models, self.rows, strict=True):
+                self.hold(model)
+                with torch.no_grad():
+                    errors.append(float((self.module(**test).logits.argmax(1) != test["labels"]).float().mean()))
+            statistics.fmean(errors)
+
+
 class Fluke(Loop):
     """Local training of the sampled users alone, by fluke; without averages."""
 
@@ -276,15 +392,22 @@ class PFL(Loop):
 
 
 class Ours:
-    """`Federation`, uncoded or by default, which chooses sums."""
+    """`Federation`, in one of the WAYS."""
 
-    def __init__(self, case: Case, evaluates: bool, communicator: str, folder: Path) -> None:
+    def __init__(self, case: Case, evaluates: bool, way: str, folder: Path) -> None:
         from hmtl import Federation
-        from hmtl.communication import Uncoded
-        from hmtl.mtl import LocalSGD, Participation, TorchTrainer
+        from hmtl.mtl import Ditto, FedAvg, FedPer, FedU, Graph, LocalSGD, Participation, TorchTrainer
         from hmtl.topology import symmetric
 
-        data = [TensorDataset(*rows) for rows in zip(*rows_of(case), strict=True)]
+        data: Any = [TensorDataset(*rows) for rows in zip(*rows_of(case), strict=True)]
+        settings: dict[str, Any] = dict(WAYS[way])
+        if case.learner:
+            data = texts_of(case)
+            learners = {"fedavg": FedAvg(), "fedper": FedPer("*lora_B*"), "ditto": Ditto(LAM), "fedu": FedU()}
+            settings |= {"algorithm": learners[case.learner], "evaluate": ["test"]}
+        if case.learner == "fedu":
+            np.savetxt(folder / "ring.csv", ring(case.K), delimiter=",")
+            settings["regularizer"] = Graph(COUPLING, path=folder / "ring.csv")
         solver = LocalSGD(epochs=1, batch=case.batch)
         if case.optimizer:
             solver = TorchTrainer(case.optimizer, epochs=1, batch=case.batch)
@@ -296,8 +419,8 @@ class Ours:
             topology=symmetric(K=case.K, H=5, r=3),
             participation=Participation(fraction=case.fraction),
             evaluate_every=1 if evaluates else 10**6,
-            output_dir=folder / communicator,
-            **({"communicator": Uncoded} if communicator == "uncoded" else {}),
+            output_dir=folder / way,
+            **settings,
         )
 
     def __call__(self, rounds: int) -> None:
@@ -313,11 +436,13 @@ def cpu(work: Callable[[], object]) -> float:
 def sides(case: Case, evaluates: bool, folder: Path) -> dict[str, Callable[[], Callable[[int], None]]]:
     """What makes each side, by name."""
     groups = () if not case.is_plain or case.K * case.n < 1000 else (4, 10, 25)
-    made: dict[str, Callable[[], Callable[[int], None]]] = {"loop": partial(Loop, case, evaluates)}
+    loop = AdapterLoop if case.learner else Loop
+    made: dict[str, Callable[[], Callable[[int], None]]] = {"loop": partial(loop, case, evaluates)}
     made |= {f"vmap by {group}": partial(VmapLoop, case, evaluates, group) for group in groups}
     peers = {"fluke": Fluke, "pfl": PFL} if case.is_plain else {}
     made |= {name: partial(peer, case, False) for name, peer in peers.items() if importlib.util.find_spec(name)}
-    return made | {name: partial(Ours, case, evaluates, name, folder) for name in ("uncoded", "default")}
+    ways = list(WAYS) if case.learner not in ("", "fedu") else ["uncoded", "default"]  # a graph needs all rows
+    return made | {name: partial(Ours, case, evaluates, name, folder) for name in ways}
 
 
 def main() -> None:

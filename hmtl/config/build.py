@@ -362,7 +362,7 @@ def build_training(cfg: DictConfig, tasks: Sequence[Task], links: MakeLinks) -> 
             secure = replace(secure, sampled=sampled)
             communicator.recipe = replace(communicator.recipe, secure=secure)
         secure.check(topology.K, topology.at(0).G)
-    accountant = build_accountant(cfg, participation)
+    accountant = build_accountant(cfg, participation, topology.K)
     options = {"privacy": accountant.privacy} if accountant else {}
     problem = build_problem(cfg, tasks)
     problem.tuned = "tuned" in cfg.evaluate

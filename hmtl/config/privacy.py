@@ -64,18 +64,18 @@ def check_privacy(cfg: DictConfig) -> None:
         raise not_bounded(cfg.algorithm["_target_"].rpartition(".")[2])
 
 
-def build_accountant(cfg: DictConfig, participation: Participation) -> Accountant | None:
-    """Return what accounts for the privacy of a run of cfg.K users, and says how users clip; None: no privacy.
+def build_accountant(cfg: DictConfig, participation: Participation, K: int) -> Accountant | None:
+    """Return what accounts for the privacy of a run of K users, and says how users clip; None: no privacy.
 
     Raises:
         ConfigError: ε is too small, or δ too large.
     """
     if cfg.privacy.clip is None:
         return None
-    if cfg.privacy.delta >= 1 / cfg.K:
+    if cfg.privacy.delta >= 1 / K:
         raise ConfigError(
-            f"privacy.delta={cfg.privacy.delta} is not below 1/K for K={cfg.K} users: to publish the rows of one of "
-            f"them would also count as private. Set it far below, such as to {0.01 / cfg.K:.0e}."
+            f"privacy.delta={cfg.privacy.delta} is not below 1/K for K={K} users: to publish the rows of one of "
+            f"them would also count as private. Set it far below, such as to {0.01 / K:.0e}."
         )
     if participation.sampler != "uniform":
         raise ConfigError(
@@ -85,11 +85,11 @@ def build_accountant(cfg: DictConfig, participation: Participation) -> Accountan
     from hmtl.mtl.privacy import Privacy
     from hmtl.training.accountant import Accountant, least_noise
 
-    least = math.ceil(cfg.privacy.share * participation.sampled(cfg.K))
+    least = math.ceil(cfg.privacy.share * participation.sampled(K))
 
     def accountant(noise: float) -> Accountant:
         privacy, settings = Privacy(cfg.privacy.clip, noise, least, cfg.seed, cfg.privacy.randomness), cfg.privacy
-        return Accountant(privacy, participation, cfg.K, settings.delta, settings.epsilon, settings.against)
+        return Accountant(privacy, participation, K, settings.delta, settings.epsilon, settings.against)
 
     if cfg.privacy.noise is not None:
         return accountant(cfg.privacy.noise)

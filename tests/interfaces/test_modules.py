@@ -34,6 +34,7 @@ from hmtl.mtl import (
     CrossEntropy,
     FedAvg,
     FedPer,
+    LocalSGD,
     LocalTrainer,
     NetworkAlgorithm,
     Problem,
@@ -41,7 +42,7 @@ from hmtl.mtl import (
     TorchLoss,
     TorchTrainer,
 )
-from hmtl.topology import symmetric
+from hmtl.topology import any_r, symmetric
 
 ADAMW = TorchTrainer(partial(torch.optim.AdamW, lr=0.01, eps=1e-3))  # eps: for parameters whose gradient is rounding
 N, C, T, WORDS = 16, 3, 6, 30
@@ -748,6 +749,62 @@ def test_adapters_are_saved_and_loaded_by_peft(tmp_path):
     x = words(4, T)
     torch.testing.assert_close(loaded(x).logits, models[1](x).logits)
     assert len({id(model.get_base_model().bert.embeddings.word_embeddings.weight) for model in models}) == 1
+
+
+SECURE = {"topology": any_r(K=11, H=4, r=3), "solver": LocalSGD(epochs=1), "communicator": "sums", "secure": True}
+
+
+def related(count):
+    """Users with unlike numbers of unlike rows."""
+    rows = list(dicts(40))
+    return [rows[k : k + 6 + k % 3] for k in range(count)]
+
+
+def adapters(models):
+    trained = [[w for w in model.parameters() if w.requires_grad] for model in models]
+    return torch.stack([nn.utils.parameters_to_vector(each).detach() for each in trained])
+
+
+@pytest.mark.parametrize(("algorithm", "m"), [("fedavg", 91), (FedPer("*lora_B*"), 59), ("ditto", 91)])
+def test_secure_sums_of_adapters(algorithm, m):
+    """Models have the bits of sums without masks, and a term 64 bits for each shared number of an adapter."""
+    torch.manual_seed(0)
+    model = lora()
+    secure, plain = (
+        hmtl.Federation(model, related(11), algorithm=algorithm, **{**SECURE, "secure": each}) for each in (True, False)
+    )
+    before = adapters([model])
+    models = secure.train(2)
+    assert torch.equal(adapters(models), adapters(plain.train(2)))
+    assert not torch.equal(adapters(models[:1]), before)
+    words = [each.get_base_model().bert.embeddings.word_embeddings.weight for each in [model, *models]]
+    assert len({each.data_ptr() for each in words}) == 1
+    table = secure.ledger.table()
+    terms = table[(table.tier == "users_to_relays") & (table.payload_bits > 0)]
+    assert terms.payload_bits.tolist() == [2 * 64 * m] * 11
+    assert set(table[table.payload_bits > 0].kind) == {"IVs", "models"}
+
+
+def test_private_sums_of_adapters():
+    """The mean of users' changes, of which half are clipped; ε of two Gaussian mechanisms on all users."""
+    torch.manual_seed(0)
+    model = lora()
+    alone = {"topology": SECURE["topology"], "solver": SECURE["solver"], "algorithm": "local_networks"}
+    changes = adapters(hmtl.Federation(model, related(11), **alone).train(1)) - adapters([model])
+    norms = changes.norm(dim=1, keepdim=True)
+    clip = float(norms.median())
+    mean = (changes * (clip / norms).clamp(max=1)).mean(0)
+    for noise in (1e-6, 3.0):
+        privacy = {"clip": clip, "noise": noise, "delta": 1e-3}
+        federation = hmtl.Federation(model, related(11), privacy=privacy, **SECURE)
+        change = adapters(federation.train(1)) - adapters([model])
+        far = (change - mean).norm(dim=1) / clip
+        assert (far < 1e-4).all() if noise < 1 else (far > 0.5).all()
+    federation.train(1)
+    orders = np.array([*range(2, 65), 80, 96, 128, 256, 512])
+    divergences = 2 * orders / (2 * noise**2)
+    epsilon = (divergences + np.log1p(-1 / orders) - np.log(1e-3 * orders) / (orders - 1)).min()
+    assert federation.summary.epsilon == pytest.approx(epsilon)
 
 
 def test_a_personal_adapter_beside_a_shared_one(tmp_path):
