@@ -12,8 +12,9 @@ data.
     python experiments/clients.py lora_large --memory default
 
 are LoRA of rank 4 and the last layer of a frozen BERT, by transformers and peft (`pip install hmtl[adapters]`), with
-Datasets of dictionaries; the loop holds one module, and swaps the tensors that are trained. Both measure the users'
-test rows with --evaluate, and dropout is 0.
+Datasets of dictionaries; the loop holds one module, and swaps the tensors that are trained. With --evaluate, both
+measure the users' test rows in each round (for Ditto, of its shared model, too), and nothing else. Dropout is 0. With
+`--memory`, 4 bytes per parameter are one copy of the network, which includes the first.
 
 fluke and pfl-research only train, without averages and errors, if they are installed
 (`pip install fluke-fl==0.8.1 pfl==0.6.0`).
@@ -331,12 +332,13 @@ class AdapterLoop(Loop):
                 model[i] = numbers
         if self.evaluates:
             self.module.eval()
-            errors, models = [], self.personal if case.learner == "ditto" else self.models
-            for model, (_, test) in zip(models, self.rows, strict=True):
-                self.hold(model)
-                with torch.no_grad():
-                    errors.append(float((self.module(**test).logits.argmax(1) != test["labels"]).float().mean()))
-            statistics.fmean(errors)
+            for models in [self.models, self.personal][: 1 + (case.learner == "ditto")]:
+                errors = []
+                for model, (_, test) in zip(models, self.rows, strict=True):
+                    self.hold(model)
+                    with torch.no_grad():
+                        errors.append(float((self.module(**test).logits.argmax(1) != test["labels"]).float().mean()))
+                statistics.fmean(errors)
 
 
 class Fluke(Loop):
@@ -461,6 +463,9 @@ def main() -> None:
         if arguments.memory:
             import hmtl.training.trainer  # noqa: F401, what is not counted
 
+            if case.learner:  # a small network, for which transformers, peft and torch's compiler are imported, too
+                small = replace(case, network=partial(lora, 1, 64))
+                sides(small, arguments.evaluate, Path(folder) / "small")[arguments.memory]()(1)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             side = makers[arguments.memory]()
             side(1)
