@@ -751,13 +751,14 @@ def test_adapters_are_saved_and_loaded_by_peft(tmp_path):
     assert len({id(model.get_base_model().bert.embeddings.word_embeddings.weight) for model in models}) == 1
 
 
-SECURE = {"topology": any_r(K=11, H=4, r=3), "solver": LocalSGD(epochs=1), "communicator": "sums", "secure": True}
+ONCE = {"topology": any_r(K=11, H=4, r=3), "solver": LocalSGD(epochs=1), "evaluate": ["test"]}
+SECURE = ONCE | {"communicator": "sums", "secure": True}
 
 
 def related(count):
     """Users with unlike numbers of unlike rows."""
     rows = list(dicts(40))
-    return [rows[k : k + 6 + k % 3] for k in range(count)]
+    return [(rows[k : k + 6 + k % 3], rows[k : k + 1]) for k in range(count)]
 
 
 def adapters(models):
@@ -789,8 +790,8 @@ def test_private_sums_of_adapters():
     """The mean of users' changes, of which half are clipped; ε of two Gaussian mechanisms on all users."""
     torch.manual_seed(0)
     model = lora()
-    alone = {"topology": SECURE["topology"], "solver": SECURE["solver"], "algorithm": "local_networks"}
-    changes = adapters(hmtl.Federation(model, related(11), **alone).train(1)) - adapters([model])
+    alone = hmtl.Federation(model, related(11), algorithm="local_networks", **ONCE)
+    changes = adapters(alone.train(1)) - adapters([model])
     norms = changes.norm(dim=1, keepdim=True)
     clip = float(norms.median())
     mean = (changes * (clip / norms).clamp(max=1)).mean(0)
