@@ -43,7 +43,7 @@ class NetworkSubproblem:
     users: NDArray[np.int64]
     round: int
     stream: tuple[int, *tuple[str | int, ...]]
-    data: Callable[[int], Dataset[Any]] = dict[int, Dataset[Any]]().__getitem__
+    data: Callable[[int], Dataset[Any]]
     anchor: tuple[float, Tensor] | None = None
     correction: Tensor | None = None
     trained: frozenset[str] | None = None

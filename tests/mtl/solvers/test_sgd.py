@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import LAYERED, OTHER, images
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from hmtl.errors import ConfigError
 from hmtl.mtl import CrossEntropy, LocalSGD
@@ -72,7 +73,8 @@ def test_users_do_not_depend_on_each_other(name):
         x, labels = (torch.cat([each[k, : COUNTS[k]] for k in users]) for each in (X, y))
         rows = Rows(x, labels, x.square().sum(1), own, s[users].repeat_interleave(torch.tensor(own)))
         anchor = 0.5, torch.zeros(len(users), 1)
-        start = NetworkSubproblem(model, W[users], np.array(users), 0, (5, "dropout", 0), anchor=anchor)
+        data = [TensorDataset(X[k, : COUNTS[k]], y[k, : COUNTS[k]]) for k in users].__getitem__
+        start = NetworkSubproblem(model, W[users], np.array(users), 0, (5, "dropout", 0), data, anchor)
         return solver(CrossEntropy(), rows, start, solver.draw(0, 0, users, own), budgets[users])
 
     together = trained(list(range(K)))
@@ -92,7 +94,7 @@ def test_random_draws_differ_by_user_and_name(monkeypatch):
     W, order = model.start.expand(4, -1), torch.arange(2).repeat(4, 1)
     models = []
     for stream, users in ((0, np.arange(4)), (1, np.arange(4)), (0, np.arange(2, 6))):
-        start = NetworkSubproblem(model, W, users, 0, (0, "dropout", stream))
+        start = NetworkSubproblem(model, W, users, 0, (0, "dropout", stream), [TensorDataset(x)].__getitem__)
         models.append(LocalSGD(epochs=1)(CrossEntropy(), rows, start, order, torch.ones(4, dtype=torch.int64)))
     assert len(torch.cat(models[:2]).unique(dim=0)) == 8
     assert torch.equal(models[0][2:], models[2][:2])
@@ -106,7 +108,7 @@ def test_networks_of_layers_do_not_wait_for_trainings_in_other_threads():
         Rows(x, torch.ones(2), x[:, 0], (2,), torch.ones(2)),
     )
     model.side_by_side = True
-    start = NetworkSubproblem(model, model.start[None], np.arange(1), 0, (0, "dropout"))
+    start = NetworkSubproblem(model, model.start[None], np.arange(1), 0, (0, "dropout"), [TensorDataset(x)].__getitem__)
     order, budgets = torch.arange(2)[None], torch.ones(1, dtype=torch.int64)
     with ThreadPoolExecutor(1) as pool, flat._seeding:
         assert pool.submit(LocalSGD(), CrossEntropy(), rows, start, order, budgets).result(60).isfinite().all()

@@ -115,6 +115,14 @@ def test_all_optimizers_that_treat_each_number_alone_are_tested():
     assert {each.func for each in OPTIMIZERS.values()} == set(SEPARABLE)
 
 
+def test_a_subproblem_needs_the_users_rows():
+    """Users who train in turn read them; without any, each would fail in the midst of a round."""
+    x = torch.ones(2, D)
+    model = FlatModel(LAYERED["linear"], x, C, 1)
+    with pytest.raises(TypeError, match="data"):
+        NetworkSubproblem(model, model.start[None], np.arange(1), 0, (0, "dropout"))
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_ragged_users_drop_different_numbers(alone):
     """A user who has left a group draws no more; those who stay do not share their draws."""
@@ -123,7 +131,8 @@ def test_ragged_users_drop_different_numbers(alone):
     model.side_by_side = trains_side_by_side(model, CrossEntropy(), x[:2], x[:2, 0], 2)
     assert model.random
     rows = Rows(x, x[:, 0], x[:, 0], counts, torch.ones(12))
-    start = NetworkSubproblem(model, model.start.expand(3, -1), np.arange(3), 0, (0, "dropout"))
+    data = [TensorDataset(each) for each in x.split(counts)].__getitem__
+    start = NetworkSubproblem(model, model.start.expand(3, -1), np.arange(3), 0, (0, "dropout"), data)
     trainer = TorchTrainer(partial(Adam, lr=0.1), epochs=1, batch=2)
     budgets = torch.tensor([1, 4, 0 if alone else 1])
     got = trainer(CrossEntropy(), rows, start, trainer.draw(0, 0, range(3), counts), budgets)
