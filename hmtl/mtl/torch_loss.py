@@ -24,8 +24,9 @@ class TorchLoss(Loss):
         function: maps predictions and targets of a batch of n rows to their mean loss, or to losses [n]. A function of
             your own gets both in the shapes that they have; one of torch gets them in the same shape where they differ
             by a last dimension of 1. If a module returns more than its predictions, a function of your own gets all of
-            it, or the predictions alone if it fails on all; so does one of torch if a row has several targets. None:
-            the module gets the targets, too, and returns its loss, as the models of transformers do.
+            it, or the predictions alone if it fails on all of the first batch; so does one of torch if a row has
+            several targets. None: the module gets the targets, too, and returns its loss, as the models of transformers
+            do.
 
     Attributes:
         classes: whether rows have class numbers.
@@ -39,6 +40,7 @@ class TorchLoss(Loss):
         self.function = function() if isinstance(function, type) else function
         self.classes = False  # type: ignore[misc]  # depends on the data
         self.outputs = 0
+        self._takes_all: bool | None = None  # what a module returns; unknown before the first batch
 
     @property
     def name(self) -> str:
@@ -64,14 +66,18 @@ class TorchLoss(Loss):
             ConfigError: the module returns none.
         """
         if self.function is not None:
-            takes_all = not (isinstance(output, Tensor) or (self.is_of_torch and isinstance(y, Tensor)))
+            is_single = isinstance(output, Tensor) or (self.is_of_torch and isinstance(y, Tensor))
+            if is_single or self._takes_all is False:
+                return self.function(*self._paired(output, y))
             try:
-                return self.function(*((output, y) if takes_all else self._paired(output, y)))
+                loss, self._takes_all = self.function(output, y), True
+                return loss
             except Exception:  # the function is any code
-                if not takes_all:
+                if self._takes_all:
                     raise
                 with suppress(Exception):
-                    return self.function(*self._paired(output, y))
+                    loss, self._takes_all = self.function(*self._paired(output, y)), False
+                    return loss
                 raise
         if (loss := loss_of(output)) is None:
             raise ConfigError("The module returns no loss of its own. Name one, such as loss=torch.nn.MSELoss().")
