@@ -30,6 +30,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from hmtl.errors import CodingError
+from hmtl.io.described import Described
 from hmtl.topology import Topology
 
 MAX_AT_ONCE = 6  # relays; up to this number, all constraints are used, beyond it they are added when violated
@@ -81,7 +82,7 @@ class Rates:
     counts: tuple[int, ...]
 
 
-class Demand:
+class Demand(Described):
     """The IVs that relays must learn, as flows: source → relays → types heard → sink.
 
     Args:
@@ -93,6 +94,8 @@ class Demand:
         H: number of relays.
         rates: see `_rates`, whose results are kept.
     """
+
+    _shown = ("H", "counts")
 
     def __init__(self, G: NDArray[np.uint8]) -> None:
         types, self.counts = np.unique(G.T, axis=0, return_counts=True)

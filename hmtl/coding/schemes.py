@@ -17,6 +17,7 @@ from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, 
 from hmtl.coding.plan import Block, Plan, block_of
 from hmtl.coding.rates import Demand, Programme, Uplinks, demand_of
 from hmtl.errors import CodingError
+from hmtl.io.described import Described
 from hmtl.topology import Topology
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,8 @@ Aggregators = str | Sequence[int | str]
 numbers or names of relays, and `server` if it is one of them."""
 
 
-@dataclass(frozen=True)
-class Scheme:
+@dataclass(frozen=True, repr=False)
+class Scheme(Described):
     """A way to bring all IVs to relays that aggregate, unless the server learns all IVs, too.
 
     One of your own has at least a name and a code; `make_plan` checks its blocks, which `hmtl.coding.block_of` makes.
@@ -41,6 +42,7 @@ class Scheme:
         split: the choice of α in the schemes of Hu et al. 2022, Section IV; a plan may need too many pieces for it.
     """
 
+    _shown = ("name",)
     name: str
     loads: Callable[[Topology, tuple[int, ...], Uplinks | None], Loads] | None = None
     code: Callable[[Topology, Sequence[int], CodeSettings], Iterable[Block]] | None = None

@@ -10,9 +10,10 @@ import numpy as np
 from hmtl.communication.accounting.ledger import LinkLedger
 from hmtl.communication.messages import Message, host_name
 from hmtl.io.arrays import Ids
+from hmtl.io.described import Described
 
 
-class Links(ABC):
+class Links(Described, ABC):
     """The links between nodes, over which each message reaches its receivers or is lost.
 
     Args:

@@ -22,6 +22,7 @@ from hmtl.data.preprocessing import RAW, Preprocessing, Scaling
 from hmtl.data.sparse import Features, checked, finite, stored
 from hmtl.data.table_features import FittedTable
 from hmtl.errors import ConfigError, DataError
+from hmtl.io.described import Described
 
 ClassWeight = Literal["balanced"] | None
 SPLITS = ("train", "test", "validation")
@@ -30,8 +31,8 @@ MAX_ABS_VALUE = 1e150
 """The largest size of a number in x or y: sums of squares stay below the largest float64."""
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
+@dataclass(frozen=True, eq=False, repr=False)
+class Task(Described):
     """The data of one user as tensors: x stays float32 if it is, and becomes float64 otherwise.
 
     Sparse rows, of any format of SciPy, become float64 in CSR.
@@ -63,6 +64,7 @@ class Task:
             class number is not in 0..C−1. A user may have rows of one class only.
     """
 
+    _shown = ("name", "classes", "labels")
     name: str
     x_train: Features
     y_train: Tensor

@@ -29,6 +29,7 @@ from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, TopologyError
 from hmtl.inference.models import models_of
 from hmtl.interfaces.matching import are_signs, matched
+from hmtl.io.described import Described
 from hmtl.mtl import Learner, Loss, NetworkAlgorithm, Squared, TorchLoss, TorchTrainer
 from hmtl.mtl.measures import OwnMeasure
 from hmtl.mtl.networks.flat import copied
@@ -236,7 +237,7 @@ class Federation:
         return "\n".join(["Federation", *(f"  {name:9}{line}" for name, line in lines.items())])
 
 
-class UserModules(Sequence[nn.Module]):
+class UserModules(Described, Sequence[nn.Module]):
     """The modules of K users, each of which is made when it is first read; copies and pickles are lists.
 
     Args:
@@ -245,17 +246,17 @@ class UserModules(Sequence[nn.Module]):
     """
 
     def __init__(self, K: int, make: Callable[[int], nn.Module]) -> None:
-        self._users, self._made = range(K), cache(make)
+        self.K, self._made = K, cache(make)
 
     def __len__(self) -> int:
-        return len(self._users)
+        return self.K
 
     @overload
     def __getitem__(self, at: int) -> nn.Module: ...
     @overload
     def __getitem__(self, at: slice) -> list[nn.Module]: ...
     def __getitem__(self, at: int | slice) -> nn.Module | list[nn.Module]:
-        users = self._users[at]
+        users = range(self.K)[at]
         return [self._made(k) for k in users] if isinstance(users, range) else self._made(users)
 
     def __reduce__(self) -> tuple[Any, ...]:

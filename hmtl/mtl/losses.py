@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from hmtl.errors import ConfigError
+from hmtl.io.described import Described
 from hmtl.mtl.overriding import defined_below
 
 NEWTON_STEPS = 6  # accurate to the last bit for any q up to 1e12, from the start in `Logistic.coordinate_step`
 
 
-class Loss(nn.Module, ABC):
+class Loss(Described, nn.Module, ABC):
     """A convex loss. Gradient methods need only `forward`; a dual solver states what else it needs."""
 
     labels: ClassVar[tuple[float, ...] | None] = (-1.0, 1.0)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl.errors import ConfigError
+from hmtl.io.described import Described
 from hmtl.io.npz import open_file
 from hmtl.rng import generator
 
@@ -28,8 +29,8 @@ Pairs = Sequence[Sequence[int]] | str | Path
 """Pairs of a round and the node that is absent in it, or the path of a CSV file with one pair per line."""
 
 
-@dataclass(frozen=True)
-class Participation:
+@dataclass(frozen=True, repr=False)
+class Participation(Described):
     """Client sampling, stragglers, which do part of their work, and users and relays that drop out of rounds.
 
     A round lasts as long as a user at full speed needs. In each round, a user does a share of its usual work: a new

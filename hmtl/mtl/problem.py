@@ -28,6 +28,7 @@ from hmtl.data.items import TARGETS, each_tensor
 from hmtl.data.sparse import Features, times
 from hmtl.data.tasks import SPLITS, classified, numbered
 from hmtl.errors import ConfigError, DataError
+from hmtl.io.described import Described
 from hmtl.mtl.losses import Loss, OneVsRest
 from hmtl.mtl.measures import OwnMeasure, means, measures_for, summarize, terms_of_means, totals
 from hmtl.mtl.regularizers import Regularizer
@@ -93,7 +94,7 @@ class Rows:
         return replace(self, counts=counts, places=self.starts[torch.from_numpy(users).to(self.y.device)])
 
 
-class Problem:
+class Problem(Described):
     """$P(W) = Σ_k s_k Σ_j ω_kj ℓ(w_k·x_kj, y_kj) + R(W, Ω)$, with s_k = 1/n_k (mean) or 1 (sum, as in the paper).
 
     The weights of rows are ω_kj = 1, unless `Task.class_weight` is set. Below, s_kj is s_k ω_kj.
@@ -135,6 +136,8 @@ class Problem:
 
     Ref: Hu et al. 2022, eq. (1).
     """
+
+    _shown = ("K", "loss", "regularizer")
 
     def __init__(
         self,

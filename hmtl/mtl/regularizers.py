@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hmtl.data import Task
 from hmtl.errors import ConfigError
+from hmtl.io.described import Described
 from hmtl.mtl.graph import covariance, nearest, read_weights
 from hmtl.mtl.overriding import defined_below
 from hmtl.mtl.symmetric import Dense, LowRank, Symmetric
@@ -26,7 +27,7 @@ FORMULAS |= {"joint": {"coupling", "update_omega", "eigenvalues"}}
 """What follows from the methods named: a subclass that redefines one of these starts without it."""
 
 
-class Regularizer(nn.Module, ABC):
+class Regularizer(Described, nn.Module, ABC):
     """The coupling of the users' models. A new regularizer only has to define `coupling`.
 
     A regularizer that learns Ω also defines `update_omega`. All else follows; a subclass with a `coupling` of its own

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.errors import TopologyError
+from hmtl.io.described import Described
 from hmtl.rng import generator
 from hmtl.topology.files import link_tables, naming, read_lines
 from hmtl.topology.generators import geometric, within
@@ -23,12 +24,14 @@ from hmtl.topology.topology import Topology
 CONTACT_COLUMNS = ("round", "relay", "user")
 
 
-class Moving(ABC):
+class Moving(Described, ABC):
     """A network whose links change every few rounds, as all nodes know.
 
     In round 0 every user has a relay. A user without relay in a later stretch is *absent* in that stretch: it sends
     nothing that counts and gets no model.
     """
+
+    _shown = ("K", "H")
 
     @property
     def K(self) -> int:

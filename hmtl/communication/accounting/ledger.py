@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from hmtl.io.described import Described
 from hmtl.topology.names import NAMELESS, Names
 
 TIERS = ("users_to_relays", "relays_to_server", "server_to_relays", "relays_to_users")
@@ -47,7 +48,7 @@ class Sent(NamedTuple):
         return len(self.links) * (self.payload + self.overhead)
 
 
-class LinkLedger:
+class LinkLedger(Described):
     """Bits by tier, link and kind of message: of the set-up, of the latest round, and in total.
 
     `Links.post` records every message. The ledger does not grow with the rounds: the bits of earlier rounds are in the
@@ -64,6 +65,8 @@ class LinkLedger:
         links: names of the links of each tier.
         rounds: number of rounds recorded so far.
     """
+
+    _shown = ("rounds",)
 
     def __init__(self, K: int, H: int, names: Names = NAMELESS) -> None:
         users, relays = [f"user {names.user(k)}" for k in range(K)], [f"relay {names.relay(i)}" for i in range(H)]

@@ -41,6 +41,7 @@ from hmtl.communication.round import Nodes, Outcome, Schedule, Stopwatch, play
 from hmtl.communication.secure_round import SecureSchedule
 from hmtl.communication.sides import AggregatorSide, UserSide
 from hmtl.io.arrays import NOBODY
+from hmtl.io.described import Described
 from hmtl.io.row_layout import RowLayout
 from hmtl.topology import Moving, Names, Topology
 
@@ -81,7 +82,7 @@ def _kinds(recipe: Recipe) -> NodeKinds:
     return NodeKinds(SecureHost, SecureRelay, SecureServer, SecureSchedule())
 
 
-class Communicator:
+class Communicator(Described):
     """Plays the rounds of a learner on a network, and counts what they cost.
 
     Args:
@@ -106,6 +107,7 @@ class Communicator:
     """
 
     name = "learner"
+    _shown = ("topology", "recipe")
 
     def __init__(
         self,

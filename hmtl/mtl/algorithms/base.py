@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hmtl.errors import ConfigError, RangeError
 from hmtl.io.arrays import NOBODY, Ids
 from hmtl.io.cpu_time import cpu_seconds
+from hmtl.io.described import Described
 from hmtl.io.row_layout import RowLayout
 from hmtl.mtl.algorithms.meaning import Meaning
 from hmtl.mtl.losses import snake_case
@@ -164,7 +165,7 @@ class Aggregator(Side):
         self.load_state_dict(state, strict=False)
 
 
-class Algorithm(ABC):
+class Algorithm(Described, ABC):
     """Two sides that play rounds: local update → IVs → global update → models.
 
     Attributes:
@@ -181,6 +182,7 @@ class Algorithm(ABC):
     regularized: bool = True
     improves: ClassVar[Kind | None] = None
     vectors: tuple[str, ...] = ()
+    _shown: ClassVar[tuple[str, ...]] = ("problem", "solver")
     problem: Problem
     seed: int
     participation: Participation

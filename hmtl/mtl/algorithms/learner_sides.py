@@ -341,6 +341,7 @@ class NetworkAlgorithm(Algorithm):
 
     improves = "networks"
     vectors = ("W",)
+    _shown = ("learner", *Algorithm._shown)
     users: NetworkUsers
 
     def __init__(

@@ -19,6 +19,7 @@ from torch import Tensor
 from hmtl.data import Task
 from hmtl.errors import ConfigError
 from hmtl.io.arrays import Floats
+from hmtl.io.described import Described
 from hmtl.mtl.losses import Logistic, Loss, Squared
 from hmtl.mtl.problem import Problem, runs
 
@@ -62,7 +63,7 @@ class Mixed:
     settled: bool
 
 
-class MixedEffects:
+class MixedEffects(Described):
     """Linear models of numbers or labels as draws from a normal distribution, with all variances from the rows.
 
     Several structures are fitted: one model for all tasks, models that differ in their intercepts only, and models

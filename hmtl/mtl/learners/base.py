@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from hmtl.io.described import Described
 from hmtl.mtl.networks.flat import FlatModel
 from hmtl.mtl.solvers.base import Kind
 from hmtl.mtl.solvers.networks import NetworkSolver
@@ -83,7 +84,7 @@ class Train(Protocol):
         ...
 
 
-class Learner:
+class Learner(Described):
     """A federated learner of networks. Its constructor takes its settings alone.
 
     The framework sets `model` and `solver` before it calls any other method.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hmtl.errors import ConfigError
+from hmtl.io.described import Described
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.overriding import defined_below
 from hmtl.mtl.problem import Rows
@@ -23,7 +24,7 @@ Subproblem = TypeVar("Subproblem")
 Solution = TypeVar("Solution")
 
 
-class LocalSolver(nn.Module, ABC, Generic[Subproblem, Solution]):
+class LocalSolver(Described, nn.Module, ABC, Generic[Subproblem, Solution]):
     """A solver that improves the users' duals or networks, each on the user's own rows, when it is called.
 
     A solver states what it works on (`improves`) and what a loss must define for it (`needs`); an algorithm checks
