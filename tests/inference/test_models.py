@@ -230,6 +230,29 @@ def test_scores_are_those_inside(
             assert models.predict(raw.name, raw.x_test.numpy()).tolist() == [1.0 if s > 0 else -1.0 for s in inside]
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "x",
+        3,
+        True,
+        [],
+        torch.zeros(3, 3),
+        lambda: None,
+        lambda d: torch.nn.Linear(d, 2),
+        lambda d, C: "x",
+        torch.nn.Conv2d,
+    ],
+)
+def test_what_makes_no_network_is_refused(wrong: Any, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    data = [TensorDataset(torch.randn(6, 4, generator=draw), torch.arange(6) % 2) for _ in range(5)]
+    hmtl.Federation(torch.nn.Linear(4, 2), data, output_dir=tmp_path).train(1)
+    with pytest.raises(ConfigError, match="model") as refused:
+        hmtl.load_run(tmp_path, wrong).model("user 0")
+    assert "\n" not in str(refused.value)
+
+
 def test_what_does_not_fit_is_named(configure: Configure, tmp_path: Path) -> None:
     write(tmp_path, "two")
     where = ("dataset=files", f"dataset.path={tmp_path}/train", "dataset.test_fraction=0", "topology=any_r", "H=3")

@@ -372,7 +372,13 @@ def made(make: MakeModel, d: int, C: int, shape: tuple[int, ...]) -> tuple[nn.Mo
 
 
 def maker_of(model: nn.Module | MakeModel) -> MakeModel:
-    """Return a function of `d` and `C` that copies a module, or calls a function that can do without them."""
+    """Return a function of `d` and `C` that copies a module, or calls a function that can do without them.
+
+    Raises:
+        ConfigError: the model is neither.
+    """
+    if not callable(model):
+        raise ConfigError(f"model is a {type(model).__name__}. Give the module that was trained, or what made it.")
     if isinstance(model, nn.Module):
         return lambda *_: copied(model, ())
     try:
@@ -386,13 +392,17 @@ def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
     """Return a new module with the numbers w [m] of a trained network, of which `outline` tells, without its rows.
 
     Raises:
-        ConfigError: `make` creates another network.
+        ConfigError: `make` fails, or creates another network.
     """
     about = json.loads(outline)
     shapes = {name: torch.Size(shape) for name, shape in about["tensors"].items()}
-    with seeded(seed, "model"):  # numbers that were not trained come from the seed
-        module, _ = made(make, math.prod(about["shape"]), about["C"], tuple(about["shape"]))
-    named = dict(chain(module.named_parameters(), module.named_buffers()))
+    try:
+        with seeded(seed, "model"):  # numbers that were not trained come from the seed
+            module, _ = made(make, math.prod(about["shape"]), about["C"], tuple(about["shape"]))
+        named = dict(chain(module.named_parameters(), module.named_buffers()))
+    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"model makes no network ({reason}). Give the run's module or algorithm.model.") from error
     for name, shape in shapes.items():
         if name not in named or not (is_lazy(named[name]) or named[name].shape == shape):
             raise ConfigError(
