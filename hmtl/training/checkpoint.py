@@ -77,10 +77,12 @@ def load_checkpoint(
         if saved.get(key) != wanted.get(key)
     }
     others = tuple(key.removesuffix("_target_") for key in changes if key.endswith("._target_"))
+    by_part = {"lam"} if any(part.startswith("algorithm.") for part in others) else set()  # each has its usual one
     differences = [  # without settings of another part, and of parts that follow a root setting, as communicator.wire
         f"{key.removesuffix('._target_').removesuffix('.given')} {change}"
         for key, change in changes.items()
-        if ("." not in key or changes.get(key.rpartition(".")[2]) != change)
+        if key not in by_part
+        and ("." not in key or changes.get(key.rpartition(".")[2]) != change)
         and not any(key.startswith(part) and key != f"{part}_target_" for part in others)
     ]
     if differences:

@@ -92,6 +92,20 @@ def test_another_part_is_named_without_its_settings(tmp_path: Path) -> None:
     assert "(algorithm.model is another one)" in str(error.value)
 
 
+@pytest.mark.parametrize("other", ["Ditto", "FedAvg"])
+def test_the_lam_of_another_learner_is_not_named(tmp_path: Path, other: str) -> None:
+    """Nobody need have set it: some learners have another usual one."""
+    path, first = tmp_path / "checkpoint.pt", {"algorithm._target_": "FedAvg", "lam": 0.01, "regularizer.lam": 0.01}
+    save_checkpoint(path, "train", first | {"K": 4}, STATE)
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(
+            path, "train", {"algorithm._target_": other, "lam": 0.1, "regularizer.lam": 0.1, "algorithm.lam": 0.1}
+        )
+    named = "algorithm was 'FedAvg', is 'Ditto'" if other == "Ditto" else "algorithm.lam was None"
+    assert f"(K was 4, is None; {named}" in str(error.value)
+    assert ("; lam was 0.01, is 0.1)" in str(error.value)) == (other == "FedAvg")
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_on_a_full_disk_the_old_checkpoint_stays(tmp_path: Path, first: bool) -> None:
     """A limit on the size of files stands for the full disk."""
