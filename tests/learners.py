@@ -29,7 +29,7 @@ LEARNERS = {
     "fedavgm": FedAvgM(),
     "fedadam": FedAdam(),
     "fedyogi": FedYogi(),
-    "localnetworks": LocalNetworks(),
+    "local_networks": LocalNetworks(),
     "fedper": FedPer(),
     "fedrep": FedRep(),
     "lg_fedavg": LGFedAvg(),

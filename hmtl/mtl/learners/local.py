@@ -1,6 +1,7 @@
 """Local training of networks: the baseline of FedAvg and its relatives, in which nothing travels."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -23,3 +24,6 @@ class LocalNetworks(Learner):
     def predictor(self, shared: Numbers, own: Numbers) -> Tensor:
         v: Tensor = own.v
         return v
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"algorithm": "local_networks"}

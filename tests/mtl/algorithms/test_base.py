@@ -60,7 +60,7 @@ OTHERS = {  # which need all IVs, or none
     "mocha, omega": lambda p, **o: MOCHA(p.regularized(TaskRelationship(0.1)), SDCA(0.5), omega_every=3, **o),
     "fedu, graph": lambda p, **o: trained(FedU())(p.regularized(Graph(0.1, neighbors=1)), **o),
     "local": lambda p, **o: Local(p, SDCA(0.5), 0.1, **o),
-    "localnetworks": NETWORKS.pop("localnetworks"),
+    "local_networks": NETWORKS.pop("local_networks"),
 }
 LEARNERS = NETWORKS | {
     "mocha": lambda p, **o: MOCHA(p, SDCA(0.5), **o),

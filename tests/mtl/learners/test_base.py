@@ -13,6 +13,7 @@ from quadratics import D, K, P, learn, linear, problem, quadratics, run, shared
 from torch import nn
 
 from hmtl.communication import CodedHierarchical, Network, Sums, Uncoded
+from hmtl.config.build import conf_dir
 from hmtl.errors import ConfigError, RangeError
 from hmtl.mtl import (
     APFL,
@@ -162,10 +163,10 @@ def test_a_learner_holds_settings_alone(name):
     assert described.items() >= settings.items()
     assert not {"phases", "_weights"} & described.keys(), "not a setting"
     assert ("regularizer" in described) == (name == "fedu")
-    assert (first.setup() is None) == (name in ("pfedme", "localnetworks", "fedu"))
+    assert (first.setup() is None) == (name in ("pfedme", "local_networks", "fedu"))
     if setup := first.setup():
         assert setup[0].local_update(0)[1].tolist() == [[n] for n in first.problem.counts]
-    assert bool(first.users.make_meaning()) == (name not in ("localnetworks", "fedu"))
+    assert bool(first.users.make_meaning()) == (name not in ("local_networks", "fedu"))
 
 
 def test_settings_in_descriptions():
@@ -232,6 +233,13 @@ def test_what_local_must_not_do(local, message):
 
 
 @pytest.mark.parametrize("name", LEARNERS)
+def test_learners_have_the_names_of_their_settings(name):
+    of = several_classes().regularized(Mean(0.1))
+    assert NetworkAlgorithm(LEARNERS[name], of, LocalSGD(0.1), deep).describe()["algorithm"] == name
+    assert (conf_dir() / "algorithm" / f"{name}.yaml").exists()
+
+
+@pytest.mark.parametrize("name", LEARNERS)
 def test_what_travels(name):
     """The ledger counts the sections' bits alone, over any communicator; own state stays with its user."""
     names = dict.fromkeys(LEARNERS, sum(w.numel() for w in deep(3, 3).parameters()))
@@ -242,7 +250,7 @@ def test_what_travels(name):
     for communicator in (Sums(t), Uncoded(t), CodedHierarchical(t, Network())):
         of = several_classes().regularized(Mean(0.1))
         algorithm = NetworkAlgorithm(LEARNERS[name], of, LocalSGD(0.1), deep)
-        if name == "localnetworks":
+        if name == "local_networks":
             assert algorithm.users.row_layout.numbers == 0
             return
         communicator.round(0, algorithm.users, algorithm.aggregator)
@@ -250,7 +258,7 @@ def test_what_travels(name):
         assert communicator.ledger.bits("users_to_relays").payload == K * 64 * sent
 
 
-@pytest.mark.parametrize("name", [name for name in LEARNERS if name not in ("localnetworks", *LAYERED)])
+@pytest.mark.parametrize("name", [name for name in LEARNERS if name not in ("local_networks", *LAYERED)])
 def test_own_state_changes_when_its_update_counts(name):
     algorithm = NetworkAlgorithm(LEARNERS[name], several_classes(), LocalSGD(0.1, 2, 3), mlp)
     for round in range(2):
