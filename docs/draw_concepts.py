@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from hmtl.coding import loads
-from hmtl.communication.codecs.few_bit_blocks import QUANTISERS
+from hmtl.communication.codecs.few_bit_blocks import QUANTIZERS
 from hmtl.reporting.style import OKABE_ITO, Picture
 from hmtl.topology import symmetric
 
@@ -132,7 +132,7 @@ def feedback() -> Picture:
     for name, share, color, label in (("without", 0, "vermilion", (2, 0.8)), ("with", 1, "blue", (12, 0.18))):
         error, errors, sent = torch.zeros(1, 64), [], torch.empty(1, 64)
         for update in torch.randn(40, 1, 64, generator=torch.Generator().manual_seed(0)):
-            QUANTISERS["int4"].decode(QUANTISERS["int4"].encode(update + share * error), sent)
+            QUANTIZERS["int4"].decode(QUANTIZERS["int4"].encode(update + share * error), sent)
             error = error + update - sent
             errors.append(error.norm() / update.norm())
         plot.plot(range(1, 41), errors, color=OKABE_ITO[color])

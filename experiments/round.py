@@ -24,7 +24,7 @@ PANELS = {  # settings by title
 }
 RESULTS = Path(__file__).parent / "results"
 HEIGHTS = (0.0, 1.0, 2.0)  # of users, relays, server
-DARK, GREY = "#333333", "#b0b0b0"
+DARK, GRAY = "#333333", "#b0b0b0"
 PATCH = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
 
 
@@ -46,7 +46,7 @@ def panel(axes: Axes, title: str, settings: str) -> None:
     axes.add_collection(LineCollection(list(heard), colors=hues[i], linewidths=0.5, alpha=0.6, zorder=1))
     to_server = np.stack([np.tile(server, (t.H, 1)), relays], axis=1)
     widths = np.where(up > 0, 0.8 + up, 0.0)
-    axes.add_collection(LineCollection(list(to_server), colors=GREY, linewidths=widths, zorder=1))
+    axes.add_collection(LineCollection(list(to_server), colors=GRAY, linewidths=widths, zorder=1))
     axes.scatter(users[:, 0], users[:, 1], 20, "white", marker="o", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(relays[:, 0], relays[:, 1], 80, hues, marker="s", edgecolors=DARK, linewidths=0.8, zorder=3)
     axes.scatter(server[:1], server[1:], 160, DARK, marker="^", zorder=3)
@@ -68,9 +68,9 @@ def main() -> Picture:
         Line2D(
             [], [], marker=marker, color="none", markerfacecolor=face, markeredgecolor=DARK, markersize=8, label=label
         )
-        for marker, face, label in (("^", DARK, "server"), ("s", GREY, "relay"), ("o", "white", "user"))
+        for marker, face, label in (("^", DARK, "server"), ("s", GRAY, "relay"), ("o", "white", "user"))
     ]
-    entries.append(Line2D([], [], color=GREY, linewidth=4, label="IVs that a relay sends up in a round"))
+    entries.append(Line2D([], [], color=GRAY, linewidth=4, label="IVs that a relay sends up in a round"))
     figure.fit_legend(entries, "outside lower center")
     figure.write(RESULTS / "round", "png", dpi=120)
     return figure

@@ -23,7 +23,7 @@ AVOIDED = {
 }
 """Phrases that a native reader stumbles over, and what to write instead."""
 BRITISH = (
-    r"neighbour\w*|programmes?|behaviours?|colours?|favour\w*|licences?|defences?|centre|towards"
+    r"neighbour\w*|programmes?|behaviours?|colours?|favour\w*|dialling|licences?|defences?|centre|towards"
     r"|(?:travel|label|model|signal)l(?:ed|ing)|(?:quant|min|max|optim|vector|random|initial|personal|general)is[ei]\w*"
 )
 """Words that American English, in which the project is written, spells in another way."""
@@ -73,7 +73,7 @@ def test_usual_words(phrase: str) -> None:
 
 
 def test_american_spelling() -> None:
-    """Names in code are left alone, so of modules only comments and strings count."""
+    """Of modules, comments and strings count here; names may be those of other packages."""
     for path in texts():
         prose = path.read_text()
         if path.suffix == ".py":
@@ -82,6 +82,15 @@ def test_american_spelling() -> None:
                 prose = "\n".join(token.string for token in tokenize.tokenize(file.readline) if token.type in kinds)
         prose = re.sub(r"`[^`\n]*`|{[^}\n]*}|^ +\w+:", "", prose, flags=re.MULTILINE)  # without names
         assert not re.findall(rf"(?<![\w.])(?:{BRITISH})\b", prose), path
+
+
+def test_names_in_code_have_american_spelling() -> None:
+    for path in [*modules(), *(ROOT / "tests").rglob("*.py")]:
+        with path.open("rb") as file:
+            names = {token.string for token in tokenize.tokenize(file.readline) if token.type == tokenize.NAME}
+        names.add(path.stem)
+        words = {word.lower() for name in names for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+        assert not [word for word in words if re.fullmatch(BRITISH, word)], path
 
 
 def test_the_architecture_page_names_files_and_functions_that_exist() -> None:

@@ -116,7 +116,7 @@ def test_a_plan_has_no_aggregators_and_says_why(word: str, tmp_path: Path) -> No
     assert "aggregators is not a setting. A plan compares" in done.stderr
 
 
-def test_a_relay_that_fails_may_be_misspelt(configure: Configure, tmp_path: Path) -> None:
+def test_a_relay_that_fails_may_be_misspelled(configure: Configure, tmp_path: Path) -> None:
     names = ["Fulda", "Kassel", "Hannover", "Celle", "Bremen", "Hamburg"]
     (tmp_path / "G.csv").write_text("relay,user\n" + "".join(f"{name},{n}\n" for n, name in enumerate(names)))
     words = ("topology=file", f"topology.path={tmp_path}/G.csv")

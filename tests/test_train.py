@@ -523,7 +523,7 @@ def test_a_logger_of_ones_own_gets_each_round_and_the_summary(configure: Configu
 OWN = """
 from hmtl.mtl import Dense, Regularizer
 
-class Neighbours(Regularizer):
+class Neighbors(Regularizer):
     '''Each user close to the next one, on a ring.'''
 
     def coupling(self, Omega):
@@ -535,7 +535,7 @@ def test_a_regularizer_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """It comes from a module and a configuration folder outside the package, by `_target_`."""
     (tmp_path / "own_regularizer.py").write_text(OWN)
     (tmp_path / "conf" / "regularizer").mkdir(parents=True)
-    (tmp_path / "conf" / "regularizer" / "own.yaml").write_text("_target_: own_regularizer.Neighbours\nlam: ${lam}\n")
+    (tmp_path / "conf" / "regularizer" / "own.yaml").write_text("_target_: own_regularizer.Neighbors\nlam: ${lam}\n")
     own = ("--config-dir", "conf", "regularizer=own", "hydra.run.dir=out")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -13,7 +13,7 @@ from hmtl.coding.allocation import MAX_PIECES, Allocation, AllocationRule, alloc
 from hmtl.coding.formulas import unheard
 from hmtl.coding.generations import similar_groups, uniform_parts
 from hmtl.coding.plan import Block, draw_block, random_matrix
-from hmtl.coding.rates import TOLERANCE, Demand, Programme, Rates, Uplinks
+from hmtl.coding.rates import TOLERANCE, Demand, Program, Rates, Uplinks
 from hmtl.errors import CodingError
 from hmtl.gf256 import cauchy
 from hmtl.topology import Topology
@@ -70,9 +70,9 @@ def code_of(
     def rates_of(hears: NDArray[np.uint8]) -> Rates:
         nonlocal sets
         n = hears.shape[1]
-        programme = Programme(Demand(hears), uplinks, sets)
-        rates = programme.rates(places, min(settings.max_pieces, max(1, MAX_PIECES // n)), models * n, slack)
-        sets = programme.sets
+        program = Program(Demand(hears), uplinks, sets)
+        rates = program.rates(places, min(settings.max_pieces, max(1, MAX_PIECES // n)), models * n, slack)
+        sets = program.sets
         return rates
 
     def no_costlier(whole: Rates, hears: NDArray[np.uint8], parts: int) -> bool:

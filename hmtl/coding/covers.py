@@ -36,21 +36,21 @@ def cover(t: Topology, uplinks: Uplinks | None = None) -> Choice:
     if not t.active:
         return Choice((), 0.0, 0.0)
     demand, H = demand_of(t), len(t.active)
-    programme = ShareProgramme(demand.hears, uplinks)
+    program = ShareProgram(demand.hears, uplinks)
     if H <= MAX_COVER_RELAYS:
         covers = np.flatnonzero(demand.within[::-1] == 0)  # no user is left to other relays
-        weight = over_sets(programme.seconds, np.maximum if programme.parallel else np.add, 0.0)[covers]
+        weight = over_sets(program.seconds, np.maximum if program.parallel else np.add, 0.0)[covers]
         best = np.lexsort((over_sets(np.ones(H), np.add, 0)[covers], weight.round(9)))[0]
         x, bound = covers[best] >> np.arange(H) & 1, float(weight[best])
     else:
-        x, bound = programme.solve(1)
-    cost = programme.time(x > 0.5)
+        x, bound = program.solve(1)
+    cost = program.time(x > 0.5)
     if uplinks is None:
         bound = float(np.ceil(bound - 1e-4))
     return Choice(tuple(t.active[i] for i in np.flatnonzero(x > 0.5).tolist()), cost, min(cost, bound))
 
 
-class ShareProgramme:
+class ShareProgram:
     """The integer program for the number of shares of each active relay, of which each user's relays send enough.
 
     Args:

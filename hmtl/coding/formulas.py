@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hmtl.coding.allocation import AllocationRule, allocate
-from hmtl.coding.rates import Programme, Uplinks, demand_of
+from hmtl.coding.rates import Program, Uplinks, demand_of
 from hmtl.topology import Topology, balanced
 
 DEFAULT_PIECES = 8  # largest number of pieces of an IV if the uplinks differ
@@ -84,12 +84,12 @@ def optimal_loads(t: Topology, A: tuple[int, ...], uplinks: Uplinks | None = Non
     """
     demand, places, misses = demand_of(t), [t.active.index(i) for i in A], missed(t, A)
     if uplinks is None and len(A) < len(t.active):
-        solution = Programme(demand).least(places)
+        solution = Program(demand).least(places)
         assert solution is not None
         sent: list[Number] = solution[1].tolist()
     else:
         pieces = DEFAULT_PIECES if uplinks else max(1, demand.H - 1)
-        rates = Programme(demand, uplinks).rates(places, pieces, unheard(t, A))
+        rates = Program(demand, uplinks).rates(places, pieces, unheard(t, A))
         sent = [Fraction(count, rates.pieces) for count in rates.counts]
     return Loads.coded(t, A, sent, int(misses.max()), int(misses.sum()), uplinks)
 

@@ -7,7 +7,7 @@ Narayan 2004; Courtade and Wesel 2014; with helpers, Milosavljević, Pawar, El R
 
 If all relays aggregate, the smallest Σ_i R_i is the largest Σ_{C∈P} |{k : N(k) ∩ C = ∅}| / (|P| − 1) over the
 partitions P of the relays. `Demand` finds it, and whole rates, exactly by integer maximum flows between relays and
-users. With helpers, `Programme` solves a linear program, or an integer program for whole pieces, whose constraints
+users. With helpers, `Program` solves a linear program, or an integer program for whole pieces, whose constraints
 are added as they are violated.
 
 Shapes: H active relays; T types, which are distinct sets of relays that hear a user; n users; c pieces per IV; x = cR,
@@ -216,7 +216,7 @@ def _first(costs: dict[int, float], slack: float) -> int:
     return next(c for c, cost in costs.items() if cost <= min(costs.values()) * (1 + slack))
 
 
-class Programme:
+class Program:
     """The linear program of one network; it keeps violated sets for other aggregators.
 
     Args:

@@ -15,7 +15,7 @@ from hmtl.coding.allocation import AllocationRule, allocate, cheapest, even
 from hmtl.coding.codes import CodeSettings, allocated_codes, optimal_code, server_code
 from hmtl.coding.formulas import Loads, allocated_loads, missed, optimal_loads, server_loads
 from hmtl.coding.plan import Block, Plan, block_of
-from hmtl.coding.rates import Demand, Programme, Uplinks, demand_of
+from hmtl.coding.rates import Demand, Program, Uplinks, demand_of
 from hmtl.errors import CodingError
 from hmtl.io.described import Described
 from hmtl.topology import Topology
@@ -112,11 +112,11 @@ def best_aggregators(
     if not t.active:
         return Choice((), 0.0, 0.0, server=True)
 
-    programme = Programme(demand_of(t), uplinks)
+    program = Program(demand_of(t), uplinks)
 
     def meter(places: Sequence[int], models: int, stop: float) -> float | None:
-        if scheme == "optimal" and (uplinks is None or programme.tabulated):  # in pieces as small as necessary
-            solution = programme.least(places, models, stop)
+        if scheme == "optimal" and (uplinks is None or program.tabulated):  # in pieces as small as necessary
+            solution = program.least(places, models, stop)
             if solution is None or uplinks is None:
                 return solution and solution[0]
         return _seconds(t, chosen.loads_of(t, tuple(t.active[i] for i in places), uplinks), uplinks)
@@ -248,11 +248,11 @@ def uplink_bound(t: Topology, uplinks: Uplinks | None = None, *, aggregators: Ag
     """
     A = resolve(t, aggregators, uplinks=uplinks)
     if not A.server:
-        return Programme(demand_of(t), uplinks).bound([t.active.index(i) for i in A.relays])
+        return Program(demand_of(t), uplinks).bound([t.active.index(i) for i in A.relays])
     if uplinks is not None:
         uplinks = replace(uplinks, bandwidths=(*uplinks.bandwidths, max(uplinks.bandwidths, default=1.0)))
     demand = Demand(np.vstack([t.core, np.zeros_like(t.G[:1, list(t.present)])]))  # the server as a relay without users
-    return Programme(demand, uplinks).bound([len(t.active)])
+    return Program(demand, uplinks).bound([len(t.active)])
 
 
 def make_plan(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hmtl import gf256
-from hmtl.coding.covers import ShareProgramme, cover
+from hmtl.coding.covers import ShareProgram, cover
 from hmtl.coding.formulas import Loads
 from hmtl.coding.plan import PLAN_DIGEST_BYTES
 from hmtl.coding.rates import TOLERANCE, Uplinks, demand_of
@@ -283,17 +283,17 @@ def _shares_sent(
     """
     whole = cover(t, uplinks)
     counts = np.isin(np.arange(t.H), whole.relays).astype(np.int64)
-    programme = ShareProgramme(demand_of(t).hears, uplinks)
-    fractions, _ = programme.solve(1, whole=False)
-    bound = programme.time(fractions)
+    program = ShareProgram(demand_of(t).hears, uplinks)
+    fractions, _ = program.solve(1, whole=False)
+    bound = program.time(fractions)
     best, least = (1, counts, bound, whole.cost), whole.cost
     choices = range(2, most_pieces + 1)
     meet_bound = [c for c in choices if np.abs(c * fractions - np.rint(c * fractions)).max() < 1e-6]
     for c in dict.fromkeys([*meet_bound[:1], *choices]):
         if least <= bound * (ACCEPTED_RATIO if L else 1 + TOLERANCE):
             break
-        x = np.rint(c * fractions if c in meet_bound else programme.solve(c)[0]).astype(np.int64)
-        cost = programme.time(x) / c
+        x = np.rint(c * fractions if c in meet_bound else program.solve(c)[0]).astype(np.int64)
+        cost = program.time(x) / c
         if _bits(c, int(x.sum())) > len(POLYNOMIALS) or cost >= least * (1 - TOLERANCE):
             continue
         counts = np.zeros(t.H, np.int64)
@@ -334,8 +334,8 @@ def sum_bounds(t: Topology) -> Loads:
     """
     if not t.present:
         return Loads(0.0, 0.0)
-    programme = ShareProgramme(demand_of(t).hears, None)
-    least = round(programme.time(programme.solve(1, whole=False)[0]), 9)
+    program = ShareProgram(demand_of(t).hears, None)
+    least = round(program.time(program.solve(1, whole=False)[0]), 9)
     return Loads(least, 1.0, unicast=least, last_hop=least)
 
 

@@ -176,5 +176,5 @@ def shuffled_by_class(y: NDArray[Any], classes: int | None, rng: np.random.Gener
         classes: see `Task`.
     """
     order = rng.permutation(len(y))
-    is_labelled = classes is not None or set(y.tolist()) <= {-1, 1}
-    return order[np.argsort(y[order], kind="stable")] if is_labelled else order
+    is_labeled = classes is not None or set(y.tolist()) <= {-1, 1}
+    return order[np.argsort(y[order], kind="stable")] if is_labeled else order

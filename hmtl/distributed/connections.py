@@ -1,4 +1,4 @@
-"""Connections to neighboring nodes: frames as streams of messages; `dialling` opens and accepts them.
+"""Connections to neighboring nodes: frames as streams of messages; `dialing` opens and accepts them.
 
 A stream ends when the other process does, or when it breaks; a node that comes back brings a new stream. Deadlines are
 kept where frames are taken from a connection, see `hmtl.distributed.post`.

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from hmtl.communication.messages import SERVER, host_name, relay_name
 from hmtl.distributed.certificates import Files, load_credentials
-from hmtl.distributed.dialling import Party
+from hmtl.distributed.dialing import Party
 from hmtl.distributed.identity import Credentials
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.errors import ConfigError, few

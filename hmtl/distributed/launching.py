@@ -15,7 +15,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from secrets import randbelow
 
-from hmtl.distributed.dialling import Party
+from hmtl.distributed.dialing import Party
 from hmtl.distributed.frames import HOSTS, role
 from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_authority, make_key, to_pem
 from hmtl.errors import ConfigError, EngineError, HmtlError, complain

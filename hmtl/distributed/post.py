@@ -11,7 +11,7 @@ import torch
 
 from hmtl.communication.messages import SERVER, nothing
 from hmtl.distributed.connections import MAX_BODY_BYTES, Connection, size_of
-from hmtl.distributed.dialling import Streams
+from hmtl.distributed.dialing import Streams
 from hmtl.distributed.frames import BYE, CAST, CONTROL, HEADER, LACKS, PIECES, Frame, Header
 from hmtl.distributed.multicast import ROOM, Caster, Listener, digest, put
 from hmtl.errors import EngineError

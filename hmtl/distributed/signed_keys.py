@@ -36,7 +36,7 @@ class SignedKeys:
     Args:
         name: of the host.
         identities: the DNS name in each node's certificate.
-        credentials: returns those of the host at present, see `hmtl.distributed.dialling.Party`.
+        credentials: returns those of the host at present, see `hmtl.distributed.dialing.Party`.
         homes: the users of each host.
         nodes: the name of the nodes.
 

@@ -14,7 +14,7 @@ from hmtl.communication.messages import SERVER
 from hmtl.distributed.cell import Cell
 from hmtl.distributed.controller import Controller
 from hmtl.distributed.deployment import Deployment
-from hmtl.distributed.dialling import Party, Streams
+from hmtl.distributed.dialing import Party, Streams
 from hmtl.distributed.launching import LocalNodes
 from hmtl.distributed.mail import Homes, shared_evenly
 from hmtl.distributed.multicast import Caster, Group, Listener

@@ -20,10 +20,10 @@ from hmtl.topology import Moving, Topology
 
 MAX_MARKED_USERS = 100  # that have a mark each
 MAX_NUMBERED_USERS = 30  # users in a row whose numbers do not overlap
-MAX_COUNTED_RELAYS, MAX_LABELLED_RELAYS, MAX_HALF_LABELLED_RELAYS = 12, 20, 40  # of a map with counts, all names, half
+MAX_COUNTED_RELAYS, MAX_LABELED_RELAYS, MAX_HALF_LABELED_RELAYS = 12, 20, 40  # of a map with counts, all names, half
 RELAY_AREA, USER_AREA = 260, 200  # squared points of marks that can hold a name
 LONGEST_UPRIGHT = 3  # characters of a name below a column of a map
-DARK, GREY, FRAME = "#333333", "#8c8c8c", OKABE_ITO["vermilion"]
+DARK, GRAY, FRAME = "#333333", "#8c8c8c", OKABE_ITO["vermilion"]
 INSIDE: Any = {"xytext": (0, 0), "va": "center_baseline"}
 LUMINANCE = np.array([0.3, 0.6, 0.1])  # of red, green, blue
 
@@ -81,8 +81,8 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
     else:
         users, relays = (np.column_stack([(np.arange(n) + 0.5) / n, np.full(n, y)]) for n, y in ((K, 0.0), (H, 1.0)))
         server = np.array([0.5, 1 + rise])
-        centre = np.arange(H) @ topology.G / topology.degrees.clip(min=1)
-        users = users[np.argsort(np.lexsort((np.arange(K), centre)))]  # ordered by relays, so that links are short
+        center = np.arange(H) @ topology.G / topology.degrees.clip(min=1)
+        users = users[np.argsort(np.lexsort((np.arange(K), center)))]  # ordered by relays, so that links are short
     hues = colors(H)
     figure = Picture(
         figsize=(PAGE, 7 if topology.layout else 2.95 + 1.5 * rise + 0.5 * bool(mbit)), layout="constrained"
@@ -126,11 +126,11 @@ def _links(topology: Topology, title: str, framed: Sequence[int], server_framed:
         labels += [(users[k], _arrows(sent[k], last[k]), under) for k in range(K) if len(texts) > 1]
         for xy, arrows, where in labels:
             axes.annotate(arrows, xy, color=DARK, fontsize=7, **common | where)
-    entries = [_entry("^", DARK, "server"), _entry("s", GREY, "relay"), _entry("o", "white", "user")]
+    entries = [_entry("^", DARK, "server"), _entry("s", GRAY, "relay"), _entry("o", "white", "user")]
     entries += [_entry("s" if framed else "^", "white", role, 1.6)] if frames else []
     entries += [
         Line2D([], [], color=DARK, linestyle="dashed", linewidth=0.8, label="relay to server"),
-        Line2D([], [], color=GREY, linewidth=1, label="user to relay"),
+        Line2D([], [], color=GRAY, linewidth=1, label="user to relay"),
     ]
     figure.fit_legend(entries, "outside lower center")
     return figure
@@ -147,7 +147,7 @@ def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: b
     counts = G @ G.T
     shared = np.where(np.eye(H), np.nan, counts)
     figure = Picture(figsize=(5.5, 4.6), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="relay", ylabel="relay", facecolor="lightgrey")
+    axes = figure.add_subplot(title=title, xlabel="relay", ylabel="relay", facecolor="lightgray")
     pale = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0, 0.45, 256)))  # dark numbers stay readable
     image = axes.imshow(shared, cmap=pale, vmin=0)
     diagonal = "; diagonal: users of the relay" * (H <= MAX_COUNTED_RELAYS)
@@ -157,12 +157,12 @@ def _map(topology: Topology, title: str, framed: Sequence[int], server_framed: b
     if H <= MAX_COUNTED_RELAYS:
         for (i, j), count in np.ndenumerate(counts):
             axes.text(j, i, str(count), ha="center", va="center", color=DARK)
-    if H <= MAX_HALF_LABELLED_RELAYS:
-        labelled = range(0, H, 1 if H <= MAX_LABELLED_RELAYS else 2)
-        names = [str(topology.names.relay(i)) for i in labelled]
-        axes.set_xticks(labelled, names, rotation=90 if max(map(len, names)) > LONGEST_UPRIGHT else 0)
-        arrows = [f"  {_arrows(mbit[1][i], mbit[2][i], mbit[3][topology.K + i])}" if mbit else "" for i in labelled]
-        axes.set_yticks(labelled, [name + arrow for name, arrow in zip(names, arrows, strict=True)])
+    if H <= MAX_HALF_LABELED_RELAYS:
+        labeled = range(0, H, 1 if H <= MAX_LABELED_RELAYS else 2)
+        names = [str(topology.names.relay(i)) for i in labeled]
+        axes.set_xticks(labeled, names, rotation=90 if max(map(len, names)) > LONGEST_UPRIGHT else 0)
+        arrows = [f"  {_arrows(mbit[1][i], mbit[2][i], mbit[3][topology.K + i])}" if mbit else "" for i in labeled]
+        axes.set_yticks(labeled, [name + arrow for name, arrow in zip(names, arrows, strict=True)])
     entries = [_entry("s", "white", role, 1.6, FRAME)] * bool(framed)
     entries += [_entry("^", DARK, f"server {role}")] * server_framed
     figure.fit_legend(entries, "outside lower center")

@@ -48,7 +48,7 @@ def omega_figure(Omega: Symmetric, names: Sequence[str] = ()) -> Picture:
     axes = figure.subplots()
     image = axes.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, extent=(-0.5, end, end, -0.5))
     title = "Task relationship" if step == 1 else f"Task relationship, one user in {step}"
-    axes.set(title=title, xlabel="user", ylabel="user", facecolor="lightgrey")
+    axes.set(title=title, xlabel="user", ylabel="user", facecolor="lightgray")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
         if labels:

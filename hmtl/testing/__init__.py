@@ -10,10 +10,10 @@
 
 `pytest test_mine.py` then runs all tests of the contract. There is a contract for each kind of part: `LossContract`
 (`DualLossContract` for losses that dual solvers accept), `RegularizerContract`, `LearnerContract`,
-`CommunicatorContract`, `LinksContract` and `QuantiserContract`.
+`CommunicatorContract`, `LinksContract` and `QuantizerContract`.
 """
 
-from hmtl.testing.communication import CommunicatorContract, LinksContract, QuantiserContract
+from hmtl.testing.communication import CommunicatorContract, LinksContract, QuantizerContract
 from hmtl.testing.learners import LearnerContract
 from hmtl.testing.learning import DualLossContract, LossContract, RegularizerContract
 from hmtl.testing.topologies import restricted, topologies
@@ -24,7 +24,7 @@ __all__ = [
     "LearnerContract",
     "LinksContract",
     "LossContract",
-    "QuantiserContract",
+    "QuantizerContract",
     "RegularizerContract",
     "restricted",
     "topologies",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hmtl.communication import TIERS, Communicator, InProcess, LinkLedger, Links, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_USERS, USERS_TO_RELAYS
-from hmtl.communication.codecs.formats import Quantiser
+from hmtl.communication.codecs.formats import Quantizer
 from hmtl.communication.messages import Message, host_name, relay_name
 from hmtl.errors import CodingError
 from hmtl.testing.scripted import Counting, ScriptedAggregator, ScriptedUsers, random_numbers, rounded, same_bits
@@ -182,49 +182,49 @@ class CommunicatorContract:
         assert same_bits(aggregator.seen[0][1].cpu(), users.ivs[0].cpu())
 
 
-class QuantiserContract:
+class QuantizerContract:
     """Tests that every quantizer passes. Inherit it and implement `make`."""
 
-    def make(self) -> Quantiser:
+    def make(self) -> Quantizer:
         """Return a quantizer to test."""
         raise NotImplementedError
 
     @settings(max_examples=25, suppress_health_check=INHERITED)
     @given(n=st.integers(0, 4), m=st.integers(1, 150), seed=st.integers(0, 1000))
     def test_rows_of_equal_length_have_encodings_of_equal_length(self, n: int, m: int, seed: int) -> None:
-        quantiser = self.make()
-        rows = quantiser.encode(torch.from_numpy(np.random.default_rng(seed).normal(size=(n, m))))
+        quantizer = self.make()
+        rows = quantizer.encode(torch.from_numpy(np.random.default_rng(seed).normal(size=(n, m))))
         assert rows.dtype == torch.uint8
-        assert quantiser.bits(m) % 8 == 0
-        assert rows.shape == (n, quantiser.bits(m) // 8)
+        assert quantizer.bits(m) % 8 == 0
+        assert rows.shape == (n, quantizer.bits(m) // 8)
         for dtype in (torch.float64, torch.float32):
             decoded = torch.full((n, m), torch.nan, dtype=dtype)
-            quantiser.decode(rows, decoded)
+            quantizer.decode(rows, decoded)
             assert decoded.isfinite().all()
 
     @settings(max_examples=25, suppress_health_check=INHERITED)
     @given(n=st.integers(1, 4), m=st.integers(1, 150), seed=st.integers(0, 1000))
     def test_rows_are_encoded_independently_and_reproducibly(self, n: int, m: int, seed: int) -> None:
-        quantiser = self.make()
+        quantizer = self.make()
         x = torch.from_numpy(np.random.default_rng(seed).normal(size=(n, m)))
-        rows, one_by_one = quantiser.encode(x), [quantiser.encode(x[k : k + 1]) for k in range(n)]
+        rows, one_by_one = quantizer.encode(x), [quantizer.encode(x[k : k + 1]) for k in range(n)]
         assert torch.equal(rows, torch.cat(one_by_one))
         decoded, alone = torch.empty_like(x), torch.empty_like(x)
-        quantiser.decode(rows, decoded)
+        quantizer.decode(rows, decoded)
         for k, row in enumerate(one_by_one):
-            quantiser.decode(row, alone[k : k + 1])
+            quantizer.decode(row, alone[k : k + 1])
         assert torch.equal(decoded, alone)
 
     @settings(max_examples=25, suppress_health_check=INHERITED)
     @given(m=st.integers(1, 150), seed=st.integers(0, 1000))
     def test_sending_what_was_left_out_reaches_the_numbers(self, m: int, seed: int) -> None:
         """Otherwise the errors that senders keep would grow."""
-        quantiser = self.make()
+        quantizer = self.make()
         left = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, m)))
         first = float(left.norm())
         for _ in range(40):
             decoded = torch.empty_like(left)
-            quantiser.decode(quantiser.encode(left), decoded)
+            quantizer.decode(quantizer.encode(left), decoded)
             left = left - decoded
         assert float(left.norm()) <= 1e-3 * first
 

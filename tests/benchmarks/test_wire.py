@@ -9,7 +9,7 @@ import torch.distributed as dist
 from timing import medians
 
 from hmtl.communication.messages import BROADCAST, SERVER
-from hmtl.distributed.dialling import Party, Streams
+from hmtl.distributed.dialing import Party, Streams
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.identity import Credentials, issue, key_to_pem, make_authority, make_key, to_pem
 from hmtl.distributed.launching import free_port

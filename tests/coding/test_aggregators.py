@@ -1,4 +1,4 @@
-"""The choice of aggregators against all sets of relays, with the linear programme of all cuts; plans with helpers."""
+"""The choice of aggregators against all sets of relays, with the linear program of all cuts; plans with helpers."""
 
 import re
 from itertools import combinations
@@ -42,7 +42,7 @@ def present(t):
 
 
 def uplink(G, A, W=None, parallel=False, models=0):
-    """Return the least time in which all of A learn all IVs, by a linear programme over all cuts."""
+    """Return the least time in which all of A learn all IVs, by a linear program over all cuts."""
     H = len(G)
     W = np.ones(H) if W is None else np.array(W)
     members, heard_by = np.arange(H), (1 << np.arange(H)) @ G  # sets of relays as bits of a number
@@ -114,7 +114,7 @@ def seconds(load, t, W, parallel, W2, medium):
     parallel=st.sampled_from((True, True, False)),
 )
 def test_the_least_time_over_unequal_links(t, bandwidths, W2, parallel):
-    """No plan takes less time than the plan of the choice, which takes at least the time of the linear programme."""
+    """No plan takes less time than the plan of the choice, which takes at least the time of the linear program."""
     W = tuple(bandwidths[: len(t.active)])
     links, server = Uplinks(W, parallel, W2), loads(t, "uncoded", Uplinks(W, parallel))
     bounds = costs(t, W, parallel, W2, W2 * links.seconds(np.array([server.by_relay[i] for i in t.active]))).values()
@@ -287,7 +287,7 @@ def test_aggregators_learn_all_and_helpers_need_nothing(t, scheme, links, genera
     seed=st.integers(0, 2**20),
 )
 def test_unequal_or_parallel_uplinks_have_one_load_and_a_bound_on_its_time(t, parallel, everyone, alike, seed):
-    """Formula and plan agree for each relay, and take no less time than the linear programme."""
+    """Formula and plan agree for each relay, and take no less time than the linear program."""
     rng = np.random.default_rng(seed)
     A = t.active if everyone else sorted(rng.choice(t.active, rng.integers(1, len(t.active) + 1), False).tolist())
     W = np.ones(len(t.active)) if alike else rng.choice((0.5, 1, 1.5, 4), len(t.active))
@@ -405,7 +405,7 @@ def test_a_search_that_stops_early_bounds_what_it_missed(t, parallel, alike, see
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("helpers", [0, 3])
 def test_rates_over_unequal_links_of_many_relays_suffice(parallel, helpers):
-    """Each aggregator can receive what it misses, as a flow from the other relays: here, by another programme."""
+    """Each aggregator can receive what it misses, as a flow from the other relays: here, by another program."""
     t = any_r(60, 24, 3)
     A, links = t.active[helpers:], Uplinks((1.0, 2.0, 3.0) * 8, parallel)
     load = loads(t, uplinks=links, aggregators=A)
@@ -456,15 +456,15 @@ def test_more_pieces_lower_the_load_with_helpers(max_pieces, uplink):
 
 
 def test_whole_messages_can_cost_an_iv_or_more_with_helpers():
-    """Helpers are the vertices of a truncated tetrahedron, users its edges; each aggregator misses one colour."""
+    """Helpers are the vertices of a truncated tetrahedron, users its edges; each aggregator misses one color."""
     vertices = [(a, b) for a in range(4) for b in range(4) if a != b]
-    colours = {frozenset((0, b)): b - 1 for b in (1, 2, 3)} | {
+    colors = {frozenset((0, b)): b - 1 for b in (1, 2, 3)} | {
         frozenset((a, b)): 5 - a - b for a, b in ((1, 2), (1, 3), (2, 3))
     }
-    edges = [((a, b), (b, a), colours[frozenset((a, b))]) for a, b in vertices if a < b]
-    edges += [((a, b), (a, c), colours[frozenset((a, 6 - a - b - c))]) for a, b in vertices for c in range(b) if c != a]
+    edges = [((a, b), (b, a), colors[frozenset((a, b))]) for a, b in vertices if a < b]
+    edges += [((a, b), (a, c), colors[frozenset((a, 6 - a - b - c))]) for a, b in vertices for c in range(b) if c != a]
     helpers = [[vertex in edge for edge in edges] for vertex in vertices]
-    t = Topology([*helpers, *([colour != j for *_, colour in edges] for j in range(3))])
+    t = Topology([*helpers, *([color != j for *_, color in edges] for j in range(3))])
     A = (12, 13, 14)
     assert t.degrees.tolist() == [4] * 18
     assert loads(t, aggregators=A).uplink == pytest.approx(6)
@@ -506,7 +506,7 @@ def test_unknown_media():
 def test_a_large_network_takes_bounded_work(
     monkeypatch: pytest.MonkeyPatch, bps: list[float] | None, most: int
 ) -> None:
-    """Flows, and the entries of programmes times the nodes of their search trees: 1,000 users and 60 or 100 relays."""
+    """Flows, and the entries of programs times the nodes of their search trees: 1,000 users and 60 or 100 relays."""
     flows, work, flow, solve = 0, 0, rates.maximum_flow, scipy.optimize.milp
 
     def counted(*arguments: Any) -> Any:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmtl.coding import Uplinks, cover
-from hmtl.coding.covers import ShareProgramme
+from hmtl.coding.covers import ShareProgram
 from hmtl.coding.rates import demand_of
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r
@@ -32,10 +32,10 @@ def test_no_set_of_relays_costs_less(t: Topology, speeds: list[float], kind: str
     cost = least(t, lambda s: add(seconds[i] for i in s) if s else 0)
     assert found.cost == pytest.approx(cost)
     assert found.proven
-    if t.active:  # as the integer programme for more relays has it
-        programme = ShareProgramme(demand_of(t).hears, links)
-        x, bound = programme.solve(1)
-        assert programme.time(x.round()) == pytest.approx(cost)
+    if t.active:  # as the integer program for more relays has it
+        program = ShareProgram(demand_of(t).hears, links)
+        x, bound = program.solve(1)
+        assert program.time(x.round()) == pytest.approx(cost)
         assert bound == pytest.approx(cost, abs=1e-5)
     heard = t.G[list(found.relays)]
     assert heard[:, list(t.present)].any(axis=0).all()
@@ -45,7 +45,7 @@ def test_no_set_of_relays_costs_less(t: Topology, speeds: list[float], kind: str
 
 
 def test_many_relays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An integer programme finds as few relays; stopped early, it returns a valid bound."""
+    """An integer program finds as few relays; stopped early, it returns a valid bound."""
     t = any_r(K=40, H=12, r=3)
     best = cover(t)
     monkeypatch.setattr("hmtl.coding.covers.MAX_COVER_RELAYS", 0)

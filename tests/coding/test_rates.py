@@ -1,4 +1,4 @@
-"""The optimum against all partitions and the multicast linear programme, and rates against all subsets."""
+"""The optimum against all partitions and the multicast linear program, and rates against all subsets."""
 
 from fractions import Fraction
 from itertools import combinations
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 from hmtl.coding import Demand, Uplinks, bounds, loads
-from hmtl.coding.rates import Programme, Rates
+from hmtl.coding.rates import Program, Rates
 from hmtl.testing.topologies import restricted, topologies
 from hmtl.topology import Topology, any_r
 
@@ -78,7 +78,7 @@ def test_never_above_the_paper(t):
 
 @examples(20)
 @given(t=topologies(max_H=5, max_K=12))
-def test_multicast_linear_programme(t):
+def test_multicast_linear_program(t):
     """Each relay gets what it misses as a flow of its own through shared rates."""
     G = active(t).astype(int)
     H, K = G.shape
@@ -135,7 +135,7 @@ def test_unequal_links_take_the_least_time(t, bandwidths, parallel, max_pieces):
     H, W = len(G), np.array(bandwidths[: len(G)])
     members, needed = subsets(G)
     uplinks = Uplinks(tuple(W), parallel)
-    rates = Programme(Demand(G), uplinks).rates(range(H), max_pieces)
+    rates = Program(Demand(G), uplinks).rates(range(H), max_pieces)
     x = np.array(rates.counts)
     assert (members @ x >= rates.pieces * needed).all()
     if H == 1:
@@ -161,9 +161,9 @@ def test_unequal_links_take_the_least_time(t, bandwidths, parallel, max_pieces):
 def test_rates_that_may_not_be_the_smallest_suffice(monkeypatch):
     """If the search for the smallest rates that take the least time ends early, they are larger and take as long."""
     G, links = active(any_r(K=30, H=6, r=2)), Uplinks((1.0, 2.0, 3.0) * 2, parallel=True)
-    smallest, whole = Programme(Demand(G), links).rates([0, 1], 1), Programme._whole
-    monkeypatch.setattr(Programme, "_whole", lambda *args, within=0.0: None if within else whole(*args))
-    rates = Programme(Demand(G), links).rates([0, 1], 1)
+    smallest, whole = Program(Demand(G), links).rates([0, 1], 1), Program._whole
+    monkeypatch.setattr(Program, "_whole", lambda *args, within=0.0: None if within else whole(*args))
+    rates = Program(Demand(G), links).rates([0, 1], 1)
     assert links.seconds(np.array(rates.counts)) <= links.seconds(np.array(smallest.counts)) + 1e-9
     assert all(Demand(G).lacking(np.array(rates.counts), 1, j) == [] for j in (0, 1))
 

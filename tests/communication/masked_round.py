@@ -16,11 +16,11 @@ class UnmaskingServer(Roster):
     """A server in one round that all users talk to directly. The arguments are those of `Roster`."""
 
     def pass_on(self, users: np.ndarray, sealed: np.ndarray) -> np.ndarray:
-        """Return, for each user, what its neighbours sealed for it [n, k, 48], given who sent shares [n', k, 48]."""
+        """Return, for each user, what its neighbors sealed for it [n, k, 48], given who sent shares [n', k, 48]."""
         return self.table(users, sealed)[self.around, self.opposite]
 
     def counted(self, users: np.ndarray) -> np.ndarray:
-        """Return, for each user, which neighbours counted [n, k], given all users who did."""
+        """Return, for each user, which neighbors counted [n, k], given all users who did."""
         return np.isin(self.neighbors, users)
 
     def seeds(self, counted: np.ndarray, answers: np.ndarray, revealed: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ class UnmaskingServer(Roster):
 
 @dataclass
 class MaskedRound:
-    """What happens to n users, who are numbers 3, 5, 7, ..., each with k neighbours.
+    """What happens to n users, who are numbers 3, 5, 7, ..., each with k neighbors.
 
     Args:
         n, degree: see there.
@@ -45,11 +45,11 @@ class MaskedRound:
         order: of the places on the circle.
 
     Attributes:
-        sealed: what each user who is not silent sent to its neighbours [k, 48], by place.
-        sharing: the places of those whose shares enough neighbours read.
+        sealed: what each user who is not silent sent to its neighbors [k, 48], by place.
+        sharing: the places of those whose shares enough neighbors read.
         neighbors, keys: what each user was told, by place.
-        received: which neighbours shared, and what they sealed for the user, by place.
-        revealed: the shares that a user revealed [k, 16], and which neighbours it was told had counted [k], by place.
+        received: which neighbors shared, and what they sealed for the user, by place.
+        revealed: the shares that a user revealed [k, 16], and which neighbors it was told had counted [k], by place.
     """
 
     n: int

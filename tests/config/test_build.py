@@ -59,7 +59,7 @@ def test_the_smallest_value_of_each_setting_is_accepted(configure) -> None:
 
 
 def test_nodes_agree_on_the_version_and_on_settings_of_all_nodes(configure, monkeypatch) -> None:
-    """Nodes that do not are refused, see tests/distributed/test_dialling.py."""
+    """Nodes that do not are refused, see tests/distributed/test_dialing.py."""
     before = agreed(configure())
     assert agreed(configure("device=meta")) == before
     assert agreed(configure("lam=0.5")) != before

@@ -20,7 +20,7 @@ ROWS = st.lists(st.tuples(NUMBERS, WORDS, st.integers(0, 3), NUMBERS), min_size=
 
 
 def frame(rows):
-    return pd.DataFrame(rows, columns=["a", "colour", "code", "b"]).astype({"colour": object})
+    return pd.DataFrame(rows, columns=["a", "color", "code", "b"]).astype({"color": object})
 
 
 def by_pandas(train, table, categorical):
@@ -37,7 +37,7 @@ def by_pandas(train, table, categorical):
     return pd.DataFrame(columns)
 
 
-@given(users=st.lists(ROWS, min_size=1, max_size=5), new=ROWS, named=st.sampled_from([["colour", "code"], "auto"]))
+@given(users=st.lists(ROWS, min_size=1, max_size=5), new=ROWS, named=st.sampled_from([["color", "code"], "auto"]))
 def test_against_pandas(users, new, named):
     """Over the rows of all users, and on new rows with categories that nobody has."""
     tables = [frame(rows) for rows in users]
@@ -48,7 +48,7 @@ def test_against_pandas(users, new, named):
         return
     fitted = fit(tables, named, "mean")
     features = fitted[0].features
-    categorical = named if named != "auto" else ["colour"] if train["colour"].notna().any() else []
+    categorical = named if named != "auto" else ["color"] if train["color"].notna().any() else []
     if named == "auto" and not categorical:
         return  # a column without any cell is numeric, and has no mean
     for table in (train, frame(new)):

@@ -132,7 +132,7 @@ def test_test_rows_do_not_influence_the_scaling():
             assert torch.equal(a.y_train, b.y_train)
 
 
-def test_classes_are_not_centred():
+def test_classes_are_not_centered():
     tasks = [Task("a", **(fields() | {"y_train": [0, 1, 2, 2, 1, 0]}), classes=3)]
     assert torch.equal(prepare(tasks, Preprocessing(True, "all"))[0].y_train, tasks[0].y_train)
     with pytest.raises(ConfigError, match="center=task"):

@@ -1,4 +1,4 @@
-"""Which frames a connection accepts from a neighbour, and how a neighbour comes back."""
+"""Which frames a connection accepts from a neighbor, and how a neighbor comes back."""
 
 import gc
 import time
@@ -54,7 +54,7 @@ def numbers(connection: Connection) -> list[int | str]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 3000, 5432])
-def test_frames_arrive_in_order_until_the_neighbour_leaves(
+def test_frames_arrive_in_order_until_the_neighbor_leaves(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(module, "MAX_CHUNK_BYTES", 1000)
@@ -78,7 +78,7 @@ def test_frames_arrive_in_order_until_the_neighbour_leaves(
     ],
     ids=["short", "long", "nothing", "half a header", "version", "kind", "huge", "of another role", "too large"],
 )
-def test_what_no_neighbour_may_send_ends_its_stream_and_costs_no_memory(
+def test_what_no_neighbor_may_send_ends_its_stream_and_costs_no_memory(
     connection: Connection, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[list[bytes]], list[bytes]]
 ) -> None:
     monkeypatch.setattr(module, "MAX_CHUNK_BYTES", 1000)
@@ -87,7 +87,7 @@ def test_what_no_neighbour_may_send_ends_its_stream_and_costs_no_memory(
     assert [type(each) for each in numbers(connection)] == [int, str]
 
 
-def test_a_neighbour_that_comes_back_is_heard_again_once_it_is_taken_back(connection: Connection) -> None:
+def test_a_neighbor_that_comes_back_is_heard_again_once_it_is_taken_back(connection: Connection) -> None:
     assert not connection.wait(0)
     first = Stream(connection)
     connection.attach(first)
@@ -102,7 +102,7 @@ def test_a_neighbour_that_comes_back_is_heard_again_once_it_is_taken_back(connec
     assert numbers(connection)[0] == 7
 
 
-def test_a_neighbour_whose_connection_was_closed_does_not_come_back(connection: Connection) -> None:
+def test_a_neighbor_whose_connection_was_closed_does_not_come_back(connection: Connection) -> None:
     connection.attach(Stream(connection))
     connection.close()
     connection.attach(again := Stream(connection))
@@ -125,7 +125,7 @@ def test_messages_of_rounds_that_are_over_are_not_sent(connection: Connection) -
     assert sending(stream) == [(CONTROL, 0), (IVS, 2), (PIECES, 1), (VERDICT, 2), (CONTROL, 0), (BYE, 0)]
 
 
-def test_what_waits_for_a_neighbour_is_bounded_and_released_when_its_stream_ends(
+def test_what_waits_for_a_neighbor_is_bounded_and_released_when_its_stream_ends(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream, frames = Stream(connection), [frame(n, size=1000) for n in range(99)]

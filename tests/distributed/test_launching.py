@@ -13,7 +13,7 @@ import commands
 import pytest
 
 from hmtl.distributed import launching
-from hmtl.distributed.dialling import Party
+from hmtl.distributed.dialing import Party
 from hmtl.distributed.launching import LocalNodes
 from hmtl.errors import EngineError
 from hmtl.training.checkpoint import load_checkpoint

@@ -1,4 +1,4 @@
-"""What a node gets from its neighbours: in order or by number, in time or not at all, once or by multicast."""
+"""What a node gets from its neighbors: in order or by number, in time or not at all, once or by multicast."""
 
 import contextlib
 import time
@@ -106,7 +106,7 @@ def test_what_has_arrived_is_read_although_there_is_no_time(pair: Pair, monkeypa
     assert time.monotonic() - begin < 5
 
 
-def test_silent_neighbours_share_the_time(pair: Pair) -> None:
+def test_silent_neighbors_share_the_time(pair: Pair) -> None:
     """Otherwise a node that waits for two of them would be late itself."""
     server = pair.posts[SERVER]
     for _ in range(2):
@@ -124,7 +124,7 @@ def test_what_nobody_asked_for_in_an_earlier_round_is_forgotten(pair: Pair) -> N
     assert server.fetch("relay 0", old) is None
 
 
-def test_a_neighbour_that_comes_back_is_heard_and_what_it_sent_before_is_forgotten(pair: Pair) -> None:
+def test_a_neighbor_that_comes_back_is_heard_and_what_it_sent_before_is_forgotten(pair: Pair) -> None:
     relay, server = pair.posts["relay 0"], pair.posts[SERVER]
     assert not server.take_back("relay 0")
     number = relay.hand([SERVER], frame(1))

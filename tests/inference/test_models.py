@@ -31,7 +31,7 @@ Configure = Callable[..., DictConfig]
 KINDS: dict[str, tuple[str, ...]] = {
     "numbers": ("dataset.kind=regression", "loss=squared"),
     "numbers, for each task": ("dataset.kind=regression", "loss=squared", "dataset.standardize=task"),
-    "numbers, centred over all": ("dataset.kind=regression", "loss=squared", "dataset.center=all"),
+    "numbers, centered over all": ("dataset.kind=regression", "loss=squared", "dataset.center=all"),
     "two": (),
     "classes": (),
     "net of numbers": ("dataset.kind=regression", "algorithm=fedu", "loss=squared"),

@@ -185,7 +185,7 @@ class Tempered(nn.Module):
         return (torch.fft.rfft(x) @ torch.view_as_complex(self.pairs)).abs() * self.scale + self.none.sum()
 
 
-class Quantised(nn.Module):
+class Quantized(nn.Module):
     def __init__(self):
         super().__init__()
         self.out = nn.Linear(12, C)
@@ -383,7 +383,7 @@ IDIOMS = {
     ),
     "buffer": (buffered, floats(5), cross_entropy, {}),
     "uint8": (
-        Quantised,
+        Quantized,
         lambda n: TensorDataset(words(n, 3, 2, 2, high=256).to(torch.uint8), labels(n)),
         cross_entropy,
         {},
@@ -465,7 +465,7 @@ def trained_by_a_loop(module, data, loss, optimizer=None):
 
 
 def seeded(make, rows):
-    """Return a module, with lazy layers initialised by a row."""
+    """Return a module, with lazy layers initialized by a row."""
     torch.manual_seed(0)
     module = make()
     if any(map(is_lazy, module.parameters())):

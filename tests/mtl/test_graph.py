@@ -1,4 +1,4 @@
-"""Graphs of users: files, neighbours with similar problems, and regularizers that keep their own graph."""
+"""Graphs of users: files, neighbors with similar problems, and regularizers that keep their own graph."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ WEIGHTS = np.array([[0.0, 1.5, 0.0], [1.5, 0.0, 2.0], [0.0, 2.0, 0.0]])
 
 
 def tasks(seed, models, n=60):
-    """Labels sign(w·x + constant) on uncentred features; the test rows have the opposite labels."""
+    """Labels sign(w·x + constant) on uncentered features; the test rows have the opposite labels."""
     rng = np.random.default_rng(seed)
     made = []
     for k, w in enumerate(models):
@@ -27,7 +27,7 @@ def tasks(seed, models, n=60):
     return made
 
 
-def neighbours(tasks, neighbors):
+def neighbors(tasks, neighbors):
     return nearest(torch.stack([covariance(task) for task in tasks]), neighbors).numpy()
 
 
@@ -75,15 +75,15 @@ def test_bad_archives(tmp_path):
 
 @given(seed=st.integers(0, 10**6))
 @examples(5)
-def test_neighbours_have_similar_problems(seed):
-    """Two groups of users have opposite models; all neighbours are in the same group."""
+def test_neighbors_have_similar_problems(seed):
+    """Two groups of users have opposite models; all neighbors are in the same group."""
     w = np.array([1.0, 0, 0, 0, 0, 1.0])
-    a = neighbours(tasks(seed, [w, -w, w, -w, w, -w]), 2)
+    a = neighbors(tasks(seed, [w, -w, w, -w, w, -w]), 2)
     group = np.arange(6) % 2
     np.testing.assert_array_equal(a, (group[:, None] == group) & ~np.eye(6, dtype=bool))
 
 
-def test_neighbours_by_classes():
+def test_neighbors_by_classes():
     """Two groups number the same three clouds of points differently; features are float32."""
     rng = np.random.default_rng(0)
     clouds = 5 * np.eye(3, 4)
@@ -94,7 +94,7 @@ def test_neighbours_by_classes():
         users.append(Task(f"user {k}", torch.from_numpy(x), y, torch.from_numpy(x), y, classes=3))
     group = np.arange(6) % 2
     expected = (group[:, None] == group) & ~np.eye(6, dtype=bool)
-    np.testing.assert_array_equal(neighbours(users, 2), expected)
+    np.testing.assert_array_equal(neighbors(users, 2), expected)
 
 
 @pytest.mark.parametrize("neighbors", [0, 3, 5])
@@ -104,7 +104,7 @@ def test_too_few_users(neighbors):
 
 
 def test_two_problems_that_share_a_graph():
-    """Each has its own neighbours; the caller's regularizer and loss do not change."""
+    """Each has its own neighbors; the caller's regularizer and loss do not change."""
     w = np.array([1.0, 0, 0])
     graph, loss = Graph(0.5, neighbors=1), Hinge()
     pairs, Omega = ([w, w, -w, -w], [w, -w, w, -w]), LowRank.multiple(1, 4)

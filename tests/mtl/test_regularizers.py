@@ -66,7 +66,7 @@ class TestSharedModel(RegularizerContract):
         return SharedModel(0.3)
 
 
-class TestNearestNeighbours(RegularizerContract):
+class TestNearestNeighbors(RegularizerContract):
     def make(self):
         return Graph(0.3, 0.05, neighbors=2)
 

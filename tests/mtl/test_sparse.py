@@ -154,7 +154,7 @@ def test_the_estimator(kind):
     ):
         close(mine, other)
         close(same, other)
-    scaled = MultiTask(0.1).fit([x.toarray() for x in X], y)  # models that scale and centre predict on sparse rows, too
+    scaled = MultiTask(0.1).fit([x.toarray() for x in X], y)  # models that scale and center predict on sparse rows, too
     for mine, other in zip(scaled.predict(X), scaled.predict([x.toarray() for x in X]), strict=True):
         close(mine, other)
 

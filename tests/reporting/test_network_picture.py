@@ -107,7 +107,7 @@ def test_who_computes_models_is_framed(t, aggregators, with_server):
 
 
 @pytest.mark.parametrize("t", [any_r(20, 4, 2), any_r(20, 14, 2), geometric(20, 4, 0.4), any_r(101, 5, 3)], ids=repr)
-def test_links_are_labelled_with_what_they_carried(t):
+def test_links_are_labeled_with_what_they_carried(t):
     ledger = LinkLedger(t.K, t.H, t.names)
     assert {text.get_text() for text in draw(t, ledger=ledger).axes[0].texts} == {
         text.get_text() for text in draw(t).axes[0].texts

@@ -429,7 +429,7 @@ def test_beside_each_run_is_what_it_would_send_uncoded(tmp_path: Path, learner: 
     assert uncoded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
     if "relays" not in absent:  # without which the coded run may have empty rounds, where the uncoded one has none
         assert coded["Mbit_uncoded"] == pytest.approx(uncoded["Mbit"], rel=0.02)
-    assert [line.name for line in lines] == ["sums" if learner else "coded", "uncoded"], "what travelled"
+    assert [line.name for line in lines] == ["sums" if learner else "coded", "uncoded"], "what traveled"
 
 
 def test_runs_of_different_measures(
@@ -515,7 +515,7 @@ def test_new_labels(seeds: Path) -> None:
         (["baseline=null", "algorithm=cocoa"], ["MOCHA", "CoCoA"]),
         (["", "algorithm=fedper,loss=squared", "algorithm=fedavg,loss=squared"], ["MOCHA", "FedPer", "FedAvg"]),
         (["+lam=0.01,logger=none", "lam=0.1"], ["λ = 0.01", "λ = 0.1"]),
-        (["", "communicator=coded"], ["MOCHA", "MOCHA, sums"]),  # which is what travelled
+        (["", "communicator=coded"], ["MOCHA", "MOCHA, sums"]),  # which is what traveled
         (["", "lam=3", "algorithm=ditto,lam=3"], ["MOCHA", "MOCHA, λ = 3", "Ditto"]),
         (["algorithm=own,algorithm.learner._target_=my.Pull", "algorithm=fedu"], ["Pull", "FedU"]),
         (["evaluate_every=2", "logger=none"], ["a", "b"]),

@@ -102,8 +102,8 @@ def test_hyperparameters_name_charts_that_there_are(run: Path) -> None:
     assert {info.name.tag for info in experiment.metric_infos} <= set(scalars)
     assert {"lam", "regularizer", "seed", "rounds", "rates"} <= {info.name for info in experiment.hparam_infos}
     session = plugin_data_pb2.HParamsPluginData.FromString(data["_hparams_/session_start_info"].plugin_data.content)
-    travelled = {name: value.string_value for name, value in session.session_start_info.hparams.items()}
-    assert (travelled["communicator"], travelled["aggregators"]) == ("sums", "server"), "coding was asked for"
+    traveled = {name: value.string_value for name, value in session.session_start_info.hparams.items()}
+    assert (traveled["communicator"], traveled["aggregators"]) == ("sums", "server"), "coding was asked for"
     assert not {"test_error", "gap", "V_bits"} & {info.name for info in experiment.hparam_infos}
 
 

@@ -160,8 +160,8 @@ def test_does_not_warn_of_what_has_converged(configure: Configure) -> None:
     assert warnings(cfg) == []
 
 
-def test_warns_of_neighbours_only(configure: Configure) -> None:
-    """Of two settings the one in the corner is no neighbour."""
+def test_warns_of_neighbors_only(configure: Configure) -> None:
+    """Of two settings the one in the corner is no neighbor."""
     grid = "tune.grid={lam:[0.03,0.3],solver.passes:[0.001,10]}"
     cfg = configure(*SMALL, "algorithm.omega_every=0", "regularizer=ridge", "rounds=5", grid)
     result = cross_validate(cfg, build_tasks(cfg)[0])

@@ -148,7 +148,7 @@ def read_links(path: str | Path) -> LinkFile:
 
 
 def _first(error: ValidationError) -> str:
-    """Return what is wrong in a file of links: first an unknown key, which may be a misspelt one that is missing."""
+    """Return what is wrong in a file of links: first an unknown key, which may be a misspelled one that is missing."""
     errors = error.errors(include_url=False)
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     place, msg = ".".join(map(str, first["loc"])), first["msg"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hmtl.communication.codecs import block_loops
-from hmtl.communication.codecs.formats import BLOCK, FEW_BITS, OWN, PLANES, Quantiser
+from hmtl.communication.codecs.formats import BLOCK, FEW_BITS, OWN, PLANES, Quantizer
 from hmtl.communication.codecs.plain import AggregatorCoder, Further, HeardUsers, UserCoder
 from hmtl.communication.codecs.rows import joined, pack, replaced, take
 from hmtl.errors import ConfigError, RangeError
@@ -71,21 +71,21 @@ def _compiled(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-QUANTISERS = {name: Blocks(width) for name, width in FEW_BITS.items()}
+QUANTIZERS = {name: Blocks(width) for name, width in FEW_BITS.items()}
 """Quantizers by the name that `wire` gives them."""
 
 
-def name_of_quantiser(quantiser: Quantiser) -> str:
+def name_of_quantizer(quantizer: Quantizer) -> str:
     """Return the format of rows that a quantizer rounds, one of FORMATS."""
-    return f"blocks{quantiser.width}" if type(quantiser) is Blocks else OWN
+    return f"blocks{quantizer.width}" if type(quantizer) is Blocks else OWN
 
 
-class QuantisedUserCoder(UserCoder):
+class QuantizedUserCoder(UserCoder):
     """A host's coder for numbers of few bits.
 
     Args:
         layout: of the rows.
-        quantiser: rounds numbers.
+        quantizer: rounds numbers.
         members: the numbers of these users in the network [n], ascending.
 
     Attributes:
@@ -99,9 +99,9 @@ class QuantisedUserCoder(UserCoder):
     STATE = ("held", "pending", "base", "newest")
     whole = True
 
-    def __init__(self, layout: RowLayout, quantiser: Quantiser, members: Ids) -> None:
+    def __init__(self, layout: RowLayout, quantizer: Quantizer, members: Ids) -> None:
         super().__init__(layout, None)
-        self.quantiser = quantiser
+        self.quantizer = quantizer
         self.members = members
         origin = layout.origin.cpu().contiguous()
         self.newest = self.base = origin.expand(len(members), -1)
@@ -111,14 +111,14 @@ class QuantisedUserCoder(UserCoder):
         at, m = self._rows(users), self.row_layout.numbers
         held, numbers = take(self.held, at), ivs[:, :m].cpu()
         wanted = numbers - held
-        payload, sent = self.quantiser.encode(wanted), torch.empty_like(wanted)
-        self.quantiser.decode(payload, sent)
+        payload, sent = self.quantizer.encode(wanted), torch.empty_like(wanted)
+        self.quantizer.decode(payload, sent)
         self.pending = replaced(self.pending, at, sent - wanted if self.row_layout.changes else sent + held)
         extras = further(sent.to(ivs.device)) if further else ivs[:, m:]
         return payload, pack(extras, 0, ivs.dtype)[1]
 
     def format(self, dtype: torch.dtype) -> str:
-        return name_of_quantiser(self.quantiser)
+        return name_of_quantizer(self.quantizer)
 
     def commit(self, users: Ids) -> None:
         at = self._rows(users)
@@ -132,7 +132,7 @@ class QuantisedUserCoder(UserCoder):
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         at, m = self._rows(users), self.row_layout.numbers
         models = torch.empty(len(users), m, dtype=dtype)
-        self.quantiser.decode(payload, models)
+        self.quantizer.decode(payload, models)
         models += take(self.base, at)
         self.newest = replaced(self.newest, at, models)
         return joined(models, extras, dtype)
@@ -141,12 +141,12 @@ class QuantisedUserCoder(UserCoder):
         return torch.from_numpy(np.searchsorted(self.members, users))
 
 
-class QuantisedAggregatorCoder(AggregatorCoder):
+class QuantizedAggregatorCoder(AggregatorCoder):
     """An aggregator's coder for numbers of few bits.
 
     Args:
         layout: of the rows.
-        quantiser: rounds numbers.
+        quantizer: rounds numbers.
         K: number of users.
 
     Attributes:
@@ -157,25 +157,25 @@ class QuantisedAggregatorCoder(AggregatorCoder):
 
     STATE = ("held", "base", "sent")
 
-    def __init__(self, layout: RowLayout, quantiser: Quantiser, K: int) -> None:
+    def __init__(self, layout: RowLayout, quantizer: Quantizer, K: int) -> None:
         super().__init__(layout.numbers, None)
         self.changes = layout.changes
-        self.quantiser = quantiser
+        self.quantizer = quantizer
         origin = layout.origin.cpu().contiguous()
         self.held = origin.expand(0 if self.changes else K, -1)
         self.base = origin.expand(K, -1)
-        self.sent = quantiser.encode(torch.zeros_like(origin)[None]).expand(K, -1)
+        self.sent = quantizer.encode(torch.zeros_like(origin)[None]).expand(K, -1)
 
     @property
     def newest(self) -> Tensor:
         """The model that was sent to each user last [K, m]."""
         change = torch.empty_like(self.base, memory_format=torch.contiguous_format)
-        self.quantiser.decode(self.sent, change)
+        self.quantizer.decode(self.sent, change)
         return change.add_(self.base)
 
     def decode(self, users: Ids, payload: Tensor, extras: Tensor, dtype: torch.dtype, row_format: str) -> Tensor:
         numbers = torch.empty(len(users), self.numbers, dtype=dtype)
-        self.quantiser.decode(payload, numbers)
+        self.quantizer.decode(payload, numbers)
         if not self.changes:
             at = torch.from_numpy(users)
             numbers += take(self.held, at)
@@ -185,6 +185,6 @@ class QuantisedAggregatorCoder(AggregatorCoder):
     def encode(self, models: Tensor, dtype: torch.dtype, heard: HeardUsers) -> tuple[Tensor, Tensor, str]:
         known = torch.from_numpy(heard.users)
         self.base = replaced(self.base, known, take(self.newest, known))
-        self.sent = self.quantiser.encode(models[:, : self.numbers].to(self.base) - self.base)
+        self.sent = self.quantizer.encode(models[:, : self.numbers].to(self.base) - self.base)
         _, extras = pack(models[:, self.numbers :], 0, dtype)
-        return self.sent, torch.cat([extras, self._receipts(heard.last)], dim=1), name_of_quantiser(self.quantiser)
+        return self.sent, torch.cat([extras, self._receipts(heard.last)], dim=1), name_of_quantizer(self.quantizer)

@@ -28,7 +28,7 @@ FORMATS = (BYTES, *NUMBERS, *FEW_BITS, *BLOCKS, OWN, REQUEST, DIGEST, ROUNDS)
 
 
 @runtime_checkable
-class Quantiser(Protocol):
+class Quantizer(Protocol):
     """A format that rounds numbers to few bits.
 
     Rows of equal length have encodings of equal length, so that they can be coded. Rounding may be coarse, since

@@ -15,11 +15,11 @@ from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_REL
 from hmtl.communication.accounting.network import Network
 from hmtl.communication.agreement import Digest
 from hmtl.communication.attendance import Attendance
-from hmtl.communication.codecs.few_bit_blocks import QuantisedAggregatorCoder, QuantisedUserCoder
-from hmtl.communication.codecs.formats import FLOATS, Quantiser
+from hmtl.communication.codecs.few_bit_blocks import QuantizedAggregatorCoder, QuantizedUserCoder
+from hmtl.communication.codecs.formats import FLOATS, Quantizer
 from hmtl.communication.codecs.plain import AggregatorCoder, UserCoder
 from hmtl.communication.codecs.rows import put, take
-from hmtl.communication.codecs.wires import check_wire, format_of, quantiser_of, rounding_note, row_bits
+from hmtl.communication.codecs.wires import check_wire, format_of, quantizer_of, rounding_note, row_bits
 from hmtl.communication.flows.flow import OF_SERVER, Copy, Flow, Keeper, Shape, Step
 from hmtl.communication.flows.pieces import Segment, View, segments
 from hmtl.communication.flows.planner import Planner, who_may_aggregate
@@ -120,19 +120,19 @@ class TransportOfIVs(Transport):
         return lengths[row_format][0]
 
     def user_coder(self, members: Ids) -> UserCoder:
-        if quantiser := self._quantiser:
-            return QuantisedUserCoder(self.row_layout, quantiser, members)
+        if quantizer := self._quantizer:
+            return QuantizedUserCoder(self.row_layout, quantizer, members)
         return UserCoder(self.row_layout, self._float_type)
 
     def aggregator_coder(self) -> AggregatorCoder:
-        if quantiser := self._quantiser:
-            return QuantisedAggregatorCoder(self.row_layout, quantiser, self.K)
+        if quantizer := self._quantizer:
+            return QuantizedAggregatorCoder(self.row_layout, quantizer, self.K)
         return AggregatorCoder(self.row_layout.numbers, self._float_type)
 
     @property
-    def _quantiser(self) -> Quantiser | None:
+    def _quantizer(self) -> Quantizer | None:
         """What rounds numbers to few bits; a learner without common numbers sends none."""
-        return quantiser_of(self.recipe.wire) if self.row_layout.numbers else None
+        return quantizer_of(self.recipe.wire) if self.row_layout.numbers else None
 
     @property
     def _float_type(self) -> torch.dtype | None:

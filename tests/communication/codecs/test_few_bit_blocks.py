@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hmtl.communication.codecs.block_loops import SIGNS
-from hmtl.communication.codecs.few_bit_blocks import Blocks, QuantisedAggregatorCoder, QuantisedUserCoder
+from hmtl.communication.codecs.few_bit_blocks import Blocks, QuantizedAggregatorCoder, QuantizedUserCoder
 from hmtl.communication.codecs.plain import HeardUsers
 from hmtl.errors import ConfigError, RangeError
 from hmtl.io.row_layout import RowLayout
-from hmtl.testing import QuantiserContract
+from hmtl.testing import QuantizerContract
 
 K, M = 4, 70
 ALL = np.arange(K)
@@ -29,9 +29,9 @@ def numbers(seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(K, M)))
 
 
-def ends(changes: bool = False) -> tuple[QuantisedUserCoder, QuantisedAggregatorCoder]:
+def ends(changes: bool = False) -> tuple[QuantizedUserCoder, QuantizedAggregatorCoder]:
     layout = RowLayout.zeros(M, changes=changes)
-    return QuantisedUserCoder(layout, Blocks(4), ALL), QuantisedAggregatorCoder(layout, Blocks(4), len(ALL))
+    return QuantizedUserCoder(layout, Blocks(4), ALL), QuantizedAggregatorCoder(layout, Blocks(4), len(ALL))
 
 
 def counted(users: np.ndarray) -> HeardUsers:
@@ -81,12 +81,12 @@ def test_an_iv_that_did_not_count_leaves_no_trace(changes: bool) -> None:
     assert changes or torch.equal(host.held, aggregator.held)
 
 
-class TestInt8(QuantiserContract):
+class TestInt8(QuantizerContract):
     def make(self) -> Blocks:
         return Blocks(8)
 
 
-class TestInt3(QuantiserContract):
+class TestInt3(QuantizerContract):
     def make(self) -> Blocks:
         return Blocks(3)
 

@@ -22,7 +22,7 @@ T = symmetric(K=K, H=4, r=2)
 
 
 class Halves(Blocks):
-    """A quantiser of a user's own."""
+    """A quantizer of a user's own."""
 
 
 def played(recipe: Recipe, change=lambda node, message: message) -> tuple[dict[str, set[str]], list]:

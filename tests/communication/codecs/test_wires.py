@@ -5,7 +5,7 @@ from typing import cast
 import pytest
 import torch
 
-from hmtl.communication.codecs.few_bit_blocks import QUANTISERS, Blocks
+from hmtl.communication.codecs.few_bit_blocks import QUANTIZERS, Blocks
 from hmtl.communication.codecs.formats import FORMATS
 from hmtl.communication.codecs.wires import Wire, check_wire, format_of, rounding_note, row_bits
 from hmtl.errors import ConfigError
@@ -19,13 +19,13 @@ def test_bits_of_a_number(width: int, expected: float) -> None:
 
 
 class Named:
-    """Looks like a quantiser, but cannot decode."""
+    """Looks like a quantizer, but cannot decode."""
 
     bits = encode = int
 
 
 class Coarse(Blocks):
-    """A quantiser of a user's own."""
+    """A quantizer of a user's own."""
 
     def __init__(self) -> None:
         super().__init__(4)
@@ -45,7 +45,7 @@ def test_the_report_says_that_numbers_are_rounded() -> None:
     assert "float16" in rounding_note("float16", torch.float64)
     assert rounding_note("float16", torch.bfloat16) == ""
     assert rounding_note("float64", torch.float32) == rounding_note(None, torch.float64) == ""
-    assert set(QUANTISERS) == {"int8", "int4", "int3", "int2"}
+    assert set(QUANTIZERS) == {"int8", "int4", "int3", "int2"}
 
 
 @pytest.mark.parametrize(

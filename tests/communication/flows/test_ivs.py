@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hmtl.coding import Aggregators, make_plan
 from hmtl.communication import CodedHierarchical, Network
 from hmtl.communication.accounting.ledger import RELAYS_TO_SERVER, SERVER_TO_RELAYS
-from hmtl.communication.codecs.few_bit_blocks import QUANTISERS
-from hmtl.communication.codecs.formats import Quantiser
+from hmtl.communication.codecs.few_bit_blocks import QUANTIZERS
+from hmtl.communication.codecs.formats import Quantizer
 from hmtl.communication.flows.ivs import IVs
 from hmtl.communication.messages import (
     ATTENDANCE,
@@ -422,7 +422,7 @@ def test_a_round_with_a_silent_relay_equals_a_round_without_it(
     ],
 )
 def test_without_a_message_that_others_need_its_relay_is_left_out(aggregators: Aggregators, kind: str, at: str) -> None:
-    """All bits of both attempts are counted: they travelled."""
+    """All bits of both attempts are counted: they traveled."""
     (apart, users), (plain, _) = (one(symmetric(K=20, H=5, r=3), aggregators=aggregators) for _ in range(2))
     apart.play(0, away=[1])
     plain.play(0, away=[1])
@@ -501,7 +501,7 @@ def test_a_relay_that_comes_back_is_handed_the_state_of_another() -> None:
     assert spent > 20 * 6 * 64  # all of `last`
 
 
-def away_for(missed: int, quantiser: Quantiser | None, aggregators: Aggregators = "all") -> tuple[Apart, int]:
+def away_for(missed: int, quantizer: Quantizer | None, aggregators: Aggregators = "all") -> tuple[Apart, int]:
     """A network in which relay 2 misses so many rounds, and the bits that server and relays send more when it is back.
 
     In each round half of the users take part.
@@ -510,7 +510,7 @@ def away_for(missed: int, quantiser: Quantiser | None, aggregators: Aggregators 
     ivs = [torch.from_numpy(np.random.default_rng(n).normal(size=(K, m))) for n in range(missed + 3)]
     absent = [set(range(n % 2, K, 2)) for n in range(missed + 3)]
     sides = [ScriptedUsers(ivs, absent, 0)]
-    apart = Apart(symmetric(K=K, H=5, r=3), sides, recipe_of(aggregators=aggregators, wire=quantiser))
+    apart = Apart(symmetric(K=K, H=5, r=3), sides, recipe_of(aggregators=aggregators, wire=quantizer))
 
     def spent() -> int:
         return sum(apart.links.ledger.bits(tier).overhead for tier in (RELAYS_TO_SERVER, SERVER_TO_RELAYS))
@@ -528,9 +528,9 @@ def away_for(missed: int, quantiser: Quantiser | None, aggregators: Aggregators 
 
 @pytest.mark.parametrize("aggregators", ["all", [SERVER, 0, 2]])
 @pytest.mark.parametrize("missed", [1, 5])
-def test_a_relay_that_missed_few_rounds_gets_their_ivs_as_they_travelled(missed: int, aggregators: Aggregators) -> None:
-    apart, handed = away_for(missed, QUANTISERS["int4"], aggregators)
-    ivs = missed * 5 * QUANTISERS["int4"].bits(640)
+def test_a_relay_that_missed_few_rounds_gets_their_ivs_as_they_traveled(missed: int, aggregators: Aggregators) -> None:
+    apart, handed = away_for(missed, QUANTIZERS["int4"], aggregators)
+    ivs = missed * 5 * QUANTIZERS["int4"].bits(640)
     copies = 1 if SERVER in aggregators else 2  # from another relay by way of the server, or from the server
     assert copies * ivs < handed < copies * (ivs + 400 * (missed + 1))
     seats = [seat for seat in apart.seats() if seat.version]
@@ -540,23 +540,23 @@ def test_a_relay_that_missed_few_rounds_gets_their_ivs_as_they_travelled(missed:
 
 def test_a_relay_that_missed_the_first_round_gets_its_ivs() -> None:
     ivs = [torch.from_numpy(np.random.default_rng(n).normal(size=(50, 640))) for n in range(2)]
-    users, quantiser = ScriptedUsers(ivs, [set()] * 2, 0), QUANTISERS["int4"]
-    apart = Apart(symmetric(K=50, H=5, r=3), [users], recipe_of(aggregators=[SERVER, 0, 2], wire=quantiser))
+    users, quantizer = ScriptedUsers(ivs, [set()] * 2, 0), QUANTIZERS["int4"]
+    apart = Apart(symmetric(K=50, H=5, r=3), [users], recipe_of(aggregators=[SERVER, 0, 2], wire=quantizer))
     apart.play(0, away=[2])
     apart.play(1)
-    assert 0 < apart.server.handover_bits - 50 * quantiser.bits(640) < 800
+    assert 0 < apart.server.handover_bits - 50 * quantizer.bits(640) < 800
 
 
 @pytest.mark.parametrize(
-    ("quantiser", "missed"), [pytest.param(QUANTISERS["int8"], 40, marks=pytest.mark.slow), (None, 5)]
+    ("quantizer", "missed"), [pytest.param(QUANTIZERS["int8"], 40, marks=pytest.mark.slow), (None, 5)]
 )
 def test_a_relay_that_missed_many_rounds_gets_the_state_without_what_follows_from_it(
-    quantiser: Quantiser | None, missed: int
+    quantizer: Quantizer | None, missed: int
 ) -> None:
-    """With few bits: what aggregators and coders hold of the IVs, the bases, and the last models as they travelled."""
-    apart, handed = away_for(missed, quantiser)
+    """With few bits: what aggregators and coders hold of the IVs, the bases, and the last models as they traveled."""
+    apart, handed = away_for(missed, quantizer)
     rows = 10 * 64 * 640
-    state = 3 * rows + 10 * quantiser.bits(640) if quantiser else rows
+    state = 3 * rows + 10 * quantizer.bits(640) if quantizer else rows
     assert 2 * state < handed < 2 * (state + 2000)
     assert len({seat.state_bytes().tobytes() for seat in apart.seats()}) == 1
 

@@ -35,10 +35,10 @@ class Liar:
 
     Args:
         lies: what it tells whom, in words.
-            To users: `keys` of its own, and that all these neighbours shared; that nobody `shared`; that nobody
-            `counted`; `pairs`: that a user who colludes is the only neighbour. To users whom it alone hears, `half`:
+            To users: `keys` of its own, and that all these neighbors shared; that nobody `shared`; that nobody
+            `counted`; `pairs`: that a user who colludes is the only neighbor. To users whom it alone hears, `half`:
             that all counted, to every second one, and that nobody did, to the others; `hosts`: the same, by hosts;
-            `few`: that only t neighbours shared, whose terms it then hides.
+            `few`: that only t neighbors shared, whose terms it then hides.
             To the server: keys of its own, for all users (`advertised`) or those whom it alone hears (`invented`).
         colluding: users who tell it all they know.
 
@@ -187,7 +187,7 @@ class Liar:
         return read
 
     def agreed(self, k: int, j: int, seeds: Seeds) -> bytes | None:
-        """Return what a user agreed on with a neighbour, or with the relay in its place, if the relay knows it."""
+        """Return what a user agreed on with a neighbor, or with the relay in its place, if the relay knows it."""
         pairs = [(self.own[j]._masking, self.users[k].advertised)]
         for one, keys in ((k, (self.users[j].advertised, self.own[j].advertised)), (j, (self.users[k].advertised,))):
             if (COMMON, one) in seeds:
@@ -343,8 +343,8 @@ def test_a_sum_is_over_two_users_beside_those_who_collude_and_those_of_the_lying
     assert bool(revealed) == (counting == 10)
 
 
-def test_users_know_how_many_neighbours_they_have() -> None:
-    """Fewer shares of a seed would be enough if users had fewer neighbours; only relay 0 hears users 0 to 9."""
+def test_users_know_how_many_neighbors_they_have() -> None:
+    """Fewer shares of a seed would be enough if users had fewer neighbors; only relay 0 hears users 0 to 9."""
     users = Terms([terms(0, 20)], [set()])
     apart, sent = Apart(Topology(np.kron(np.eye(2), np.ones(10)).astype(np.uint8)), [users], MASKED), set[int]()
 
@@ -392,7 +392,7 @@ def test_honest_relays_read_nothing_and_users_with_two_relays_or_only_one_count(
 
 @pytest.mark.parametrize("t", [symmetric(20, 4, 2), Topology(np.kron(np.eye(4), np.ones(5)).astype(np.uint8))])
 def test_a_relay_cannot_invent_users_whom_other_relays_hear(t: Topology) -> None:
-    """They would be neighbours that hold shares. Where only this relay hears a user, nobody can tell."""
+    """They would be neighbors that hold shares. Where only this relay hears a user, nobody can tell."""
     absent, invented = {5, 6, 7}, MaskingUser(0).advertised
     users = Terms([terms(0, 20)], [absent])
     apart, told = Apart(t, [users], MASKED), list[bytes]()
@@ -419,7 +419,7 @@ Spoil = Callable[[np.ndarray], np.ndarray]
 
 
 def of_six(row: np.ndarray) -> np.ndarray:
-    """Return a row of keys as if six users had begun the round, who have five neighbours each."""
+    """Return a row of keys as if six users had begun the round, who have five neighbors each."""
     return np.append(np.frombuffer(np.int32(6).tobytes(), np.uint8), row[4 : 4 + 5 * 68])
 
 
@@ -450,8 +450,8 @@ def test_garbage_that_a_relay_sends_ends_no_run(to: str, garbage: Spoil, kind: s
     assert apart.total.seen[-1][0].tolist() == list(range(12))
 
 
-def test_a_relay_that_invents_a_neighbour_of_two_users_ends_no_run() -> None:
-    """Each of the two has one neighbour, and gets a share with the number 7."""
+def test_a_relay_that_invents_a_neighbor_of_two_users_ends_no_run() -> None:
+    """Each of the two has one neighbor, and gets a share with the number 7."""
     apart = Apart(symmetric(2, 2, 2), [Terms([terms(n, 2) for n in range(2)], [set()] * 2)], MASKED)
 
     def change(node: str, message: Message) -> Message:
@@ -467,7 +467,7 @@ def test_a_relay_that_invents_a_neighbour_of_two_users_ends_no_run() -> None:
 
 
 def some(number: int) -> Spoil:
-    """Return what leaves the shares of the first neighbours alone, and garbles the others."""
+    """Return what leaves the shares of the first neighbors alone, and garbles the others."""
     return lambda row: np.append(row[: 48 * number], row[48 * number :] ^ 1)
 
 

@@ -209,7 +209,7 @@ def test_relays_get_one_copy_of_what_the_server_broadcasts(medium: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [SHARES, pytest.param(UNMASK, marks=pytest.mark.slow)])
-def test_users_with_few_neighbours_do_not_need_all_relays(kind: str) -> None:
+def test_users_with_few_neighbors_do_not_need_all_relays(kind: str) -> None:
     users = Terms([terms(0, 100, reach=55)], [set()])
     apart = Apart(any_r(100, 5, 3), [users], MASKED)
     apart.play(0, change=lambda node, message: None if (message.kind, node) == (kind, "relay 0") else message)
@@ -219,8 +219,8 @@ def test_users_with_few_neighbours_do_not_need_all_relays(kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_some_of_few_neighbours_hold_no_shares() -> None:
-    """Of 80 users, 20 have one relay, and not all are neighbours; five drop out after they have shared."""
+def test_some_of_few_neighbors_hold_no_shares() -> None:
+    """Of 80 users, 20 have one relay, and not all are neighbors; five drop out after they have shared."""
     G = any_r(80, 4, 3).G.copy()
     G[:, :20] = np.kron(np.eye(4), np.ones(5))
     users = Terms([terms(0, 80, reach=55)], [set()])

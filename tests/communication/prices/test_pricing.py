@@ -132,7 +132,7 @@ def test_of_learners(recipe: Recipe, learner: Callable[[int], Algorithm], medium
 @examples(10)
 @given(topologies(max_H=5, max_K=13), st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from(MEDIA))
 def test_secure_sums_add_what_a_secure_round_has_more_than_another(t: Topology, colluding: float, medium: str) -> None:
-    """All users are neighbours, so that no draw decides what passes the server."""
+    """All users are neighbors, so that no draw decides what passes the server."""
     secure, network = Secure(colluding), Network(medium=medium)
     assume(fit(secure, t) and secure.degree(t.K, t.K).neighbors == t.K - 1)
     rows, totals, made = [terms(1, t.K, 8)], [Total(8), Total(8)], [Sums(t, network)]
@@ -148,7 +148,7 @@ def test_secure_sums_add_what_a_secure_round_has_more_than_another(t: Topology, 
 
 
 def test_what_secure_sums_add_by_hand() -> None:
-    """20 users are all neighbours; each is heard by 3 of 5 relays, and any two by the same one."""
+    """20 users are all neighbors; each is heard by 3 of 5 relays, and any two by the same one."""
     by_tier = {
         KEYS: (20 * 64, 20 * 3 * 64, 12 + 20 * 68 + 8, 20 * (4 + 19 * 68 + 2 * 40)),  # of 60 links
         SHARED: (20 * 3, 5 * 10, 3, 20 * 3 * 3),  # 76 of 380 bits from each relay
@@ -220,7 +220,7 @@ def test_secure_sums_of_many_users_say_that_they_are_played(caplog: pytest.LogCa
     assert "7 users" in caplog.text
 
 
-def test_a_quantiser_of_ones_own_needs_no_hash() -> None:
+def test_a_quantizer_of_ones_own_needs_no_hash() -> None:
     """A dataclass has none, unless it is frozen."""
 
     @dataclass

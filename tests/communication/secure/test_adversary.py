@@ -1,7 +1,7 @@
 """Relays, server and colluding users, who remember all that they saw, cannot tell terms with the same sum apart.
 
 In small rings, for all values of all masks; for real sizes, by statistics. The same tests find a term when users leave
-out one of the two kinds of masks, when fewer shares reveal a seed, or when no honest neighbour is left.
+out one of the two kinds of masks, when fewer shares reveal a seed, or when no honest neighbor is left.
 """
 
 from collections import defaultdict
@@ -163,7 +163,7 @@ SCENES = {
     "one colludes": Scene(4, 1, Degree(3, 2), colluding=frozenset({0})),
     "all of these": Scene(5, 1, Degree(4, 2), colluding=frozenset({1}), late=frozenset({2}), dropped=frozenset({4})),
     "one is silent": Scene(4, 2, Degree(3, 1), late=frozenset({0}), silent=frozenset({3})),
-    "few neighbours": RING,
+    "few neighbors": RING,
 }
 
 
@@ -186,7 +186,7 @@ def test_a_term_is_found_without_a_mask_or_the_threshold(
     assert not hidden(SCENES[name], without, monkeypatch)
 
 
-def test_a_term_is_found_if_no_honest_neighbour_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_term_is_found_if_no_honest_neighbor_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """User 1, between one who colludes and one who is late; `degree` chooses k so that this hardly ever happens."""
     assert not hidden(replace(RING, late=frozenset({2})), "", monkeypatch)
 

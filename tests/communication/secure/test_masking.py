@@ -10,7 +10,7 @@ from hmtl.communication.secure.crypto import expand
 from hmtl.communication.secure.masking import MaskingUser, UnmaskingError
 from hmtl.communication.secure.neighbors import Degree, degree
 
-ALL = np.ones(3, bool)  # neighbours hold shares
+ALL = np.ones(3, bool)  # neighbors hold shares
 
 
 @st.composite
@@ -54,7 +54,7 @@ def test_the_sum_is_that_of_the_terms_that_counted(
             assert total % 2**w == sum(int(terms[k][part][at]) for k in counted) % 2**w
 
 
-def test_a_user_without_a_neighbour_that_counted_is_not_needed() -> None:
+def test_a_user_without_a_neighbor_that_counted_is_not_needed() -> None:
     """Of six users on a circle, 0 and 1 count; no mask of user 3 is in their sum, and nobody reveals shares of it."""
     played, parts = MaskedRound(6, Degree(2, 1)), [(4, 64)]
     masks = played.masks(parts)
@@ -63,7 +63,7 @@ def test_a_user_without_a_neighbour_that_counted_is_not_needed() -> None:
 
 
 def test_a_user_shares_its_seeds_once() -> None:
-    """And with each neighbour once: one that is there twice would have two shares."""
+    """And with each neighbor once: one that is there twice would have two shares."""
     user, others = MaskingUser(3), [MaskingUser(number) for number in (1, 2, 5)]
     keys = np.stack([other.advertised for other in others])
     for wrong in ([1, 1], [1, 3]):
@@ -73,7 +73,7 @@ def test_a_user_shares_its_seeds_once() -> None:
         assert user.share(np.array([1, 2, 5])[again], keys[again], 1, ALL[:2]) is None
 
 
-def test_nothing_is_sealed_for_neighbours_that_hold_no_shares() -> None:
+def test_nothing_is_sealed_for_neighbors_that_hold_no_shares() -> None:
     users = [MaskingUser(number) for number in range(4)]
     keys, holds = np.stack([user.advertised for user in users]), np.array([True, False, True])
     sealed = users[0].share(np.arange(1, 4), keys[1:], 2, holds)
@@ -83,7 +83,7 @@ def test_nothing_is_sealed_for_neighbours_that_hold_no_shares() -> None:
 
 
 @pytest.mark.parametrize("part", [slice(0, 32), slice(32, 64), slice(0, 64)], ids=["sealing", "masking", "both"])
-def test_a_neighbour_with_keys_that_are_none_did_not_share(part: slice) -> None:
+def test_a_neighbor_with_keys_that_are_none_did_not_share(part: slice) -> None:
     """Everybody agrees on zeros with a point of small order."""
     users = [MaskingUser(number) for number in range(4)]
     keys = np.stack([user.advertised for user in users])
@@ -99,7 +99,7 @@ def test_a_neighbour_with_keys_that_are_none_did_not_share(part: slice) -> None:
         assert [users[k].can_mask(np.array(shared)) for shared in bits] == [True, False, False]
 
 
-def test_a_user_reveals_one_share_of_each_neighbour_and_once() -> None:
+def test_a_user_reveals_one_share_of_each_neighbor_and_once() -> None:
     """For a second set of users that counted, it would reveal the other seed."""
     played = MaskedRound(5, Degree(4, 2), silent=[4])
     first = played.users[0].reveal(np.array([True, False, True, False]))

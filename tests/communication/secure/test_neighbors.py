@@ -1,4 +1,4 @@
-"""Neighbours and thresholds keep the promised probabilities, computed another way."""
+"""Neighbors and thresholds keep the promised probabilities, computed another way."""
 
 from itertools import combinations
 
@@ -18,11 +18,11 @@ def test_probabilities(n: int, share: float) -> None:
     chosen = degree(n, T)
     assert chosen is not None
     k, t = chosen.neighbors, chosen.threshold
-    assert n * hypergeom.sf(t - 1, n - 1, T, k) <= 2**-40 * (1 + 1e-6), "no user has t neighbours who collude"
+    assert n * hypergeom.sf(t - 1, n - 1, T, k) <= 2**-40 * (1 + 1e-6), "no user has t neighbors who collude"
     assert t == 1 or n * hypergeom.sf(t - 2, n - 1, T, k) > 2**-40 * (1 - 1e-6), "t is the least"
     if k < n - 1:
         assert n**2 / 2 * (0.3 + share) ** k <= 2**-40, "others are connected"
-        assert n * binom.cdf(t - 1, k, 0.7) <= 2**-20, "t neighbours answer"
+        assert n * binom.cdf(t - 1, k, 0.7) <= 2**-20, "t neighbors answer"
         secure = Secure(share)
         assert secure.fewest(n, n) >= 0.7 * n
 
@@ -35,13 +35,13 @@ def test_lone_users_hold_no_shares_and_those_of_a_relay_may_all_be_lost(n: int, 
     secure, T = Secure(0.1), n // 10
     chosen = secure.degree(n, n, alone)
     k, t, holders = chosen.neighbors, chosen.threshold, n - sum(alone)
-    assert n * hypergeom.sf(t - 1, n - 1, T, k) <= 2**-40 * (1 + 1e-6), "no user has t neighbours who collude"
+    assert n * hypergeom.sf(t - 1, n - 1, T, k) <= 2**-40 * (1 + 1e-6), "no user has t neighbors who collude"
     assert t <= holders - 1
     if k < n - 1:
         assert n**2 / 2 * (0.3 + (T + max(alone)) / n) ** k <= 2**-40, "others are connected"
         held = np.arange(k + 1)
         few = hypergeom.pmf(held, n - 1, holders - 1, k) @ binom.cdf(t - 1, held, 0.7)
-        assert n * few <= 2**-20, "t neighbours hold shares and answer"
+        assert n * few <= 2**-20, "t neighbors hold shares and answer"
     assert secure.fewest(n, n, alone) >= T + max(alone) + 2
     assert secure.accepted(n, n, k) == chosen, "users who know n and k know t"
 
@@ -59,7 +59,7 @@ def test_networks_with_too_many_lone_users_are_refused() -> None:
                 Secure().check(24, G)
 
 
-def test_a_user_takes_no_number_of_neighbours_that_cannot_be_right() -> None:
+def test_a_user_takes_no_number_of_neighbors_that_cannot_be_right() -> None:
     secure = Secure()
     assert [secure.accepted(24, 24, k) for k in (0, 22, 24)] == [None] * 3
     assert [secure.accepted(n, 24, 23) for n in (-1, 0, 23, 25)] == [None] * 4
@@ -83,7 +83,7 @@ def test_only_two_runs_of_missing_users_cut_the_circle(n: int, k: int) -> None:
 
 @pytest.mark.parametrize(("K", "n"), [(20, 20), (20, 7), (20, 3), (200, 150), (1000, 200), (1000, 102), (1000, 50)])
 def test_all_colluders_may_be_among_those_who_take_part(K: int, n: int) -> None:
-    """Others drop out, colluders stay: whoever takes part has fewer than t neighbours that collude."""
+    """Others drop out, colluders stay: whoever takes part has fewer than t neighbors that collude."""
     secure, T = Secure(0.1), min(K // 10, n - 2)
     chosen = secure.degree(n, K)
     assert n * hypergeom.sf(chosen.threshold - 1, n - 1, T, chosen.neighbors) <= 2**-40 * (1 + 1e-6)

@@ -159,7 +159,7 @@ def test_regression_takes_the_target_as_it_is(tmp_path):
         files(tmp_path, target="cost")
 
 
-def test_by_default_features_are_scaled_over_all_tasks_and_numbers_centred_in_each(tmp_path):
+def test_by_default_features_are_scaled_over_all_tasks_and_numbers_centered_in_each(tmp_path):
     rng = np.random.default_rng(0)
     for k in range(3):
         x = rng.normal(k, 2, (20 + k, 2)) * [1, 100]

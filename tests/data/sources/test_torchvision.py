@@ -64,7 +64,7 @@ def test_mnist_s_files_keep_their_shape(tmp_path, name):
     assert {task.classes for task in tasks} == {10}
 
 
-def test_cifar_s_files_keep_colours(tmp_path, monkeypatch):
+def test_cifar_s_files_keep_colors(tmp_path, monkeypatch):
     given = cifar(tmp_path, monkeypatch)
     x, y = all_rows(images("CIFAR10", 3, Quantity(min_rows=15), path=tmp_path, download=True))  # nothing to fetch
     number = (x[:, 0, 0, 0] * 255).round().long()
@@ -73,10 +73,10 @@ def test_cifar_s_files_keep_colours(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_ones_own_images(tmp_path):
-    for c, colour in (("bad", (250, 0, 0)), ("good", (0, 200, 0))):
+    for c, color in (("bad", (250, 0, 0)), ("good", (0, 200, 0))):
         (tmp_path / c).mkdir()
         for i in range(12):
-            Image.new("RGB", (8 + i, 9), colour).save(tmp_path / c / f"{i}.png")
+            Image.new("RGB", (8 + i, 9), color).save(tmp_path / c / f"{i}.png")
     with pytest.raises(DataError, match=r"images of \(3, 9, 8\) and \(3, 9, 9\)\. Set size"):
         images("ImageFolder", 2, Quantity(), path=tmp_path)
     x, y = all_rows(images("ImageFolder", 2, Quantity(), path=tmp_path, size=6))
@@ -156,7 +156,7 @@ def test_learners_of_vectors_get_vectors(tmp_path):
         ("nothing of the kind", {}, ConfigError, "Choose MNIST, FashionMNIST, CIFAR10"),
         ("CIFAR10", {"download": False}, DataError, "CIFAR10 cannot be read from .*nowhere.*download=true"),
         ("ImageFolder", {}, DataError, "nowhere"),
-        ("FakeData", {"options": {"colour": 3}}, ConfigError, "does not take these options .*colour"),
+        ("FakeData", {"options": {"color": 3}}, ConfigError, "does not take these options .*color"),
         ("FakeData", {"options": FAKE, "K": 20}, DataError, "need 200 rows, but there are 120"),
     ],
 )

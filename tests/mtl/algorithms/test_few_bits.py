@@ -15,7 +15,7 @@ from problems import make
 from torch import nn
 
 from hmtl.communication import CodedHierarchical, Communicator, LinkLedger, Sums, Uncoded
-from hmtl.communication.codecs.few_bit_blocks import Blocks, QuantisedUserCoder
+from hmtl.communication.codecs.few_bit_blocks import Blocks, QuantizedUserCoder
 from hmtl.errors import RangeError
 from hmtl.mtl import (
     MOCHA,
@@ -124,7 +124,7 @@ def test_ivs_contain_what_was_left_out_and_all_that_follows_is_of_what_was_sent(
     """Δv + e is wanted, and what this rounding leaves over is owed once the IV counts."""
     case, rng = make(3, K=4, d=6, regularizer=Mean(0.1)), np.random.default_rng(3)
     users = MOCHA(case.problem, SDCA(), accelerated=gamma == 1, gamma=gamma).users
-    coder, own = QuantisedUserCoder(users.row_layout, Blocks(4), np.arange(4)), 8 * (gamma == 1)
+    coder, own = QuantizedUserCoder(users.row_layout, Blocks(4), np.arange(4)), 8 * (gamma == 1)
     error, step = (torch.from_numpy(rng.normal(size=(4, 6))) for _ in range(2))
     coder.held, users.step, users.beta = -error, step, torch.full((4,), 0.3, dtype=torch.float64)
     ids, rows = users.local_update(0)

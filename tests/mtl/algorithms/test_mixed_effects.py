@@ -101,7 +101,7 @@ def test_the_evidence_with_means_of_tasks():
 
 
 def test_the_gap_of_labels():
-    """The gap bounds the distance from the optimum for the learned variances, which a general optimiser finds."""
+    """The gap bounds the distance from the optimum for the learned variances, which a general optimizer finds."""
     X, y = rows(3, 8, 2)
     learner, x = mixed(X, [np.sign(t - np.median(t)) + (t == np.median(t)) for t in y], Logistic(), 1e-2)
     fit = likeliest(learner)

@@ -52,7 +52,7 @@ def optimum(case, A):
 
 
 def test_the_textbook_method_with_exact_steps(random_problem):
-    """FISTA with restarts on v: the extrapolated models come from the extrapolated v, and users minimise to the end."""
+    """FISTA with restarts on v: the extrapolated models come from the extrapolated v, and users minimize to the end."""
     case = random_problem(5, regularizer=Together(0.2), loss=Squared())
     mocha = MOCHA(case.problem, SDCA(300.0), omega_every=0)
     B = np.linalg.inv(Together(0.2).coupling(mocha.Omega).dense().numpy())

@@ -1,4 +1,4 @@
-"""Learners fulfil the contract of learners; `hmtl.testing.LearnerContract` has the tests."""
+"""Learners fulfill the contract of learners; `hmtl.testing.LearnerContract` has the tests."""
 
 import pytest
 from layers import deep

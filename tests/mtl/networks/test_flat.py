@@ -175,7 +175,7 @@ class Branches(nn.Module):
         return self.out(x if x.sum() > 0 else -x)
 
 
-class Centred(nn.Module):
+class Centered(nn.Module):
     """Mixes the rows of a batch."""
 
     def __init__(self, d, C):
@@ -205,7 +205,7 @@ ALONE = {
     "counts": (WORDS, Counts),
     "branches": (WORDS, Branches),
     "random": (WORDS, lambda d, C: nn.Sequential(nn.RReLU(), nn.Linear(d, C))),
-    "centred": (WORDS, Centred),
+    "centered": (WORDS, Centered),
     "unused": (WORDS, Unused),
     "lstm": TRAIN["lstm"],
 }

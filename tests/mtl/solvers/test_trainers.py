@@ -202,7 +202,7 @@ def lazy(d, C):
 
 
 @pytest.mark.parametrize("solver", [LocalSGD(), sgd(), Averages()], ids=["sgd", "torch", "own"])
-def test_lazy_layers_are_initialised(solver):
+def test_lazy_layers_are_initialized(solver):
     learner = NetworkAlgorithm(FedAvg(), problem(), solver, lazy)
     assert len(learner.W) == 5 * D + 5 + 5 * C + C
     assert torch.equal(learner.W, NetworkAlgorithm(FedAvg(), problem(), solver, lazy).W)

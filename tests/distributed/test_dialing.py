@@ -21,8 +21,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from hmtl.communication.messages import IVS, REPORT, SERVER
-from hmtl.distributed import dialling as module
-from hmtl.distributed.dialling import METHOD, Party, Streams, certificate_at, grpc
+from hmtl.distributed import dialing as module
+from hmtl.distributed.dialing import METHOD, Party, Streams, certificate_at, grpc
 from hmtl.distributed.frames import CONTROL, Frame
 from hmtl.distributed.identity import Credentials, Key, issue, key_to_pem, make_authority, make_key, serial_of, to_pem
 from hmtl.distributed.launching import free_port
@@ -112,7 +112,7 @@ def check_all_hear_all(wires: dict[str, Streams]) -> None:
             assert hears(wire, name) == NAMES.index(name)
 
 
-def test_neighbours_hear_each_other_and_nobody_else(site: Site) -> None:
+def test_neighbors_hear_each_other_and_nobody_else(site: Site) -> None:
     wires = site.all()
     assert {name: list(wire.connections) for name, wire in wires.items()} == {
         "server": NAMES[1:],

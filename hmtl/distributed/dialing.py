@@ -63,7 +63,7 @@ class Party:
     agreed: str = ""
 
     @property
-    def neighbours(self) -> list[str]:
+    def neighbors(self) -> list[str]:
         """The nodes that this one talks to."""
         return [name for name in self.names if (role(name), role(self.name)) in MAY_SEND]
 
@@ -71,7 +71,7 @@ class Party:
     def dialled(self) -> list[str]:
         """The neighbors that this node dials; the others dial this one."""
         above = {RELAYS: (SERVES,), HOSTS: (SERVES, RELAYS)}.get(role(self.name), ())
-        return [name for name in self.neighbours if role(name) in above]
+        return [name for name in self.neighbors if role(name) in above]
 
 
 class Streams:
@@ -90,7 +90,7 @@ class Streams:
 
     def __init__(self, party: Party, seconds: float = 60.0) -> None:
         self.party = party
-        self.connections = {name: Connection(name, MAY_SEND[role(name), role(party.name)]) for name in party.neighbours}
+        self.connections = {name: Connection(name, MAY_SEND[role(name), role(party.name)]) for name in party.neighbors}
         self._options = [
             ("grpc.max_receive_message_length", MAX_CHUNK_BYTES + HEADER),
             ("grpc.max_send_message_length", MAX_CHUNK_BYTES + HEADER),
@@ -207,7 +207,7 @@ class Streams:
 
     def _listen(self, address: str) -> None:
         """Listen at an address."""
-        callers = [name for name in self.party.neighbours if name not in self.party.dialled]
+        callers = [name for name in self.party.neighbors if name not in self.party.dialled]
         streams = 2 * len(callers) + 8  # a node that comes back has two for a moment
         options = [
             *self._options,
