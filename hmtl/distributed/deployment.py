@@ -20,7 +20,7 @@ from hmtl.distributed.certificates import Files, load_credentials
 from hmtl.distributed.dialing import Party
 from hmtl.distributed.identity import Credentials
 from hmtl.distributed.mail import Homes, shared_evenly
-from hmtl.errors import ConfigError, few
+from hmtl.errors import ConfigError, did_you_mean, few
 
 
 def _name(value: Any) -> str:
@@ -59,6 +59,15 @@ def _serial(value: Any) -> int:
     return int(value, 16)
 
 
+WRONG_TYPES = {
+    "missing": "is missing; set it",
+    "tuple_type": "is not a list; write each entry on a line that begins with -",
+    "model_type": "has no keys; write it as in docs/guide/six_boxes.md, such as name: relay-0",
+    "too_short": "is empty; give at least one",
+    "path_type": "is not a path; write the name of a folder",
+    "invalid_key": "is not a key of this file; remove it",
+}
+"""What is wrong and what to do, by pydantic's names of such errors."""
 Address = Annotated[str, BeforeValidator(_address)]
 
 
@@ -128,7 +137,7 @@ class Deployment(BaseModel):
                 f"deployment={path}: {error.strerror}. Set it to the file of the site, see docs/guide/six_boxes.md."
             ) from error
         except ValidationError as error:
-            raise ConfigError(f"deployment={path}: {_first(error)}.") from error
+            raise ConfigError(f"deployment={path}: {_first(error)}") from error
         except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
             raise ConfigError(f"deployment={path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
         deployment._file = Path(path)
@@ -218,15 +227,19 @@ class Deployment(BaseModel):
 
 
 def _first(error: ValidationError) -> str:
-    """Return one line on the first thing that is wrong: `relays.1.address=10.0.0.2: write the address as host:port`."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
+    """Return one line on what is wrong: first an unknown key, which may be a misspelled one that is missing."""
+    errors = error.errors(include_url=False)
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    place = ".".join(map(str, first["loc"])) or "the file"
     if first["type"] == "extra_forbidden":
-        return f"{place} is not known here; remove it, or correct its name"
-    if first["type"] == "missing":
-        return f"{place} is missing; set it"
-    if first["type"] == "string_type" and first["loc"][0] == "training":
-        return f"{place}={first['input']} is not text; write settings as on a command line, such as - K=20"
-    text = first["msg"].removeprefix("Value error, ")
+        part, *inside = first["loc"]
+        known = (HostNode if part == "hosts" else ListeningNode if inside else Deployment).model_fields
+        remedy = did_you_mean(str(first["loc"][-1]), known, f"Choose from {', '.join(known)}.")
+        return f"{place} is not a key of this file. {remedy}"
     value = f"={first['input']}" if isinstance(first["input"], str | int | float) else ""
-    return f"{place}{value}: {text[0].lower()}{text[1:]}" if place else text[0].lower() + text[1:]
+    if first["type"] in WRONG_TYPES:
+        return f"{place}{value} {WRONG_TYPES[first['type']]}."
+    if first["type"] == "string_type" and first["loc"][0] == "training":
+        return f"{place}={first['input']} is not text; write settings as on a command line, such as - K=20."
+    text = first["msg"].removeprefix("Value error, ")
+    return f"{place}{value}: {text[0].lower()}{text[1:]}." if first["loc"] else f"{text[0].lower()}{text[1:]}."

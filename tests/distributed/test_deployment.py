@@ -105,6 +105,18 @@ def test_without_users_hosts_share_them_evenly(tmp_path: Path) -> None:
         ("training", "K=6", "training=K=6"),
         ("training", ["K=6", {"r": 2}], "training.1={'r': 2}"),
         ("certs", "keys", "certs"),
+        ("certificate", "keys", "Did you mean certificates?"),
+        ("zebra", 1, "Choose from server, relays"),
+        ("server.adress", "a:1", "server.adress is not a key of this file. Did you mean address?"),
+        ("relays.0.listens", "a:1", "relays.0.listens is not a key of this file. Did you mean listen?"),
+        ("hosts.1.user", 3, "hosts.1.user is not a key of this file. Did you mean users?"),
+        ("server.name", None, "server.name is missing"),
+        ("relays", 3, "relays=3 is not a list"),
+        ("relays", {"name": "mast-a"}, "relays is not a list"),
+        ("hosts", ["east"], "hosts.0=east has no keys"),
+        ("server", [1], "server has no keys"),
+        ("hosts", [], "hosts is empty"),
+        ("certificates", 5, "certificates=5 is not a path"),
         ("revoked", [12], "revoked.0=12"),
         ("revoked", ["0x12"], "revoked.0=0x12"),
     ],
@@ -122,6 +134,13 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, place: str, value: Any, 
         read(tmp_path, content)
     assert "site.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_misspelled_key_is_named_before_what_is_missing_for_it(tmp_path: Path) -> None:
+    """Of several mistakes one is named; that keys are missing may follow from it."""
+    content = {{"relays": "relay", "hosts": "host"}.get(key, key): value for key, value in SITE.items()}
+    with pytest.raises(ConfigError, match=r"host is not a key of this file\. Did you mean hosts\?"):
+        read(tmp_path, content)
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "hosts: ]", "server: {name: a, name: b}", "a: ${b}"])
