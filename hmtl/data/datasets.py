@@ -119,13 +119,27 @@ def _targets(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Any, T
         items, targets = Items([(dataset, collate)]), list[Tensor]()
         n = len(items)
         for at in torch.split(torch.arange(n), READ_CHUNK_ROWS):
-            _, y = items.batch(at)
+            inputs, y = items.batch(at)
+            _check_finite(inputs, at)
             if type(y) in (list, tuple) and isinstance(y[0], str):
                 raise ValueError("its targets are strings: number the classes")
             if not isinstance(y, Tensor) or y.numel() != len(at):
                 return (), torch.zeros(n)
             targets.append(y.flatten())
         return (), torch.cat(targets)
+
+
+def _check_finite(inputs: Any, rows: Tensor) -> None:
+    """Raise DataError if the inputs of these rows are NaN, or infinite unless there are several, as masks."""
+
+    def check(each: Tensor) -> Tensor:
+        if each.is_floating_point() and len(each.shape) and len(each) == len(rows):
+            bad = (each.isnan() if each is not inputs else ~each.isfinite()).reshape(len(each), -1).any(1)
+            if bad.any():
+                raise DataError(f"Row {int(rows[bad][0])} (from 0) is NaN or infinite. Fix or drop such rows.")
+        return each
+
+    each_tensor(inputs, check)
 
 
 def _example(items: Items, n: int) -> Any:
@@ -182,7 +196,9 @@ def _reading(dataset: Dataset[Any], user: int) -> Iterator[None]:
         torch.default_generator.manual_seed(user)
         try:
             yield
-        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, DataError) as error:
+        except DataError as error:
+            raise DataError(f"The Dataset of user {user}: {error}") from error
+        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise DataError(
                 f"The Dataset of user {user} cannot be read ({reason}). Give a Dataset with a length, whose items are "

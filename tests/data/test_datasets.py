@@ -1,5 +1,6 @@
 """Tasks from torch Datasets: kinds of targets, transforms that are kept, and how one Dataset is dealt to users."""
 
+import math
 import sys
 from functools import partial
 from types import ModuleType
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from hmtl.config.build import build
 from hmtl.data import Dirichlet, Task, deal, from_datasets
@@ -165,3 +166,59 @@ def test_integers_of_own_tasks_are_classes(configure, own):
     own.users = lambda: [Task(str(k), torch.zeros(6, 2), [0, 1, 2] * 2, torch.zeros(1, 2), [0]) for k in range(5)]
     run = build(configure(*OWN[:4], "loss=cross_entropy", "dataset._target_=own_data.users"))
     assert run.algorithm.problem.outputs == 3
+
+
+def listed(x, y):
+    return list(zip(x, y, strict=True))
+
+
+class Lazy(Dataset):
+    """Reads a row when it is asked for, and counts."""
+
+    def __init__(self, x, y, wrap=lambda x, y: (x, y)):
+        self.x, self.y, self.wrap, self.reads = x, y, wrap, 0
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, row):
+        self.reads += 1
+        return self.wrap(self.x[row], self.y[row])
+
+
+AS_READ = {
+    "list": listed,
+    "integers": lambda x, y: [(row, int(label)) for row, label in zip(x, y, strict=True)],
+    "lazy": Lazy,
+    "subset": lambda x, y: Subset(Lazy(torch.cat([x, x]), torch.cat([y, y])), range(len(x), 2 * len(x))),
+    "dictionaries": lambda x, y: Lazy(x, y, lambda x, y: {"x": x, "labels": y}),
+    "several inputs": lambda x, y: Lazy(x, y, lambda x, y: (y, x, x[0], y)),
+    "an array": lambda x, y: Lazy(x.numpy(), y),
+    "loader": lambda x, y: DataLoader(listed(x, y)),
+}
+
+
+@pytest.mark.parametrize("kind", AS_READ)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+@pytest.mark.parametrize(("row", "k"), [(0, 2), (255, 0), (256, 1), (299, 2)])
+def test_rows_that_are_not_finite_are_named_when_they_are_first_read(kind, bad, row, k):
+    if bad == math.inf and kind in ("dictionaries", "several inputs"):
+        return  # they may have masks
+    users = [(torch.zeros(300, 4), torch.arange(300) % 3) for _ in range(3)]
+    if bad is not None:
+        users[k][0][row, row % 4] = bad
+    data = [AS_READ[kind](*each) for each in users]
+    if bad is None:
+        from_datasets(data, networks=True)
+        reads = [each.reads for each in data if isinstance(each, Lazy)]
+        assert all(300 <= n <= 302 for n in reads)  # once, and two rows as an example
+        return
+    with pytest.raises(DataError, match=rf"user {k}\b.*[Rr]ow {row} ") as refused:
+        from_datasets(data, networks=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_masks_may_be_infinite():
+    mask = torch.tensor([[0.0, -math.inf]] * 5)
+    data = [Lazy(mask, torch.arange(5) % 2, lambda x, y: {"mask": x, "labels": y})]
+    assert len(from_datasets(data, networks=True)) == 1
