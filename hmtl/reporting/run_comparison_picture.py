@@ -72,7 +72,7 @@ def comparison_picture(lines: Sequence[Line], panels: Sequence[str] = (), spread
         first.set_ylim(bottom=0.8 * means.min())  # bands may reach 0
         _label_powers(first.yaxis, (1, 2, 5))
     width = int(LETTERS * figure.get_figwidth())
-    names = [textwrap.fill(line.name, width).replace("$", r"\$") for line in lines]  # no formulas
+    names = [textwrap.fill(line.name, width) for line in lines]
     handles = [figure.axes[0].plot([], [], label=name, **style)[0] for name, style in zip(names, styles, strict=True)]
     if with_uncoded and {*panels} - {"rounds", USERS} and any(line.curve["bits"].any() for line in lines):
         handles += figure.axes[0].plot([], [], "k", linewidth=0.7, label="the same with plain forwarding")

@@ -52,6 +52,7 @@ def omega_figure(Omega: Symmetric, names: Sequence[str] = ()) -> Picture:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
         if labels:
-            axis.set_ticks(range(len(labels)), labels, fontsize=8, rotation=90 if axis is axes.xaxis else 0)
+            rotation = 90 if axis is axes.xaxis else 0
+            axis.set_ticks(range(len(labels)), labels, fontsize=8, rotation=rotation, parse_math=False)
     figure.colorbar(image, ax=axes, label="correlation, from Σ = Ω⁻¹ (gray: a user with itself)", shrink=0.8)
     return figure

@@ -1,6 +1,7 @@
 """The style of all pictures: as wide as a column or a page, text of 9 points, colors for color-blind readers."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ PRINT: Any = {
     "lines.markersize": 4,
     "pdf.fonttype": 42,
     "svg.hashsalt": "hmtl",
+    "text.parse_math": False,  # names may have dollars
 }
 """Settings of matplotlib; fonts are TrueType, which publishers accept, and the same picture gives the same bytes."""
 COLUMN, PAGE = 3.4, 7.0  # inches: the width of a column, and of a page with two columns
@@ -44,6 +46,12 @@ NO_DATE: Any = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 class Picture(Figure):
     """A figure without a window; a notebook shows it if it is the last expression of a cell."""
+
+    def savefig(self, *args: Any, **kwargs: Any) -> None:
+        """Write the picture; a box stands for each character of a name that the font lacks."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+            super().savefig(*args, **kwargs)
 
     def to_png(self, dpi: float) -> bytes:
         """Return the picture as a PNG file."""
