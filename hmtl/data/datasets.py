@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
-from torch.utils.data.sampler import RandomSampler, SequentialSampler
+from torch.utils.data.sampler import BatchSampler, RandomSampler, SequentialSampler
 
 from hmtl.data.items import Collate, Items, each_tensor, tensors_of
 from hmtl.data.partitions import Partition
@@ -21,10 +21,14 @@ from hmtl.rng import generator
 Source = Dataset[Any] | DataLoader[Any]
 UserData = Task | Source | tuple[Source, Source]
 """The data of a user: a Task, training rows, or training and test rows."""
+SAMPLERS = SequentialSampler, RandomSampler, BatchSampler
+"""What makes the batches of a DataLoader that has no sampler of its own."""
 READ_CHUNK_ROWS = 256  # rows that are read together
 
 
-def from_datasets(users: Sequence[UserData], classes: int | None = None, networks: bool = False) -> tuple[Task, ...]:
+def from_datasets(
+    users: Sequence[UserData], classes: int | None = None, networks: bool = False, as_given: bool = False
+) -> tuple[Task, ...]:
     """Return the tasks of users who have torch Datasets, or DataLoaders, whose Datasets are then taken.
 
     Items are pairs of a row, which is a tensor or an array, and its target. Integers from 0 are class numbers, −1 and 1
@@ -36,6 +40,7 @@ def from_datasets(users: Sequence[UserData], classes: int | None = None, network
         classes: C; None: as many as the largest class number of all users needs, at least 2.
         networks: whether networks are trained. They read rows from the Datasets whenever they need them, as `Items`,
             unless all rows are vectors or arrays of floats in TensorDatasets. Targets may then have any shape.
+        as_given: whether networks read all rows as `Items`, whose targets keep their types and shapes.
 
     Raises:
         DataError: a Dataset cannot be read, or users have different kinds of targets.
@@ -43,7 +48,9 @@ def from_datasets(users: Sequence[UserData], classes: int | None = None, network
     if isinstance(users, Dataset | DataLoader | Mapping):
         raise DataError("Data has to be a list with a Dataset for each user. `hmtl.data.deal` divides one Dataset.")
     sources = {k: _sources(user, k) for k, user in enumerate(users) if not isinstance(user, Task)}
-    are_items = networks and len(sources) == len(users) and not all(map(_is_matrix, chain(*sources.values())))
+    are_items = (
+        networks and len(sources) == len(users) and (as_given or not all(map(_is_matrix, chain(*sources.values()))))
+    )
     read: dict[int, list[tuple[Any, Tensor]]] = {
         k: [(_targets if are_items else _rows)(*source, k) for source in own] for k, own in sources.items()
     }
@@ -91,10 +98,12 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
                 f"User {k} has a {type(dataset).__name__}, whose rows have no numbers, so that they cannot be counted "
                 "or shuffled. Give a Dataset with a length and items, such as list(dataset)."
             )
-        if isinstance(each, DataLoader) and not isinstance(each.sampler, RandomSampler | SequentialSampler):
-            name = type(each.sampler).__name__
+        chosen = [each.sampler, each.batch_sampler] if isinstance(each, DataLoader) else []
+        if others := [own for own in chosen if type(own) not in SAMPLERS]:
+            name = "batch_size=None" if others[0] is None else f"a {type(others[0]).__name__}"
             raise DataError(
-                f"User {k} has a {name}, but users train on all their rows. Give a Subset, or set dataset.class_weight."
+                f"User {k} has a DataLoader with {name}, but users train on all rows, in batches of the solver. Give a "
+                "Dataset of single rows, or a Subset, or set dataset.class_weight."
             )
         sources.append((dataset, collate))
     train, *test = sources

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate
 
-from hmtl.errors import DataError
-
 Collate = Callable[[list[Any]], Any]
 """Makes a batch of a list of items, like `torch.utils.data.default_collate`."""
 TARGETS = ("labels", "label", "targets", "target", "y")
@@ -101,17 +99,17 @@ def tensors_of(dataset: Dataset[Any]) -> tuple[tuple[Tensor, ...], Tensor | None
 def parted(batch: Any) -> tuple[Any, Any]:
     """Return the inputs and the targets of a batch: all entries but one, and the last one or that named in TARGETS.
 
-    A dictionary without such a name has no targets, None, as modules need none that compute their loss.
-
-    Raises:
-        DataError: a batch is neither a dictionary nor a list of several entries.
+    Any other object is passed as it is, and has its targets in an attribute of such a name. A batch without targets,
+    None, is for modules that compute their loss.
     """
     if isinstance(batch, Mapping):
         if (name := target_name(batch)) is None:
             return batch, None
         return {key: value for key, value in batch.items() if key != name}, batch[name]
-    if not isinstance(batch, list | tuple) or len(batch) < 2:
-        raise DataError("A batch has no targets. Give items that are pairs of a row and its target, or dictionaries.")
+    if not isinstance(batch, list | tuple):
+        return batch, next((getattr(batch, name) for name in TARGETS if hasattr(batch, name)), None)
+    if len(batch) == 1:
+        return batch[0], None
     *inputs, y = batch
     return inputs[0] if len(inputs) == 1 else inputs, y
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
+from inspect import signature
 from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from hmtl.config.schema import flat
 from hmtl.config.targets import description, given, no_setting, of_hydra
 from hmtl.data import from_datasets
 from hmtl.data.datasets import UserData
+from hmtl.data.items import TARGETS
 from hmtl.data.tasks import classified
 from hmtl.errors import ConfigError, TopologyError
 from hmtl.inference.models import models_of
@@ -289,7 +291,13 @@ def _configuration(
     if is_network == (model is None):
         kinds = ("networks", "a module") if is_network else ("linear models", "None")
         raise ConfigError(f"algorithm={named['algorithm']} trains {kinds[0]}. Set model to {kinds[1]}.")
-    loss, tasks = parts.get("loss"), from_datasets(dataset, networks=is_network)
+    loss = parts.get("loss")
+    if loss is not None and not isinstance(loss, str | Loss) and callable(loss):
+        loss = parts["loss"] = TorchLoss(loss)
+    is_own = isinstance(loss, TorchLoss) and not loss.is_of_torch
+    forward = getattr(model, "forward", None)
+    takes_targets = forward is not None and not {*TARGETS}.isdisjoint(signature(forward).parameters)
+    tasks = from_datasets(dataset, networks=is_network, as_given=is_own or takes_targets)
     if model is None and (loss == "squared" or isinstance(loss, Squared)):
         tasks = tuple(task if task.labels else task.numbered(None) for task in tasks)
     elif model is None:
@@ -299,14 +307,12 @@ def _configuration(
         if class_weight != "balanced":
             raise ConfigError(f'dataset.class_weight={class_weight!r} is unknown. Give "balanced", or None.')
         tasks = tuple(replace(task, class_weight=class_weight) for task in tasks)
-    if loss is not None and not isinstance(loss, str | Loss) and callable(loss):
-        parts["loss"] = TorchLoss(loss)
     solver = parts.get("solver")
     if isinstance(solver, partial) or (isinstance(solver, type) and issubclass(solver, Optimizer)):
         parts["solver"] = TorchTrainer(solver)
     usual: dict[str, Any] = {}
     if model is not None and tasks:
-        usual["loss"], tasks = matched(model, tasks, parts.get("loss"), getattr(parts.get("solver"), "loss", None))
+        usual["loss"], tasks = matched(model, tasks, loss, getattr(parts.get("solver"), "loss", None))
     elif tasks and not tasks[0].classes and not are_signs(tasks):
         usual["loss"] = "squared"
     for group in usual.keys() - parts.keys():

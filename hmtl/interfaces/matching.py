@@ -38,7 +38,10 @@ def matched(
     scores, y, has_own = _tried(model, tasks[0])
     if y is None and not (has_own and loss is None):
         reason = "the module does not run on them, or returns no loss of its own" if loss is None else "loss needs them"
-        raise DataError(f"Rows have no targets, and {reason}. Call the target {TARGETS[0]!r}, or return {{'loss': …}}.")
+        raise DataError(
+            f"Rows have no targets, and {reason}. Give pairs of a row and its target, call the target {TARGETS[0]!r}, "
+            "or return {'loss': …}."
+        )
     C = 0 if scores is None else scores.shape[1] if scores.ndim == 2 else 1
     takes_targets = isinstance(loss, TorchLoss) or (has_own and loss is None)
     values = np.unique(torch.cat([getattr(task, f"y_{split}") for task in tasks for split in SPLITS]))
@@ -114,10 +117,11 @@ def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tens
 
 
 def _has_own_loss(module: nn.Module, inputs: Any, y: Any) -> bool:
-    """Return whether a module that gets targets, if there are any, in a dictionary, returns a loss."""
-    known = signature(module.forward).parameters.values()
-    takes = y is None or any(each.name in TARGETS or each.kind is Parameter.VAR_KEYWORD for each in known)
-    if not isinstance(inputs, Mapping) or not takes:
+    """Return whether a module that gets targets, if there are any, by their name or after inputs, returns a loss."""
+    known = [*signature(module.forward).parameters.values()]
+    if not isinstance(inputs, Mapping):  # the targets' place
+        known = known[len(inputs) if type(inputs) in (list, tuple) else 1 :][:1]
+    if y is not None and not any(each.name in TARGETS or each.kind is Parameter.VAR_KEYWORD for each in known):
         return False
     try:
         return loss_of(called(module, with_targets(module, inputs, y))) is not None

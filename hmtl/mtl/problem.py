@@ -347,7 +347,11 @@ class Problem(Described):
                 return task.x_train[at].to(self.s)
             inputs, y = task.items.batch(at)
         is_own = isinstance(self.loss, TorchLoss) and self.loss.function is None
-        return {**inputs, TARGETS[0]: y} if is_own and y is not None else inputs
+        if not is_own or y is None:
+            return inputs
+        if isinstance(inputs, Mapping):
+            return {**inputs, TARGETS[0]: y}
+        return [*(inputs if type(inputs) in (list, tuple) else [inputs]), y]
 
     @property
     def rows(self) -> Rows:

@@ -6,6 +6,7 @@ One user, all rows in one minibatch: each idiom states the loss of a batch as a 
 import copy
 import random
 from functools import partial
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -195,6 +196,80 @@ class Quantized(nn.Module):
         return self.out(x.flatten(1).float() / 255)
 
 
+class Notes(nn.Module):
+    """Notes in attributes what a loop does not mind: calls, a mean, and its last output."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.calls, self.mean, self.last = nn.Linear(5, C), 0, torch.zeros(5), None
+
+    def forward(self, x):
+        if self.training:
+            self.calls, self.mean = self.calls + 1, 0.9 * self.mean + 0.1 * x.mean(0).detach()
+            self.last = self.out(x - self.mean) / (1 + 0.1 * self.calls)
+            return self.last
+        return self.out(x)
+
+
+class Counts(nn.Module):
+    """Scales rows by the first ones that it sees, and its output by the number of its calls; both are buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.scale = nn.Linear(5, C), nn.Parameter(torch.ones(5))
+        self.register_buffer("is_scaled", torch.tensor(False))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x):
+        if self.training:
+            if not self.is_scaled:
+                with torch.no_grad():
+                    self.scale.copy_(1 / x.std(0))
+            self.is_scaled.fill_(True)
+            self.calls += 1
+        return self.out(x * self.scale) / (1 + 0.1 * self.calls)
+
+
+class Words(nn.Module):
+    """Returns scores, and a loss if it gets targets."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(WORDS, 8), nn.Linear(8, WORDS)
+
+    def forward(self, x, targets=None):
+        scores = self.out(self.embedding(x))
+        return scores, None if targets is None else of_words(scores, targets)
+
+
+class Batch:
+    """A batch as libraries for graphs make it: an object with attributes."""
+
+    def __init__(self, items):
+        x, y = zip(*items, strict=True)
+        self.rows, self.y = torch.stack(x), torch.tensor(y)
+
+
+def hooked_layer():
+    """Layers with a hook that doubles the gradients of the first ones."""
+    module = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, C))
+    module[2].register_full_backward_hook(lambda part, inputs, outputs: (inputs[0] * 2,))
+    return module
+
+
+def refers_to_itself(kind):
+    module = Called(lambda m, x: m.head(m.function(x)), body=nn.Linear(5, 4), head=nn.Linear(4, C))
+    if kind == "hook":
+        module.function, module.seen = module.body, {}
+        module.body.register_forward_hook(lambda part, inputs, output: module.seen.update(output=output))
+    elif kind == "forward":
+        module.function, first = module.body, module.forward
+        module.forward = lambda x: 2 * first(x)
+    else:
+        module.function = torch.func.vmap(lambda x: module.body(x))
+    return module
+
+
 def buffered():
     module = Called(lambda m, x: m.out(x * m.mask), out=nn.Linear(5, C))
     module.register_buffer("mask", torch.arange(5.0))
@@ -250,6 +325,15 @@ def of_both(outputs, targets):
 def of_distances(pair, y):
     distances = F.pairwise_distance(*pair)
     return (y * distances.square() + (1 - y) * F.relu(1 - distances)).mean()
+
+
+def of_normals(output, y):
+    mean, variance = output.chunk(2, -1)
+    return F.gaussian_nll_loss(mean, y, F.softplus(variance) + 0.1)
+
+
+def of_weights(p, y):
+    return (p[:, 0] - torch.tensor([1.0, -2.0, 3.0])[y]).square().mean()
 
 
 def of_booleans(p, y):
@@ -434,6 +518,30 @@ IDIOMS = {
         cross_entropy,
         {},
     ),
+    "a column for an own loss": (
+        partial(mlp, 2),
+        floats(5, y=lambda n: draw(n, 1, seed=5)),
+        of_many(of_normals),
+        {"loss": of_normals},
+    ),
+    "integers for an own loss": (partial(mlp, 1), floats(5), of_many(of_weights), {"loss": of_weights}),
+    "scores and a loss": (Words, lambda n: TensorDataset(words(n, T), words(n, T)), lambda m, b: m(*b)[1], {}),
+    "a loss of two": (Alone, floats(5), lambda m, b: m(*b), {}),
+    "rows alone": (
+        lambda: Called(lambda m, x: F.mse_loss(m.out(x), x), out=nn.Linear(5, 5)),
+        lambda n: TensorDataset(draw(n, 5)),
+        lambda m, b: m(*b),
+        {},
+    ),
+    "objects": (
+        lambda: Called(lambda m, batch: m.out(batch.rows), out=nn.Linear(5, C)),
+        lambda n: DataLoader([(x, k % C) for k, x in enumerate(draw(n, 5))], collate_fn=Batch),
+        lambda m, b: F.cross_entropy(m(b), b.y),
+        {},
+    ),
+    "hooked gradients": (hooked_layer, floats(5), cross_entropy, {}),
+    "notes": (Notes, floats(5), cross_entropy, {}),
+    "counts": (Counts, floats(5), cross_entropy, {}),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
 }
 
@@ -619,6 +727,41 @@ HUGGING_FACE = {
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_models_of_hugging_face(name, solver, with_test):
     compare(*HUGGING_FACE[name], solver, with_test)
+
+
+def test_buffers_of_integers_go_on_in_the_next_round():
+    """Users who share a model share what it counted, rounded."""
+    torch.manual_seed(0)
+    first, data = Counts(), floats(5)(N)
+    want = copy.deepcopy(first).train()
+    for _ in range(2):
+        trained_by_a_loop(want, data, cross_entropy)
+    (got,) = hmtl.Federation(first, [data], topology=symmetric(1, 1, 1)).train(2)
+    torch.testing.assert_close(got.state_dict(), want.state_dict(), rtol=1e-5, atol=1e-5)
+    models = hmtl.Federation(first, [data] * 3 + [floats(5)(3 * N)] * 3).train(1)
+    assert [int(model.calls) for model in models] == [12] * 6  # of 5 and 15 steps, by rows
+    assert models[0].is_scaled.dtype == torch.bool
+
+
+def test_users_do_not_read_the_notes_of_others():
+    """What a module assigns to its attributes is that of one user's training."""
+    torch.manual_seed(0)
+    module, kinds = Notes(), [floats(5)(N), TensorDataset(draw(N, 5, seed=7), labels(N))]
+    alone = [hmtl.Federation(module, [data], topology=symmetric(1, 1, 1)).train(1)[0] for data in kinds]
+    models = hmtl.Federation(module, kinds * 3).train(1)
+    want = sum(nn.utils.parameters_to_vector(model.parameters()) for model in alone) / 2
+    torch.testing.assert_close(numbers_of(models[:1])[0], want.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_modules_may_write_into_their_rows():
+    """Neither the user's tensors nor later rounds change."""
+    module, data = Called(lambda m, x: m.out(x.sub_(0.1)), out=nn.Linear(5, C)), floats(5)(N)
+    users = [(data, floats(5)(4))] * 3
+    before = data.tensors[0].clone()
+    want = hmtl.Federation(Called(lambda m, x: m.out(x - 0.1), out=copy.deepcopy(module.out)), users).train(2)
+    got = hmtl.Federation(module, users).train(2)
+    torch.testing.assert_close(numbers_of(got), numbers_of(want))
+    assert torch.equal(data.tensors[0], before)
 
 
 def test_transforms_draw_anew_and_figures_repeat():
@@ -879,6 +1022,17 @@ REFUSED = {
         DataLoader(floats(5)(N), sampler=SubsetRandomSampler(range(4))),
         DataError,
         "Subset",
+    ),
+    "a sampler of batches": (mlp, DataLoader(floats(5)(N), batch_sampler=[[0, 1], [2]]), DataError, "Dataset"),
+    "batches": (mlp, DataLoader([(draw(4, 5), labels(4))] * 3, batch_size=None), DataError, "batch_size"),
+    "a lambda": (lambda: refers_to_itself("lambda"), floats(5)(N), ConfigError, "function"),
+    "a hook": (lambda: refers_to_itself("hook"), floats(5)(N), ConfigError, "_forward_hooks"),
+    "another forward": (lambda: refers_to_itself("forward"), floats(5)(N), ConfigError, "forward"),
+    "a lock": (
+        lambda: Called(lambda m, x: m.out(x), out=nn.Linear(5, C), lock=Lock()),
+        floats(5)(N),
+        ConfigError,
+        "copied",
     ),
     "three inputs": (
         lambda: Called(lambda m, a, b, c: m.out(a + b + c), out=nn.Linear(5, C)),

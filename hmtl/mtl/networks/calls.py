@@ -89,7 +89,7 @@ def scores_of(output: Any) -> Tensor:
 def loss_of(output: Any) -> Tensor | None:
     """Return the loss that a module has computed itself, if it has."""
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    first = output[0] if type(output) is tuple else output
-    if loss is None and isinstance(first, Tensor) and not first.ndim:
-        loss = first
+    if loss is None:
+        parts = output if type(output) is tuple else (output,)
+        loss = next((each for each in parts if isinstance(each, Tensor) and not each.ndim), None)
     return loss if isinstance(loss, Tensor) else None

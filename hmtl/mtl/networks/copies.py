@@ -52,7 +52,8 @@ class Copies:
 
     def predict(self, x: Tensor) -> Tensor:
         """Return predictions [G, B], or [G, B, C] for several outputs, for rows x [G, B, d]."""
-        return torch.stack([self.model(self._placed(g), rows) for g, rows in enumerate(x)])
+        # a copy of the rows, as a module may write into them
+        return torch.stack([self.model(self._placed(g), rows.clone()) for g, rows in enumerate(x)])
 
     def _placed(self, g: int) -> dict[str, Tensor]:
         """Return the parameters of one copy as the module runs fastest with them."""
@@ -161,8 +162,9 @@ def copies(model: FlatModel, W: Tensor, trained: Set[str] | None = None) -> Copi
 def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: int) -> bool:
     """Return whether `Copies` have the gradients of one module after the other, and are faster for B rows.
 
-    They lack those of modules that mix the rows of a batch, change buffers, or branch on the values of a tensor. Two
-    rows x [2, d] with y [2] show it: the second one has the weight 0, as rows have that only fill a minibatch up.
+    They lack those of modules that mix the rows of a batch, change buffers or attributes, or branch on the values of a
+    tensor. Two rows x [2, d] with y [2] show it: the second one has the weight 0, as rows have that only fill a
+    minibatch up.
 
     They are faster if most of the time is spent on calling operations, that is, if their results are small.
 
@@ -184,6 +186,8 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
         try:
             others = random.getstate(), np.random.get_state()[2]  # type: ignore[index]  # noqa: NPY002
             called(module, model.inputs(x))
+            if model.keeps_notes:
+                return False
             state = _random_state(x.device)
             called(module, model.inputs(x))
             is_other = others != (random.getstate(), np.random.get_state()[2])  # type: ignore[index]  # noqa: NPY002

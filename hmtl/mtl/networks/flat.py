@@ -9,11 +9,12 @@ import json
 import math
 import random
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from itertools import chain
+from types import FunctionType
 from typing import Any, Literal
 
 import numpy as np
@@ -48,8 +49,8 @@ class FlatModel:
     """A module whose trained parameters are one vector w [m], together with the buffers that training changes.
 
     If training changes a buffer of a layer, as it does in BatchNorm, all floating-point buffers of this layer belong to
-    w. Integers, such as `num_batches_tracked`, and frozen parameters stay as the module was made. Lazy layers are
-    initialized by the rows on which the module is tried out.
+    w, and so do the integers that change, except `num_batches_tracked`. That, frozen parameters and plain attributes
+    stay as the module was made. Lazy layers are initialized by the rows on which the module is tried out.
 
     Args:
         make: makes the module.
@@ -113,9 +114,11 @@ class FlatModel:
                     with torch.no_grad():
                         called(self.module.eval(), self._rows(lazy))
             if isinstance(self.module, nn.DataParallel):
-                raise ValueError("it is a DataParallel: give its `module`")
+                raise ConfigError("The model is a DataParallel, but users train in turn. Give its `module`.")
             if isinstance(self.module, torch.jit.ScriptModule):
-                raise ValueError("it is a script, whose copies torch cannot train: give the module before `script`")
+                raise ConfigError(
+                    "The model is a script, whose copies torch cannot train. Give the module before `script`."
+                )
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
             if is_complex := [name for name, w in trained.items() if w.is_complex()]:
                 raise ConfigError(
@@ -127,6 +130,7 @@ class FlatModel:
             if not trained:
                 raise ConfigError("The model has no parameters to train, or all are frozen. Call requires_grad_().")
             self._lent: nn.Module | None = None
+            self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
             self.frozen = _frozen(self.module) if frozen == "eval" else ()
             first = next(iter(trained.values()))
             like = first.new_empty(0, dtype=torch.float64 if first.dtype == torch.float64 else torch.float32)
@@ -190,7 +194,7 @@ class FlatModel:
         return dtype
 
     def _changing(self, rows: Any) -> list[str]:
-        """Return the floating-point buffers of the layers whose buffers change in a training pass over rows."""
+        """Return the buffers that change in a training pass over rows, and other floats of their layers."""
         module = self.module
         saved = {name: each for name, each in module.named_buffers() if name in module.state_dict()}
         if not saved:
@@ -201,7 +205,9 @@ class FlatModel:
         after = dict(trial.named_buffers())
         changed = {name for name, each in saved.items() if not torch.equal(each, after[name])}
         layers = {name.rpartition(".")[0] for name in changed}
-        return [name for name, each in saved.items() if name.rpartition(".")[0] in layers and each.is_floating_point()]
+        own = {name: each for name, each in saved.items() if name.rpartition(".")[0] in layers}
+        counters = {name for name in changed if name.endswith("num_batches_tracked")}
+        return [name for name, each in own.items() if each.is_floating_point() or name in changed - counters]
 
     def _rows_within(self, nbytes: float) -> int:
         """Return for how many rows the largest result of a layer, of `nbytes` per row, should be in memory."""
@@ -249,12 +255,20 @@ class FlatModel:
         """
         return self._with(copied(self.module, self.kept.values()), w, trained)
 
+    @property
+    def keeps_notes(self) -> bool:
+        """Whether the module that was lent last has assigned to its attributes since, such as a count of its calls."""
+        return any(attributes[name] is not each for attributes, made in self._attributes for name, each in made.items())
+
     def lent(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
         """Return `holding(w, trained)` in a module that the next call takes back; all calls are from one thread."""
         if self._lent is None:
-            self._lent = copied(self.module, self.kept.values())
+            self._lent = self.to_train(copied(self.module, self.kept.values()))
+            self._attributes = [(vars(part), dict(vars(part))) for part in self._lent.modules()]
             for name, each in self._lent.named_parameters():
                 each.data = channels_last(each.data) if self.channels_last and name in self.shapes else each.data
+        for attributes, made in self._attributes:
+            attributes.update(made)
         first = dict(self.module.named_buffers())
         for name, buffer in self._lent.named_buffers():
             if name not in self.shapes and name not in self.kept and name in first:
@@ -265,7 +279,7 @@ class FlatModel:
     def _with(self, module: nn.Module, w: Tensor, trained: Collection[str] | None) -> nn.Module:
         named = dict(chain(module.named_parameters(), module.named_buffers()))
         for name, numbers in self.split(w).items():
-            named[name].copy_(numbers)
+            named[name].copy_(as_type(numbers, named[name].dtype))
             if name not in self.buffers:
                 named[name].requires_grad_(trained is None or name in trained).grad = None
         return module
@@ -331,7 +345,7 @@ class FlatModel:
 
     def output(self, parameters: dict[str, Tensor], inputs: Any) -> Any:
         """Return the module's output for inputs, with these parameters and buffers."""
-        typed = {name: w.to(self.types[name]) if name in self.types else w for name, w in parameters.items()}
+        typed = {name: as_type(w, self.types[name]) if name in self.types else w for name, w in parameters.items()}
         # torch.view_as_complex takes no view that begins anywhere in a vector
         typed = {name: w.clone() if w.shape[-1:] == (2,) else w for name, w in typed.items()}
         # tie_weights=False: if a module occurs twice, torch would set its weights twice and not restore them
@@ -417,9 +431,17 @@ def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
             "numbers."
         )
     parts = torch.split(w, [shape.numel() for shape in shapes.values()])
-    numbers = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    numbers = {
+        name: as_type(part.view(shape), named[name].dtype)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
     module.load_state_dict(numbers, strict=False)
     return module
+
+
+def as_type(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return numbers in a type, those of averages of integers rounded."""
+    return (numbers if dtype.is_floating_point else numbers.round()).to(dtype)
 
 
 def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
@@ -428,7 +450,8 @@ def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
     torch can copy neither what `torch.nn.utils.weight_norm` keeps of its last call, nor a buffer of a lazy layer.
 
     Raises:
-        ConfigError: a parameter has a hook, which torch would leave out.
+        ConfigError: a parameter has a hook, which torch would leave out, the module holds a function that refers to it,
+            which torch does not copy, or something that has no copy.
     """
     for name, w in module.named_parameters():
         if w._backward_hooks or w._post_accumulate_grad_hooks:
@@ -440,7 +463,21 @@ def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
     memo |= {id(each): UninitializedBuffer() for each in module.buffers() if isinstance(each, UninitializedBuffer)}
     held = (each for part in module.modules() for each in vars(part).values())
     memo |= {id(each): each.detach() for each in held if isinstance(each, Tensor) and not each.is_leaf}
-    return copy.deepcopy(module, memo)
+    own = {id(each) for each in chain(module.modules(), module.parameters())} - memo.keys()
+    try:
+        made = copy.deepcopy(module, memo)
+    except (TypeError, RuntimeError, ValueError) as error:  # open files, locks
+        raise ConfigError(
+            f"The model cannot be copied for the users ({error}). Leave out of it what has no copy, such as open files."
+        ) from error
+    for part in made.modules():
+        for name, each in vars(part).items():
+            if _refers(each, own):
+                raise ConfigError(
+                    f"A function that the model holds ({name}) refers to the model, of which users train copies. Make "
+                    "it a method of the model."
+                )
+    return made
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -471,6 +508,16 @@ def _frozen(module: nn.Module) -> tuple[str, ...]:
         if is_frozen and not name.startswith(tuple(f"{outer}." for outer in found)):
             found.append(name)
     return tuple(found)
+
+
+def _refers(value: Any, own: Set[int], depth: int = 3) -> bool:
+    """Return whether a function, or one among several, refers to a module or a tensor with one of these identities."""
+    if isinstance(value, Mapping | list | tuple):
+        return any(_refers(each, own, depth) for each in (value.values() if isinstance(value, Mapping) else value))
+    if not isinstance(value, FunctionType) or not depth:
+        return False
+    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    return any({id(each), id(getattr(each, "__self__", None))} & own or _refers(each, own, depth - 1) for each in held)
 
 
 def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, str]:

@@ -41,8 +41,8 @@ def outputs_of(layers: tuple[Layer, ...], parameters: dict[str, Tensor], x: Tens
 def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...]:
     """Return the layers of a network on rows of this shape; none if it does not consist of such layers alone.
 
-    The layers have to give the module's own output on a few random rows, which detects a hook or a replaced `forward`
-    that changes the output.
+    The layers have to give the module's own output and gradient on a few random rows, which detects a hook or a
+    replaced `forward` that changes them.
     """
     names = {id(w): name for name, w in module.named_parameters() if w.requires_grad}
     parts = list(module) if type(module) is nn.Sequential else [module]
@@ -60,8 +60,14 @@ def layers_of(module: nn.Module, shape: tuple[int, ...]) -> tuple[Layer, ...]:
             return ()
     if [name for layer in layers for name in (layer.weight, layer.bias) if name] != list(names.values()):
         return ()  # a parameter is shared, or does not belong to a layer
-    parameters = {name: w.detach()[None] for name, w in module.named_parameters()}
-    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(parameters[layers[0].weight])
-    with torch.no_grad():
-        expected, outputs = module(x), outputs_of(tuple(layers), parameters, x.flatten(1)[None])
-    return tuple(layers) if torch.allclose(outputs[-1][0], expected, rtol=1e-3, atol=1e-3) else ()
+    named = dict(module.named_parameters())
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(named[layers[0].weight])
+    with torch.enable_grad():
+        outputs = outputs_of(tuple(layers), {name: w[None] for name, w in named.items()}, x.flatten(1)[None])
+        trained = [named[name] for name in names.values()]
+        results = [
+            (each, *torch.autograd.grad(each.square().sum(), trained, materialize_grads=True))
+            for each in (outputs[-1][0], module(x))
+        ]
+    is_alike = all(torch.allclose(own, each, rtol=1e-3, atol=1e-3) for own, each in zip(*results, strict=True))
+    return tuple(layers) if is_alike else ()
