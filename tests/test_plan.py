@@ -88,6 +88,19 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
+@pytest.mark.parametrize("words", [("K=6", "H=3", "r=2"), ("topology=geometric", "wire=int4"), ("secure=true",)])
+def test_what_a_round_costs_is_a_table_too(as_json: Callable[..., Any], tmp_path: Path, words: tuple[str, ...]) -> None:
+    formats = as_json(*words)["formats"]
+    table = pd.read_csv(tmp_path / "costs.csv")
+    assert sorted(table.columns) == ["bytes", "format", "seconds", "tier", "travels"]
+    assert set(table["format"]) == {"64 bits" if name == "null" else name for name in formats}
+    for name, costs in formats.items():
+        rows = table[table["format"] == ("64 bits" if name == "null" else name)]
+        assert len(rows) == 4 * len(costs)
+        totals = rows.groupby("travels", sort=False)["seconds"].sum()
+        assert totals.tolist() == pytest.approx([cost["seconds"] for cost in costs.values()])
+
+
 @pytest.mark.parametrize(
     ("overrides", "setting"),
     [

@@ -66,10 +66,14 @@ def round_tables(comparison: Comparison) -> Iterator[Table]:
         rows = [[f"{tier.replace('_', ' ')}", *_cells(cost.hops[tier] for cost in costs.values())] for tier in TIERS]
         totals = [(sum(size for size, _ in cost.hops.values()), cost.seconds) for cost in costs.values()]
         headers = [f"{WAYS[what]}\n{unit}" for what in costs for unit in ("MB", "s")]
-        title = f"A round in {'64 bits' if form == 'null' else form}, {comparison.network.medium} downlink"
+        title = f"A round in {_format(form)}, {comparison.network.medium} downlink"
         table = narrow_table(title, ["from", *headers], [*rows, ["all", *_cells(totals)]])
         table.rows[-2].end_section = True
         yield table
+
+
+def _format(wire: str) -> str:
+    return "64 bits" if wire == "null" else wire
 
 
 def _cells(hops: Iterable[tuple[float, float]]) -> list[str]:
@@ -277,7 +281,7 @@ def failures_picture(failures: pd.DataFrame) -> Picture:
 
 
 def plan_files(result: Comparison | Timetable) -> dict[str, pd.DataFrame]:
-    """Return what a plan writes to CSV files, by name: `failures_of`, and a round's cost by link and by choice."""
+    """Return what a plan writes to CSV files: `failures_of`, and what a round costs by hop, or by link and choice."""
     files = {"failures": failures_of(result)} if result.failures else {}
     if isinstance(result, Timetable):
         links = [{"travels": WAYS[way]} | asdict(link) for way, links in result.links.items() for link in links]
@@ -286,7 +290,14 @@ def plan_files(result: Comparison | Timetable) -> dict[str, pd.DataFrame]:
         rows = [(_who(result, setting), seconds) for setting, seconds in result.choices]
         choices = pd.DataFrame(rows, columns=["aggregators", "seconds"])
         files["choices"] = choices.assign(cost=result.costs) if result.costs else choices
-    return files
+        return files
+    hops = [
+        (_format(form), WAYS[what], tier, *cost.hops[tier])
+        for form, costs in result.formats.items()
+        for what, cost in costs.items()
+        for tier in TIERS
+    ]
+    return files | {"costs": pd.DataFrame(hops, columns=["format", "travels", "tier", "bytes", "seconds"])}
 
 
 def _is_usual(times: Timetable, setting: str | list[int | str]) -> bool:
