@@ -81,9 +81,9 @@ class Federation:
 
     Three defaults depend on the model and the data. `device` is that of the module. `topology="any_r"` replaces
     "symmetric" if that cannot have this number of users.
-    `loss` is the module's own if it returns one for labels in a dictionary; otherwise "squared" for numbers,
-    "cross_entropy" for several scores and a class number, and "logistic" for one score and ±1, or 0 and 1. It may be a
-    loss of torch, see `TorchLoss`. Linear models predict integers as numbers with loss="squared".
+    `loss` is the module's own if it returns one for labels in a dictionary or after its inputs; otherwise "squared" for
+    numbers, "cross_entropy" for several scores and a class number, and "logistic" for one score and ±1, or 0 and 1. It
+    may be a loss of torch, see `TorchLoss`. Linear models predict integers as numbers with loss="squared".
 
     Attributes:
         algorithm, communicator: what trains, and what counts bits and time.

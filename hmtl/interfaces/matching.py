@@ -130,6 +130,6 @@ def _has_own_loss(module: nn.Module, inputs: Any, y: Any) -> bool:
 
 
 def _like(module: nn.Module) -> nn.Module:
-    """Return a copy of a module that shares its numbers, unless rows are still to say how many they are."""
-    tensors = [*chain(module.parameters(), module.buffers())]
-    return copied(module, [] if any(map(is_lazy, tensors)) else tensors)
+    """Return a copy of a module that shares its parameters, unless rows are still to say how many they are."""
+    is_unknown = any(map(is_lazy, chain(module.parameters(), module.buffers())))
+    return copied(module, () if is_unknown else module.parameters())

@@ -230,6 +230,30 @@ class Counts(nn.Module):
         return self.out(x * self.scale) / (1 + 0.1 * self.calls)
 
 
+class Observes(nn.Module):
+    """Notes the range of its inputs in evaluation, too, as observers for quantization do."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(5, C)
+        self.register_buffer("largest", torch.tensor(0.0))
+
+    def forward(self, x):
+        self.largest.copy_(torch.maximum(self.largest, x.abs().max()))
+        return self.out(x / (1 + self.largest))
+
+
+class Resizes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(5, C)
+        self.register_buffer("scale", torch.zeros(0))
+
+    def forward(self, x):
+        self.scale = torch.ones(5)
+        return self.out(x * self.scale)
+
+
 class Words(nn.Module):
     """Returns scores, and a loss if it gets targets."""
 
@@ -541,6 +565,7 @@ IDIOMS = {
     ),
     "hooked gradients": (hooked_layer, floats(5), cross_entropy, {}),
     "notes": (Notes, floats(5), cross_entropy, {}),
+    "observers": (Observes, floats(5), cross_entropy, {}),
     "counts": (Counts, floats(5), cross_entropy, {}),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
 }
@@ -751,6 +776,16 @@ def test_users_do_not_read_the_notes_of_others():
     models = hmtl.Federation(module, kinds * 3).train(1)
     want = sum(nn.utils.parameters_to_vector(model.parameters()) for model in alone) / 2
     torch.testing.assert_close(numbers_of(models[:1])[0], want.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_measuring_leaves_buffers_as_training_left_them():
+    """Test rows are larger than those of training."""
+    module, data = Observes(), floats(5)(N)
+    (got,) = hmtl.Federation(
+        module, [(data, TensorDataset(draw(4, 5) * 100, labels(4)))], topology=symmetric(1, 1, 1)
+    ).train(2)
+    assert module.largest == 0
+    torch.testing.assert_close(got.largest, data.tensors[0].abs().max())
 
 
 def test_modules_may_write_into_their_rows():
@@ -1025,6 +1060,7 @@ REFUSED = {
     ),
     "a sampler of batches": (mlp, DataLoader(floats(5)(N), batch_sampler=[[0, 1], [2]]), DataError, "Dataset"),
     "batches": (mlp, DataLoader([(draw(4, 5), labels(4))] * 3, batch_size=None), DataError, "batch_size"),
+    "a buffer without its shape": (Resizes, floats(5)(N), ConfigError, "scale"),
     "a lambda": (lambda: refers_to_itself("lambda"), floats(5)(N), ConfigError, "function"),
     "a hook": (lambda: refers_to_itself("hook"), floats(5)(N), ConfigError, "_forward_hooks"),
     "another forward": (lambda: refers_to_itself("forward"), floats(5)(N), ConfigError, "forward"),

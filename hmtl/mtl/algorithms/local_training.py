@@ -69,7 +69,7 @@ class Setting:
         """Return predictions user by user, for rows that are read as they are, or losses of batches."""
         model, loss, predictions = self.model, self.problem.loss, [self._no_predictions]
         for k, w in zip(users.tolist(), models, strict=True):
-            parameters, user = model.placed(w), int(self.problem.users[k])
+            parameters, user = model.placed(model.split(w)), int(self.problem.users[k])
             with in_range(f"user {user}"), seeded(self.seed, "measure", split, user, device=w.device):
                 for x, y, n in self.problem.batches(split, k, model.rows_at_once):  # transforms of rows may draw
                     inputs = model.inputs(x)

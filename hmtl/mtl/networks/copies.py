@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.calls import called, scores_of
-from hmtl.mtl.networks.flat import BATCH_NORMS, CPU_BYTES, GPU_BYTES, FlatModel, channels_last, seeded
+from hmtl.mtl.networks.flat import BATCH_NORMS, CPU_BYTES, GPU_BYTES, FlatModel, seeded
 from hmtl.mtl.networks.layers import outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -57,8 +57,7 @@ class Copies:
 
     def _placed(self, g: int) -> dict[str, Tensor]:
         """Return the parameters of one copy as the module runs fastest with them."""
-        ordered = channels_last if self.model.channels_last else Tensor.detach
-        return {name: ordered(part[g]) for name, part in self.parameters.items()}
+        return self.model.placed({name: part[g] for name, part in self.parameters.items()})
 
     def add_gradients(
         self,

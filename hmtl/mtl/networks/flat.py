@@ -158,7 +158,7 @@ class FlatModel:
             reason = " ".join(str(error).split())
             if as_given:
                 cause = "The last entry of an item that is not a dictionary is its target"
-                if isinstance(error, IndexError):
+                if isinstance(error, IndexError) and "range" in str(error):
                     cause = "Number ids from 0, each below the number of embeddings"
                 raise ConfigError(
                     f"The model does not work with a batch of two items, {described(x)} ({reason}). {remedy}: call it "
@@ -204,6 +204,11 @@ class FlatModel:
             called(trial, rows)
         after = dict(trial.named_buffers())
         changed = {name for name, each in saved.items() if not torch.equal(each, after[name])}
+        if resized := [name for name in changed if after[name].shape != saved[name].shape]:
+            raise ConfigError(
+                f"The model's {min(resized)} gets another shape in training. Call the model on a batch in training "
+                "mode before."
+            )
         layers = {name.rpartition(".")[0] for name in changed}
         own = {name: each for name, each in saved.items() if name.rpartition(".")[0] in layers}
         counters = {name for name in changed if name.endswith("num_batches_tracked")}
@@ -353,9 +358,10 @@ class FlatModel:
         args, named = arguments(self.module, inputs)
         return functional_call(self.module, placed, args, named, tie_weights=False)
 
-    def placed(self, w: Tensor) -> dict[str, Tensor]:
-        """Return the parameters and buffers in w [m] as the module runs fastest with them."""
-        return {name: channels_last(each) if self.channels_last else each for name, each in self.split(w).items()}
+    def placed(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return named parameters as the module runs fastest with them, and copies of buffers, which it may change."""
+        ordered = {name: channels_last(each) if self.channels_last else each.detach() for name, each in parts.items()}
+        return ordered | {name: ordered[name].clone() for name in self.buffers}
 
     def inputs(self, x: Any) -> Any:
         """Return rows as the module takes them, on its device: [n, d] or, if they are passed as given, any inputs."""
