@@ -159,7 +159,7 @@ def test_files_have_what_tables_have(sites: Timetable) -> None:
     assert files["choices"]["seconds"].tolist() == [seconds for _, seconds in sites.choices]
     assert files["failures"]["relay"].tolist() == ["none", *sites.names.relays]
     assert files["failures"]["users_cut_off"].tolist() == [0, 2, 0, 1]
-    assert plan_files(comparison(symmetric(4, 2, 1), Network(), 1000)) == {}
+    assert list(plan_files(comparison(symmetric(4, 2, 1), Network(), 1000))) == ["costs"]
 
 
 def test_the_picture_of_failures_shows_seconds_and_money(sites: Timetable) -> None:
