@@ -461,7 +461,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         makers = sides(case, arguments.evaluate, Path(folder))
         if arguments.memory:
-            import hmtl.training.trainer  # noqa: F401, what is not counted
+            import hmtl.training.trainer  # noqa: F401, loads what is not to be counted
 
             if case.learner:  # a small network, for which transformers, peft and torch's compiler are imported, too
                 small = replace(case, network=partial(lora, 1, 64))

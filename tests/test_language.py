@@ -73,7 +73,7 @@ def test_usual_words(phrase: str) -> None:
 
 
 def test_american_spelling() -> None:
-    """Of modules, comments and strings count here; names may be those of other packages."""
+    """Modules are read for their comments and strings here, as their names may be those of other packages."""
     for path in texts():
         prose = path.read_text()
         if path.suffix == ".py":

@@ -321,9 +321,9 @@ class Problem(Described):
         return True
 
     def batches(self, split: str, user: int, most: int) -> Iterator[tuple[Any, Any, int]]:
-        """Yield the rows of a split of one of this process's users: inputs, targets and number of rows of batches.
+        """Yield the rows of a split of one of this process's users, in batches of at most `most`.
 
-        A batch has at most so many rows.
+        Of each batch these are the inputs, the targets and the number of rows.
         """
         task = self.tasks[user]
         x, y = getattr(task, f"x_{split}"), getattr(task, f"y_{split}")

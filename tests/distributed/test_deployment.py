@@ -137,7 +137,7 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, place: str, value: Any, 
 
 
 def test_a_misspelled_key_is_named_before_what_is_missing_for_it(tmp_path: Path) -> None:
-    """Of several mistakes one is named; that keys are missing may follow from it."""
+    """A misspelled key may be why another is missing."""
     content = {{"relays": "relay", "hosts": "host"}.get(key, key): value for key, value in SITE.items()}
     with pytest.raises(ConfigError, match=r"host is not a key of this file\. Did you mean hosts\?"):
         read(tmp_path, content)

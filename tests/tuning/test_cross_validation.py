@@ -161,7 +161,7 @@ def test_does_not_warn_of_what_has_converged(configure: Configure) -> None:
 
 
 def test_warns_of_neighbors_only(configure: Configure) -> None:
-    """Of two settings the one in the corner is no neighbor."""
+    """With two settings, the corner between two neighbors of the best is no neighbor itself."""
     grid = "tune.grid={lam:[0.03,0.3],solver.passes:[0.001,10]}"
     cfg = configure(*SMALL, "algorithm.omega_every=0", "regularizer=ridge", "rounds=5", grid)
     result = cross_validate(cfg, build_tasks(cfg)[0])

@@ -98,7 +98,7 @@ class NetworkUsers(Users):
             return users, self._trained(users, budgets, round)
         start, size = self.average.start, max(1, MODEL_CHUNK_BYTES // self.average.start.nbytes)
 
-        def make(block: slice, room: Tensor | None = None) -> Tensor:
+        def make(block: slice, room: Tensor) -> Tensor:
             return self._trained(users[block], budgets[block], round, room)
 
         if len(users) <= size:

@@ -152,7 +152,7 @@ class BlockTraining:
 
 
 def batches(x: Sequence[Tensor], most: int) -> Iterator[Tensor]:
-    """Yield the rows of all these tensors, at most so many at a time."""
+    """Yield the rows of all these tensors, at most `most` at a time."""
     few, n = list[Tensor](), 0
     parts = (torch.split(each, most) if len(each) > most else (each,) for each in x)
     for part in chain.from_iterable(parts):

@@ -81,6 +81,14 @@ def test_each_round_drops_others(share):
     assert torch.equal(first, users.local_update(1)[1]) == (share == 0)
 
 
+@pytest.mark.parametrize(("learner", "is_kept"), [(FedAvg(), True), (Scaffold(), False), (Ditto(0.1), False)])
+def test_memory_of_rows_is_kept_where_users_keep_none_of_them(learner, is_kept):
+    users = learn(learner, participation=Participation(schedule=[(1, 0)])).users
+    (_, first), (_, fewer), (_, third) = (users.local_update(round) for round in range(3))
+    assert (len(first[:]), len(fewer[:]), len(third[:])) == (4, 3, 4)
+    assert (first[:].data_ptr() == fewer[:].data_ptr() == third[:].data_ptr()) == is_kept
+
+
 @pytest.mark.parametrize("learner", [FedAvg(), Ditto(0.1), FedU()])
 def test_nobody_takes_part(learner):
     """Then nothing changes, and the round can be measured."""

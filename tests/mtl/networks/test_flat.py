@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from hmtl import Federation
 from hmtl.data import Task
 from hmtl.mtl import CrossEntropy, FedAvg, FedU, LocalSGD, NetworkAlgorithm, Problem, Ridge
 
@@ -226,3 +228,34 @@ def test_modules_that_train_side_by_side(name):
     shape, make = TRAIN[name]
     learner = NetworkAlgorithm(FedU(), Problem(tasks(shape), CrossEntropy(), Ridge(0.1)), LocalSGD(), make)
     assert learner.model.side_by_side
+
+
+@pytest.mark.parametrize(("width", "most"), [(4, 1024), (2**13, 128), (2**18, 16)])
+@pytest.mark.parametrize("is_as_given", [False, True])
+def test_predictions_keep_the_results_of_layers_in_the_cache(width, most, is_as_given):
+    """A row's largest result takes 4 · width bytes, and 4 MiB are in memory at once, but at least 16 rows."""
+    sizes = []
+
+    class Watched(nn.Module):
+        def __init__(self, d=2, C=C):
+            super().__init__()
+            self.wide, self.out = nn.Linear(d, 1), nn.Linear(1, C)
+
+        def forward(self, x):
+            sizes.append(len(x))
+            return self.out(nn.Identity()(self.wide(x).expand(-1, width))[:, :1])
+
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2500, 2, generator=rng), torch.arange(2500) % C
+    if is_as_given:
+        data = [[{"x": row, "labels": label} for row, label in zip(x, y, strict=True)]] * 2
+        algorithm = Federation(Watched(), data, H=1, r=1).algorithm
+    else:
+        problem = Problem([Task(str(k), x, y, x[:3], y[:3], C) for k in range(2)], CrossEntropy(), Ridge(0.1))
+        algorithm = NetworkAlgorithm(FedAvg(), problem, LocalSGD(), Watched)
+    users, expected = algorithm.users, algorithm.model.module(x)
+    sizes.clear()
+    found = users.setting.predictions("train", np.arange(2), algorithm.model.start.expand(2, -1))
+    assert max(sizes) == most
+    assert sum(sizes) == 5000
+    torch.testing.assert_close(found, expected.repeat(2, 1))
