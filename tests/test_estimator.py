@@ -326,6 +326,7 @@ def test_a_fit_that_stops_early_warns():
         MultiTask().fit(X, y)
 
 
+@pytest.mark.slow
 def test_the_import_does_not_wait_for_torch():
     code = "from hmtl import MultiTask; import sys; MultiTask(0.1).get_params(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -84,6 +84,7 @@ def test_american_spelling() -> None:
         assert not re.findall(rf"(?<![\w.])(?:{BRITISH})\b", prose), path
 
 
+@pytest.mark.slow
 def test_names_in_code_have_american_spelling() -> None:
     for path in [*modules(), *(ROOT / "tests").rglob("*.py")]:
         with path.open("rb") as file:

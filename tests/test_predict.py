@@ -110,6 +110,7 @@ def test_other_columns_stay_what_they_were(trained: Path) -> None:
     assert done.stdout.splitlines() == [f"{header},predicted", *map("{},{}".format, rows, labels)]
 
 
+@pytest.mark.slow
 def test_raw_tables_with_categories_gaps_and_odd_names(tmp_path: Path) -> None:
     """From a file to predictions; on training rows, these have the run's errors."""
     table = mixed_table(0)

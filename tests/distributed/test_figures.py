@@ -34,6 +34,7 @@ def terms_of_figures(trained: Trained) -> list[dict[int, Tensor]]:
     return rows
 
 
+@pytest.mark.slow
 def test_masked_sums_are_unmasked_exactly(configure: Callable[..., DictConfig]) -> None:
     """Each row is uniform, and so is the sum of the rows of all users before the masks are removed."""
     cfg, runs = configure(*SECURE, "rounds=2"), []

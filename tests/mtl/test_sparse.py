@@ -159,6 +159,7 @@ def test_the_estimator(kind):
         close(mine, other)
 
 
+@pytest.mark.slow
 def test_no_dense_copy_of_the_rows():
     """Two users × 100,000 rows × 1,000,000 features would take 1.6 TB."""
     rng, n, d = np.random.default_rng(0), 10**5, 10**6

@@ -27,6 +27,7 @@ def test_omega_is_shown_as_correlations() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["Zoë 🦊", "漢字", "k$i^$m", "$", r"\$", "_{", "a\u0301", ""])
+@pytest.mark.slow
 def test_any_name_can_be_drawn(name: str, tmp_path: Path) -> None:
     """In the pictures of Ω and of a network, whose relays have it too, also as SVG and PDF."""
     names = [name, "kim", "lee"]
