@@ -237,6 +237,7 @@ class Observes(nn.Module):
         super().__init__()
         self.out = nn.Linear(5, C)
         self.register_buffer("largest", torch.tensor(0.0))
+        self.register_buffer("masked", torch.tensor(-torch.inf))  # which never changes
 
     def forward(self, x):
         self.largest.copy_(torch.maximum(self.largest, x.abs().max()))
@@ -409,6 +410,15 @@ def heads(n):
     return Listed(n, lambda i: ((x[i], x[i] * 2), i % C))
 
 
+def rounded(x=None):
+    """Return a network that rounds its hidden layer, on a scale that follows its rows; x are the first ones."""
+    observer = torch.ao.quantization.MovingAverageMinMaxObserver
+    module = nn.Sequential(nn.Linear(5, 8), torch.ao.quantization.FakeQuantize(observer), nn.Linear(8, C))
+    if x is not None:
+        module(x)
+    return module
+
+
 IDIOMS = {
     "view": (lambda: View(lambda x: x.view(x.size(0), -1)), floats(2, 8, 8), cross_entropy, {}),
     "reshape": (lambda: View(lambda x: x.reshape(len(x), -1)), floats(2, 8, 8), cross_entropy, {}),
@@ -568,6 +578,7 @@ IDIOMS = {
     "observers": (Observes, floats(5), cross_entropy, {}),
     "counts": (Counts, floats(5), cross_entropy, {}),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
+    "rounded": (lambda: rounded(draw(4, 5)), floats(5), cross_entropy, {}),
 }
 
 
@@ -786,6 +797,16 @@ def test_measuring_leaves_buffers_as_training_left_them():
     ).train(2)
     assert module.largest == 0
     torch.testing.assert_close(got.largest, data.tensors[0].abs().max())
+
+
+@pytest.mark.filterwarnings("error")
+def test_compiled_modules_train_on_batches_of_any_size():
+    torch.manual_seed(0)
+    module = mlp()
+    users = [(floats(5)(5), floats(5)(3)), floats(5)(9), floats(5)(2), (floats(5)(30), floats(5)(6))]
+    want = hmtl.Federation(module, users).train(2)
+    got = hmtl.Federation(torch.compile(module, backend="eager"), users).train(2)
+    torch.testing.assert_close(numbers_of(got), numbers_of(want), rtol=1e-4, atol=1e-5)
 
 
 def test_modules_may_write_into_their_rows():
@@ -1061,6 +1082,7 @@ REFUSED = {
     "a sampler of batches": (mlp, DataLoader(floats(5)(N), batch_sampler=[[0, 1], [2]]), DataError, "Dataset"),
     "batches": (mlp, DataLoader([(draw(4, 5), labels(4))] * 3, batch_size=None), DataError, "batch_size"),
     "a buffer without its shape": (Resizes, floats(5)(N), ConfigError, "scale"),
+    "an observer of no rows": (rounded, floats(5)(N), ConfigError, "_val .* in training mode"),
     "a lambda": (lambda: refers_to_itself("lambda"), floats(5)(N), ConfigError, "function"),
     "a hook": (lambda: refers_to_itself("hook"), floats(5)(N), ConfigError, "_forward_hooks"),
     "another forward": (lambda: refers_to_itself("forward"), floats(5)(N), ConfigError, "forward"),

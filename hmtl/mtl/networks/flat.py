@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from hmtl.data.items import TARGETS, described, each_tensor
@@ -148,7 +147,7 @@ class FlatModel:
             self.side_by_side, self.random = False, not self.layers
             self.most_at_once = MAX_NETWORKS
             sizes = list[int]()
-            with torch.no_grad(), _sizes_of_results(sizes):
+            with torch.no_grad(), _sizes_of_results(self.module, sizes):
                 output = called(self.module, self._rows(x))
             self.rows_at_once = self._rows_within(max(sizes, default=0) / 2)
             self.channels_last = self._runs_with_channels_last(x)
@@ -212,7 +211,16 @@ class FlatModel:
         layers = {name.rpartition(".")[0] for name in changed}
         own = {name: each for name, each in saved.items() if name.rpartition(".")[0] in layers}
         counters = {name for name in changed if name.endswith("num_batches_tracked")}
-        return [name for name, each in own.items() if each.is_floating_point() or name in changed - counters]
+        if endless := [name for name in changed if not own[name].isfinite().all()]:
+            raise ConfigError(
+                f"The model's {min(endless)} is not finite before training, so that it has no averages. Call the model "
+                "on a batch in training mode before."
+            )
+        return [
+            name
+            for name, each in own.items()
+            if name in changed - counters or (each.is_floating_point() and each.isfinite().all())
+        ]
 
     def _rows_within(self, nbytes: float) -> int:
         """Return for how many rows the largest result of a layer, of `nbytes` per row, should be in memory."""
@@ -557,18 +565,20 @@ def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> I
 
 
 @contextmanager
-def _sizes_of_results(sizes: list[int]) -> Iterator[None]:
-    """Add the sizes of what modules take and return in the meantime, in bytes."""
+def _sizes_of_results(module: nn.Module, sizes: list[int]) -> Iterator[None]:
+    """Add the sizes of what a module and its parts take and return in the meantime, in bytes."""
 
     def add(module: nn.Module, inputs: Any, output: Any) -> None:
         def measured(each: Tensor) -> Tensor:
             sizes.append(each.nbytes)
             return each
 
-        each_tensor((inputs, output), measured)
+        if not torch.compiler.is_compiling():
+            each_tensor((inputs, output), measured)
 
-    hook = register_module_forward_hook(add)
+    hooks = [part.register_forward_hook(add) for part in module.modules()]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
