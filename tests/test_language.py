@@ -23,7 +23,7 @@ AVOIDED = {
 }
 """Phrases that a native reader stumbles over, and what to write instead."""
 BRITISH = (
-    r"neighbour\w*|programmes?|behaviours?|colours?|favour\w*|dialling|licences?|defences?|centre|towards"
+    r"neighbour\w*|programmes?|behaviours?|colours?|favour\w*|dial(?:ling|led)|licences?|defences?|centre|towards"
     r"|(?:travel|label|model|signal)l(?:ed|ing)|(?:quant|min|max|optim|vector|random|initial|personal|general)is[ei]\w*"
 )
 """Words that American English, in which the project is written, spells in another way."""

@@ -68,7 +68,7 @@ class Party:
         return [name for name in self.names if (role(name), role(self.name)) in MAY_SEND]
 
     @property
-    def dialled(self) -> list[str]:
+    def dialed(self) -> list[str]:
         """The neighbors that this node dials; the others dial this one."""
         above = {RELAYS: (SERVES,), HOSTS: (SERVES, RELAYS)}.get(role(self.name), ())
         return [name for name in self.neighbors if role(name) in above]
@@ -111,7 +111,7 @@ class Streams:
         if party.listen:
             self._listen(party.listen)
         Thread(target=self._watch, name="revoked certificates", daemon=True).start()
-        for name in party.dialled:
+        for name in party.dialed:
             Thread(target=self._dial, args=(name, party.addresses[name]), name=f"to {name}", daemon=True).start()
 
     def missing(
@@ -207,7 +207,7 @@ class Streams:
 
     def _listen(self, address: str) -> None:
         """Listen at an address."""
-        callers = [name for name in self.party.neighbors if name not in self.party.dialled]
+        callers = [name for name in self.party.neighbors if name not in self.party.dialed]
         streams = 2 * len(callers) + 8  # a node that comes back has two for a moment
         options = [
             *self._options,
@@ -273,7 +273,7 @@ class Streams:
         who = ", ".join(proven) or "a certificate without a DNS name"
         if serial in party.credentials().revoked:
             why = f"{who}: {REVOKED}"
-        elif name not in self.connections or name in party.dialled:
+        elif name not in self.connections or name in party.dialed:
             why = f"{who}: no node that talks to {party.name}"
         elif hello.get("agreed") != party.agreed:
             why = f"{name}: another configuration, or version of hmtl, than that of {party.name}"

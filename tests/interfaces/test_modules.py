@@ -295,6 +295,17 @@ def refers_to_itself(kind):
     return module
 
 
+def with_function():
+    """A network with a function that names a variable without a value."""
+
+    def shifted(x, is_late=False):
+        return x - shift if is_late else x
+
+    if not shifted:
+        shift = 1
+    return Called(lambda m, x: m.out(m.function(x)), out=nn.Linear(5, C), function=shifted)
+
+
 def buffered():
     module = Called(lambda m, x: m.out(x * m.mask), out=nn.Linear(5, C))
     module.register_buffer("mask", torch.arange(5.0))
@@ -578,6 +589,13 @@ IDIOMS = {
     "observers": (Observes, floats(5), cross_entropy, {}),
     "counts": (Counts, floats(5), cross_entropy, {}),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
+    "a function": (with_function, floats(5), cross_entropy, {}),
+    "forgets": (
+        lambda: Called(lambda m, x: m.out(x * (vars(m).pop("note", 1))), out=nn.Linear(5, C), note=1),
+        floats(5),
+        cross_entropy,
+        {},
+    ),
     "rounded": (lambda: rounded(draw(4, 5)), floats(5), cross_entropy, {}),
 }
 

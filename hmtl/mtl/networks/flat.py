@@ -10,7 +10,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from hashlib import sha256
 from itertools import chain
@@ -271,7 +271,9 @@ class FlatModel:
     @property
     def keeps_notes(self) -> bool:
         """Whether the module that was lent last has assigned to its attributes since, such as a count of its calls."""
-        return any(attributes[name] is not each for attributes, made in self._attributes for name, each in made.items())
+        return any(
+            attributes.get(name) is not each for attributes, made in self._attributes for name, each in made.items()
+        )
 
     def lent(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
         """Return `holding(w, trained)` in a module that the next call takes back; all calls are from one thread."""
@@ -530,7 +532,10 @@ def _refers(value: Any, own: Set[int], depth: int = 3) -> bool:
         return any(_refers(each, own, depth) for each in (value.values() if isinstance(value, Mapping) else value))
     if not isinstance(value, FunctionType) or not depth:
         return False
-    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    held = list[Any]()
+    for cell in value.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            held.append(cell.cell_contents)
     return any({id(each), id(getattr(each, "__self__", None))} & own or _refers(each, own, depth - 1) for each in held)
 
 
