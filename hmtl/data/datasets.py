@@ -19,7 +19,7 @@ from hmtl.errors import DataError
 from hmtl.rng import generator
 
 Source = Dataset[Any] | DataLoader[Any]
-UserData = Task | Source | tuple[Source, Source]
+UserData = Task | Source | tuple[Source, Source] | list[Source]
 """The data of a user: a Task, training rows, or training and test rows."""
 SAMPLERS = SequentialSampler, RandomSampler, BatchSampler
 """What makes the batches of a DataLoader that has no sampler of its own."""
@@ -81,7 +81,8 @@ def from_datasets(
 
 def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
     """Return the Datasets of user k that have rows, the training rows first, and what makes batches of each."""
-    given = user if isinstance(user, tuple) else (user,)
+    is_list = isinstance(user, list) and any(isinstance(each, Dataset | DataLoader) for each in user)
+    given = user if isinstance(user, tuple) or is_list else (user,)
     if len(given) not in (1, 2) or any(each is None for each in given):
         raise DataError(f"User {k} has {len(given)} Datasets, or None. Give training rows, or training and test rows.")
     sources: list[tuple[Dataset[Any], Collate]] = []

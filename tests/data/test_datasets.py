@@ -55,6 +55,14 @@ def test_targets_say_what_is_learned():
     assert from_datasets([task]) == (task,)
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_a_pair_of_datasets_are_training_and_test_rows(kind):
+    (task,) = from_datasets([kind([Listed([0, 3, 1]), DataLoader(Listed([2]))])])
+    assert (task.y_train.tolist(), task.y_test.tolist()) == ([0, 3, 1], [2])
+    with pytest.raises(DataError, match="User 0 has 3 Datasets"):
+        from_datasets([kind([Listed([0, 3, 1])] * 3)])
+
+
 def test_datasets_are_read_reproducibly_and_kept():
     rows, state = Listed([0, 1], noise=1.0), torch.get_rng_state()
     (once,) = from_datasets([rows])
