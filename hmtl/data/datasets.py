@@ -100,6 +100,7 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
                 "or shuffled. Give a Dataset with a length and items, such as list(dataset)."
             )
         chosen = [each.sampler, each.batch_sampler] if isinstance(each, DataLoader) else []
+        chosen += [own.sampler for own in chosen if type(own) is BatchSampler]
         if others := [own for own in chosen if type(own) not in SAMPLERS]:
             name = "batch_size=None" if others[0] is None else f"a {type(others[0]).__name__}"
             raise DataError(

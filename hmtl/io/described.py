@@ -2,7 +2,6 @@
 
 import re
 from inspect import signature
-from textwrap import shorten
 from typing import ClassVar
 
 MAX_WIDTH = 120  # characters of one value
@@ -22,6 +21,6 @@ class Described:
         for key in self._shown or usual:
             value = vars(self).get(key, getattr(self, f"_{key}", getattr(self, key, usual.get(key))))
             if self._shown or repr(value) != repr(usual[key]):
-                text = re.sub(" at 0x[0-9a-f]+", "", repr(value))
-                words.append(f"{key}={shorten(text, MAX_WIDTH, placeholder='...')}")
+                text = re.sub(" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
+                words.append(f"{key}={text if len(text) <= MAX_WIDTH else text[: MAX_WIDTH - 3] + '...'}")
         return f"{type(self).__name__}({', '.join(words)})"

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -205,6 +206,9 @@ class Notes(nn.Module):
 
     def forward(self, x):
         if self.training:
+            if not hasattr(self, "first"):
+                self.first = x.mean(0).detach()
+            x = x - 0.1 * self.first
             self.calls, self.mean = self.calls + 1, 0.9 * self.mean + 0.1 * x.mean(0).detach()
             self.last = self.out(x - self.mean) / (1 + 0.1 * self.calls)
             return self.last
@@ -290,6 +294,10 @@ def refers_to_itself(kind):
     elif kind == "forward":
         module.function, first = module.body, module.forward
         module.forward = lambda x: 2 * first(x)
+    elif kind == "default":
+        module.function = lambda x, body=module.body: body(x)
+    elif kind == "partial":
+        module.function = partial(lambda x: module.body(x))
     else:
         module.function = torch.func.vmap(lambda x: module.body(x))
     return module
@@ -1097,11 +1105,19 @@ REFUSED = {
         DataError,
         "Subset",
     ),
+    "a sampler in batches": (
+        mlp,
+        DataLoader(floats(5)(N), batch_sampler=BatchSampler(SubsetRandomSampler(range(4)), 2, False)),
+        DataError,
+        "Subset",
+    ),
     "a sampler of batches": (mlp, DataLoader(floats(5)(N), batch_sampler=[[0, 1], [2]]), DataError, "Dataset"),
     "batches": (mlp, DataLoader([(draw(4, 5), labels(4))] * 3, batch_size=None), DataError, "batch_size"),
     "a buffer without its shape": (Resizes, floats(5)(N), ConfigError, "scale"),
     "an observer of no rows": (rounded, floats(5)(N), ConfigError, "_val .* in training mode"),
     "a lambda": (lambda: refers_to_itself("lambda"), floats(5)(N), ConfigError, "function"),
+    "a default": (lambda: refers_to_itself("default"), floats(5)(N), ConfigError, "function"),
+    "a partial function": (lambda: refers_to_itself("partial"), floats(5)(N), ConfigError, "function"),
     "a hook": (lambda: refers_to_itself("hook"), floats(5)(N), ConfigError, "_forward_hooks"),
     "another forward": (lambda: refers_to_itself("forward"), floats(5)(N), ConfigError, "forward"),
     "a lock": (

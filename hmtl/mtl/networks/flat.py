@@ -11,7 +11,7 @@ import random
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from itertools import chain
 from types import FunctionType
@@ -213,8 +213,8 @@ class FlatModel:
         counters = {name for name in changed if name.endswith("num_batches_tracked")}
         if endless := [name for name in changed if not own[name].isfinite().all()]:
             raise ConfigError(
-                f"The model's {min(endless)} is not finite before training, so that it has no averages. Call the model "
-                "on a batch in training mode before."
+                f"The model's {min(endless)} is not finite before training, so that it has no averages. First call the "
+                "model on a batch in training mode."
             )
         return [
             name
@@ -272,7 +272,8 @@ class FlatModel:
     def keeps_notes(self) -> bool:
         """Whether the module that was lent last has assigned to its attributes since, such as a count of its calls."""
         return any(
-            attributes.get(name) is not each for attributes, made in self._attributes for name, each in made.items()
+            attributes.keys() != made.keys() or any(attributes[name] is not each for name, each in made.items())
+            for attributes, made in self._attributes
         )
 
     def lent(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
@@ -283,6 +284,8 @@ class FlatModel:
             for name, each in self._lent.named_parameters():
                 each.data = channels_last(each.data) if self.channels_last and name in self.shapes else each.data
         for attributes, made in self._attributes:
+            for name in attributes.keys() - made.keys():
+                del attributes[name]
             attributes.update(made)
         first = dict(self.module.named_buffers())
         for name, buffer in self._lent.named_buffers():
@@ -530,9 +533,11 @@ def _refers(value: Any, own: Set[int], depth: int = 3) -> bool:
     """Return whether a function, or one among several, refers to a module or a tensor with one of these identities."""
     if isinstance(value, Mapping | list | tuple):
         return any(_refers(each, own, depth) for each in (value.values() if isinstance(value, Mapping) else value))
+    if isinstance(value, partial):
+        return _refers([value.func, *value.args], own, depth)
     if not isinstance(value, FunctionType) or not depth:
         return False
-    held = list[Any]()
+    held = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     for cell in value.__closure__ or ():
         with suppress(ValueError):  # it is empty
             held.append(cell.cell_contents)
