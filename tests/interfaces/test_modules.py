@@ -203,12 +203,15 @@ class Notes(nn.Module):
     def __init__(self):
         super().__init__()
         self.out, self.calls, self.mean, self.last = nn.Linear(5, C), 0, torch.zeros(5), None
+        self.seen, self.by_name = [], {"mean": torch.zeros(5)}
 
     def forward(self, x):
         if self.training:
             if not hasattr(self, "first"):
                 self.first = x.mean(0).detach()
-            x = x - 0.1 * self.first
+            self.seen.append(x.max(0).values.detach())
+            self.by_name["mean"] = 0.5 * self.by_name["mean"] + 0.5 * x.mean(0).detach()
+            x = x - 0.1 * self.first - 0.1 * self.seen[0] - 0.1 * self.by_name["mean"]
             self.calls, self.mean = self.calls + 1, 0.9 * self.mean + 0.1 * x.mean(0).detach()
             self.last = self.out(x - self.mean) / (1 + 0.1 * self.calls)
             return self.last
@@ -232,6 +235,46 @@ class Counts(nn.Module):
             self.is_scaled.fill_(True)
             self.calls += 1
         return self.out(x * self.scale) / (1 + 0.1 * self.calls)
+
+
+class Assigns(nn.Module):
+    """Assigns a new tensor to a buffer that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(5, C)
+        self.register_buffer("mean", torch.zeros(5), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * x.mean(0).detach()
+        return self.out(x - self.mean)
+
+
+class Normed(nn.Module):
+    """Gives the rows of its weight the norm 1 before it uses them."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(5, C)
+
+    def forward(self, x):
+        self.out.weight.data = nn.functional.normalize(self.out.weight.data)
+        return self.out(x).tanh()
+
+
+class Follows(nn.Module):
+    """Subtracts what a frozen layer returns, whose numbers follow those of another (He et al. 2020, MoCo)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(5, 4), nn.Linear(4, C)
+        self.teacher = copy.deepcopy(self.first).requires_grad_(False)
+
+    def forward(self, x):
+        for own, w in zip(self.teacher.parameters(), self.first.parameters(), strict=True):
+            own.data = 0.9 * own.data + 0.1 * w.data
+        return self.out(self.first(x) - self.teacher(x))
 
 
 class Observes(nn.Module):
@@ -598,12 +641,8 @@ IDIOMS = {
     "counts": (Counts, floats(5), cross_entropy, {}),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
     "a function": (with_function, floats(5), cross_entropy, {}),
-    "forgets": (
-        lambda: Called(lambda m, x: m.out(x * (vars(m).pop("note", 1))), out=nn.Linear(5, C), note=1),
-        floats(5),
-        cross_entropy,
-        {},
-    ),
+    "assigns": (Assigns, floats(5), cross_entropy, {}),
+    "a norm of one": (Normed, floats(5), cross_entropy, {}),
     "rounded": (lambda: rounded(draw(4, 5)), floats(5), cross_entropy, {}),
 }
 
@@ -1133,6 +1172,13 @@ REFUSED = {
         "target",
     ),
     "in parallel": (lambda: nn.DataParallel(mlp()), floats(5)(N), ConfigError, "module"),
+    "a teacher": (Follows, floats(5)(N), ConfigError, "teacher.weight.* buffer"),
+    "a script inside": (
+        lambda: nn.Sequential(torch.jit.script(nn.Linear(5, 4)), nn.Linear(4, C)),
+        floats(5)(N),
+        ConfigError,
+        "script",
+    ),
     "a script": (lambda: torch.jit.script(mlp()), floats(5)(N), ConfigError, "script"),
     "nothing to train": (lambda: mlp().requires_grad_(False), floats(5)(N), ConfigError, "train"),
     "a label too large": (partial(Attended, own=True), late(label=C), DataError, "user 0 .*num_labels"),

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.calls import called, scores_of
-from hmtl.mtl.networks.flat import BATCH_NORMS, CPU_BYTES, GPU_BYTES, FlatModel, seeded
+from hmtl.mtl.networks.flat import BATCH_NORMS, CPU_BYTES, GPU_BYTES, FlatModel, place_of, seeded
 from hmtl.mtl.networks.layers import outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -184,8 +184,15 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
         warnings.simplefilter("always")
         try:
             others = random.getstate(), np.random.get_state()[2]  # type: ignore[index]  # noqa: NPY002
+            named = dict(chain(module.named_parameters(), module.named_buffers()))
+            places = {name: place_of(each) for name, each in named.items()}
             called(module, model.inputs(x))
-            if model.keeps_notes:
+            named = dict(chain(module.named_parameters(), module.named_buffers()))
+            if (  # vmap would leave its tensors there, which may end the process
+                model.keeps_notes
+                or places != {name: place_of(each) for name, each in named.items()}
+                or not all(torch.equal(named[name], each) for name, each in model.split(model.start).items())
+            ):
                 return False
             state = _random_state(x.device)
             called(module, model.inputs(x))
@@ -202,8 +209,8 @@ def trains_side_by_side(model: FlatModel, loss: Loss, x: Tensor, y: Tensor, B: i
             networks.add_gradients(x.expand(2, *x.shape), y.expand(2, 2), y.new_tensor([[1, 0]] * 2), loss, parts, 1)
         except Exception:  # a module may raise anything; training one user after the other will say what is wrong
             return False
-    places = {each.untyped_storage().data_ptr() for each in chain(module.parameters(), module.buffers())}
-    results = [each.numel() for each in saved if each.untyped_storage().data_ptr() not in places]
+    storages = {each.untyped_storage().data_ptr() for each in chain(module.parameters(), module.buffers())}
+    results = [each.numel() for each in saved if each.untyped_storage().data_ptr() not in storages]
     if model.start.is_cpu:
         model.most_at_once = CPU_RESULT_BYTES // (sum(results) * B * model.start.element_size() + 1)
     return (

@@ -9,6 +9,7 @@ import json
 import math
 import random
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
@@ -40,6 +41,8 @@ CPU_BYTES = 4 << 20
 GPU_BYTES = 1 << 30
 FEWEST_ROWS, MOST_ROWS = 16, 1024  # of which predictions are computed at once
 LARGE = 1024  # numbers; a smaller buffer may be a counter that changes later
+HOLDERS = list, dict, set, deque  # of what a module may note
+TORCH_OWN = vars(nn.Module()).keys()  # attributes of every module
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _seeding = threading.RLock()  # torch has one set of generators for all threads of a process
 
@@ -114,9 +117,9 @@ class FlatModel:
                         called(self.module.eval(), self._rows(lazy))
             if isinstance(self.module, nn.DataParallel):
                 raise ConfigError("The model is a DataParallel, but users train in turn. Give its `module`.")
-            if isinstance(self.module, torch.jit.ScriptModule):
+            if any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules()):
                 raise ConfigError(
-                    "The model is a script, whose copies torch cannot train. Give the module before `script`."
+                    "The model has a script, whose copies torch cannot train. Give the module before `script`."
                 )
             trained = {name: w for name, w in self.module.named_parameters() if w.requires_grad}
             if is_complex := [name for name, w in trained.items() if w.is_complex()]:
@@ -129,7 +132,7 @@ class FlatModel:
             if not trained:
                 raise ConfigError("The model has no parameters to train, or all are frozen. Call requires_grad_().")
             self._lent: nn.Module | None = None
-            self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+            self._attributes: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = []
             self.frozen = _frozen(self.module) if frozen == "eval" else ()
             first = next(iter(trained.values()))
             like = first.new_empty(0, dtype=torch.float64 if first.dtype == torch.float64 else torch.float32)
@@ -205,8 +208,8 @@ class FlatModel:
         changed = {name for name, each in saved.items() if not torch.equal(each, after[name])}
         if resized := [name for name in changed if after[name].shape != saved[name].shape]:
             raise ConfigError(
-                f"The model's {min(resized)} gets another shape in training. Call the model on a batch in training "
-                "mode before."
+                f"The model's {min(resized)} gets another shape in training. First call the model on a batch in "
+                "training mode."
             )
         layers = {name.rpartition(".")[0] for name in changed}
         own = {name: each for name, each in saved.items() if name.rpartition(".")[0] in layers}
@@ -272,21 +275,29 @@ class FlatModel:
     def keeps_notes(self) -> bool:
         """Whether the module that was lent last has assigned to its attributes since, such as a count of its calls."""
         return any(
-            attributes.keys() != made.keys() or any(attributes[name] is not each for name, each in made.items())
-            for attributes, made in self._attributes
+            attributes.keys() != made.keys()
+            or any(attributes[name] is not each for name, each in made.items() if name not in held)
+            or any([*map(id, _held(attributes[name]))] != [*map(id, _held(made[name]))] for name in held)
+            for attributes, made, held in self._attributes
         )
 
     def lent(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
         """Return `holding(w, trained)` in a module that the next call takes back; all calls are from one thread."""
         if self._lent is None:
             self._lent = self.to_train(copied(self.module, self.kept.values()))
-            self._attributes = [(vars(part), dict(vars(part))) for part in self._lent.modules()]
+            for part in self._lent.modules():
+                held = [
+                    name for name, each in vars(part).items() if name not in TORCH_OWN and isinstance(each, HOLDERS)
+                ]
+                made = {name: copy.copy(each) if name in held else each for name, each in vars(part).items()}
+                self._attributes.append((vars(part), made, held))
             for name, each in self._lent.named_parameters():
                 each.data = channels_last(each.data) if self.channels_last and name in self.shapes else each.data
-        for attributes, made in self._attributes:
+        for attributes, made, held in self._attributes:
             for name in attributes.keys() - made.keys():
                 del attributes[name]
             attributes.update(made)
+            attributes.update({name: copy.copy(made[name]) for name in held})
         first = dict(self.module.named_buffers())
         for name, buffer in self._lent.named_buffers():
             if name not in self.shapes and name not in self.kept and name in first:
@@ -312,13 +323,13 @@ class FlatModel:
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """Raise ConfigError if what is done in the meantime writes into a tensor that all modules share."""
-        before = [each._version for each in self.kept.values()]
+        before = [place_of(each) for each in self.kept.values()]
         yield
-        for (name, each), version in zip(self.kept.items(), before, strict=True):
-            if each._version != version:
+        for (name, each), place in zip(self.kept.items(), before, strict=True):
+            if place_of(each) != place:
                 raise ConfigError(
                     f"Training writes into {name}, which is frozen and exists once for all users. Let it require a "
-                    "gradient if it is to be trained, or assign a new tensor to it."
+                    "gradient if it is to be trained, or make it a buffer if forward changes it."
                 )
 
     @cached_property
@@ -499,6 +510,11 @@ def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
     return made
 
 
+def place_of(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor is and how often it was written into, which both change if its numbers may have."""
+    return tensor.data_ptr(), tensor._version
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """Return a digest of tensors by name; empty if there are none."""
     content = sha256()
@@ -529,12 +545,19 @@ def _frozen(module: nn.Module) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _held(holder: Any) -> Iterable[Any]:
+    """Return what a list, dictionary, set or deque holds; nothing of what was put in its place."""
+    if not isinstance(holder, HOLDERS):
+        return ()
+    return chain(*holder.items()) if isinstance(holder, dict) else holder
+
+
 def _refers(value: Any, own: Set[int], depth: int = 3) -> bool:
     """Return whether a function, or one among several, refers to a module or a tensor with one of these identities."""
     if isinstance(value, Mapping | list | tuple):
         return any(_refers(each, own, depth) for each in (value.values() if isinstance(value, Mapping) else value))
     if isinstance(value, partial):
-        return _refers([value.func, *value.args], own, depth)
+        return _refers([value.func, *value.args, *value.keywords.values()], own, depth)
     if not isinstance(value, FunctionType) or not depth:
         return False
     held = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
@@ -583,7 +606,7 @@ def _sizes_of_results(module: nn.Module, sizes: list[int]) -> Iterator[None]:
             sizes.append(each.nbytes)
             return each
 
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():  # the compiler knows no sizes in bytes
             each_tensor((inputs, output), measured)
 
     hooks = [part.register_forward_hook(add) for part in module.modules()]
