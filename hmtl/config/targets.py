@@ -45,22 +45,27 @@ def description(part: Any, deep: bool = True) -> str:
         return f"[{', '.join(map(str, part))}]"
     if hasattr(part, "__qualname__"):  # a class or a function
         return f"{part.__module__}.{part.__qualname__}"
-    held: dict[Any, Any] = {**getattr(part, "__dict__", {}), **getattr(part, "_modules", {})}
+    held: dict[Any, Any] = {**getattr(part, "__dict__", {}), **(part._modules if _is_module(part) else {})}
     usual = {key: parameter.default for key, parameter in parameters(type(part))[0].items()}
     held |= {key: held[f"_{key}"] for key in usual if f"_{key}" in held}
     name = description(type(part))
     if isinstance(part, partial):
         name, held = description(part.func), {**dict(enumerate(part.args)), **part.keywords}
-    beside = ("training",) if hasattr(part, "_modules") else ("model", "solver", "regularized")  # of a learner in use
+    beside = ("training",) if _is_module(part) else ("model", "solver", "regularized")  # of a learner in use
     told = {str(key): each for key, each in held.items() if each is not None and key not in beside and deep}
     words = [
-        f"{key}={description(each, isinstance(each, partial) or hasattr(each, '_modules'))}"
+        f"{key}={description(each, isinstance(each, partial) or _is_module(each))}"
         for key, each in told.items()
         if key[0] != "_"
         and not isinstance(getattr(type(part), key, None), cached_property)
         and not (isinstance(each, int | float | str) and each == usual.get(key))
     ]
     return f"{name}({', '.join(words)})" if words else name
+
+
+def _is_module(part: Any) -> bool:
+    """Return whether a part is a module of torch, which this module does not import, as loading it takes long."""
+    return isinstance(getattr(part, "_modules", None), dict)
 
 
 def call(*arguments: Any, given: Callable[..., Any], **objects: Any) -> Any:

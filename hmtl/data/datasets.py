@@ -22,7 +22,7 @@ Source = Dataset[Any] | DataLoader[Any]
 UserData = Task | Source | tuple[Source, Source] | list[Source]
 """The data of a user: a Task, training rows, or training and test rows."""
 SAMPLERS = SequentialSampler, RandomSampler, BatchSampler
-"""What makes the batches of a DataLoader that has no sampler of its own."""
+"""Samplers that a DataLoader makes itself."""
 READ_CHUNK_ROWS = 256  # rows that are read together
 
 
@@ -101,7 +101,7 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
             )
         chosen = [each.sampler, each.batch_sampler] if isinstance(each, DataLoader) else []
         chosen += [own.sampler for own in chosen if type(own) is BatchSampler]
-        if others := [own for own in chosen if type(own) not in SAMPLERS]:
+        if others := [own for own in chosen if type(own) not in SAMPLERS or _draws_some(own, dataset)]:
             name = "batch_size=None" if others[0] is None else f"a {type(others[0]).__name__}"
             raise DataError(
                 f"User {k} has a DataLoader with {name}, but users train on all rows, in batches of the solver. Give a "
@@ -112,6 +112,11 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
     if hasattr(train[0], "__len__") and not len(train[0]):
         raise DataError(f"User {k} has no training rows. Leave it out, or give it rows.")
     return [train, *(each for each in test if len(each[0]))]  # type: ignore[arg-type]  # see above
+
+
+def _draws_some(sampler: Any, dataset: Dataset[Any]) -> bool:
+    """Return whether a sampler draws some rows at random, perhaps several times, instead of all."""
+    return isinstance(sampler, RandomSampler) and (sampler.replacement or len(sampler) != len(dataset))  # type: ignore[arg-type]  # torch does not declare it
 
 
 def _is_matrix(source: tuple[Dataset[Any], Collate]) -> bool:

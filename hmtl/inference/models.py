@@ -66,7 +66,7 @@ class UserModel(nn.Module):
         rows = rows if rows.dtype == torch.float32 else rows.double()  # the dtypes of a Task
         rows = Scaling(self.mean, self.scale, self._intercept).features(rows)
         rows = rows.to(next(self.learned.parameters()))
-        scores: Tensor = self.learned(rows.view(x.shape[0], *self._shape))  # torch.export would take len(x) as fixed
+        scores = scores_of(self.learned(rows.view(x.shape[0], *self._shape)))  # torch.export would take len(x) as fixed
         return (scores if scores.shape[1] > 1 else scores.squeeze(1)) + self.target_mean
 
 

@@ -1,6 +1,7 @@
 """Which loss suits a module's output and the users' targets, and what kind of targets these then are."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from inspect import Parameter, signature
 from itertools import chain
 from typing import Any
@@ -123,9 +124,14 @@ def _has_own_loss(module: nn.Module, inputs: Any, y: Any) -> bool:
         known = known[len(inputs) if type(inputs) in (list, tuple) else 1 :][:1]
     if y is not None and not any(each.name in TARGETS or each.kind is Parameter.VAR_KEYWORD for each in known):
         return False
+    expected = (TypeError, ValueError, RuntimeError, ConfigError, LookupError)
+    if y is not None:
+        with suppress(*expected):
+            if loss_of(called(module, inputs)) is not None:  # a number of another kind, as targets are unknown
+                return False
     try:
         return loss_of(called(module, with_targets(module, inputs, y))) is not None
-    except (TypeError, ValueError, RuntimeError, ConfigError, LookupError):
+    except expected:
         return False
 
 

@@ -45,7 +45,7 @@ class TorchLoss(Loss):
     @property
     def name(self) -> str:
         if self.function is None:
-            return "the module's own"
+            return "the module's own loss"
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     @property

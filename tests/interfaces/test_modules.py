@@ -7,6 +7,7 @@ import copy
 import random
 from functools import partial
 from threading import Lock
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     Subset,
     SubsetRandomSampler,
     TensorDataset,
@@ -235,6 +237,17 @@ class Counts(nn.Module):
             self.is_scaled.fill_(True)
             self.calls += 1
         return self.out(x * self.scale) / (1 + 0.1 * self.calls)
+
+
+class Scaled(nn.Module):
+    """Returns scores and their scale, and takes labels that it leaves alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.scale = nn.Linear(5, C), nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, label=None):
+        return self.scale.exp() * self.out(x), self.scale.exp()
 
 
 class Assigns(nn.Module):
@@ -641,6 +654,25 @@ IDIOMS = {
     "counts": (Counts, floats(5), cross_entropy, {}),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
     "a function": (with_function, floats(5), cross_entropy, {}),
+    "float64 by an own loss": (
+        lambda: mlp().double(),
+        floats(5),
+        lambda m, b: F.cross_entropy(m(b[0].double()), b[1]),
+        {"loss": lambda p, y: F.cross_entropy(p, y)},
+    ),
+    "bfloat16 by an own loss": (
+        lambda: mlp().bfloat16(),
+        floats(5),
+        lambda m, b: F.cross_entropy(m(b[0].bfloat16()), b[1]),
+        {"loss": lambda p, y: F.cross_entropy(p, y)},
+    ),
+    "a number beside scores": (Scaled, floats(5), lambda m, b: F.cross_entropy(m(b[0])[0], b[1]), {}),
+    "another's modules": (
+        lambda: Called(lambda m, x: m.out(x), out=nn.Linear(5, C), read=SimpleNamespace(_modules=["a"])),
+        floats(5),
+        cross_entropy,
+        {},
+    ),
     "assigns": (Assigns, floats(5), cross_entropy, {}),
     "a norm of one": (Normed, floats(5), cross_entropy, {}),
     "rounded": (lambda: rounded(draw(4, 5)), floats(5), cross_entropy, {}),
@@ -872,6 +904,41 @@ def test_compiled_modules_train_on_batches_of_any_size():
     want = hmtl.Federation(module, users).train(2)
     got = hmtl.Federation(torch.compile(module, backend="eager"), users).train(2)
     torch.testing.assert_close(numbers_of(got), numbers_of(want), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [4, 2**16])
+def test_losses_of_batches_are_those_of_128_rows(width):
+    """They may depend on the number of rows, but not on how large a module's results are."""
+    module = Called(
+        lambda m, x: m.out(m.same(m.wide(x).expand(-1, width))[:, :1]),
+        wide=nn.Linear(5, 1),
+        same=nn.Identity(),
+        out=nn.Linear(1, C),
+    )
+    train, test = (TensorDataset(draw(n, 5, seed=n), draw(n, C, seed=n + 1)) for n in (N, 300))
+    federation = hmtl.Federation(module, [(train, test)] * 5, loss=largest)
+    models = federation.train(1)
+    with torch.no_grad():
+        batches = zip(*(each.split(128) for each in test.tensors), strict=True)
+        parts = [largest(models[0](x), y) * len(x) for x, y in batches]
+    assert federation.history[-1]["test_error"] == pytest.approx(float(sum(parts)) / 300, rel=1e-4)
+
+
+def largest(p, y):
+    return (p - y).square().mean(1).max()
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_loaded_models_predict_by_scores_among_outputs(kind, tmp_path):
+    def forward(m, x):
+        scores = m.out(x)
+        return (scores, x) if kind is tuple else {"logits": scores}
+
+    module = Called(forward, out=nn.Linear(5, C))
+    models = hmtl.Federation(module, [floats(5)(N)] * 5, output_dir=tmp_path).train(1)
+    loaded = hmtl.load_run(tmp_path, module)
+    x = draw(4, 5, seed=1)
+    assert list(loaded.predict(loaded.names[0], x)) == models[0].out(x).argmax(1).tolist()
 
 
 def test_modules_may_write_into_their_rows():
@@ -1127,6 +1194,7 @@ REFUSED = {
     "no labels for a named loss": (Coder, Listed(N, lambda i: {"x": draw(N, 6)[i]}), DataError, "loss", nn.MSELoss()),
     "a table": (mlp, (pd.DataFrame({"a": [0.0, 1.0]}), pd.Series([0, 1])), DataError, "TensorDataset"),
     "other rows": (partial(mlp), TensorDataset(draw(N, 7), labels(N)), ConfigError, "7"),
+    "other rows of a layer": (lambda: nn.Linear(5, C), TensorDataset(draw(N, 7), labels(N)), ConfigError, "mat1"),
     "too few scores": (partial(mlp, 2), floats(5)(N), ConfigError, "2"),
     "complex": (
         lambda: Called(lambda m, x: (x + 0j) @ m.w, w=nn.Parameter(torch.zeros(5, C) + 1j)),
@@ -1147,6 +1215,18 @@ REFUSED = {
     "a sampler in batches": (
         mlp,
         DataLoader(floats(5)(N), batch_sampler=BatchSampler(SubsetRandomSampler(range(4)), 2, False)),
+        DataError,
+        "Subset",
+    ),
+    "a sampler with replacement": (
+        mlp,
+        DataLoader(floats(5)(N), sampler=RandomSampler(range(N), replacement=True)),
+        DataError,
+        "Subset",
+    ),
+    "a sampler of few": (
+        mlp,
+        DataLoader(floats(5)(N), sampler=RandomSampler(range(N), num_samples=3)),
         DataError,
         "Subset",
     ),

@@ -23,6 +23,8 @@ from hmtl.mtl.problem import Problem
 from hmtl.mtl.solvers.networks import NetworkSolver, NetworkSubproblem
 from hmtl.mtl.torch_loss import TorchLoss
 
+LOSS_ROWS = 128  # in a batch for which a function measures a loss, which may depend on their number
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
@@ -68,10 +70,11 @@ class Setting:
     def _predictions_of_batches(self, split: str, users: Ids, models: Tensor) -> Tensor:
         """Return predictions user by user, for rows that are read as they are, or losses of batches."""
         model, loss, predictions = self.model, self.problem.loss, [self._no_predictions]
+        most = LOSS_ROWS if isinstance(loss, TorchLoss) else model.rows_at_once
         for k, w in zip(users.tolist(), models, strict=True):
             parameters, user = model.placed(model.split(w)), int(self.problem.users[k])
             with in_range(f"user {user}"), seeded(self.seed, "measure", split, user, device=w.device):
-                for x, y, n in self.problem.batches(split, k, model.rows_at_once):  # transforms of rows may draw
+                for x, y, n in self.problem.batches(split, k, most):  # transforms of rows may draw
                     inputs = model.inputs(x)
                     if isinstance(loss, TorchLoss):
                         y = each_tensor(y, model.to_device)

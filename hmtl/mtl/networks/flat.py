@@ -185,7 +185,8 @@ class FlatModel:
     def _dtype_of_rows(self, x: Any, dtype: torch.dtype) -> torch.dtype:
         """Return the type of vectors with which the module runs: this one, or that of its first parameter."""
         first = next(self.module.parameters()).dtype
-        if self.as_given or first == dtype or not first.is_floating_point:
+        is_float = isinstance(x, Tensor) and x.is_floating_point()
+        if (self.as_given and not is_float) or first == dtype or not first.is_floating_point:
             return dtype
         self.row_dtype = dtype
         try:
@@ -400,9 +401,12 @@ class FlatModel:
         return scores.squeeze(-1) if self.C == 1 and scores.shape[-1:] == (1,) else scores
 
     def _rows(self, x: Any) -> Any:
-        """Return rows [..., n, d] as the module takes them; those that are passed as given, with float64 narrowed."""
+        """Return rows [..., n, d] as the module takes them; of several inputs as given, float64 alone is narrowed."""
         if self.as_given:
-            x = each_tensor(x, lambda each: each.to(self.row_dtype) if each.dtype == torch.float64 else each)
+            is_float = isinstance(x, Tensor) and x.is_floating_point()
+            x = each_tensor(
+                x, lambda each: each.to(self.row_dtype) if is_float or each.dtype == torch.float64 else each
+            )
             is_flat = isinstance(x, Tensor) and x.shape[1:] == (math.prod(self.shape),)
             return x.view(len(x), *self.shape) if is_flat else x
         return x.to(self.row_dtype).view(*x.shape[:-1], *self.shape)
