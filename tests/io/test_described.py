@@ -35,6 +35,7 @@ PRINTED = {
     "FedPer(personal='*lora_B*', coupled=True)": lambda: mtl.FedPer("*lora_B*", coupled=True),
     "FedRep(personal=[0, 'out'])": lambda: mtl.FedRep([0, "out"]),
     "FedAvg()": mtl.FedAvg,
+    f"FedPer(personal='{'a' * 116}...)": lambda: mtl.FedPer("a" * 200),
     "FedAvg(weights=<function own>)": lambda: mtl.FedAvg(own),
     "FedYogi(eta=0.3)": lambda: mtl.FedYogi(eta=0.3),
     "Clustered(lam=0.1, clusters=2)": lambda: mtl.Clustered(0.1, 2),
