@@ -23,12 +23,19 @@ class Items(Dataset[Any]):
     Args:
         sources: Datasets, each with what makes a batch of its items.
         rows: numbers of the items that these are [n]; None: all.
+        targets_of: returns the targets of n items as numbers [n]; None: nobody needs them.
     """
 
-    def __init__(self, sources: Sequence[tuple[Dataset[Any], Collate]], rows: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[tuple[Dataset[Any], Collate]],
+        rows: Tensor | None = None,
+        targets_of: Callable[[Any, int], Tensor | None] | None = None,
+    ) -> None:
         self.sources = tuple(sources)
         count = sum(map(length, (dataset for dataset, _ in sources)))
         self.rows = torch.arange(count) if rows is None else rows
+        self.targets_of = targets_of
         self._stored = [tensors_of(dataset) if collate is default_collate else None for dataset, collate in sources]
 
     def __len__(self) -> int:
@@ -39,9 +46,9 @@ class Items(Dataset[Any]):
         dataset, _ = self.sources[source]
         return dataset[at]
 
-    def of(self, rows: Tensor) -> "Items":
+    def of(self, rows: Tensor, targets_of: Callable[[Any, int], Tensor | None] | None = None) -> "Items":
         """Return the items with these numbers [n]."""
-        return Items(self.sources, self.rows[rows])
+        return Items(self.sources, self.rows[rows], targets_of or self.targets_of)
 
     @property
     def is_stored(self) -> bool:

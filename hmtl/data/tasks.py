@@ -210,6 +210,26 @@ class Task(Described):
         kind = torch.float64 if classes is None else torch.int64
         return self._with(classes=classes, **{f"y_{split}": getattr(self, f"y_{split}").to(kind) for split in SPLITS})
 
+    def targets_of(self, y: Any, n: int) -> Tensor | None:
+        """Return the targets of n items as y of this task has them [n]; None if an item has no number as its target.
+
+        Raises:
+            DataError: one of them is not among the task's labels.
+        """
+        if not isinstance(y, Tensor) or y.numel() != n:
+            return None
+        targets: Tensor = y.detach().flatten().cpu().double()
+        if self.labels:
+            labels = torch.tensor(self.labels, dtype=targets.dtype)
+            number = torch.searchsorted(labels, targets).clamp_max(len(labels) - 1)
+            if (other := labels[number] != targets).any():
+                raise DataError(
+                    f"Task {self.name!r} has the target {float(targets[other][0]):g}, which no item had when all were "
+                    "read first. Give items whose targets are among the same values whenever they are read."
+                )
+            targets = number if self.classes else number * 2.0 - 1
+        return targets.to(torch.float64 if self.classes is None else torch.int64)
+
     def _faults(self) -> Iterator[str]:
         """Yield what is wrong and how to fix it; each check relies on the ones before it."""
         for part in SPLITS:

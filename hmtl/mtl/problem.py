@@ -295,7 +295,9 @@ class Problem(Described):
         It is `Items`, the user's own, or rows of a shape and targets: classes as int64, other numbers of the type.
         """
         task, rows = self.tasks[user], self.rows_in(dtype)
-        own: Dataset[Any] | None = task.dataset if task.items is None else task.items.of(task.x_train[:, 0])
+        own: Dataset[Any] | None = task.dataset
+        if task.items is not None:
+            own = task.items.of(task.x_train[:, 0], task.targets_of)
         if own is not None:
             return own
         first, n = int(rows.starts[user]), self.here[user]
@@ -321,15 +323,20 @@ class Problem(Described):
         return True
 
     def batches(self, split: str, user: int, most: int) -> Iterator[tuple[Any, Any, int]]:
-        """Yield the rows of a split of one of this process's users, in batches of at most `most`.
+        """Yield the inputs, the targets and the number of rows of each batch of a user's split, of at most `most` rows.
 
-        Of each batch these are the inputs, the targets and the number of rows.
+        Measures compare predictions with the targets that were read last, as items may be sorted or drawn anew.
         """
-        task = self.tasks[user]
-        x, y = getattr(task, f"x_{split}"), getattr(task, f"y_{split}")
+        task, (targets, counts) = self.tasks[user], self._targets[split]
+        x, y, first = getattr(task, f"x_{split}"), getattr(task, f"y_{split}"), int(counts[:user].sum())
         for at in torch.split(torch.arange(len(y)), most):
-            if len(at):
-                yield *((x[at], y[at]) if task.items is None else task.items.batch(x[at, 0])), len(at)
+            if len(at) and task.items is None:
+                yield x[at], y[at], len(at)
+            elif len(at):
+                inputs, own = task.items.batch(x[at, 0])
+                if not task.items.is_stored and (read := task.targets_of(own, len(at))) is not None:
+                    targets[first + at] = read.to(targets)
+                yield inputs, own, len(at)
 
     def example(self) -> Any:
         """Return the inputs of two rows, on which a network is tried out, with labels if it computes its loss.

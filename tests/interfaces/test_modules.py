@@ -130,9 +130,10 @@ class Tied(nn.Module):
 
 
 class Packed(nn.Module):
-    def __init__(self):
+    def __init__(self, outputs=C):
         super().__init__()
-        self.embedding, self.reader, self.out = nn.Embedding(WORDS, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, C)
+        self.embedding, self.reader = nn.Embedding(WORDS, 8), nn.GRU(8, 8, batch_first=True)
+        self.out = nn.Linear(8, outputs)
 
     def forward(self, x, lengths):
         packed = pack_padded_sequence(self.embedding(x), lengths.cpu(), batch_first=True, enforce_sorted=False)
@@ -453,9 +454,15 @@ def dicts(n):
     return Listed(n, lambda i: {"input_ids": x[i], "attention_mask": mask, "labels": y[i]})
 
 
-def ragged(n):
-    x, y = words(n, T), labels(n)
+def ragged(n, y=None):
+    x, y = words(n, T), labels(n) if y is None else y
     return DataLoader(Listed(n, lambda i: (x[i, : 2 + i % (T - 2)], y[i])), collate_fn=padded)
+
+
+def longest_first(data):
+    """Data whose batches begin with the longest rows, as packed sequences may need them."""
+    collate = data.collate_fn
+    return DataLoader(data.dataset, collate_fn=lambda rows: collate(sorted(rows, key=lambda row: -len(row[0]))))
 
 
 def tagged(n):
@@ -652,6 +659,18 @@ IDIOMS = {
     "notes": (Notes, floats(5), cross_entropy, {}),
     "observers": (Observes, floats(5), cross_entropy, {}),
     "counts": (Counts, floats(5), cross_entropy, {}),
+    "longest first": (
+        Packed,
+        lambda n: longest_first(ragged(n)),
+        lambda m, b: F.cross_entropy(m(*b[:2]), b[2]),
+        {},
+    ),
+    "longest first, two classes": (
+        partial(Packed, 1),
+        lambda n: longest_first(ragged(n, labels(n) % 2)),
+        lambda m, b: F.binary_cross_entropy_with_logits(m(*b[:2]).squeeze(-1), b[2].float()),
+        {},
+    ),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
     "a function": (with_function, floats(5), cross_entropy, {}),
     "float64 by an own loss": (
@@ -963,6 +982,60 @@ def test_transforms_draw_anew_and_figures_repeat():
     (first, rows), (second, again) = make(), make()
     assert torch.equal(first, second)
     assert [row["test_error"] for row in rows] == [row["test_error"] for row in again]
+
+
+def drawn(shift=0, by=(0.0, 1.0, 2.0), kind=torch.int64):
+    """Items whose row and target are drawn together, anew whenever they are read."""
+
+    def item(i):
+        c = int(torch.randint(len(by), ()))
+        return F.one_hot(torch.tensor(c), len(by)) * 1.0, torch.tensor(by[c] + shift, dtype=kind)
+
+    return item
+
+
+@pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss()], ids=["default", "torch"])
+def test_targets_are_read_with_their_rows(loss):
+    """Targets drawn with their rows can be learned without an error, but not by the rows and targets of two draws."""
+    data = Listed(N, drawn())
+    options = {} if loss is None else {"loss": loss}
+    federation = hmtl.Federation(nn.Linear(3, C), [(data, data)] * 3, evaluate_every=1, **options)
+    federation.train(10)
+    assert federation.history[-1]["test_error"] == 0
+    assert federation.history[-1]["train_error"] == 0
+
+
+def test_signs_and_numbers_are_read_with_their_rows():
+    numbers = Listed(N, drawn(by=(-1.5, 0.5), kind=torch.float32))
+    signs = Listed(N, drawn(by=(-1.0, 1.0)))
+    values = Listed(N, drawn(by=(0.0, 1.0)))
+    for data in (numbers, signs, values):
+        federation = hmtl.Federation(nn.Linear(2, 1), [(data, data)] * 3)
+        federation.train(20)
+        assert federation.history[-1]["test_error"] < 0.01
+
+
+def test_sorted_rows_are_measured_with_their_targets():
+    """Each test row is wrong or right for its own target, also where a batch begins with its longest row."""
+    rows = [(torch.full((1 + i % 7,), float(i)), i % C) for i in range(300)]
+
+    def by_sum(items):
+        x, y = zip(*sorted(items, key=lambda item: -len(item[0])), strict=True)
+        return torch.stack([each[0] for each in x])[:, None], torch.tensor(y)
+
+    layer = Called(lambda m, x: m.out(F.one_hot(x[:, 0].long() % C, C) * 1.0), out=nn.Linear(C, C))
+    nn.init.eye_(layer.out.weight)
+    data = DataLoader(rows, collate_fn=by_sum)
+    federation = hmtl.Federation(layer, [(data, data)] * 3, measures={"wrong": lambda p, y: (p.argmax(1) != y).mean()})
+    federation.train(1)
+    assert federation.history[-1]["test_error"] == federation.history[-1]["train_error"] == 0
+
+
+def test_weights_of_classes_need_targets_that_stay():
+    data = Listed(N, lambda i: (draw(5), int(torch.randint(C, ()) * (i > 3))))
+    federation = hmtl.Federation(mlp, [data] * 3, **{"dataset.class_weight": "balanced"})
+    with pytest.raises(ConfigError, match="class_weight"):
+        federation.train(1)
 
 
 def test_layers_that_draw_from_numpy_and_python_repeat():

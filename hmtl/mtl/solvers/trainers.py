@@ -243,8 +243,8 @@ class TorchTrainer(MinibatchSolver):
             for t, n in enumerate(sizes.tolist()):
                 if normalized and n == 1:
                     continue
-                x, y = self._minibatch(loss, model, data, own[t, :n], y_own[t, :n])
                 weights = s_own[t, :n]
+                x, y = self._minibatch(loss, model, data, own[t, :n], y_own[t, :n], weights)
                 with in_range(f"user {subproblem.users[k]}"):
                     if isinstance(loss, TorchLoss) and self.loss is None:
                         losses = loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)
@@ -285,15 +285,24 @@ class TorchTrainer(MinibatchSolver):
         return one_by_one(subproblem, budgets, train, lend=True)
 
     def _minibatch(
-        self, loss: Loss, model: FlatModel, data: Dataset[Any], at: Tensor, numbers: Tensor
+        self, loss: Loss, model: FlatModel, data: Dataset[Any], at: Tensor, numbers: Tensor, weights: Tensor
     ) -> tuple[Any, Any]:
         """Return the inputs and the targets of the rows with these numbers, on the device of the model.
 
-        A loss of torch gets the targets that were read, any other those of the problem, `numbers` [B].
+        A loss of torch gets the targets as they are, any other as numbers [B], which are `numbers` if the items are
+        the same whenever they are read.
         """
         if isinstance(data, Items):
             inputs, y = data.batch(at)
             x = model.inputs(inputs)
+            if data.targets_of and not data.is_stored and (read := data.targets_of(y, len(at))) is not None:
+                read = read.to(numbers)
+                if not torch.equal(read, numbers) and (weights != weights[0]).any():
+                    raise ConfigError(
+                        "Rows have weights by their class (dataset.class_weight), but other targets, or in another "
+                        "order, whenever they are read. Leave dataset.class_weight out."
+                    )
+                numbers = read
         else:
             rows, y = data[at] if type(data) is TensorDataset else default_collate([data[i] for i in at.tolist()])
             x = rows.to(model.start.device, model.row_dtype).reshape(len(at), *model.shape)
