@@ -23,6 +23,15 @@ NO_MODEL = (
 )
 WRONG_VALUE = r"(?:Value '.*' .*|field '\w+' )(Integer|Float|bool|is not Optional).*"  # as OmegaConf says it
 WANTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "is not Optional": "a value"}
+USUAL_NAMES = {
+    "lr": "solver.step",
+    "learning_rate": "solver.step",
+    "epochs": "solver.epochs",
+    "batch_size": "solver.batch",
+    "optimizer": "solver",
+    "num_rounds": "rounds",
+}
+"""Settings by the names that they have in other libraries."""
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 """Keys that Hydra's `instantiate` reads."""
 
@@ -233,6 +242,9 @@ def no_setting(setting: str, known: Collection[str]) -> str:
     """Return the message that there is no such setting, and which one may be meant."""
     if setting == "algorithm.model":
         return NO_MODEL
+    if meant := USUAL_NAMES.get(setting):
+        remedy = f"Did you mean {meant}?" if meant in known else "Set step size, epochs and batch in the solver."
+        return f"{setting} is not a setting. {remedy}"
     parent, _, last = setting.rpartition(".")
     beside = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
     elsewhere = [each for each in known if each.rpartition(".")[2] == last and each != setting]
@@ -240,6 +252,12 @@ def no_setting(setting: str, known: Collection[str]) -> str:
     if setting == "aggregators" and "fail" in known:
         remedy = "A plan compares the nodes that can aggregate: leave this setting out."
     return f"{setting} is not a setting. {did_you_mean(last, beside, remedy, beside.__getitem__)}"
+
+
+def with_parts(settings: Mapping[Any, Any]) -> list[str]:
+    """Return the names of settings, and those of the settings of each part among them, such as solver.epochs."""
+    parts = {name: part for name, part in settings.items() if is_part(part)}
+    return [*map(str, settings), *(f"{name}.{each}" for name, part in parts.items() for each in part)]
 
 
 def of_hydra(error: Exception) -> str:
@@ -253,8 +271,7 @@ def of_hydra(error: Exception) -> str:
         key = str(cause.full_key)
         above = key.rpartition(".")[0]
         beside: Any = OmegaConf.to_container(cause.parent_node, resolve=False)
-        known = [*beside, *(f"{name}.{each}" for name, part in beside.items() if is_part(part) for each in part)]
-        message = no_setting(key, [f"{above}.{each}" if above else each for each in known])
+        message = no_setting(key, [f"{above}.{each}" if above else each for each in with_parts(beside)])
         if not above or "Did you mean" in message or message == NO_MODEL:  # Hydra's says how a part gets an argument
             return message
     text = re.split(

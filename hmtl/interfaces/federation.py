@@ -1,12 +1,13 @@
 """Federated training from Python, by the settings of `hmtl.train`: `Federation(module, datasets).train(rounds=20)`."""
 
+import re
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from inspect import signature
 from numbers import Integral
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.optim import Optimizer
 from hmtl.communication import LinkLedger
 from hmtl.config.build import PART_CLASSES, build, build_topology, compose, conf_dir
 from hmtl.config.schema import flat
-from hmtl.config.targets import description, given, no_setting, of_hydra
+from hmtl.config.targets import description, given, no_setting, of_hydra, with_parts
 from hmtl.data import from_datasets
 from hmtl.data.datasets import UserData
 from hmtl.data.items import TARGETS
@@ -75,8 +76,9 @@ class Federation:
         output_dir: folder of the results, which are those of the command; None: a temporary one.
         settings: all others. Parts are `topology`, `solver`, `loss`, `regularizer`, `participation`, `network` and
             `communicator`; of the last, a class or `functools.partial` takes the place of an object. A solver may be an
-            optimizer's class, or `functools.partial(torch.optim.AdamW, lr=1e-3)`. Values are such as `seed=1`, `H=10`,
-            `evaluate_every=5`, `secure=True`, `resume=FOLDER`, `privacy={"clip": 1.0, "noise": 1.0}`,
+            optimizer's class, or what makes one from parameters, such as `functools.partial(torch.optim.AdamW,
+            lr=1e-3)`. Values are such as `seed=1`, `H=10`, `evaluate_every=5`, `secure=True`, `resume=FOLDER`,
+            `privacy={"clip": 1.0, "noise": 1.0}`,
             `**{"algorithm.alpha": 0.3}` in a part, and `**{"dataset.class_weight": "balanced"}`.
 
     Three defaults depend on the model and the data. `device` is that of the module. `topology="any_r"` replaces
@@ -308,7 +310,15 @@ def _configuration(
             raise ConfigError(f'dataset.class_weight={class_weight!r} is unknown. Give "balanced", or None.')
         tasks = tuple(replace(task, class_weight=class_weight) for task in tasks)
     solver = parts.get("solver")
-    if isinstance(solver, partial) or (isinstance(solver, type) and issubclass(solver, Optimizer)):
+    if isinstance(solver, Optimizer):
+        name = type(solver).__name__
+        raise ConfigError(
+            f"solver is an optimizer of the parameters of one model, but each user has its own. Give what makes it, "
+            f"such as functools.partial(torch.optim.{name}, lr={solver.defaults.get('lr', 0.1)})."
+        )
+    if callable(solver) and (
+        issubclass(solver, Optimizer) if isinstance(solver, type) else not isinstance(solver, nn.Module)
+    ):
         parts["solver"] = TorchTrainer(solver)
     usual: dict[str, Any] = {}
     if model is not None and tasks:
@@ -336,7 +346,8 @@ def _configuration(
         cfg.K = cfg.H = cfg.r = None
     for name, value in settings.items():
         if name.partition(".")[0] not in cfg:
-            raise ConfigError(no_setting(name, list(map(str, cfg))))
+            message = no_setting(name, with_parts(cfg))
+            raise ConfigError(re.sub(r"mean (\w+\.\w+)\?", r'mean **{"\1": ...}?', message))
         try:
             OmegaConf.update(cfg, name, value, force_add=True)
         except OmegaConfBaseException as error:

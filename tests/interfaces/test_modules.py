@@ -1351,6 +1351,111 @@ def test_what_cannot_work_is_refused_in_one_line(name):
     assert "\n" not in str(error.value)
 
 
+class Temperature(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.t = nn.Parameter(torch.ones(()))
+
+    def forward(self, predictions, y):
+        return F.cross_entropy(predictions * self.t, y)
+
+
+def penalty(model):
+    return lambda p, y: F.cross_entropy(p, y) + sum(w.square().sum() for w in model.parameters())
+
+
+OTHERS_PARAMETERS = {
+    "a penalty": lambda model: {"loss": penalty(model)},
+    "a penalty in a partial function": lambda model: {"loss": partial(penalty(model))},
+    "a penalty of the solver": lambda model: {
+        "solver": TorchTrainer(partial(torch.optim.SGD, lr=0.1), loss=penalty(model))
+    },
+    "a loss that learns": lambda model: {"loss": Temperature()},
+    "a loss that learns within a function": lambda model: {"loss": partial(lambda own, p, y: own(p, y), Temperature())},
+    "an optimizer of the model": lambda model: {"solver": lambda _: torch.optim.SGD(model.parameters(), lr=0.1)},
+    "one optimizer for all": lambda model: {
+        "solver": partial(lambda made, _: made, torch.optim.SGD(model.parameters(), lr=0.1))
+    },
+    "an optimizer": lambda model: {"solver": torch.optim.SGD(model.parameters(), lr=0.1)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS_PARAMETERS)
+def test_parameters_that_no_user_trains_are_refused(name):
+    """Users train copies: neither the module that was given nor a loss learns."""
+    model = mlp()
+    with pytest.raises(ConfigError, match=r"copies|a user's|its own"):
+        hmtl.Federation(model, [floats(5)(N)] * 3, **OTHERS_PARAMETERS[name](model)).train(1)
+
+
+def test_losses_may_use_another_network():
+    """A teacher whose outputs are detached, or that is frozen."""
+    teacher = mlp()
+
+    def distilled(p, y):
+        with torch.no_grad():
+            wanted = teacher(p @ torch.ones(C, 5))
+        return F.cross_entropy(p, y) + (p - wanted).square().mean()
+
+    hmtl.Federation(mlp, [floats(5)(N)] * 3, loss=distilled).train(1)
+    frozen = Temperature().requires_grad_(False)
+    hmtl.Federation(mlp, [floats(5)(N)] * 3, loss=frozen).train(1)
+
+
+GROUPS = {
+    "by dimension": lambda ws: [
+        {"params": [w for w in ws if w.ndim > 1], "weight_decay": 0.1},
+        {"params": [w for w in ws if w.ndim < 2], "lr": 0.02},
+    ],
+    "each its own": lambda ws: [{"params": [w], "lr": 0.3 * 0.5**i} for i, w in enumerate(ws)],
+    "one": list,
+}
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_groups_of_parameters_follow_a_scheduler(groups):
+    def optimizer(parameters):
+        return torch.optim.SGD(GROUPS[groups](list(parameters)), lr=0.3, momentum=0.5)
+
+    scheduler = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
+    module, data = mlp(), floats(5)(N)
+    want = copy.deepcopy(module)
+    solver = TorchTrainer(optimizer, scheduler=scheduler, epochs=2, batch=N)
+    (got,) = hmtl.Federation(module, [data], topology=symmetric(1, 1, 1), solver=solver).train(3)
+    for round in range(3):
+        own = optimizer(want.parameters())
+        for group in own.param_groups:
+            group["lr"] *= 0.1**round
+        for _ in range(2):
+            own.zero_grad()
+            cross_entropy(want, data.tensors).backward()
+            own.step()
+    torch.testing.assert_close(numbers_of([got]), numbers_of([want]))
+
+
+@pytest.mark.parametrize(
+    ("options", "meant"),
+    [
+        ({"lr": 0.1}, r'"solver\.step": \.\.\.'),
+        ({"batch_size": 8}, r'"solver\.batch": \.\.\.'),
+        ({"epochs": 2}, r'"solver\.epochs": \.\.\.'),
+        ({"optimizer": torch.optim.SGD}, "mean solver"),
+        ({"num_rounds": 2}, "mean rounds"),
+        ({"lr": 0.1, "solver": torch.optim.SGD}, "in the solver"),
+        ({"solver": torch.optim.LBFGS}, "LBFGS.*LocalTrainer"),
+        (
+            {"solver": TorchTrainer(torch.optim.SGD, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)},
+            "ReduceLROnPlateau.*CosineAnnealingLR",
+        ),
+    ],
+)
+def test_settings_of_other_libraries_are_named_here(options, meant):
+    with pytest.raises(ConfigError, match=meant):
+        hmtl.Federation(mlp, [floats(5)(N)] * 3, **options)
+
+
 @pytest.mark.parametrize("kind", ["half", "sparse"])
 def test_terms_on_models_join_gradients_of_each_kind(kind):
     """Ditto draws a user's model to another, by a term in numbers of the module, beside sparse gradients, too."""

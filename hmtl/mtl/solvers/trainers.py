@@ -3,6 +3,7 @@
 K users, n rows each, C outputs, m numbers in a model; T steps on minibatches of at most B rows.
 """
 
+import inspect
 import math
 import warnings
 from abc import abstractmethod
@@ -191,6 +192,11 @@ class TorchTrainer(MinibatchSolver):
         start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), [own].__getitem__)
         try:
             self(problem.loss, rows, start, torch.arange(2)[None], torch.ones(1, dtype=torch.int64))
+            if self.loss or isinstance(problem.loss, TorchLoss):
+                with seeded(0, "check", device=like.device):
+                    module = model.to_train(model.lent(like))
+                    x, y = self._minibatch(problem.loss, model, own, torch.arange(2), y, rows.s)
+                    _check_leaves(self._losses(problem.loss, model, module, x, y), module)
         except ConfigError:
             raise
         except Exception as error:  # the parts are any code
@@ -218,9 +224,13 @@ class TorchTrainer(MinibatchSolver):
         usual, rate = self.steps(rows.counts), float(settings["lr"])
         plain = not any(settings.get(each) for each in ("momentum", "weight_decay", "maximize"))
 
+        groups = list[dict[str, Any]]()  # the same for all users
+
         def make(parameters: Sequence[nn.Parameter]) -> Optimizer:
             optimizer = self._make(parameters)
-            optimizer.param_groups[0].update(settings)
+            groups[:] = groups or self._groups(subproblem.round, parameters)
+            for group, own in zip(optimizer.param_groups, groups, strict=True):
+                group.update(own)
             return optimizer
 
         how = None if plain and self._class is SGD else make
@@ -246,11 +256,7 @@ class TorchTrainer(MinibatchSolver):
                 weights = s_own[t, :n]
                 x, y = self._minibatch(loss, model, data, own[t, :n], y_own[t, :n], weights)
                 with in_range(f"user {subproblem.users[k]}"):
-                    if isinstance(loss, TorchLoss) and self.loss is None:
-                        losses = loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)
-                    else:
-                        predictions, y = paired(model.predictions(scores_of(called(module, x))), y)
-                        losses = (self.loss or loss)(predictions, y)
+                    losses = self._losses(loss, model, module, x, y)
                 if losses.ndim:
                     losses = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
                     losses = (weights * losses).sum()
@@ -283,6 +289,13 @@ class TorchTrainer(MinibatchSolver):
             return module
 
         return one_by_one(subproblem, budgets, train, lend=True)
+
+    def _losses(self, loss: Loss, model: FlatModel, module: nn.Module, x: Any, y: Any) -> Tensor:
+        """Return the losses of a module's outputs for a minibatch [B] or [B, ...], or their mean."""
+        if isinstance(loss, TorchLoss) and self.loss is None:
+            return loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)
+        predictions, y = paired(model.predictions(scores_of(called(module, x))), y)
+        return (self.loss or loss)(predictions, y)
 
     def _minibatch(
         self, loss: Loss, model: FlatModel, data: Dataset[Any], at: Tensor, numbers: Tensor, weights: Tensor
@@ -321,18 +334,63 @@ class TorchTrainer(MinibatchSolver):
         return given.func if isinstance(given, partial) and not given.args else given
 
     def _make(self, parameters: Sequence[nn.Parameter] = ()) -> Optimizer:
+        parameters = parameters or [nn.Parameter(torch.zeros(1, 1))]
         try:
-            return self.optimizer(parameters or [nn.Parameter(torch.zeros(1, 1))])
+            optimizer = self.optimizer(parameters)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"solver.optimizer cannot be made ({error}). Choose one of torch.optim.") from error
+            raise ConfigError(
+                f"solver.optimizer cannot be made ({error}). Choose one of torch.optim that takes such parameters."
+            ) from error
+        given = {id(w) for w in parameters}
+        if any(id(w) not in given for group in optimizer.param_groups for w in group["params"]):
+            raise ConfigError(
+                "solver.optimizer returns an optimizer of other parameters than those that it is called with, which "
+                "are a user's. Give a function of these, such as functools.partial(torch.optim.SGD, lr=0.1)."
+            )
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ConfigError(
+                f"solver.optimizer is {type(optimizer).__name__}, whose steps compute the loss several times. Choose "
+                "an optimizer that takes one gradient for a step, or train in a LocalTrainer of your own."
+            )
+        return optimizer
 
     def _settings(self, round: int, lam: float = 0.0) -> dict[str, Any]:
-        """Return the optimizer's settings in a round, for a proximal term of weight `lam`."""
-        optimizer = self._make()
+        """Return the settings of the optimizer's first group in a round, for a proximal term of weight `lam`."""
+        return self._groups(round)[0]
+
+    def _groups(self, round: int, parameters: Sequence[nn.Parameter] = ()) -> list[dict[str, Any]]:
+        """Return the settings of each group of an optimizer of these parameters in a round."""
+        optimizer = self._make(parameters)
         if self.scheduler is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the optimizer takes no steps
                 scheduler = self.scheduler(optimizer)
-                for _ in range(round):
-                    scheduler.step()
-        return {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+                try:
+                    for _ in range(round):
+                        scheduler.step()
+                except TypeError as error:
+                    raise ConfigError(
+                        f"solver.scheduler is {type(scheduler).__name__}, whose steps need a value ({error}). Choose a "
+                        "scheduler whose steps need none, such as CosineAnnealingLR."
+                    ) from error
+        return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def _check_leaves(losses: Tensor, module: nn.Module) -> None:
+    """Raise ConfigError if losses have a gradient by a tensor that is not among a module's parameters."""
+    own = {id(w) for w in module.parameters()}
+    seen, nodes = set(), [losses.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in own:
+            raise ConfigError(
+                f"The loss depends on a parameter of shape {list(leaf.shape)} that nobody would train, as users train "
+                "copies of the model alone. Set weight_decay of solver.optimizer for a penalty on the model, and make "
+                "other parameters a part of the model, whose forward may return the loss, or freeze them."
+            )
+        nodes += [each for each, _ in node.next_functions]
