@@ -69,6 +69,12 @@ class CheckpointError(HmtlError, ValueError):
     """A checkpoint that cannot be written, is damaged, or belongs to another run."""
 
 
+def reason(error: BaseException) -> str:
+    """Return the type and the text of an error that code of others raised, in one line."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def few(names: Sequence[str]) -> str:
     """Return the first of many names, for a message."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

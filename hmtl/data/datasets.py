@@ -1,6 +1,6 @@
 """Tasks from torch Datasets of the users, and users from one Dataset that a partition divides."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -15,7 +15,7 @@ from hmtl.data.items import Collate, Items, each_tensor, tensors_of
 from hmtl.data.partitions import Partition
 from hmtl.data.splitting import split
 from hmtl.data.tasks import Task
-from hmtl.errors import DataError
+from hmtl.errors import DataError, few, reason
 from hmtl.rng import generator
 
 Source = Dataset[Any] | DataLoader[Any]
@@ -27,7 +27,7 @@ READ_CHUNK_ROWS = 256  # rows that are read together
 
 
 def from_datasets(
-    users: Sequence[UserData], classes: int | None = None, networks: bool = False, as_given: bool = False
+    users: Iterable[UserData], classes: int | None = None, networks: bool = False, as_given: bool = False
 ) -> tuple[Task, ...]:
     """Return the tasks of users who have torch Datasets, or DataLoaders, whose Datasets are then taken.
 
@@ -46,14 +46,22 @@ def from_datasets(
         DataError: a Dataset cannot be read, or users have different kinds of targets.
     """
     if isinstance(users, Dataset | DataLoader | Mapping):
-        raise DataError("Data has to be a list with a Dataset for each user. `hmtl.data.deal` divides one Dataset.")
+        remedy = "Give list(data.values())" if isinstance(users, Mapping) else "`hmtl.data.deal` divides one Dataset"
+        raise DataError(f"Data has to be a list with a Dataset for each user. {remedy}.")
+    users = list(users)
     sources = {k: _sources(user, k) for k, user in enumerate(users) if not isinstance(user, Task)}
     are_items = (
         networks and len(sources) == len(users) and (as_given or not all(map(_is_matrix, chain(*sources.values()))))
     )
     read: dict[int, list[tuple[Any, Tensor]]] = {
-        k: [(_targets if are_items else _rows)(*source, k) for source in own] for k, own in sources.items()
+        k: [
+            (_targets if are_items else _rows)(*source, k, name)
+            for name, source in zip(("training", "test"), own, strict=False)
+        ]
+        for k, own in sources.items()
     }
+    if some := [k for k, parts in read.items() if len({x is None for x, _ in parts}) > 1]:
+        raise DataError(f"User {some[0]} has targets for training rows or for test rows alone. Give both targets.")
     labels = [y for parts in read.values() for _, y in parts]
     is_integer = {not y.is_floating_point() for y in labels}
     if len(is_integer) > 1:
@@ -66,7 +74,8 @@ def from_datasets(
         if isinstance(user, Task):
             made.append(user)
             continue
-        (x, y), (x_test, y_test) = (*read[k], (read[k][0][0][:0], read[k][0][1][:0]))[:2]
+        (x, y), *test = read[k]
+        x_test, y_test = test[0] if test else (x if are_items else x[:0], y[:0])
         dataset, _ = sources[k][0]
         about: dict[str, Any] = {"dataset": None if tensors_of(dataset) else dataset}
         if are_items:
@@ -81,6 +90,12 @@ def from_datasets(
 
 def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
     """Return the Datasets of user k that have rows, the training rows first, and what makes batches of each."""
+    if isinstance(user, Mapping):
+        if "train" not in user or user.keys() - {"train", "test"}:
+            raise DataError(
+                f"User {k} has Datasets by the names {few(list(map(str, user)))}. Give train, or train and test."
+            )
+        user = tuple(user[name] for name in ("train", "test") if name in user)
     is_list = isinstance(user, list) and any(isinstance(each, Dataset | DataLoader) for each in user)
     given = user if isinstance(user, tuple) or is_list else (user,)
     if len(given) not in (1, 2) or any(each is None for each in given):
@@ -129,24 +144,27 @@ def _is_matrix(source: tuple[Dataset[Any], Collate]) -> bool:
     return x.ndim > 1 and x.dtype in (torch.float32, torch.float64) and y.numel() == len(y)
 
 
-def _targets(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Any, Tensor]:
-    """Return nothing, and the targets of a Dataset's items as numbers [n]; zeros if they have another shape."""
-    with _reading(dataset, user):
-        items, targets = Items([(dataset, collate)]), list[Tensor]()
+def _targets(dataset: Dataset[Any], collate: Collate, user: int, split: str) -> tuple[tuple[()] | None, Tensor]:
+    """Return the targets of a Dataset's items as numbers [n], or zeros if they have another shape.
+
+    Before them is None if items have no targets.
+    """
+    with _reading(user, split):
+        items, targets = Items([(dataset, collate)]), list[Tensor | None]()
         n = len(items)
         for at in torch.split(torch.arange(n), READ_CHUNK_ROWS):
             inputs, y = items.batch(at)
             _check_finite(inputs, at)
+            _check_finite([y], at)
             if type(y) in (list, tuple) and isinstance(y[0], str):
                 raise ValueError("its targets are strings: number the classes")
-            if not isinstance(y, Tensor) or y.numel() != len(at):
-                return (), torch.zeros(n)
-            targets.append(y.flatten())
-        return (), torch.cat(targets)
+            targets.append(y.flatten() if isinstance(y, Tensor) and y.numel() == len(at) else None)
+        numbers = [y for y in targets if y is not None]
+        return None if y is None else (), torch.cat(numbers) if len(numbers) == len(targets) else torch.zeros(n)
 
 
 def _check_finite(inputs: Any, rows: Tensor) -> None:
-    """Raise DataError if the inputs of these rows are NaN, or infinite unless there are several, as masks."""
+    """Raise DataError if one of these rows has NaN, or infinity, which several inputs may have, such as masks."""
 
     def check(each: Tensor) -> Tensor:
         if each.is_floating_point() and len(each.shape) and len(each) == len(rows):
@@ -181,7 +199,7 @@ def deal(
         ConfigError, DataError: see the partition.
     """
     targets = getattr(dataset, "targets", None)
-    y = np.asarray(_targets(dataset, default_collate, 0)[1] if targets is None else targets)
+    y = np.asarray(_targets(dataset, default_collate, 0, "training")[1] if targets is None else targets)
     users: list[tuple[Dataset[Any], Dataset[Any]]] = []
     for k, rows in enumerate(partition(y, K, generator(seed, "data", "partition"))):
         parts = split(f"user {k}", y[rows], test_fraction, generator(seed, "data", "split", k), classes=2)
@@ -190,12 +208,12 @@ def deal(
     return users
 
 
-def _rows(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Tensor, Tensor]:
+def _rows(dataset: Dataset[Any], collate: Collate, user: int, split: str) -> tuple[Tensor, Tensor]:
     """Return the rows and targets of a Dataset."""
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and (n := len(dataset)):
         rows, targets = dataset.tensors  # not copied
         return rows, targets.flatten() if targets.numel() == n else targets
-    with _reading(dataset, user):
+    with _reading(user, split):
         n = len(dataset)  # type: ignore[arg-type]  # see `_sources`
         x, y = torch.empty(0), list[Tensor]()
         for at, (rows, targets) in enumerate(DataLoader(dataset, READ_CHUNK_ROWS)):
@@ -206,17 +224,16 @@ def _rows(dataset: Dataset[Any], collate: Collate, user: int) -> tuple[Tensor, T
 
 
 @contextmanager
-def _reading(dataset: Dataset[Any], user: int) -> Iterator[None]:
+def _reading(user: int, split: str) -> Iterator[None]:
     """Let random transforms draw by the user's number, and say what is wrong if a Dataset cannot be read."""
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(user)
         try:
             yield
         except DataError as error:
-            raise DataError(f"The Dataset of user {user}: {error}") from error
-        except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
+            raise DataError(f"The {split} rows of user {user}: {error}") from error
+        except Exception as error:  # a Dataset is any code
             raise DataError(
-                f"The Dataset of user {user} cannot be read ({reason}). Give a Dataset with a length, whose items are "
-                "pairs of a tensor, or an array, and a target, such as TensorDataset(X, y)."
+                f"The {split} rows of user {user} cannot be read ({reason(error)}). Give a Dataset with a length, "
+                "whose items are pairs of a tensor, or an array, and a target, such as TensorDataset(X, y)."
             ) from error

@@ -5,6 +5,7 @@ knows it by its number.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ Collate = Callable[[list[Any]], Any]
 """Makes a batch of a list of items, like `torch.utils.data.default_collate`."""
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Keys of a dictionary's entry that may hold the targets; the first of them does."""
+MAX_DESCRIBED = 160  # characters in a message
 
 
 class Items(Dataset[Any]):
@@ -49,6 +51,11 @@ class Items(Dataset[Any]):
     def of(self, rows: Tensor, targets_of: Callable[[Any, int], Tensor | None] | None = None) -> "Items":
         """Return the items with these numbers [n]."""
         return Items(self.sources, self.rows[rows], targets_of or self.targets_of)
+
+    def alone(self) -> "Items":
+        """Return these items, where the only entry of a dictionary takes the place of the dictionary as the input."""
+        sources = [(dataset, partial(_alone, collate)) for dataset, collate in self.sources]
+        return Items(sources, self.rows, self.targets_of)
 
     @property
     def is_stored(self) -> bool:
@@ -121,14 +128,25 @@ def parted(batch: Any) -> tuple[Any, Any]:
     return inputs[0] if len(inputs) == 1 else inputs, y
 
 
+def _alone(collate: Collate, items: list[Any]) -> tuple[Any, ...]:
+    inputs, y = parted(collate(items))
+    (x,) = inputs.values()
+    return (x,) if y is None else (x, y)
+
+
 def described(inputs: Any) -> str:
-    """Return a phrase on the inputs of a batch: the types and shapes of its tensors, without the number of rows."""
+    """Return a phrase on the inputs of a batch: types and shapes of tensors, without the number of rows, if short."""
+    text = _described(inputs)
+    return text if len(text) <= MAX_DESCRIBED else f"{text[: MAX_DESCRIBED - 3]}..."
+
+
+def _described(inputs: Any) -> str:
     if isinstance(inputs, Tensor):
         return f"{str(inputs.dtype).removeprefix('torch.')} {list(inputs.shape[1:])}"
     if isinstance(inputs, Mapping):
-        return ", ".join(f"{name} {described(each)}" for name, each in inputs.items())
+        return ", ".join(f"{name} {_described(each)}" for name, each in inputs.items())
     if type(inputs) in (list, tuple):
-        return ", ".join(map(described, inputs))
+        return ", ".join(map(_described, inputs))
     return type(inputs).__name__
 
 

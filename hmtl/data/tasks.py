@@ -277,7 +277,7 @@ class Task(Described):
 
 def _are_numbers(targets: Any) -> bool:
     """Return whether the targets of two rows are two numbers."""
-    return isinstance(targets, Tensor) and targets.ndim > 0 and targets.numel() == len(targets)
+    return isinstance(targets, Tensor) and targets.ndim > 0 and targets.numel() == len(targets) == 2
 
 
 @cache

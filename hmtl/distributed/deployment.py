@@ -134,7 +134,8 @@ class Deployment(BaseModel):
             deployment = cls.model_validate(content or {})
         except OSError as error:
             raise ConfigError(
-                f"deployment={path}: {error.strerror}. Set it to the file of the site, see docs/guide/six_boxes.md."
+                f"deployment={path}: {error.strerror or 'it has no settings'}. Set it to the file of the site, see "
+                "docs/guide/six_boxes.md."
             ) from error
         except ValidationError as error:
             raise ConfigError(f"deployment={path}: {_first(error)}") from error

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from torch import Tensor, nn
+from torch.utils.data import default_convert
 
 from hmtl.data import Scaling, Task
 from hmtl.data.arrays import features
@@ -166,7 +167,7 @@ class Models:
         """
         if not self.shape:
             with torch.no_grad():
-                inputs = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+                inputs = default_convert(x)  # type: ignore[no-untyped-call]
                 own: NDArray[Any] = scores_of(called(self.model(user), inputs)).float().numpy()
             return own
         rows = self.table.features(self.table.table(x, "x")) if self.table else features(x, "x", self.columns)

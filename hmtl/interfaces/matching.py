@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from inspect import Parameter, signature
 from itertools import chain
 from typing import Any
@@ -37,6 +38,10 @@ def matched(
         own: a function with which the solver trains, if any.
     """
     scores, y, has_own = _tried(model, tasks[0])
+    if scores is None and (alone := _alone(tasks)):
+        of_entry = _tried(model, alone[0])
+        if of_entry[0] is not None:
+            tasks, (scores, y, has_own) = alone, of_entry
     if y is None and not (has_own and loss is None):
         reason = "the module does not run on them, or returns no loss of its own" if loss is None else "loss needs them"
         raise DataError(
@@ -55,7 +60,7 @@ def matched(
     if C > 1 and first.has_numbers and not (first.classes or is_own or (are_signs(tasks) and not takes_targets)):
         raise DataError(
             f"The module returns {C} scores for a row, but targets are floats, numbers to predict. Give integers "
-            "from 0 as classes, or a module with one output."
+            "from 0 as classes, a module with one output, or a loss such as loss=lambda output, y: f(output, y)."
         )
     if takes_targets:
         return TorchLoss(), _numbered(tasks, C if first.classes and C > 1 else None)
@@ -87,6 +92,17 @@ def half_squares(predictions: Tensor, y: Tensor) -> Tensor:
 
 def _numbered(tasks: Tasks, classes: int | None) -> Tasks:
     return tuple(task if task.classes == classes else task.numbered(classes) for task in tasks)
+
+
+def _alone(tasks: Tasks) -> Tasks:
+    """Return tasks whose rows are the only entry of a dictionary, instead of the dictionary; none if it has several."""
+    first = tasks[0].example
+    if first is None or not isinstance(first[0], Mapping) or len(first[0]) != 1:
+        return ()
+    return tuple(
+        replace(task, items=task.items and task.items.alone(), example=(*task.example[0].values(), task.example[1]))
+        for task in tasks
+    )
 
 
 def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tensor | None, Any, bool]:

@@ -524,10 +524,11 @@ def _check_task(task: Task, first: Task, loss: Loss) -> None:
     elif (task.example is None) != (first.example is None):
         fault = f"rows of another kind than task {first.name!r}. Give all users Datasets, or all users Tasks."
     elif not task.has_numbers and not isinstance(loss, TorchLoss):
-        fault = (
-            f"targets that are not one number for each row, as {name} needs. Name a loss of torch, such as "
-            "loss=torch.nn.BCEWithLogitsLoss()."
-        )
+        kind, remedy = task.example[1], "a loss of your own, such as loss=lambda output, y: f(output, y)"
+        if isinstance(kind, Tensor):
+            loss_of_torch = "BCEWithLogitsLoss" if kind.is_floating_point() else "CrossEntropyLoss"
+            remedy = f"a loss of torch, such as loss=torch.nn.{loss_of_torch}()"
+        fault = f"targets that are not one number for each row, as {name} needs. Name {remedy}."
     elif task.classes != first.classes:
         fault = (
             f"classes={task.classes}, but task {first.name!r} has classes={first.classes}. Number the classes alike "

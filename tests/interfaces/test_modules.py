@@ -6,6 +6,7 @@ One user, all rows in one minibatch: each idiom states the loss of a batch as a 
 import copy
 import random
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
 
@@ -398,6 +399,10 @@ def cross_entropy(model, batch):
     return F.cross_entropy(model(x), y)
 
 
+def by_entry(model, batch):
+    return F.cross_entropy(model(batch["image"]), batch["label"])
+
+
 def by_number(model, batch):
     x, y = batch
     return (model(x).squeeze(-1) - y.view(-1)).square().mean() / 2
@@ -457,6 +462,24 @@ def dicts(n):
 def ragged(n, y=None):
     x, y = words(n, T), labels(n) if y is None else y
     return DataLoader(Listed(n, lambda i: (x[i, : 2 + i % (T - 2)], y[i])), collate_fn=padded)
+
+
+def by_image(n):
+    x = draw(n, 5)
+    return Listed(n, lambda i: {"image": x[i], "label": i % C})
+
+
+def sums_by_name(x):
+    return Listed(len(x), lambda i: {"x": x[i], "y": x[i].sum()})
+
+
+def joined(items):
+    x, y = zip(*items, strict=True)
+    return torch.stack(x), torch.cat(y)
+
+
+def asserts(module, x):
+    assert x is None
 
 
 def longest_first(data):
@@ -691,6 +714,31 @@ IDIOMS = {
         floats(5),
         cross_entropy,
         {},
+    ),
+    "one entry": (mlp, by_image, by_entry, {}),
+    "one entry, numbers": (
+        partial(mlp, 1),
+        lambda n: sums_by_name(draw(n, 5)),
+        lambda m, b: (m(b["x"]).squeeze(-1) - b["y"]).square().mean() / 2,
+        {},
+    ),
+    "one entry and a loss": (
+        mlp,
+        by_image,
+        by_entry,
+        {"loss": lambda p, y: F.cross_entropy(p, y)},
+    ),
+    "a dictionary with one entry": (
+        lambda: Called(lambda m, batch: m.out(batch["image"]), out=nn.Linear(5, C)),
+        by_image,
+        lambda m, b: F.cross_entropy(m({"image": b["image"]}), b["label"]),
+        {},
+    ),
+    "a pair": (
+        lambda: Called(lambda m, a, b: (m.out(a), m.out(b)), out=nn.Linear(5, C)),
+        lambda n: TensorDataset(draw(n, 5), draw(n, 5, seed=1), labels(n) % 2 * 2.0 - 1),
+        lambda m, b: F.cosine_embedding_loss(*m(*b[:2]), b[2]),
+        {"loss": lambda output, y: F.cosine_embedding_loss(*output, y)},
     ),
     "assigns": (Assigns, floats(5), cross_entropy, {}),
     "a norm of one": (Normed, floats(5), cross_entropy, {}),
@@ -960,6 +1008,24 @@ def test_loaded_models_predict_by_scores_among_outputs(kind, tmp_path):
     assert list(loaded.predict(loaded.names[0], x)) == models[0].out(x).argmax(1).tolist()
 
 
+def test_arrays_in_dictionaries_are_predicted(tmp_path):
+    module, data = Called(lambda m, x: m.out(x["a"]), out=nn.Linear(5, C)), draw(N, 5)
+    data = Listed(N, lambda i, x=data: {"a": x[i], "label": i % C})
+    models = hmtl.Federation(module, [data] * 5, output_dir=tmp_path).train(1)
+    loaded, x = hmtl.load_run(tmp_path, module), draw(4, 5, seed=1)
+    want = models[0]({"a": x}).argmax(1).tolist()
+    assert list(loaded.predict(loaded.names[0], {"a": x.numpy()})) == want
+
+
+@pytest.mark.parametrize("with_test", [True, False])
+def test_users_may_be_mappings_and_any_iterable(with_test):
+    train, test = floats(5)(N), floats(5)(4)
+    user = {"train": train, "test": test} if with_test else {"train": train}
+    got = hmtl.Federation(mlp, (user for _ in range(3)), seed=1).train(1)
+    want = hmtl.Federation(mlp, [(train, test) if with_test else train] * 3, seed=1).train(1)
+    assert torch.equal(numbers_of(got), numbers_of(want))
+
+
 def test_modules_may_write_into_their_rows():
     """Neither the user's tensors nor later rounds change."""
     module, data = Called(lambda m, x: m.out(x.sub_(0.1)), out=nn.Linear(5, C)), floats(5)(N)
@@ -1051,7 +1117,7 @@ def numbers_of(models):
     return torch.stack([nn.utils.parameters_to_vector(model.parameters()).detach() for model in models])
 
 
-class Scaled(nn.Module):
+class FrozenBody(nn.Module):
     """Frozen convolutions with BatchNorm and dropout, and a head."""
 
     def __init__(self):
@@ -1067,7 +1133,7 @@ class Scaled(nn.Module):
 def test_frozen_layers_stay_in_evaluation_mode():
     """Neither their BatchNorm nor their dropout changes; `frozen="train"` is the other way."""
     torch.manual_seed(0)
-    first, data = Scaled(), floats(2, 8, 8)(N)
+    first, data = FrozenBody(), floats(2, 8, 8)(N)
     want = copy.deepcopy(first)
     trained_by_a_loop(want.eval(), data, cross_entropy)
     federation = hmtl.Federation(first, [data], topology=symmetric(1, 1, 1))
@@ -1324,6 +1390,74 @@ REFUSED = {
         ConfigError,
         "target",
     ),
+    "several entries": (
+        mlp,
+        Listed(N, lambda i: {"image": draw(5), "mask": draw(5), "label": i % C}),
+        ConfigError,
+        "parameters of forward.*collate_fn",
+    ),
+    "lists of numbers": (
+        mlp,
+        Listed(N, lambda i: {"image": [0.5] * 300, "label": i % C}),
+        ConfigError,
+        "with_format",
+    ),
+    "targets of uneven length": (
+        mlp,
+        DataLoader([(draw(5), torch.ones(1 + i % 3).long()) for i in range(N)], collate_fn=joined),
+        DataError,
+        "CrossEntropyLoss",
+    ),
+    "class maps": (
+        lambda: nn.Conv2d(2, C, 1),
+        TensorDataset(draw(N, 2, 4, 4), words(N, 4, 4, high=C)),
+        DataError,
+        "CrossEntropyLoss",
+    ),
+    "dictionaries of targets": (mlp, Listed(N, lambda i: (draw(5), {"a": i, "b": i})), DataError, "lambda output, y"),
+    "an assertion": (lambda: Called(asserts, out=nn.Linear(5, C)), floats(5)(N), ConfigError, "AssertionError"),
+    "no such file": (
+        lambda: Called(lambda m, x: Path("nowhere").read_text(), out=nn.Linear(5, C)),
+        floats(5)(N),
+        ConfigError,
+        "nowhere",
+    ),
+    "items that divide by zero": (mlp, Listed(N, lambda i: (draw(5), 1 // (i - 7))), DataError, "ZeroDivision"),
+    "other outputs in evaluation": (
+        lambda: Called(lambda m, x: (m.out(x), m.out(x)) if m.training else m.out(x), out=nn.Linear(5, C)),
+        floats(5)(N),
+        ConfigError,
+        "evaluation mode",
+        lambda output, y: F.cross_entropy(output[0], y) + F.cross_entropy(output[1], y),
+    ),
+    "a loss of a pair": (
+        lambda: Called(lambda m, a, b: (m.out(a), m.out(b)), out=nn.Linear(5, C)),
+        TensorDataset(draw(N, 5), draw(N, 5), labels(N) % 2 * 2.0 - 1),
+        DataError,
+        "lambda output, y",
+        nn.CosineEmbeddingLoss(),
+    ),
+    "a loss of three": (
+        lambda: Called(lambda m, x: m.out(x).unbind(1), out=nn.Linear(5, 2)),
+        TensorDataset(draw(N, 5), draw(N)),
+        ConfigError,
+        "lambda output, y",
+        nn.GaussianNLLLoss(),
+    ),
+    "a late row that is not a number": (
+        mlp,
+        Listed(300, lambda i: (draw(5) * (torch.nan if i == 290 else 1), draw(C))),
+        DataError,
+        "training rows of user 0: Row 290",
+    ),
+    "a late target that is not a number": (
+        mlp,
+        TensorDataset(draw(300, 5), torch.where(torch.arange(300)[:, None] == 290, torch.nan, draw(300, C))),
+        DataError,
+        "training rows of user 0: Row 290",
+    ),
+    "test rows without targets": (mlp, (floats(5)(N), TensorDataset(draw(N, 5))), DataError, "User 0.*targets"),
+    "other names of data": (mlp, {"train": floats(5)(N), "validation": floats(5)(N)}, DataError, "validation"),
     "in parallel": (lambda: nn.DataParallel(mlp()), floats(5)(N), ConfigError, "module"),
     "a teacher": (Follows, floats(5)(N), ConfigError, "teacher.weight.* buffer"),
     "a script inside": (

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from hmtl.data.items import TARGETS, described, each_tensor
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, HmtlError, reason
 from hmtl.mtl.networks.calls import arguments, called, scores_of, with_targets
 from hmtl.mtl.networks.layers import layers_of
 from hmtl.rng import generator
@@ -116,7 +116,7 @@ class FlatModel:
                     with torch.no_grad():
                         called(self.module.eval(), self._rows(lazy))
             if isinstance(self.module, nn.DataParallel):
-                raise ConfigError("The model is a DataParallel, but users train in turn. Give its `module`.")
+                raise ConfigError("The model is a DataParallel, which splits rows over devices. Give its `module`.")
             if any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules()):
                 raise ConfigError(
                     "The model has a script, whose copies torch cannot train. Give the module before `script`."
@@ -154,21 +154,24 @@ class FlatModel:
                 output = called(self.module, self._rows(x))
             self.rows_at_once = self._rows_within(max(sizes, default=0) / 2)
             self.channels_last = self._runs_with_channels_last(x)
-        except ConfigError:
+        except HmtlError:
             raise
-        except (TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # a module is any code
             if as_given:
                 cause = "The last entry of an item that is not a dictionary is its target"
                 if isinstance(error, IndexError) and "range" in str(error):
                     cause = "Number ids from 0, each below the number of embeddings"
+                elif isinstance(x, Mapping) and any(isinstance(each, list) for each in x.values()):
+                    cause = "Lists of numbers become tensors with datasets.Dataset.with_format('torch')"
+                elif isinstance(x, Mapping):
+                    cause = "Name entries as the parameters of forward, or let collate_fn of a DataLoader return (x, y)"
                 raise ConfigError(
-                    f"The model does not work with a batch of two items, {described(x)} ({reason}). {remedy}: call it "
-                    f"on such a batch. {cause}."
+                    f"The model does not work with a batch of two items, {described(x)} ({reason(error)}). {remedy}: "
+                    f"call it on such a batch. {cause}."
                 ) from error
             raise ConfigError(
-                f"The model does not work with d={d} features and C={C} outputs ({reason}). The module gets rows "
-                f"of shape {self.shape}. {remedy}; a function with a parameter `shape` gets rows in their own shape."
+                f"The model does not work with d={d} features and C={C} outputs ({reason(error)}). The module gets "
+                f"rows of shape {self.shape}. {remedy}; a function with a parameter `shape` gets rows in their shape."
             ) from error
         if C is None:
             return
@@ -448,9 +451,10 @@ def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
         with seeded(seed, "model"):  # numbers that were not trained come from the seed
             module, _ = made(make, math.prod(about["shape"]), about["C"], tuple(about["shape"]))
         named = dict(chain(module.named_parameters(), module.named_buffers()))
-    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"model makes no network ({reason}). Give the run's module or algorithm.model.") from error
+    except Exception as error:  # what makes a module is any code
+        raise ConfigError(
+            f"model makes no network ({reason(error)}). Give the run's module or algorithm.model."
+        ) from error
     for name, shape in shapes.items():
         if name not in named or not (is_lazy(named[name]) or named[name].shape == shape):
             raise ConfigError(

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from hmtl.data.items import Items, each_tensor
-from hmtl.errors import ConfigError
+from hmtl.errors import ConfigError, reason
 from hmtl.mtl.losses import Loss
 from hmtl.mtl.networks.calls import called, in_range, scores_of, with_targets
 from hmtl.mtl.networks.copies import group_size, trains_side_by_side
@@ -197,12 +197,14 @@ class TorchTrainer(MinibatchSolver):
                     module = model.to_train(model.lent(like))
                     x, y = self._minibatch(problem.loss, model, own, torch.arange(2), y, rows.s)
                     _check_leaves(self._losses(problem.loss, model, module, x, y), module)
+                    _check_evaluation(problem.loss, module.eval(), x, y)
         except ConfigError:
             raise
         except Exception as error:  # the parts are any code
             raise ConfigError(
-                f"The solver cannot train this model ({type(error).__name__}: {error}). Check solver.optimizer, "
-                "scheduler, loss and transform: a loss takes predictions, [rows, C] or [rows], and targets [rows]."
+                f"The solver cannot train this model ({reason(error)}). Check solver.optimizer, scheduler, loss and "
+                "transform: a loss takes predictions, [rows, C] or [rows], and targets [rows]. If it takes more, give "
+                "a function of a module's output and targets, such as loss=lambda output, y: f(*output, y)."
             ) from error
 
     def _side_by_side(self, model: FlatModel, problem: Problem) -> bool:
@@ -375,6 +377,20 @@ class TorchTrainer(MinibatchSolver):
                         "scheduler whose steps need none, such as CosineAnnealingLR."
                     ) from error
         return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def _check_evaluation(loss: Loss, module: nn.Module, x: Any, y: Any) -> None:
+    """Raise ConfigError if a loss of torch, or one's own, fails on what a module returns in evaluation mode."""
+    if not isinstance(loss, TorchLoss):
+        return
+    try:
+        with torch.no_grad():
+            loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)
+    except Exception as error:  # the parts are any code
+        raise ConfigError(
+            f"{loss.name} fails on what the model returns in evaluation mode, in which rows are measured "
+            f"({reason(error)}). Let it take what the model returns in both modes."
+        ) from error
 
 
 def _check_leaves(losses: Tensor, module: nn.Module) -> None:
