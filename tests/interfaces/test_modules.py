@@ -222,6 +222,21 @@ class Notes(nn.Module):
         return self.out(x)
 
 
+class NotesInPlace(nn.Module):
+    """Notes the first rows that it gets in any mode, and a running mean in a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.out, self.mean, self.first = nn.Linear(5, C), torch.zeros(5), None
+
+    def forward(self, x):
+        if self.first is None:
+            self.first = x.mean(0).detach()
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.mean(0).detach())
+        return self.out(x - self.first - self.mean)
+
+
 class Counts(nn.Module):
     """Scales rows by the first ones that it sees, and its output by the number of its calls; both are buffers."""
 
@@ -680,6 +695,7 @@ IDIOMS = {
     ),
     "hooked gradients": (hooked_layer, floats(5), cross_entropy, {}),
     "notes": (Notes, floats(5), cross_entropy, {}),
+    "notes in place": (NotesInPlace, floats(5), cross_entropy, {}),
     "observers": (Observes, floats(5), cross_entropy, {}),
     "counts": (Counts, floats(5), cross_entropy, {}),
     "longest first": (
@@ -943,14 +959,37 @@ def test_buffers_of_integers_go_on_in_the_next_round():
     assert models[0].is_scaled.dtype == torch.bool
 
 
-def test_users_do_not_read_the_notes_of_others():
+@pytest.mark.parametrize("kind", [Notes, NotesInPlace])
+def test_users_do_not_read_the_notes_of_others(kind):
     """What a module assigns to its attributes is that of one user's training."""
     torch.manual_seed(0)
-    module, kinds = Notes(), [floats(5)(N), TensorDataset(draw(N, 5, seed=7), labels(N))]
+    module, kinds = kind(), [floats(5)(N), TensorDataset(draw(N, 5, seed=7), labels(N))]
     alone = [hmtl.Federation(module, [data], topology=symmetric(1, 1, 1)).train(1)[0] for data in kinds]
     models = hmtl.Federation(module, kinds * 3).train(1)
     want = sum(nn.utils.parameters_to_vector(model.parameters()) for model in alone) / 2
     torch.testing.assert_close(numbers_of(models[:1])[0], want.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_users_modules_have_no_notes_of_trials():
+    module = NotesInPlace()
+    models = hmtl.Federation(module, [(floats(5)(N), floats(5)(4))] * 3).train(1)
+    assert module.first is None
+    assert all(each.first is None and not each.mean.any() for each in models)
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_count_that_does_not_travel_may_be_coupled(persistent):
+    def forward(m, x):
+        m.n += m.training
+        return m.out(x)
+
+    module = Called(forward, out=nn.Linear(5, C))
+    module.register_buffer("n", torch.tensor(0), persistent=persistent)
+    if persistent:
+        with pytest.raises(ConfigError, match=r"n .*persistent=False"):
+            hmtl.Federation(module, [floats(5)(N)] * 5, algorithm="fedu")
+    else:
+        hmtl.Federation(module, [floats(5)(N)] * 5, algorithm="fedu").train(1)
 
 
 def test_measuring_leaves_buffers_as_training_left_them():

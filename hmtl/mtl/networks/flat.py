@@ -9,7 +9,6 @@ import json
 import math
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
@@ -28,6 +27,7 @@ from hmtl.data.items import TARGETS, described, each_tensor
 from hmtl.errors import ConfigError, HmtlError, reason
 from hmtl.mtl.networks.calls import arguments, called, scores_of, with_targets
 from hmtl.mtl.networks.layers import layers_of
+from hmtl.mtl.networks.notes import Notes
 from hmtl.rng import generator
 
 MakeModel = Callable[..., nn.Module]
@@ -41,8 +41,6 @@ CPU_BYTES = 4 << 20
 GPU_BYTES = 1 << 30
 FEWEST_ROWS, MOST_ROWS = 16, 1024  # of which predictions are computed at once
 LARGE = 1024  # numbers; a smaller buffer may be a counter that changes later
-HOLDERS = list, dict, set, deque  # of what a module may note
-TORCH_OWN = vars(nn.Module()).keys()  # attributes of every module
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _seeding = threading.RLock()  # torch has one set of generators for all threads of a process
 
@@ -132,7 +130,8 @@ class FlatModel:
             if not trained:
                 raise ConfigError("The model has no parameters to train, or all are frozen. Call requires_grad_().")
             self._lent: nn.Module | None = None
-            self._attributes: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = []
+            self._notes: Notes | None = None  # of the module that is lent
+            self._first_notes = Notes(self.module)
             self.frozen = _frozen(self.module) if frozen == "eval" else ()
             first = next(iter(trained.values()))
             like = first.new_empty(0, dtype=torch.float64 if first.dtype == torch.float64 else torch.float32)
@@ -256,9 +255,11 @@ class FlatModel:
     def check_no_buffers(self, algorithm: str) -> None:
         """Raise ConfigError if w contains buffers, for an algorithm that must not take steps on them."""
         if self.buffers:
+            name, is_count = self.buffers[0], self.buffers[0] in self.types
+            remedy = "register it with persistent=False" if is_count else "GroupNorm or LayerNorm in place of BatchNorm"
             raise ConfigError(
-                f"{algorithm} moves the numbers of models otherwise than to an average, and the model's "
-                f"{self.buffers[0]} must not be. Choose algorithm=fedavg or fedper, or GroupNorm or LayerNorm for it."
+                f"{algorithm} moves the numbers of models otherwise than to an average, which the model's {name} does "
+                f"not allow, as training changes it. Choose algorithm=fedavg or fedper, or {remedy}."
             )
 
     def to_train(self, module: nn.Module) -> nn.Module:
@@ -273,35 +274,27 @@ class FlatModel:
 
         All such modules share the tensors in `kept`.
         """
-        return self._with(copied(self.module, self.kept.values()), w, trained)
+        return self._with(self._copied(), w, trained)
+
+    def _copied(self) -> nn.Module:
+        """Return a copy of the module that shares `kept`, with attributes as they were before it was tried out."""
+        self._first_notes.restore()
+        return copied(self.module, self.kept.values())
 
     @property
     def keeps_notes(self) -> bool:
-        """Whether the module that was lent last has assigned to its attributes since, such as a count of its calls."""
-        return any(
-            attributes.keys() != made.keys()
-            or any(attributes[name] is not each for name, each in made.items() if name not in held)
-            or any([*map(id, _held(attributes[name]))] != [*map(id, _held(made[name]))] for name in held)
-            for attributes, made, held in self._attributes
-        )
+        """Whether the module that was lent last has written into its attributes since, such as a count of its calls."""
+        return self._notes is not None and self._notes.are_changed
 
     def lent(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
         """Return `holding(w, trained)` in a module that the next call takes back; all calls are from one thread."""
-        if self._lent is None:
-            self._lent = self.to_train(copied(self.module, self.kept.values()))
-            for part in self._lent.modules():
-                held = [
-                    name for name, each in vars(part).items() if name not in TORCH_OWN and isinstance(each, HOLDERS)
-                ]
-                made = {name: copy.copy(each) if name in held else each for name, each in vars(part).items()}
-                self._attributes.append((vars(part), made, held))
+        if self._lent is None or self._notes is None:
+            self._lent = self.to_train(self._copied())
+            self._notes = Notes(self._lent)
             for name, each in self._lent.named_parameters():
                 each.data = channels_last(each.data) if self.channels_last and name in self.shapes else each.data
-        for attributes, made, held in self._attributes:
-            for name in attributes.keys() - made.keys():
-                del attributes[name]
-            attributes.update(made)
-            attributes.update({name: copy.copy(made[name]) for name in held})
+        self.to_train(self._lent)
+        self._notes.restore()
         first = dict(self.module.named_buffers())
         for name, buffer in self._lent.named_buffers():
             if name not in self.shapes and name not in self.kept and name in first:
@@ -551,13 +544,6 @@ def _frozen(module: nn.Module) -> tuple[str, ...]:
         if is_frozen and not name.startswith(tuple(f"{outer}." for outer in found)):
             found.append(name)
     return tuple(found)
-
-
-def _held(holder: Any) -> Iterable[Any]:
-    """Return what a list, dictionary, set or deque holds; nothing of what was put in its place."""
-    if not isinstance(holder, HOLDERS):
-        return ()
-    return chain(*holder.items()) if isinstance(holder, dict) else holder
 
 
 def _refers(value: Any, own: Set[int], depth: int = 3) -> bool:
