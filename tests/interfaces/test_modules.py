@@ -296,14 +296,17 @@ class Normed(nn.Module):
 class Follows(nn.Module):
     """Subtracts what a frozen layer returns, whose numbers follow those of another (He et al. 2020, MoCo)."""
 
-    def __init__(self):
+    def __init__(self, in_place=False):
         super().__init__()
         self.first, self.out = nn.Linear(5, 4), nn.Linear(4, C)
-        self.teacher = copy.deepcopy(self.first).requires_grad_(False)
+        self.teacher, self.in_place = copy.deepcopy(self.first).requires_grad_(False), in_place
 
     def forward(self, x):
         for own, w in zip(self.teacher.parameters(), self.first.parameters(), strict=True):
-            own.data = 0.9 * own.data + 0.1 * w.data
+            if self.in_place:
+                own.data.mul_(0.9).add_(w.data, alpha=0.1)
+            else:
+                own.data = 0.9 * own.data + 0.1 * w.data
         return self.out(self.first(x) - self.teacher(x))
 
 
@@ -368,6 +371,11 @@ def refers_to_itself(kind):
         module.function, first = module.body, module.forward
         module.forward = lambda x: 2 * first(x)
     elif kind == "default":
+        module.function = lambda x, body=module.body: body(x)
+    elif kind == "global":
+        module.function = eval("lambda x: model.body(x)", {"model": module})
+    elif kind == "frozen":
+        module.body.requires_grad_(False).eval()
         module.function = lambda x, body=module.body: body(x)
     elif kind == "partial":
         module.function = partial(lambda x: module.body(x))
@@ -712,6 +720,7 @@ IDIOMS = {
     ),
     "a part": (Text, lambda n: Subset(tokens(2 * n), range(0, 2 * n, 2)), cross_entropy, {}),
     "a function": (with_function, floats(5), cross_entropy, {}),
+    "a function of a frozen part": (lambda: refers_to_itself("frozen"), floats(5), cross_entropy, {}),
     "float64 by an own loss": (
         lambda: mlp().double(),
         floats(5),
@@ -1414,6 +1423,7 @@ REFUSED = {
     "an observer of no rows": (rounded, floats(5)(N), ConfigError, "_val .* in training mode"),
     "a lambda": (lambda: refers_to_itself("lambda"), floats(5)(N), ConfigError, "function"),
     "a default": (lambda: refers_to_itself("default"), floats(5)(N), ConfigError, "function"),
+    "a global": (lambda: refers_to_itself("global"), floats(5)(N), ConfigError, "function"),
     "a partial function": (lambda: refers_to_itself("partial"), floats(5)(N), ConfigError, "function"),
     "a hook": (lambda: refers_to_itself("hook"), floats(5)(N), ConfigError, "_forward_hooks"),
     "another forward": (lambda: refers_to_itself("forward"), floats(5)(N), ConfigError, "forward"),
@@ -1498,6 +1508,7 @@ REFUSED = {
     "test rows without targets": (mlp, (floats(5)(N), TensorDataset(draw(N, 5))), DataError, "User 0.*targets"),
     "other names of data": (mlp, {"train": floats(5)(N), "validation": floats(5)(N)}, DataError, "validation"),
     "in parallel": (lambda: nn.DataParallel(mlp()), floats(5)(N), ConfigError, "module"),
+    "a teacher in place": (partial(Follows, True), floats(5)(N), ConfigError, "teacher.weight.* buffer"),
     "a teacher": (Follows, floats(5)(N), ConfigError, "teacher.weight.* buffer"),
     "a script inside": (
         lambda: nn.Sequential(torch.jit.script(nn.Linear(5, 4)), nn.Linear(4, C)),

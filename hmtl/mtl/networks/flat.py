@@ -4,6 +4,7 @@ d features, C outputs (classes, or 1), m numbers, n rows.
 """
 
 import copy
+import dis
 import inspect
 import json
 import math
@@ -41,6 +42,10 @@ CPU_BYTES = 4 << 20
 GPU_BYTES = 1 << 30
 FEWEST_ROWS, MOST_ROWS = 16, 1024  # of which predictions are computed at once
 LARGE = 1024  # numbers; a smaller buffer may be a counter that changes later
+WRITES_INTO_TRUNK = (
+    "Training writes into {}, which is frozen and exists once for all users. Let it require a gradient if it is to be "
+    "trained, or make it a buffer if forward changes it."
+)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _seeding = threading.RLock()  # torch has one set of generators for all threads of a process
 
@@ -324,10 +329,16 @@ class FlatModel:
         yield
         for (name, each), place in zip(self.kept.items(), before, strict=True):
             if place_of(each) != place:
-                raise ConfigError(
-                    f"Training writes into {name}, which is frozen and exists once for all users. Let it require a "
-                    "gradient if it is to be trained, or make it a buffer if forward changes it."
-                )
+                raise ConfigError(WRITES_INTO_TRUNK.format(name))
+
+    @contextmanager
+    def keeping_numbers(self) -> Iterator[None]:
+        """Raise as `keeping` does, but by the numbers, which `data` lets a module change unnoticed."""
+        before = {name: digest({name: each}) for name, each in self.kept.items()}
+        yield
+        for name, each in self.kept.items():
+            if digest({name: each}) != before[name]:
+                raise ConfigError(WRITES_INTO_TRUNK.format(name))
 
     @cached_property
     def trunk(self) -> str:
@@ -494,7 +505,9 @@ def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
     memo |= {id(each): UninitializedBuffer() for each in module.buffers() if isinstance(each, UninitializedBuffer)}
     held = (each for part in module.modules() for each in vars(part).values())
     memo |= {id(each): each.detach() for each in held if isinstance(each, Tensor) and not each.is_leaf}
-    own = {id(each) for each in chain(module.modules(), module.parameters())} - memo.keys()
+    # a frozen part in evaluation mode is the same in all copies
+    trains = [part for part in module.modules() if part.training or any(w.requires_grad for w in part.parameters())]
+    own = {id(each) for each in chain(trains, (w for w in module.parameters() if w.requires_grad))} - memo.keys()
     try:
         made = copy.deepcopy(module, memo)
     except (TypeError, RuntimeError, ValueError) as error:  # open files, locks
@@ -506,7 +519,7 @@ def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
             if _refers(each, own):
                 raise ConfigError(
                     f"A function that the model holds ({name}) refers to the model, of which users train copies. Make "
-                    "it a method of the model."
+                    "it a method of the model, or refer to frozen parts in evaluation mode alone."
                 )
     return made
 
@@ -555,10 +568,18 @@ def _refers(value: Any, own: Set[int], depth: int = 3) -> bool:
     if not isinstance(value, FunctionType) or not depth:
         return False
     held = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    loaded = {each.argval for each in dis.get_instructions(value) if each.opname == "LOAD_GLOBAL"}
+    if any(_is_or_belongs_to(value.__globals__.get(name), own) for name in loaded):
+        return True
     for cell in value.__closure__ or ():
         with suppress(ValueError):  # it is empty
             held.append(cell.cell_contents)
-    return any({id(each), id(getattr(each, "__self__", None))} & own or _refers(each, own, depth - 1) for each in held)
+    return any(_is_or_belongs_to(each, own) or _refers(each, own, depth - 1) for each in held)
+
+
+def _is_or_belongs_to(value: Any, own: Set[int]) -> bool:
+    """Return whether a value, or the object of which it is a method, has one of these identities."""
+    return bool({id(value), id(getattr(value, "__self__", None))} & own)
 
 
 def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, str]:

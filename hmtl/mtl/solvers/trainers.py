@@ -191,7 +191,9 @@ class TorchTrainer(MinibatchSolver):
         rows = Rows(X, y, y, (2,), ends.to(like) / 2)
         start = NetworkSubproblem(model, like[None], np.arange(1), 1, (0, "check"), [own].__getitem__)
         try:
-            self(problem.loss, rows, start, torch.arange(2)[None], torch.ones(1, dtype=torch.int64))
+            with model.keeping_numbers():
+                steps = 2 if model.kept else 1  # the second shows whether frozen numbers follow trained ones
+                self(problem.loss, rows, start, torch.arange(2).repeat(steps, 1), torch.tensor([steps]))
             if self.loss or isinstance(problem.loss, TorchLoss):
                 with seeded(0, "check", device=like.device):
                     module = model.to_train(model.lent(like))
