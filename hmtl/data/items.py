@@ -52,9 +52,9 @@ class Items(Dataset[Any]):
         """Return the items with these numbers [n]."""
         return Items(self.sources, self.rows[rows], targets_of or self.targets_of)
 
-    def alone(self) -> "Items":
-        """Return these items, where the only entry of a dictionary takes the place of the dictionary as the input."""
-        sources = [(dataset, partial(_alone, collate)) for dataset, collate in self.sources]
+    def entry(self, name: str) -> "Items":
+        """Return these items with the entry of this name as their input, instead of the dictionary that has it."""
+        sources = [(dataset, partial(_entry, name, collate)) for dataset, collate in self.sources]
         return Items(sources, self.rows, self.targets_of)
 
     @property
@@ -128,10 +128,9 @@ def parted(batch: Any) -> tuple[Any, Any]:
     return inputs[0] if len(inputs) == 1 else inputs, y
 
 
-def _alone(collate: Collate, items: list[Any]) -> tuple[Any, ...]:
+def _entry(name: str, collate: Collate, items: list[Any]) -> tuple[Any, ...]:
     inputs, y = parted(collate(items))
-    (x,) = inputs.values()
-    return (x,) if y is None else (x, y)
+    return (inputs[name],) if y is None else (inputs[name], y)
 
 
 def described(inputs: Any) -> str:
@@ -148,6 +147,11 @@ def _described(inputs: Any) -> str:
     if type(inputs) in (list, tuple):
         return ", ".join(map(_described, inputs))
     return type(inputs).__name__
+
+
+def is_text(batched: Any) -> bool:
+    """Return whether an entry of a batch is text, a string for each row."""
+    return type(batched) in (list, tuple) and all(isinstance(each, str) for each in batched)
 
 
 def target_name(batch: Mapping[Any, Any]) -> Any:

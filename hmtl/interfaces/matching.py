@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hmtl.data import Task
-from hmtl.data.items import TARGETS, each_tensor
+from hmtl.data.items import TARGETS, each_tensor, is_text
 from hmtl.data.tasks import SPLITS, classified
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import Loss, Squared, TorchLoss
@@ -38,10 +38,10 @@ def matched(
         own: a function with which the solver trains, if any.
     """
     scores, y, has_own = _tried(model, tasks[0])
-    if scores is None and (alone := _alone(tasks)):
-        of_entry = _tried(model, alone[0])
-        if of_entry[0] is not None:
-            tasks, (scores, y, has_own) = alone, of_entry
+    if scores is None and (of_entry := _of_only_entry(tasks)):
+        tried = _tried(model, of_entry[0])
+        if tried[0] is not None:
+            tasks, (scores, y, has_own) = of_entry, tried
     if y is None and not (has_own and loss is None):
         reason = "the module does not run on them, or returns no loss of its own" if loss is None else "loss needs them"
         raise DataError(
@@ -94,13 +94,21 @@ def _numbered(tasks: Tasks, classes: int | None) -> Tasks:
     return tuple(task if task.classes == classes else task.numbered(classes) for task in tasks)
 
 
-def _alone(tasks: Tasks) -> Tasks:
-    """Return tasks whose rows are the only entry of a dictionary, instead of the dictionary; none if it has several."""
+def _of_only_entry(tasks: Tasks) -> Tasks:
+    """Return tasks whose rows are the only tensor in a dictionary, instead of the dictionary; none if it has several.
+
+    Further entries may be text, such as names of files.
+    """
     first = tasks[0].example
-    if first is None or not isinstance(first[0], Mapping) or len(first[0]) != 1:
+    if first is None or not isinstance(first[0], Mapping):
+        return ()
+    names = [name for name, each in first[0].items() if not is_text(each)]
+    if len(names) != 1 or not isinstance(first[0][names[0]], Tensor):
         return ()
     return tuple(
-        replace(task, items=task.items and task.items.alone(), example=(*task.example[0].values(), task.example[1]))
+        replace(
+            task, items=task.items and task.items.entry(names[0]), example=(task.example[0][names[0]], task.example[1])
+        )
         for task in tasks
     )
 

@@ -741,6 +741,12 @@ IDIOMS = {
         {},
     ),
     "one entry": (mlp, by_image, by_entry, {}),
+    "one entry beside text": (
+        mlp,
+        lambda n: Listed(n, lambda i: by_image(n)[i] | {"file": f"{i}.png"}),
+        by_entry,
+        {},
+    ),
     "one entry, numbers": (
         partial(mlp, 1),
         lambda n: sums_by_name(draw(n, 5)),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
-from hmtl.data.items import TARGETS, described, each_tensor
+from hmtl.data.items import TARGETS, described, each_tensor, is_text
 from hmtl.errors import ConfigError, HmtlError, reason
 from hmtl.mtl.networks.calls import arguments, called, scores_of, with_targets
 from hmtl.mtl.networks.layers import layers_of
@@ -165,7 +165,9 @@ class FlatModel:
                 cause = "The last entry of an item that is not a dictionary is its target"
                 if isinstance(error, IndexError) and "range" in str(error):
                     cause = "Number ids from 0, each below the number of embeddings"
-                elif isinstance(x, Mapping) and any(isinstance(each, list) for each in x.values()):
+                elif isinstance(x, Mapping) and any(
+                    isinstance(each, list) and not is_text(each) for each in x.values()
+                ):
                     cause = "Lists of numbers become tensors with datasets.Dataset.with_format('torch')"
                 elif isinstance(x, Mapping):
                     cause = "Name entries as the parameters of forward, or let collate_fn of a DataLoader return (x, y)"
