@@ -1451,6 +1451,15 @@ REFUSED = {
         ConfigError,
         "parameters of forward.*collate_fn",
     ),
+    "a list as an argument": (
+        lambda: Called(lambda m, images: m.out(torch.stack(images)), out=nn.Linear(5, C)),
+        DataLoader(
+            Listed(N, lambda i: (draw(N, 5)[i], {"class": i % C})),
+            collate_fn=lambda rows: tuple(zip(*rows, strict=True)),
+        ),
+        ConfigError,
+        "one argument into a dictionary",
+    ),
     "lists of numbers": (
         mlp,
         Listed(N, lambda i: {"image": [0.5] * 300, "label": i % C}),

@@ -169,6 +169,11 @@ class FlatModel:
                     isinstance(each, list) and not is_text(each) for each in x.values()
                 ):
                     cause = "Lists of numbers become tensors with datasets.Dataset.with_format('torch')"
+                elif isinstance(x, list | tuple):
+                    cause = (
+                        "All entries but the last, the target, are arguments of forward; put a list that is one "
+                        "argument into a dictionary"
+                    )
                 elif isinstance(x, Mapping):
                     cause = "Name entries as the parameters of forward, or let collate_fn of a DataLoader return (x, y)"
                 raise ConfigError(
