@@ -69,7 +69,8 @@ class Federation:
             that begins with them: [n, C] for C classes, [n, 1] or [n] for numbers, or what `loss` takes. None for
             algorithms with linear models: "mocha", "cocoa" and "local".
         dataset: the training rows of each user, as a torch Dataset or a DataLoader, of which the `collate_fn` counts,
-            or its training and test rows; `hmtl.data.deal` divides one Dataset. Or a `Task` for each user.
+            or its training and test rows, as a pair or as {"train": ..., "test": ...}; `hmtl.data.deal` divides one
+            Dataset. Or a `Task` for each user.
         algorithm: a name, or a learner of networks.
         measures: functions of a user's predictions and targets by name, see `OwnMeasure`.
         logger: loggers, which are closed at the end of `train`, or functions that get the row of each round.
@@ -78,8 +79,8 @@ class Federation:
             `communicator`; of the last, a class or `functools.partial` takes the place of an object. A solver may be an
             optimizer's class, or what makes one from parameters, such as `functools.partial(torch.optim.AdamW,
             lr=1e-3)`. Values are such as `seed=1`, `H=10`, `evaluate_every=5`, `secure=True`, `resume=FOLDER`,
-            `privacy={"clip": 1.0, "noise": 1.0}`,
-            `**{"algorithm.alpha": 0.3}` in a part, and `**{"dataset.class_weight": "balanced"}`.
+            `privacy={"clip": 1.0, "noise": 1.0}`, `**{"algorithm.alpha": 0.3}` in a part, and
+            `**{"dataset.class_weight": "balanced"}`.
 
     Three defaults depend on the model and the data. `device` is that of the module. `topology="any_r"` replaces
     "symmetric" if that cannot have this number of users.
