@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from types import FrameType
 
+MAX_REASON = 300  # characters
+
 
 class HmtlError(Exception):
     """Base of all errors that a user can fix."""
@@ -70,8 +72,9 @@ class CheckpointError(HmtlError, ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """Return the type and the text of an error that code of others raised, in one line."""
+    """Return the type and the text of an error that others' code raised, in one line of limited length."""
     text = " ".join(str(error).split()).rstrip(".")
+    text = text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 3]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

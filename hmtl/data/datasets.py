@@ -19,8 +19,8 @@ from hmtl.errors import DataError, few, reason
 from hmtl.rng import generator
 
 Source = Dataset[Any] | DataLoader[Any]
-UserData = Task | Source | tuple[Source, Source] | list[Source]
-"""The data of a user: a Task, training rows, or training and test rows."""
+UserData = Task | Source | tuple[Source, Source] | list[Source] | Mapping[str, Source]
+"""The data of a user: a Task, training rows, or training and test rows, by place or as "train" and "test"."""
 SAMPLERS = SequentialSampler, RandomSampler, BatchSampler
 """Samplers that a DataLoader makes itself."""
 READ_CHUNK_ROWS = 256  # rows that are read together
@@ -61,7 +61,9 @@ def from_datasets(
         for k, own in sources.items()
     }
     if some := [k for k, parts in read.items() if len({x is None for x, _ in parts}) > 1]:
-        raise DataError(f"User {some[0]} has targets for training rows or for test rows alone. Give both targets.")
+        raise DataError(
+            f"User {some[0]} has targets for its training rows or its test rows alone. Give targets for both."
+        )
     labels = [y for parts in read.values() for _, y in parts]
     is_integer = {not y.is_floating_point() for y in labels}
     if len(is_integer) > 1:

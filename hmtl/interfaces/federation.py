@@ -4,7 +4,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -100,7 +100,7 @@ class Federation:
     def __init__(
         self,
         model: Model,
-        dataset: Sequence[UserData],
+        dataset: Iterable[UserData],
         *,
         algorithm: str | Learner = "fedavg",
         measures: Mapping[str, OwnMeasure] | None = None,
@@ -285,7 +285,7 @@ def _calling(function: Callable[[Measurements], None]) -> Any:
 
 
 def _configuration(
-    model: Model, dataset: Sequence[UserData], parts: dict[str, Any], settings: Mapping[str, Any]
+    model: Model, dataset: Iterable[UserData], parts: dict[str, Any], settings: Mapping[str, Any]
 ) -> DictConfig:
     """Return the configuration of `hmtl.train` with these parts, by name or as objects, and settings."""
     named = {"algorithm": "own"} | {name: part for name, part in parts.items() if isinstance(part, str)}

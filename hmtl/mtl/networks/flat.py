@@ -299,13 +299,15 @@ class FlatModel:
         return self._notes is not None and self._notes.are_changed
 
     def lent(self, w: Tensor, trained: Collection[str] | None = None) -> nn.Module:
-        """Return `holding(w, trained)` in a module that the next call takes back; all calls are from one thread."""
+        """Return `holding(w, trained)` in a module that the next call takes back; all calls are from one thread.
+
+        Its mode is that of its last use.
+        """
         if self._lent is None or self._notes is None:
             self._lent = self.to_train(self._copied())
             self._notes = Notes(self._lent)
             for name, each in self._lent.named_parameters():
                 each.data = channels_last(each.data) if self.channels_last and name in self.shapes else each.data
-        self.to_train(self._lent)
         self._notes.restore()
         first = dict(self.module.named_buffers())
         for name, buffer in self._lent.named_buffers():

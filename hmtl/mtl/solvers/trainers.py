@@ -178,6 +178,7 @@ class TorchTrainer(MinibatchSolver):
 
     def check_network(self, model: FlatModel, problem: Problem) -> None:
         """Choose whether users train side by side, and raise ConfigError if a step on this network fails."""
+        self._check_optimizer()
         if not problem.tasks:
             return  # processes that train try it
         like, counts = model.start, torch.tensor(problem.here, dtype=torch.int64)
@@ -338,15 +339,18 @@ class TorchTrainer(MinibatchSolver):
         return given.func if isinstance(given, partial) and not given.args else given
 
     def _make(self, parameters: Sequence[nn.Parameter] = ()) -> Optimizer:
-        parameters = parameters or [nn.Parameter(torch.zeros(1, 1))]
         try:
-            optimizer = self.optimizer(parameters)
+            return self.optimizer(parameters or [nn.Parameter(torch.zeros(1, 1))])
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"solver.optimizer cannot be made ({error}). Choose one of torch.optim that takes such parameters."
             ) from error
-        given = {id(w) for w in parameters}
-        if any(id(w) not in given for group in optimizer.param_groups for w in group["params"]):
+
+    def _check_optimizer(self) -> None:
+        """Raise ConfigError if the optimizer is one of other parameters, or takes more than a gradient for a step."""
+        w = nn.Parameter(torch.zeros(1, 1))
+        optimizer = self._make([w])
+        if any(each is not w for group in optimizer.param_groups for each in group["params"]):
             raise ConfigError(
                 "solver.optimizer returns an optimizer of other parameters than those that it is called with, which "
                 "are a user's. Give a function of these, such as functools.partial(torch.optim.SGD, lr=0.1)."
@@ -357,7 +361,6 @@ class TorchTrainer(MinibatchSolver):
                 f"solver.optimizer is {type(optimizer).__name__}, whose steps compute the loss several times. Choose "
                 "an optimizer that takes one gradient for a step, or train in a LocalTrainer of your own."
             )
-        return optimizer
 
     def _settings(self, round: int, lam: float = 0.0) -> dict[str, Any]:
         """Return the settings of the optimizer's first group in a round, for a proximal term of weight `lam`."""
