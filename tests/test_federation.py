@@ -14,7 +14,7 @@ from hmtl.communication import CodedHierarchical, Uncoded
 from hmtl.config.build import build
 from hmtl.config.targets import description
 from hmtl.data import Dirichlet, deal, from_datasets, with_validation
-from hmtl.errors import CheckpointError, ConfigError, DataError, RangeError, TopologyError
+from hmtl.errors import CheckpointError, ConfigError, DataError, RangeError
 from hmtl.interfaces import federation as module
 from hmtl.mtl import (
     FedAvgM,
@@ -529,7 +529,7 @@ WRONG = (-1, 0, 1.5, "3")
         (lambda: hmtl.Federation(network, users(lambda x, y: TensorDataset(x, y / 2))), DataError),
         (lambda: hmtl.Federation(network, users(lambda x, y: TensorDataset(x, y / 2)), loss=nn.MSELoss()), DataError),
         slow(lambda: hmtl.Federation(network, users(lambda x, y: (x.numpy(), y.numpy()))), DataError),
-        (lambda: hmtl.Federation(network, []), TopologyError),
+        (lambda: hmtl.Federation(network, []), DataError),
         (lambda: hmtl.Federation(network, users(), K=K + 1), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), topology=Topology([[1, 1]])), ConfigError),
         slow(lambda: hmtl.Federation(network, users(), algorithm=hmtl.mtl.MOCHA), ConfigError),

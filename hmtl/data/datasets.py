@@ -48,7 +48,8 @@ def from_datasets(
     if isinstance(users, Dataset | DataLoader | Mapping):
         remedy = "Give list(data.values())" if isinstance(users, Mapping) else "`hmtl.data.deal` divides one Dataset"
         raise DataError(f"Data has to be a list with a Dataset for each user. {remedy}.")
-    users = list(users)
+    if not (users := list(users)):
+        raise DataError("Data are of no user. Give a list with a Dataset for each.")
     sources = {k: _sources(user, k) for k, user in enumerate(users) if not isinstance(user, Task)}
     are_items = (
         networks and len(sources) == len(users) and (as_given or not all(map(_is_matrix, chain(*sources.values()))))
@@ -101,7 +102,8 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
     is_list = isinstance(user, list) and any(isinstance(each, Dataset | DataLoader) for each in user)
     given = user if isinstance(user, tuple) or is_list else (user,)
     if len(given) not in (1, 2) or any(each is None for each in given):
-        raise DataError(f"User {k} has {len(given)} Datasets, or None. Give training rows, or training and test rows.")
+        what = "None in place of a Dataset" if any(each is None for each in given) else f"{len(given)} Datasets"
+        raise DataError(f"User {k} has {what}. Give training rows, or training and test rows.")
     sources: list[tuple[Dataset[Any], Collate]] = []
     for each in given:
         parts = each if isinstance(each, list | tuple) and each else [each]
