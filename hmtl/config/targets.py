@@ -24,12 +24,13 @@ NO_MODEL = (
 WRONG_VALUE = r"(?:Value '.*' .*|field '\w+' )(Integer|Float|bool|is not Optional).*"  # as OmegaConf says it
 WANTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "is not Optional": "a value"}
 USUAL_NAMES = {
-    "lr": "solver.step",
-    "learning_rate": "solver.step",
-    "epochs": "solver.epochs",
-    "batch_size": "solver.batch",
-    "optimizer": "solver",
+    **dict.fromkeys(("lr", "learning_rate"), "solver.step"),
+    **dict.fromkeys(("epochs", "local_epochs"), "solver.epochs"),
+    **dict.fromkeys(("batch", "batch_size"), "solver.batch"),
+    **dict.fromkeys(("optimizer", "optim", "momentum", "weight_decay", "scheduler", "clip"), "solver"),
+    **dict.fromkeys(("criterion", "loss_fn"), "loss"),
     "num_rounds": "rounds",
+    "random_state": "seed",
 }
 """Settings by the names that they have in other libraries."""
 HYDRAS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
@@ -242,10 +243,10 @@ def no_setting(setting: str, known: Collection[str]) -> str:
     """Return the message that there is no such setting, and which one may be meant."""
     if setting == "algorithm.model":
         return NO_MODEL
-    if meant := USUAL_NAMES.get(setting):
-        remedy = f"Did you mean {meant}?" if meant in known else "Set step size, epochs and batch in the solver."
-        return f"{setting} is not a setting. {remedy}"
     parent, _, last = setting.rpartition(".")
+    if (meant := USUAL_NAMES.get(last)) and parent in ("", "solver"):
+        remedy = f"Did you mean {meant}?" if meant in known else "Make it a setting of the solver."
+        return f"{setting} is not a setting. {remedy}"
     beside = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
     elsewhere = [each for each in known if each.rpartition(".")[2] == last and each != setting]
     remedy = f"Did you mean {elsewhere[0]}?" if elsewhere else "See --help for the settings."

@@ -47,6 +47,7 @@ from hmtl.training.trainer import Logger
 if TYPE_CHECKING:
     from hmtl.reporting.style import Picture
 
+OWN_OPTIMIZER = "Give what makes an optimizer, such as solver=functools.partial(torch.optim.SGD, lr=0.1)."
 Model = nn.Module | Callable[[], nn.Module] | None
 
 
@@ -288,6 +289,14 @@ def _configuration(
     model: Model, dataset: Iterable[UserData], parts: dict[str, Any], settings: Mapping[str, Any]
 ) -> DictConfig:
     """Return the configuration of `hmtl.train` with these parts, by name or as objects, and settings."""
+    solver = parts.get("solver")
+    if isinstance(solver, Optimizer):
+        raise ConfigError(
+            f"solver is an optimizer of the parameters of one model, but each user has its own. {OWN_OPTIMIZER}"
+        )
+    is_part = isinstance(solver, str) and (conf_dir() / "solver" / f"{solver}.yaml").exists()
+    if not is_part and str(solver).lower() in map(str.lower, dir(torch.optim)):
+        raise ConfigError(f"solver={solver} is unknown. {OWN_OPTIMIZER}")
     named = {"algorithm": "own"} | {name: part for name, part in parts.items() if isinstance(part, str)}
     cfg = compose("output_dir=.", "dataset=own", "logger=none", *map("=".join, named.items()))
     is_network = "model" in cfg.algorithm
@@ -310,13 +319,6 @@ def _configuration(
         if class_weight != "balanced":
             raise ConfigError(f'dataset.class_weight={class_weight!r} is unknown. Give "balanced", or None.')
         tasks = tuple(replace(task, class_weight=class_weight) for task in tasks)
-    solver = parts.get("solver")
-    if isinstance(solver, Optimizer):
-        name = type(solver).__name__
-        raise ConfigError(
-            f"solver is an optimizer of the parameters of one model, but each user has its own. Give what makes it, "
-            f"such as functools.partial(torch.optim.{name}, lr={solver.defaults.get('lr', 0.1)})."
-        )
     if callable(solver) and (
         issubclass(solver, Optimizer) if isinstance(solver, type) else not isinstance(solver, nn.Module)
     ):
@@ -347,8 +349,8 @@ def _configuration(
         cfg.K = cfg.H = cfg.r = None
     for name, value in settings.items():
         if name.partition(".")[0] not in cfg:
-            message = no_setting(name, with_parts(cfg))
-            raise ConfigError(re.sub(r"mean (\w+\.\w+)\?", r'mean **{"\1": ...}?', message))
+            message = re.sub(r"mean (\w+\.\w+)\?", r'mean **{"\1": ...}?', no_setting(name, with_parts(cfg)))
+            raise ConfigError(f"{message} {OWN_OPTIMIZER}" if "solver" in message else message)
         try:
             OmegaConf.update(cfg, name, value, force_add=True)
         except OmegaConfBaseException as error:

@@ -67,7 +67,9 @@ def matched(
     if not first.has_numbers:
         # None: the module does not run, and the network that is made of it says why
         is_alike = scores is None or (isinstance(y, Tensor) and y.is_floating_point() and y.shape == scores.shape)
-        return TorchLoss(own or half_squares) if own or is_alike else "squared", tasks
+        if scores is not None and (loss is not None or not (own or is_alike)):
+            raise DataError(f"Rows have targets that are not one number each. Name a loss: {_advised(scores, y)}.")
+        return TorchLoss(own or half_squares), tasks
     if first.classes and C == 1 and first.labels is None:
         numbers = _numbered(tasks, None)
         if values.max() == 1 and loss != "squared" and not isinstance(loss, Squared):
@@ -88,6 +90,25 @@ def are_signs(tasks: Sequence[Task]) -> bool:
 def half_squares(predictions: Tensor, y: Tensor) -> Tensor:
     """Return half the mean square of the differences in each row [n]."""
     return (predictions - y).square().flatten(1).mean(1) / 2
+
+
+def _advised(scores: Tensor, y: Any) -> str:
+    """Return which loss to give for targets of several numbers for each row."""
+    losses: list[str] = []
+    if isinstance(y, Tensor) and y.shape == scores.shape:
+        is_binary = not y.is_floating_point() and bool(((y == 0) | (y == 1)).all())
+        losses = ["torch.nn.BCEWithLogitsLoss()" if is_binary else "torch.nn.MSELoss()"]
+    elif isinstance(y, Tensor) and not y.is_floating_point() and scores.ndim > 1:
+        functions = "torch.nn.functional"
+        if scores[:, 0].shape == y.shape:
+            losses = ["torch.nn.CrossEntropyLoss()"]
+            if scores.shape[1] == 1:
+                losses = [f"lambda p, y: {functions}.binary_cross_entropy_with_logits(p[:, 0], y.float())"]
+        if scores.shape[-1] > 1 and scores.shape[:-1] == y.shape:
+            losses += [f"lambda p, y: {functions}.cross_entropy(p.flatten(0, -2), y.flatten())"]
+    if not losses:
+        return "loss=lambda output, y: f(output, y)"
+    return " or, with the scores of classes last, ".join(f"loss={each}" for each in losses)
 
 
 def _numbered(tasks: Tasks, classes: int | None) -> Tasks:

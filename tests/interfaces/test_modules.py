@@ -1470,7 +1470,7 @@ REFUSED = {
         mlp,
         DataLoader([(draw(5), torch.ones(1 + i % 3).long()) for i in range(N)], collate_fn=joined),
         DataError,
-        "CrossEntropyLoss",
+        "loss=lambda output, y",
     ),
     "class maps": (
         lambda: nn.Conv2d(2, C, 1),
@@ -1640,9 +1640,14 @@ def test_groups_of_parameters_follow_a_scheduler(groups):
         ({"lr": 0.1}, r'"solver\.step": \.\.\.'),
         ({"batch_size": 8}, r'"solver\.batch": \.\.\.'),
         ({"epochs": 2}, r'"solver\.epochs": \.\.\.'),
-        ({"optimizer": torch.optim.SGD}, "mean solver"),
+        ({"optimizer": torch.optim.SGD}, "mean solver.* solver=functools.partial"),
+        ({"momentum": 0.9}, "mean solver.* solver=functools.partial"),
+        ({"solver.lr": 0.9}, "mean solver.step"),
+        ({"solver": "adam"}, "solver=functools.partial"),
+        ({"criterion": nn.CrossEntropyLoss()}, "mean loss"),
+        ({"random_state": 3}, "mean seed"),
         ({"num_rounds": 2}, "mean rounds"),
-        ({"lr": 0.1, "solver": torch.optim.SGD}, "in the solver"),
+        ({"lr": 0.1, "solver": torch.optim.SGD}, "of the solver.* solver=functools.partial"),
         ({"solver": torch.optim.LBFGS}, "LBFGS.*LocalTrainer"),
         (
             {"solver": TorchTrainer(torch.optim.SGD, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)},
@@ -1653,6 +1658,35 @@ def test_groups_of_parameters_follow_a_scheduler(groups):
 def test_settings_of_other_libraries_are_named_here(options, meant):
     with pytest.raises(ConfigError, match=meant):
         hmtl.Federation(mlp, [floats(5)(N)] * 3, **options)
+
+
+ADVISED = {
+    "class maps": (lambda: nn.Conv2d(2, C, 1), (2, 4, 4), (4, 4), C, ["CrossEntropyLoss"]),
+    "maps of two classes": (lambda: nn.Conv2d(2, 1, 1), (2, 4, 4), (4, 4), 2, ["binary_cross_entropy_with_logits"]),
+    "maps of one channel": (lambda: nn.Conv2d(2, 1, 1), (2, 4, 4), (1, 4, 4), 2, ["BCEWithLogitsLoss"]),
+    "volumes": (lambda: nn.Conv3d(2, C, 1), (2, 3, 4, 5), (3, 4, 5), C, ["CrossEntropyLoss"]),
+    "words": (lambda: nn.Linear(5, C), (T, 5), (T,), C, ["cross_entropy"]),
+    "as many words as classes": (lambda: nn.Linear(5, C), (C, 5), (C,), C, ["CrossEntropyLoss", "cross_entropy"]),
+    "labels": (lambda: nn.Linear(5, 4), (5,), (4,), 2, ["BCEWithLogitsLoss"]),
+    "counts": (lambda: nn.Linear(5, 4), (5,), (4,), 9, ["MSELoss"]),
+}
+
+
+@pytest.mark.parametrize("named", [{}, {"loss": "cross_entropy"}])
+@pytest.mark.parametrize("name", ADVISED)
+def test_losses_that_are_advised_train(name, named):
+    """A loss is named for targets of several numbers, such as classes of pixels; each is one that trains."""
+    make, shape, targets, high, functions = ADVISED[name]
+    data = [TensorDataset(draw(N, *shape), words(N, *targets, high=high + 1) - 1)] * 5
+    with pytest.raises(DataError, match=r"loss=") as error:
+        hmtl.Federation(make(), data, **named)
+    advised = str(error.value).removesuffix(".").split("loss=")[1:]
+    assert [each.split("(")[0].split(".")[-1] for each in advised] == functions
+    for each in advised:
+        loss = eval(each.partition(" or, ")[0], {"torch": torch})
+        before = make()
+        (first, *_) = hmtl.Federation(before, data, loss=loss).train(1)
+        assert not torch.equal(first.weight, before.weight)
 
 
 @pytest.mark.parametrize("kind", ["half", "sparse"])
