@@ -2,19 +2,19 @@
 
     python experiments/clients.py sampled100 [--repeats 5] [--rounds 5] [--evaluate]
 
-CPU seconds of `Federation(model, data).train(rounds)` on one thread, medians of interleaved repeats, relative to the
-loop: one module for all users, rows of a user gathered once, and plain gradient steps without an optimizer, whereas the
-default steps of `Federation` are clipped. `vmap` is `torch.func.vmap` in groups of some sizes. `--memory SIDE` plays
-two rounds of one side, and prints the most memory of its process beyond that after the imports, and the size of the
-data.
+The figures are CPU seconds of `Federation(model, data).train(rounds)` on one thread, medians of interleaved repeats,
+relative to those of a loop. The loop has one module for all users, gathers the rows of a user once, and takes plain
+gradient steps without an optimizer, whereas the default steps of `Federation` are clipped. `vmap` is `torch.func.vmap`
+in groups of some sizes. `--memory SIDE` plays two rounds of one side and prints the size of the data, and the most
+memory of its process beyond that after the imports.
 
     python experiments/clients.py lora_LEARNER --evaluate
     python experiments/clients.py lora_large --memory default
 
-are LoRA of rank 4 and the last layer of a frozen BERT, by transformers and peft (`pip install hmtl[adapters]`), with
-Datasets of dictionaries; the loop holds one module, and swaps the tensors that are trained. With --evaluate, both
-measure the users' test rows in each round (for Ditto, of its shared model, too), and nothing else. Dropout is 0. With
-`--memory`, 4 bytes per parameter are one copy of the network, which includes the first.
+These train LoRA of rank 4 and the last layer of a frozen BERT, by transformers and peft (`pip install hmtl[adapters]`),
+on Datasets of dictionaries. The loop holds one module and swaps the tensors that are trained. With --evaluate, both
+measure the users' test rows in each round, and nothing else; for Ditto, they measure its shared model, too. Dropout is
+0. With `--memory`, 4 bytes per parameter are one copy of the network, the first included.
 
 fluke and pfl-research only train, without averages and errors, if they are installed
 (`pip install fluke-fl==0.8.1 pfl==0.6.0`).

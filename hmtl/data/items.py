@@ -99,9 +99,9 @@ def length(dataset: Dataset[Any]) -> int:
 
 
 def tensors_of(dataset: Dataset[Any]) -> tuple[tuple[Tensor, ...], Tensor | None] | None:
-    """Return the tensors whose rows are the items, and the numbers of these rows, None for all; None: there are none.
+    """Return the tensors whose rows are a Dataset's items, with the numbers of these rows; None if there are none.
 
-    Such items are the same whenever they are read.
+    None in place of the numbers stands for all rows. Such items are the same whenever they are read.
     """
     rows = None
     while type(dataset) is Subset:
@@ -111,10 +111,11 @@ def tensors_of(dataset: Dataset[Any]) -> tuple[tuple[Tensor, ...], Tensor | None
 
 
 def parted(batch: Any) -> tuple[Any, Any]:
-    """Return the inputs and the targets of a batch: all entries but one, and the last one or that named in TARGETS.
+    """Return the inputs and the targets of a batch.
 
-    Any other object is passed as it is, and has its targets in an attribute of such a name. A batch without targets,
-    None, is for modules that compute their loss.
+    The targets are the last entry of a list or tuple, and the entry of a dictionary, or the attribute of any other
+    object, that has a name in TARGETS; None if there are none, as for modules that compute their loss without. The
+    inputs are all other entries, or the object itself.
     """
     if isinstance(batch, Mapping):
         if (name := target_name(batch)) is None:

@@ -197,7 +197,7 @@ class FlatModel:
             )
 
     def _dtype_of_rows(self, x: Any, dtype: torch.dtype) -> torch.dtype:
-        """Return the type of vectors with which the module runs: this one, or that of its first parameter."""
+        """Return the type of rows with which the module runs: `dtype`, or that of its first parameter."""
         first = next(self.module.parameters()).dtype
         is_float = isinstance(x, Tensor) and x.is_floating_point()
         if (self.as_given and not is_float) or first == dtype or not first.is_floating_point:
@@ -211,7 +211,7 @@ class FlatModel:
         return dtype
 
     def _changing(self, rows: Any) -> list[str]:
-        """Return the buffers that change in a training pass over rows, and other floats of their layers."""
+        """Return the names of the buffers that a training pass changes, and of the other floats of their layers."""
         module = self.module
         saved = {name: each for name, each in module.named_buffers() if name in module.state_dict()}
         if not saved:
@@ -241,7 +241,7 @@ class FlatModel:
         ]
 
     def _rows_within(self, nbytes: float) -> int:
-        """Return for how many rows the largest result of a layer, of `nbytes` per row, should be in memory."""
+        """Return how many rows to predict at once, if the largest result of a layer has `nbytes` per row."""
         most = CPU_BYTES if self.start.is_cpu else GPU_BYTES
         return int(min(max(most // max(nbytes, 1), FEWEST_ROWS), MOST_ROWS))
 
@@ -333,7 +333,7 @@ class FlatModel:
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Raise ConfigError if what is done in the meantime writes into a tensor that all modules share."""
+        """Raise ConfigError if the code in this context writes into a tensor that all modules share."""
         before = [place_of(each) for each in self.kept.values()]
         yield
         for (name, each), place in zip(self.kept.items(), before, strict=True):
@@ -342,7 +342,7 @@ class FlatModel:
 
     @contextmanager
     def keeping_numbers(self) -> Iterator[None]:
-        """Raise as `keeping` does, but by the numbers, which `data` lets a module change unnoticed."""
+        """Do as `keeping` does, but compare the numbers, since code can change these through `data` unnoticed."""
         before = {name: digest({name: each}) for name, each in self.kept.items()}
         yield
         for name, each in self.kept.items():
@@ -429,14 +429,14 @@ class FlatModel:
 
 
 def made(make: MakeModel, d: int, C: int, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
-    """Return a module, and the shape of its rows: this one, or [d] if the module is not made with it."""
+    """Return a module and the shape of its rows, which is [d] if `make` takes no shape."""
     shaped = "shape" in inspect.signature(make).parameters
     shape = shape if shape and shaped else (d,)
     return make(d, C, **({"shape": shape} if shaped else {})), shape
 
 
 def maker_of(model: nn.Module | MakeModel) -> MakeModel:
-    """Return a function of `d` and `C` that copies a module, or calls a function that can do without them.
+    """Return a function of d and C that copies the module, or calls a function that takes no arguments.
 
     Raises:
         ConfigError: the model is neither.
@@ -453,7 +453,7 @@ def maker_of(model: nn.Module | MakeModel) -> MakeModel:
 
 
 def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
-    """Return a new module with the numbers w [m] of a trained network, of which `outline` tells, without its rows.
+    """Return a new module with the numbers w [m] of a trained network that `outline` describes; no rows are needed.
 
     Raises:
         ConfigError: `make` fails, or creates another network.
@@ -491,12 +491,12 @@ def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
 
 
 def as_type(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return numbers in a type, those of averages of integers rounded."""
+    """Return numbers in a type; averages are rounded to integers if the type is one."""
     return (numbers if dtype.is_floating_point else numbers.round()).to(dtype)
 
 
 def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
-    """Return a deep copy of a module that shares these of its tensors.
+    """Return a deep copy of a module that shares some of its tensors.
 
     torch can copy neither what `torch.nn.utils.weight_norm` keeps of its last call, nor a buffer of a lazy layer.
 
@@ -534,7 +534,7 @@ def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
 
 
 def place_of(tensor: Tensor) -> tuple[int, int]:
-    """Return where a tensor is and how often it was written into, which both change if its numbers may have."""
+    """Return the address and the version of a tensor; if its numbers change, one of these usually does."""
     return tensor.data_ptr(), tensor._version
 
 
@@ -548,7 +548,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def channels_last(w: Tensor) -> Tensor:
-    """Return the kernel of a convolution on a CPU with its channels last in memory, and any other parameter as it is.
+    """Return a parameter, with its channels last in memory if it is the kernel of a convolution on a CPU.
 
     Layers pass this order on to their outputs, and convolutions and pooling are faster with it.
     """
@@ -569,7 +569,7 @@ def _frozen(module: nn.Module) -> tuple[str, ...]:
 
 
 def _refers(value: Any, own: Set[int], depth: int = 3) -> bool:
-    """Return whether a function, or one among several, refers to a module or a tensor with one of these identities."""
+    """Return whether a function, or one of several, refers to an object with one of these identities."""
     if isinstance(value, Mapping | list | tuple):
         return any(_refers(each, own, depth) for each in (value.values() if isinstance(value, Mapping) else value))
     if isinstance(value, partial):
@@ -587,12 +587,12 @@ def _refers(value: Any, own: Set[int], depth: int = 3) -> bool:
 
 
 def _is_or_belongs_to(value: Any, own: Set[int]) -> bool:
-    """Return whether a value, or the object of which it is a method, has one of these identities."""
+    """Return whether a value, or the object that it is a method of, has one of these identities."""
     return bool({id(value), id(getattr(value, "__self__", None))} & own)
 
 
 def _places(module: nn.Module, trained: dict[str, nn.Parameter]) -> dict[str, str]:
-    """Return, for each place where a trained parameter is used, the name of that parameter."""
+    """Return the name of the trained parameter by each name that it has in the module."""
     names = {id(w): name for name, w in trained.items()}
     places = (
         place
@@ -623,7 +623,7 @@ def seeded(seed: int, *name: str | int, device: torch.device | None = None) -> I
 
 @contextmanager
 def _sizes_of_results(module: nn.Module, sizes: list[int]) -> Iterator[None]:
-    """Add the sizes of what a module and its parts take and return in the meantime, in bytes."""
+    """Append the sizes in bytes of what a module and its parts take and return in this context."""
 
     def add(module: nn.Module, inputs: Any, output: Any) -> None:
         def measured(each: Tensor) -> Tensor:
