@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import cache
 from inspect import signature
@@ -18,7 +18,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from hmtl.communication import LinkLedger
@@ -35,7 +34,7 @@ from hmtl.interfaces.matching import are_signs, matched
 from hmtl.io.described import Described
 from hmtl.mtl import Learner, Loss, NetworkAlgorithm, Squared, TorchLoss, TorchTrainer
 from hmtl.mtl.measures import OwnMeasure
-from hmtl.mtl.networks.flat import copied
+from hmtl.mtl.networks.flat import copied, unchanged
 from hmtl.reporting.console import error_in_words
 from hmtl.reporting.console_logger import ConsoleLogger
 from hmtl.reporting.run_header import run_header
@@ -133,9 +132,10 @@ class Federation:
         parts = {name: part for name in PART_CLASSES if (part := settings.pop(name, None)) is not None}
         parts |= {"algorithm": algorithm, **{f"measures.{name}": each for name, each in (measures or {}).items()}}
         settings |= {"output_dir": str(output_dir)}
-        self._cfg = _configuration(model, dataset, parts, settings)
         self._loggers = [each if isinstance(each, Logger) else _calling(each) for each in logger]
-        self._build()
+        with unchanged(model) if isinstance(model, nn.Module) else nullcontext():
+            self._cfg = _configuration(model, dataset, parts, settings)
+            self._build()
         self._state: Mapping[str, Any] | None = self._run.checkpoint
         self.summary: Summary | None = None
         self.history: list[Measurements] = []
@@ -274,12 +274,6 @@ def network(d: int, C: int, shape: tuple[int, ...], given: Callable[[], nn.Modul
     return given()
 
 
-def _like(model: nn.Module, device: str) -> nn.Module:
-    """Return a copy of a module, which shares its frozen parameters if it stays on their device."""
-    frozen = [w for w in model.parameters() if not w.requires_grad and w.device == torch.device(device)]
-    return copied(model, [] if any(map(is_lazy, frozen)) else frozen)
-
-
 def _calling(function: Callable[[Measurements], None]) -> Any:
     """Return a logger that calls a function with the row of each round."""
     return SimpleNamespace(log=function, finish=lambda *_: None, close=lambda: None)
@@ -339,8 +333,16 @@ def _configuration(
             makes = name.startswith(("communicator", "measures."))  # parts that get arguments
             objects["algorithm.learner" if name == "algorithm" else name] = given(part, part if makes else None)
     if is_network:
-        make = (lambda: _like(model, cfg.device)) if isinstance(model, nn.Module) else model
-        objects["algorithm.model"] = given(model, make) | {"_target_": f"{__name__}.network", "_partial_": True}
+
+        def copy() -> nn.Module:
+            assert isinstance(model, nn.Module)
+            frozen = [w for w in model.parameters() if not w.requires_grad and w.device == torch.device(cfg.device)]
+            return copied(model, frozen)
+
+        objects["algorithm.model"] = given(model, copy if isinstance(model, nn.Module) else model) | {
+            "_target_": f"{__name__}.network",
+            "_partial_": True,
+        }
         first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         cfg.device = cfg.device if first is None else str(first.device)
     for name, part in objects.items():

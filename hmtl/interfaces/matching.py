@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from inspect import Parameter, signature
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from hmtl.data import Task
 from hmtl.data.items import TARGETS, each_tensor, is_text
@@ -143,7 +141,7 @@ def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tens
     inputs, y = (task.x_train[at], task.y_train[at]) if task.items is None else task.items.batch(at)
     try:
         with seeded(0, "model"), torch.no_grad():
-            module = _like(model) if isinstance(model, nn.Module) else model()
+            module = copied(model, model.parameters()) if isinstance(model, nn.Module) else model()
             first = next(p for p in module.parameters())
             kind = first.dtype if first.is_floating_point() and task.items is None else torch.get_default_dtype()
 
@@ -178,9 +176,3 @@ def _has_own_loss(module: nn.Module, inputs: Any, y: Any) -> bool:
         return loss_of(called(module, with_targets(module, inputs, y))) is not None
     except expected:
         return False
-
-
-def _like(module: nn.Module) -> nn.Module:
-    """Return a copy of a module that shares its parameters, unless rows are still to say how many they are."""
-    is_unknown = any(map(is_lazy, chain(module.parameters(), module.buffers())))
-    return copied(module, () if is_unknown else module.parameters())

@@ -1585,7 +1585,7 @@ OTHERS_PARAMETERS = {
 def test_parameters_that_no_user_trains_are_refused(name):
     """Users train copies: neither the module that was given nor a loss learns."""
     model = mlp()
-    with pytest.raises(ConfigError, match=r"copies|a user's|its own"):
+    with pytest.raises(ConfigError, match=r"copy of the model|one user|its own"):
         hmtl.Federation(model, [floats(5)(N)] * 3, **OTHERS_PARAMETERS[name](model)).train(1)
 
 
@@ -1759,3 +1759,206 @@ def test_many_users_train_side_by_side(name):
     models = [numbers_of(federation.train(1)) for federation in federations]
     torch.testing.assert_close(*models, rtol=1e-5, atol=1e-5)
     assert [federation.algorithm.model.side_by_side for federation in federations] == [True, False]
+
+
+class Merges(nn.Linear):
+    """A frozen layer with an adapter, which it adds to its weight in evaluation mode and subtracts in training mode."""
+
+    def __init__(self, start=0.0):
+        super().__init__(5, C)
+        self.weight.requires_grad_(False)
+        self.down, self.up = nn.Parameter(torch.randn(2, 5)), nn.Parameter(torch.full((C, 2), start))
+        self.is_merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.is_merged == mode:
+            self.weight.data += (self.up @ self.down).detach() * (-1 if mode else 1)
+            self.is_merged = not mode
+        return self
+
+    def forward(self, x):
+        return super().forward(x) + (0 if self.is_merged else x @ self.down.T @ self.up.T)
+
+
+class Fuses(nn.Linear):
+    """A layer that makes the weight with which it computes in evaluation mode when it is switched to this mode."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.fused = None if mode else 2 * self.weight.detach()
+        return self
+
+    def forward(self, x):
+        return F.linear(x, 2 * self.weight if self.fused is None else self.fused, self.bias)
+
+
+@pytest.mark.parametrize("frozen", ["eval", "train"])
+@pytest.mark.parametrize("data", [floats(5), lambda n: Listed(n, lambda i: (draw(5, seed=i), i % C))])
+@pytest.mark.parametrize(
+    "make", [Merges, partial(Merges, 0.5), lambda: Merges(0.5).eval(), lambda: Merges(0.5).eval().train(), Fuses]
+)
+def test_weights_that_are_set_by_the_mode_are_refused(make, data, frozen):
+    """Users share frozen weights, and rows are measured with each user's numbers in one module."""
+    torch.manual_seed(0)
+    module = make() if make is not Fuses else Fuses(5, C)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ConfigError, match=rf"{type(module).__name__}\.train.*merge_weights"):
+        hmtl.Federation(module, [data(N)] * 3, frozen=frozen)
+    assert all(torch.equal(each, before[name]) for name, each in module.state_dict().items())
+
+
+def test_a_module_may_keep_a_part_in_evaluation_mode_itself():
+    class Half(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    module = Half(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, C))
+    models = hmtl.Federation(module, [floats(5)(N)] * 3).train(1)
+    assert all(torch.equal(model[1].running_mean, module[1].running_mean) for model in models)
+
+
+@pytest.mark.parametrize("persistent", [True, False, None])
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_measures_of_a_user_do_not_depend_on_others(is_stored, persistent):
+    """A module that notes the first rows that it measures, or counts them, is as it was before the next user."""
+
+    def forward(module, x):
+        if not module.training:
+            module.n += len(x)
+            module.first = x.mean(0) if module.first is None else module.first
+            x = x - module.first
+        return module.out(x) + module.n
+
+    module = Called(forward, out=nn.Linear(5, C), first=None, n=torch.zeros(C))
+    if persistent is not None:
+        del module.n
+        module.register_buffer("n", torch.zeros(C), persistent)
+    data = [TensorDataset(draw(N, 5, seed=user) + user, labels(N)) for user in range(3)]
+    if not is_stored:
+        data = [Listed(N, partial(lambda own, i: own[i], each)) for each in data]
+    measured = []
+    for users in ([0], [1], [2], [0, 1, 2]):
+        federation = hmtl.Federation(
+            module,
+            [(data[user],) * 2 for user in users],
+            algorithm="local_networks",
+            topology=symmetric(len(users), 1, 1),
+            measures={"mean": lambda p, y: p.mean()},
+            evaluate_every=1,
+            **{"solver.step": 1e-9},
+        )
+        federation.train(2)
+        measured.append(federation.history[-1]["test_mean"])
+    assert measured[3] == pytest.approx(sum(measured[:3]) / 3, abs=1e-5)
+
+
+def test_a_step_size_that_is_a_tensor_stays_as_it_is():
+    """A scheduler writes into it, in each round anew."""
+    model, rate = mlp(), torch.tensor(0.3)
+    scheduler = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
+    models = [
+        hmtl.Federation(
+            model,
+            [floats(5)(N)],
+            topology=symmetric(1, 1, 1),
+            solver=TorchTrainer(partial(kind, lr=lr), scheduler=scheduler),
+        ).train(3)
+        for kind, lr in [(torch.optim.Adam, 0.3), (torch.optim.Adam, rate)]
+    ]
+    assert rate == pytest.approx(0.3)
+    torch.testing.assert_close(numbers_of(models[1]), numbers_of(models[0]), rtol=1e-5, atol=1e-6)
+
+
+OPTIMIZERS = {
+    "by number": lambda ws: torch.optim.SGD([{"params": ws[:-2], "lr": 0.01}, {"params": ws[-2:]}], lr=0.1),
+    "by shape": lambda ws: torch.optim.SGD([{"params": [w for w in ws if w.ndim == n]} for n in (1, 2)], lr=0.1),
+    "by name": lambda ws: (lambda weight, bias, *others: torch.optim.AdamW([weight, bias, *others]))(*ws),
+    "the last alone": lambda ws: torch.optim.SGD([ws[3]], lr=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_are_tried_with_the_networks_own_parameters(name):
+    model, data = mlp(), floats(5)(N)
+    want = copy.deepcopy(model)
+    solver = TorchTrainer(OPTIMIZERS[name], epochs=1, batch=N)
+    (got,) = hmtl.Federation(model, [data], topology=symmetric(1, 1, 1), solver=solver).train(1)
+    optimizer = OPTIMIZERS[name](list(want.parameters()))
+    cross_entropy(want, data.tensors).backward()
+    optimizer.step()
+    torch.testing.assert_close(numbers_of([got]), numbers_of([want]))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "algorithm", "words"),
+    [
+        (lambda ws: None, "fedavg", "NoneType.*Return an optimizer"),
+        (
+            lambda ws: torch.optim.lr_scheduler.StepLR(torch.optim.SGD(ws, lr=0.1), 1),
+            "fedavg",
+            "StepLR.*Return an optimizer",
+        ),
+        (lambda ws: torch.optim.SGD(ws[9], lr=0.1), "fedavg", "IndexError"),
+        (lambda ws: torch.optim.SGD([{"params": [w], "lr": 1 / (i + 1)} for i, w in enumerate(ws)]), "fedu", "several"),
+        (OPTIMIZERS["by number"], "scaffold", "several step sizes"),
+        (OPTIMIZERS["by number"], "fednova", "several step sizes"),
+        (
+            lambda ws: torch.optim.SGD([{"params": ws[:2]}, {"params": ws[2:], "momentum": 0.9}], lr=0.1),
+            "scaffold",
+            "plain gradient steps",
+        ),
+    ],
+)
+def test_optimizers_that_do_not_suit_are_refused(optimizer, algorithm, words):
+    with pytest.raises(ConfigError, match=words):
+        hmtl.Federation(mlp(), [floats(5)(N)] * 5, algorithm=algorithm, solver=optimizer)
+
+
+def test_parameters_made_in_forward_are_not_missed():
+    def forward(module, x):
+        x = nn.Parameter(x)
+        return module.out(x + module.plain.sum())
+
+    module = Called(forward, out=nn.Linear(5, C), plain=torch.zeros(3, requires_grad=True))
+    hmtl.Federation(module, [floats(5)(N)] * 3, loss=lambda p, y: F.cross_entropy(p, y)).train(1)
+
+
+def test_a_tensor_that_no_user_trains_is_refused():
+    scale = torch.ones(C, requires_grad=True)
+    with pytest.raises(ConfigError, match=r"shape \[3\].*copy of the model"):
+        hmtl.Federation(mlp(), [floats(5)(N)] * 3, loss=lambda p, y: F.cross_entropy(p * scale, y))
+
+
+@pytest.mark.parametrize("resize", [lambda t, n: t.resize_(n).fill_(1), lambda t, n: setattr(t, "data", torch.ones(n))])
+def test_tensors_that_are_resized_in_place_become_as_they_were(resize):
+    def forward(module, x):
+        resize(module.ones, len(x))
+        return module.out(x) * module.ones[:, None]
+
+    module = Called(forward, out=nn.Linear(5, C), ones=torch.zeros(1))
+    models = hmtl.Federation(module, [floats(5)(N + user) for user in range(3)]).train(2)
+    assert all(model.ones.tolist() == [0] for model in (module, *models))
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_it_is_said_whose_rows_fail(is_stored):
+    def forward(module, x):
+        if (x > 50).any():
+            raise RuntimeError("a number above 50")
+        return module.out(x)
+
+    def item(user, i):
+        if user == 2 and i == N - 1 and not is_stored:
+            raise OSError("a file is damaged")
+        return draw(5, seed=i), i % C
+
+    data = [Listed(N, partial(item, user)) for user in range(3)]
+    words = r"training rows of user 2 .*OSError: a file is damaged"
+    if is_stored:
+        data = [TensorDataset(draw(N, 5) + 100 * (user == 2), labels(N)) for user in range(3)]
+        words = r"rows of user 2 \(RuntimeError: a number above 50\)"
+    with pytest.raises(DataError, match=words):
+        hmtl.Federation(Called(forward, out=nn.Linear(5, C)), data).train(1)

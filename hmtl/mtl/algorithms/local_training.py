@@ -14,7 +14,7 @@ from hmtl.data.items import each_tensor
 from hmtl.errors import ConfigError
 from hmtl.io.arrays import Ids
 from hmtl.mtl.learners.base import Learner
-from hmtl.mtl.networks.calls import in_range, scores_of, with_targets
+from hmtl.mtl.networks.calls import on_rows, scores_of, with_targets
 from hmtl.mtl.networks.copies import copies
 from hmtl.mtl.networks.flat import FlatModel, seeded
 from hmtl.mtl.participation import Participation
@@ -56,6 +56,8 @@ class Setting:
             x = [getattr(self.problem.tasks[k], f"x_{split}") for k in users]
         predictions = [self._no_predictions]
         for w, own in [(models[0], x)] if shared else zip(models, ([each] for each in x), strict=True):
+            if not self.model.layers:
+                self.model.forget()
             one = copies(self.model, w[None])
             predictions += [one.predict(part.to(w)[None])[0].to(w) for part in batches(own, self.model.rows_at_once)]
         return torch.cat(predictions)
@@ -72,8 +74,9 @@ class Setting:
         model, loss, predictions = self.model, self.problem.loss, [self._no_predictions]
         most = LOSS_ROWS if isinstance(loss, TorchLoss) else model.rows_at_once
         for k, w in zip(users.tolist(), models, strict=True):
+            model.forget()
             parameters, user = model.placed(model.split(w)), int(self.problem.users[k])
-            with in_range(f"user {user}"), seeded(self.seed, "measure", split, user, device=w.device):
+            with on_rows(f"user {user}"), seeded(self.seed, "measure", split, user, device=w.device):
                 for x, y, n in self.problem.batches(split, k, most):  # transforms of rows may draw
                     inputs = model.inputs(x)
                     if isinstance(loss, TorchLoss):

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hmtl.data.items import TARGETS
-from hmtl.errors import ConfigError, DataError
+from hmtl.errors import ConfigError, DataError, HmtlError, reason
 
 
 def arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -51,14 +52,25 @@ def called(module: nn.Module, inputs: Any) -> Any:
 
 
 @contextmanager
-def in_range(whose: str) -> Iterator[None]:
-    """Say what is wrong with the rows of some users if a module or its loss raises IndexError for them."""
+def on_rows(whose: str) -> Iterator[None]:
+    """Say whose rows they were if a Dataset, a module or its loss fails on them.
+
+    Raises:
+        DataError: they raised an error; what the memory is too small for stays as it is.
+    """
     try:
         yield
+    except (HmtlError, MemoryError, torch.OutOfMemoryError):
+        raise
     except IndexError as error:
         raise DataError(
             f"Rows of {whose} do not suit the module or its loss ({str(error).rstrip('.')}). Number labels and ids "
             "from 0, each below the number of the module's scores (num_labels) or embeddings."
+        ) from error
+    except Exception as error:  # the parts are any code
+        raise DataError(
+            f"The module, its loss or the Dataset fails on rows of {whose} ({reason(error)}). Give all users rows of "
+            "one kind, for training and for tests."
         ) from error
 
 

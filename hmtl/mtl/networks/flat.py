@@ -41,7 +41,7 @@ MAX_NETWORKS = 1 << 20  # networks
 CPU_BYTES = 4 << 20
 GPU_BYTES = 1 << 30
 FEWEST_ROWS, MOST_ROWS = 16, 1024  # of which predictions are computed at once
-LARGE = 1024  # numbers; a smaller buffer may be a counter that changes later
+LARGE = 1024  # numbers in a buffer
 WRITES_INTO_TRUNK = (
     "Training writes into {}, which is frozen and exists once for all users. Let it require a gradient if it is to be "
     "trained, or make it a buffer if forward changes it."
@@ -137,9 +137,10 @@ class FlatModel:
             self._lent: nn.Module | None = None
             self._notes: Notes | None = None  # of the module that is lent
             self._first_notes = Notes(self.module)
+            first = {name: each.detach().clone() for name, each in self.module.named_buffers() if is_small(each)}
             self.frozen = _frozen(self.module) if frozen == "eval" else ()
-            first = next(iter(trained.values()))
-            like = first.new_empty(0, dtype=torch.float64 if first.dtype == torch.float64 else torch.float32)
+            w = next(iter(trained.values()))
+            like = w.new_empty(0, dtype=torch.float64 if w.dtype == torch.float64 else torch.float32)
             x = each_tensor(x, lambda each: each.to(device))
             self.row_dtype = self._dtype_of_rows(x, like.dtype)
             self.buffers = self._changing(self._rows(x))
@@ -147,7 +148,10 @@ class FlatModel:
             self.kept = self._kept()
             self.shapes = {name: each.shape for name, each in tensors.items()}
             self.types = {name: each.dtype for name, each in tensors.items() if each.dtype != like.dtype}
-            self._places |= {name: name for name in self.buffers}
+            self._first_buffers = {
+                name: each for name, each in first.items() if name not in self.shapes and name not in self.kept
+            }
+            self._places |= {name: name for name in chain(self.buffers, self._first_buffers)}
             self.start = torch.cat([each.detach().flatten().to(like) for each in tensors.values()])
             self.module.eval()
             self.layers = () if as_given or self.types else layers_of(self.module, self.shape)
@@ -158,6 +162,7 @@ class FlatModel:
                 output = called(self.module, self._rows(x))
             self.rows_at_once = self._rows_within(max(sizes, default=0) / 2)
             self.channels_last = self._runs_with_channels_last(x)
+            self._check_modes(self._rows(x))
         except HmtlError:
             raise
         except Exception as error:  # a module is any code
@@ -257,6 +262,35 @@ class FlatModel:
             return False
         return True
 
+    @torch.no_grad()
+    def _check_modes(self, rows: Any) -> None:
+        """Raise ConfigError if the module computes with weights that it set when its mode was changed last."""
+        if not (own := _own_modes(self.module)):
+            return
+        w, outputs = self.start.clone(), list[Tensor]()
+        module = self.to_train(self.holding(w))
+        with seeded(0, "check", device=w.device):
+            for name, numbers in self.split(w).items():
+                if name not in self.buffers:
+                    numbers += torch.randn(numbers.shape).to(numbers) / 32
+
+        def keep(each: Tensor) -> Tensor:
+            outputs.append(each.double())
+            return each
+
+        with seeded(0, "check", device=w.device):
+            each_tensor(self.output(self.placed(self.split(w)), rows), keep)
+        with seeded(0, "check", device=w.device):
+            each_tensor(called(self._with(module, w, None).eval(), rows), keep)
+        self.forget()
+        n = len(outputs) // 2
+        pairs = zip(outputs[:n], outputs[n:], strict=True)
+        if not all(torch.allclose(*pair, rtol=1e-3, atol=1e-5, equal_nan=True) for pair in pairs):
+            raise ConfigError(
+                f"The model sets weights when it is switched to evaluation mode, by {own[0].__name__}.train, and then "
+                "computes with these. Leave weights as they are (merge_weights=False), or compute others in forward."
+            )
+
     @property
     def outline(self) -> str:
         """What a process needs to know of this network to load its numbers, as JSON."""
@@ -288,10 +322,25 @@ class FlatModel:
         """
         return self._with(self._copied(), w, trained)
 
+    def forget(self) -> None:
+        """Let the attributes of `module` be as they were before it was tried out, in its present mode."""
+        self._first_notes.restore()
+        if _own_modes(self.module):
+            self.module.train(self.module.training)
+
     def _copied(self) -> nn.Module:
         """Return a copy of the module that shares `kept`, with attributes as they were before it was tried out."""
-        self._first_notes.restore()
-        return copied(self.module, self.kept.values())
+        self.forget()
+        module = copied(self.module, self.kept.values())
+        self._reset_buffers(module)
+        return module
+
+    def _reset_buffers(self, module: nn.Module) -> None:
+        """Let small buffers that do not travel be as they were before the module was tried out."""
+        named = dict(module.named_buffers())
+        for name, each in self._first_buffers.items():
+            if name in named:
+                named[name].copy_(each)
 
     @property
     def keeps_notes(self) -> bool:
@@ -309,10 +358,7 @@ class FlatModel:
             for name, each in self._lent.named_parameters():
                 each.data = channels_last(each.data) if self.channels_last and name in self.shapes else each.data
         self._notes.restore()
-        first = dict(self.module.named_buffers())
-        for name, buffer in self._lent.named_buffers():
-            if name not in self.shapes and name not in self.kept and name in first:
-                buffer.copy_(first[name])
+        self._reset_buffers(self._lent)
         return self._with(self._lent, w, trained)
 
     @torch.no_grad()
@@ -328,7 +374,7 @@ class FlatModel:
         """Return what training leaves alone: frozen parameters, and buffers that are too large to count something."""
         frozen = {name: w for name, w in self.module.named_parameters() if not w.requires_grad}
         layers = {name.rpartition(".")[0] for name in self.buffers}
-        large = {name: each for name, each in self.module.named_buffers() if each.numel() > LARGE}
+        large = {name: each for name, each in self.module.named_buffers() if not is_small(each)}
         return frozen | {name: each for name, each in large.items() if name.rpartition(".")[0] not in layers}
 
     @contextmanager
@@ -395,14 +441,15 @@ class FlatModel:
         # torch.view_as_complex takes no view that begins anywhere in a vector
         typed = {name: w.clone() if w.shape[-1:] == (2,) else w for name, w in typed.items()}
         # tie_weights=False: if a module occurs twice, torch would set its weights twice and not restore them
-        placed = {place: typed[name] for place, name in self._places.items()}
+        placed = {place: typed[name] for place, name in self._places.items() if name in typed}
         args, named = arguments(self.module, inputs)
         return functional_call(self.module, placed, args, named, tie_weights=False)
 
     def placed(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return named parameters as the module runs fastest with them, and copies of buffers, which it may change."""
         ordered = {name: channels_last(each) if self.channels_last else each.detach() for name, each in parts.items()}
-        return ordered | {name: ordered[name].clone() for name in self.buffers}
+        buffers = {name: ordered[name] for name in self.buffers} | self._first_buffers
+        return ordered | {name: each.clone() for name, each in buffers.items()}
 
     def inputs(self, x: Any) -> Any:
         """Return rows as the module takes them, on its device: [n, d] or, if they are passed as given, any inputs."""
@@ -490,13 +537,31 @@ def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
     return module
 
 
+def is_small(buffer: Tensor) -> bool:
+    """Return whether a buffer is small enough to be a counter, which may change later than in the first steps."""
+    return buffer.numel() <= LARGE
+
+
 def as_type(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     """Return numbers in a type; averages are rounded to integers if the type is one."""
     return (numbers if dtype.is_floating_point else numbers.round()).to(dtype)
 
 
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Let parameters be as they were if a change of the mode, also of copies that share them, may write into them."""
+    before = [(w, w.detach().clone()) for w in module.parameters() if not is_lazy(w)] if _own_modes(module) else []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for w, numbers in before:
+                if not torch.equal(w, numbers):
+                    w.copy_(numbers)
+
+
 def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
-    """Return a deep copy of a module that shares some of its tensors.
+    """Return a deep copy of a module that shares some of its tensors, if their shapes are known.
 
     torch can copy neither what `torch.nn.utils.weight_norm` keeps of its last call, nor a buffer of a lazy layer.
 
@@ -510,7 +575,7 @@ def copied(module: nn.Module, shared: Iterable[Tensor]) -> nn.Module:
                 f"The model's {name} has a hook, which the users' copies would lack. Call a torch.autograd.Function in "
                 "forward instead."
             )
-    memo: dict[int, Any] = {id(each): each for each in shared}
+    memo: dict[int, Any] = {id(each): each for each in shared if not is_lazy(each)}
     memo |= {id(each): UninitializedBuffer() for each in module.buffers() if isinstance(each, UninitializedBuffer)}
     held = (each for part in module.modules() for each in vars(part).values())
     memo |= {id(each): each.detach() for each in held if isinstance(each, Tensor) and not each.is_leaf}
@@ -566,6 +631,11 @@ def _frozen(module: nn.Module) -> tuple[str, ...]:
         if is_frozen and not name.startswith(tuple(f"{outer}." for outer in found)):
             found.append(name)
     return tuple(found)
+
+
+def _own_modes(module: nn.Module) -> list[type]:
+    """Return the types of a module's parts that do more than note their mode when it is changed."""
+    return [type(part) for part in module.modules() if type(part).train is not nn.Module.train]
 
 
 def _refers(value: Any, own: Set[int], depth: int = 3) -> bool:

@@ -1,4 +1,4 @@
-"""What a module's code keeps outside of parameters and buffers, and how it becomes as it was."""
+"""Note and restore what a module keeps outside its parameters and buffers."""
 
 import copy
 from collections import deque
@@ -38,10 +38,10 @@ class Notes:
             or any(part[name] is not each for name, each in before.items() if name not in contents)
             or any([*map(id, _held(part[name]))] != [*map(id, _held(each))] for name, each in contents.items())
             for part, before, contents in zip(self._parts, self._before, self._contents, strict=True)
-        ) or any(each._version != version for each, version, _ in self._numbers)
+        ) or any(each._version != version or each.shape != numbers.shape for each, version, numbers in self._numbers)
 
     def restore(self) -> None:
-        """Let the attributes be as they were."""
+        """Restore the attributes that were noted."""
         for part, before, contents in zip(self._parts, self._before, self._contents, strict=True):
             for name in [name for name in part if name not in TORCH_OWN and name not in before]:
                 del part[name]
@@ -49,7 +49,9 @@ class Notes:
             part.update(before)
         with torch.no_grad():
             for each, version, numbers in self._numbers:
-                if each._version != version:
+                if each.shape != numbers.shape:  # its memory may be another one, too
+                    each.data = numbers.clone()
+                elif each._version != version:
                     each.copy_(numbers)
         self._numbers = [(each, each._version, numbers) for each, _, numbers in self._numbers]
 

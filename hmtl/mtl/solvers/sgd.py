@@ -6,10 +6,12 @@ where the gradient is first clipped by default.
 """
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from hmtl.errors import ConfigError
 from hmtl.mtl.solvers.trainers import TorchTrainer
@@ -59,6 +61,6 @@ class LocalSGD(TorchTrainer):
                 f"Lower {name} or solver.step."
             )
 
-    def _settings(self, round: int, lam: float = 0.0) -> dict[str, Any]:
+    def _groups(self, round: int, parameters: Sequence[nn.Parameter] = (), lam: float = 0.0) -> list[dict[str, Any]]:
         rate = self.step / (1 + self.decay * round)
-        return {"lr": min(rate, 1 / lam) if self.clip and lam else rate}  # making an optimizer imports torch's compiler
+        return [{"lr": min(rate, 1 / lam) if self.clip and lam else rate}]  # an optimizer imports torch's compiler

@@ -9,6 +9,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 from hmtl.data.items import Items, each_tensor
 from hmtl.errors import ConfigError, reason
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.networks.calls import called, in_range, scores_of, with_targets
+from hmtl.mtl.networks.calls import called, on_rows, scores_of, with_targets
 from hmtl.mtl.networks.copies import group_size, trains_side_by_side
 from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, seeded
 from hmtl.mtl.problem import Problem, Rows
@@ -152,6 +153,7 @@ class TorchTrainer(MinibatchSolver):
         self.loss = loss
         self.transform = transform
         self.clip = clip
+        self._like: Sequence[Tensor] = ()  # tensors with the shapes of the network's parameters, once it is known
 
     def rate(self, round: int) -> float:
         if self.scheduler is not None:
@@ -164,7 +166,12 @@ class TorchTrainer(MinibatchSolver):
                 "Gradients are clipped, but this algorithm needs plain gradient steps, which have a known length. "
                 "Leave solver.clip out, or set plain_steps = True in a learner of your own."
             )
-        return float(self._settings(round)["lr"])
+        if len(rates := {float(group["lr"]) for group in self._groups(round)}) > 1:
+            raise ConfigError(
+                f"solver.optimizer has several step sizes {sorted(rates)}, but this algorithm takes steps as long as "
+                "the local ones. Give all parameters the same lr, or choose an algorithm such as fedavg."
+            )
+        return rates.pop()
 
     def check_proximal(self, name: str, weight: float) -> None:
         if not 0 <= weight < math.inf:
@@ -172,12 +179,12 @@ class TorchTrainer(MinibatchSolver):
 
     def check_correction(self) -> None:
         self.rate(0)
-        settings = self._settings(0)
-        if not isinstance(self._make(), SGD) or settings.get("momentum"):
+        if not isinstance(self._make(), SGD) or any(group.get("momentum") for group in self._groups(0)):
             super().check_correction()
 
     def check_network(self, model: FlatModel, problem: Problem) -> None:
         """Choose whether users train side by side, and raise ConfigError if a step on this network fails."""
+        self._like = [model.start.new_zeros(()).expand(w.shape) for w in model.module.parameters() if w.requires_grad]
         self._check_optimizer()
         if not problem.tasks:
             return  # processes that train try it
@@ -199,7 +206,9 @@ class TorchTrainer(MinibatchSolver):
                 with seeded(0, "check", device=like.device):
                     module = model.to_train(model.lent(like))
                     x, y = self._minibatch(problem.loss, model, own, torch.arange(2), y, rows.s)
-                    _check_leaves(self._losses(problem.loss, model, module, x, y), module)
+                    losses = self._losses(problem.loss, model, module, x, y)
+                    again = self._minibatch(problem.loss, model, own, torch.arange(2), y, rows.s)
+                    _check_leaves(losses, self._losses(problem.loss, model, module, *again), module)
                     _check_evaluation(problem.loss, module.eval(), x, y)
         except ConfigError:
             raise
@@ -225,7 +234,7 @@ class TorchTrainer(MinibatchSolver):
 
     def forward(self, loss: Loss, rows: Rows, subproblem: NetworkSubproblem, order: Tensor, budgets: Tensor) -> Tensor:
         lam, anchors = subproblem.anchor or (0.0, None)
-        model, settings = subproblem.model, self._settings(subproblem.round, lam)
+        model, settings = subproblem.model, self._groups(subproblem.round, lam=lam)[0]
         usual, rate = self.steps(rows.counts), float(settings["lr"])
         plain = not any(settings.get(each) for each in ("momentum", "weight_decay", "maximize"))
 
@@ -241,7 +250,7 @@ class TorchTrainer(MinibatchSolver):
         how = None if plain and self._class is SGD else make
         is_wrong = settings.get("fused") and subproblem.trained is not None  # torch's fused steps on parts of W are
         if model.side_by_side and not is_wrong:
-            with in_range("some user"):
+            with on_rows("some user"):
                 return side_by_side(loss, rows, subproblem, order, usual, budgets, StepRule(rate, how, self.clip))
         starts, first_rows = (usual.cumsum(0) - usual).tolist(), rows.starts.tolist()
 
@@ -259,8 +268,8 @@ class TorchTrainer(MinibatchSolver):
                 if normalized and n == 1:
                     continue
                 weights = s_own[t, :n]
-                x, y = self._minibatch(loss, model, data, own[t, :n], y_own[t, :n], weights)
-                with in_range(f"user {subproblem.users[k]}"):
+                with on_rows(f"user {subproblem.users[k]}"):
+                    x, y = self._minibatch(loss, model, data, own[t, :n], y_own[t, :n], weights)
                     losses = self._losses(loss, model, module, x, y)
                 if losses.ndim:
                     losses = losses.flatten(1).mean(1) if losses.ndim > 1 else losses
@@ -339,21 +348,32 @@ class TorchTrainer(MinibatchSolver):
         return given.func if isinstance(given, partial) and not given.args else given
 
     def _make(self, parameters: Sequence[nn.Parameter] = ()) -> Optimizer:
+        """Return an optimizer of these parameters, or of some with the shapes of the network's."""
+        parameters = parameters or [nn.Parameter(w) for w in self._like or [torch.zeros(1, 1)]]
         try:
-            return self.optimizer(parameters or [nn.Parameter(torch.zeros(1, 1))])
-        except (TypeError, ValueError) as error:
+            optimizer = self.optimizer(parameters)
+        except Exception as error:  # it may be any code
             raise ConfigError(
-                f"solver.optimizer cannot be made ({error}). Choose one of torch.optim that takes such parameters."
+                f"solver.optimizer cannot be made ({reason(error)}). Choose one of torch.optim that takes such "
+                "parameters."
             ) from error
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigError(
+                f"solver.optimizer returned a {type(optimizer).__name__}. Return an optimizer, such as "
+                "torch.optim.SGD(parameters, lr=0.1); a scheduler is a setting of its own, solver.scheduler."
+            )
+        for group in optimizer.param_groups:  # a scheduler writes into step sizes that are tensors
+            group.update({name: each.clone() for name, each in group.items() if isinstance(each, Tensor)})
+        return optimizer
 
     def _check_optimizer(self) -> None:
         """Raise ConfigError if the optimizer is one of other parameters, or takes more than a gradient for a step."""
-        w = nn.Parameter(torch.zeros(1, 1))
-        optimizer = self._make([w])
-        if any(each is not w for group in optimizer.param_groups for each in group["params"]):
+        parameters = [nn.Parameter(w) for w in self._like]
+        optimizer, known = self._make(parameters), {*map(id, parameters)}
+        if any(id(w) not in known for group in optimizer.param_groups for w in group["params"]):
             raise ConfigError(
-                "solver.optimizer returns an optimizer of other parameters than those that it is called with, which "
-                "are a user's. Give a function of these, such as functools.partial(torch.optim.SGD, lr=0.1)."
+                "solver.optimizer ignores the parameters that it receives, which belong to one user. Build the "
+                "optimizer from them, as in functools.partial(torch.optim.SGD, lr=0.1)."
             )
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
@@ -362,12 +382,8 @@ class TorchTrainer(MinibatchSolver):
                 "an optimizer that takes one gradient for a step, or train in a LocalTrainer of your own."
             )
 
-    def _settings(self, round: int, lam: float = 0.0) -> dict[str, Any]:
-        """Return the settings of the optimizer's first group in a round, for a proximal term of weight `lam`."""
-        return self._groups(round)[0]
-
-    def _groups(self, round: int, parameters: Sequence[nn.Parameter] = ()) -> list[dict[str, Any]]:
-        """Return the settings of each group of an optimizer of these parameters in a round."""
+    def _groups(self, round: int, parameters: Sequence[nn.Parameter] = (), lam: float = 0.0) -> list[dict[str, Any]]:
+        """Return the settings of each group of an optimizer in a round, for a proximal term of weight `lam`."""
         optimizer = self._make(parameters)
         if self.scheduler is not None:
             with warnings.catch_warnings():
@@ -398,20 +414,27 @@ def _check_evaluation(loss: Loss, module: nn.Module, x: Any, y: Any) -> None:
         ) from error
 
 
-def _check_leaves(losses: Tensor, module: nn.Module) -> None:
-    """Raise ConfigError if losses have a gradient by a tensor that is not among a module's parameters."""
-    own = {id(w) for w in module.parameters()}
-    seen, nodes = set(), [losses.grad_fn]
+def _check_leaves(first: Tensor, second: Tensor, module: nn.Module) -> None:
+    """Raise ConfigError if losses, computed twice, have a gradient by a tensor that lasts and is not the module's."""
+    own = {id(each) for part in module.modules() for each in chain(part.parameters(), vars(part).values())}
+    for leaf in _leaves(first) & _leaves(second):
+        if id(leaf) not in own:
+            raise ConfigError(
+                f"The loss depends on a parameter of shape {list(leaf.shape)} that would not be trained, because each "
+                "user trains only its copy of the model. For a penalty on weights, set the optimizer's weight_decay. "
+                "Make other parameters a part of the model, whose forward may return the loss, or freeze them."
+            )
+
+
+def _leaves(losses: Tensor) -> set[Tensor]:
+    """Return the tensors by which losses have a gradient."""
+    seen, nodes, leaves = set(), [losses.grad_fn], set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, nn.Parameter) and id(leaf) not in own:
-            raise ConfigError(
-                f"The loss depends on a parameter of shape {list(leaf.shape)} that nobody would train, as users train "
-                "copies of the model alone. Set weight_decay of solver.optimizer for a penalty on the model, and make "
-                "other parameters a part of the model, whose forward may return the loss, or freeze them."
-            )
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            leaves.add(leaf)
         nodes += [each for each, _ in node.next_functions]
+    return leaves

@@ -290,7 +290,7 @@ def test_parts_of_a_configuration(configure):
         +solver.scheduler.gamma=0.5 solver.loss._target_=torch.nn.SoftMarginLoss solver.transform._target_=torch.nn.ReLU
     """
     solver = build(configure(*words.split(), "logger=none")).algorithm.solver
-    assert [solver._settings(round)["lr"] for round in range(3)] == [0.5, 0.25, 0.125]
+    assert [solver._groups(round)[0]["lr"] for round in range(3)] == [0.5, 0.25, 0.125]
     assert isinstance(solver.loss, nn.SoftMarginLoss)
     assert isinstance(solver.transform, nn.ReLU)
     assert solver.clip == 2
