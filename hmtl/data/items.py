@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate
 
+from hmtl.errors import DataError
+
 Collate = Callable[[list[Any]], Any]
 """Makes a batch of a list of items, like `torch.utils.data.default_collate`."""
 TARGETS = ("labels", "label", "targets", "target", "y")
@@ -52,9 +54,9 @@ class Items(Dataset[Any]):
         """Return the items with these numbers [n]."""
         return Items(self.sources, self.rows[rows], targets_of or self.targets_of)
 
-    def entry(self, name: str) -> "Items":
-        """Return these items with the entry of this name as their input, instead of the dictionary that has it."""
-        sources = [(dataset, partial(_entry, name, collate)) for dataset, collate in self.sources]
+    def of_only_entries(self) -> "Items":
+        """Return these items with `only_entry` of their inputs as inputs."""
+        sources = [(dataset, partial(_of_only_entry, collate)) for dataset, collate in self.sources]
         return Items(sources, self.rows, self.targets_of)
 
     @property
@@ -129,9 +131,26 @@ def parted(batch: Any) -> tuple[Any, Any]:
     return inputs[0] if len(inputs) == 1 else inputs, y
 
 
-def _entry(name: str, collate: Collate, items: list[Any]) -> tuple[Any, ...]:
+def only_entry(inputs: Any) -> Any:
+    """Return the only entry of a dictionary, besides text such as names of files; other inputs are as they are.
+
+    Raises:
+        DataError: there are several.
+    """
+    if not isinstance(inputs, Mapping):
+        return inputs
+    entries = [each for each in inputs.values() if not is_text(each)]
+    if len(entries) != 1:
+        raise DataError(
+            f"Some rows are a dictionary of {described(inputs)}, where the module gets one tensor as others have it. "
+            "Give all users rows of one kind."
+        )
+    return entries[0]
+
+
+def _of_only_entry(collate: Collate, items: list[Any]) -> tuple[Any, ...]:
     inputs, y = parted(collate(items))
-    return (inputs[name],) if y is None else (inputs[name], y)
+    return (only_entry(inputs),) if y is None else (only_entry(inputs), y)
 
 
 def described(inputs: Any) -> str:

@@ -19,14 +19,15 @@ from torch.utils.data import default_convert
 
 from hmtl.data import Scaling, Task
 from hmtl.data.arrays import features
+from hmtl.data.items import described, only_entry
 from hmtl.data.sparse import finite
 from hmtl.data.table_features import TableFeatures
-from hmtl.errors import ConfigError, DataError, did_you_mean, few
+from hmtl.errors import ConfigError, DataError, did_you_mean, few, reason
 from hmtl.io.files import add_digest, check_digest, replacing
 from hmtl.io.npz import load_arrays, open_file
 from hmtl.mtl import Algorithm, Dense, MixedEffects
 from hmtl.mtl.networks.calls import called, scores_of
-from hmtl.mtl.networks.flat import FlatModel, MakeModel, loaded, maker_of
+from hmtl.mtl.networks.flat import FlatModel, MakeModel, loaded, maker_of, narrowed
 from hmtl.mtl.symmetric import LowRank, Symmetric
 
 OMEGA = "Omega."  # before the names of the parts of Ω in a file
@@ -159,17 +160,15 @@ class Models:
         Args:
             user: name of the user.
             x: rows [n, d], which may be sparse, or images in their shape. Columns of a table such as a DataFrame are
-                selected by the names that the model was trained with, if it has names; further columns are ignored.
+                selected by the names that the model was trained with, if it has names; further columns are ignored. For
+                networks that read rows as they are, a batch of inputs as a DataLoader makes it.
 
         Raises:
-            DataError: if there is no such user, columns are missing, a value is not a finite number, or rows are sparse
-                and the models are networks.
+            DataError: if there is no such user, columns are missing, a value is not a finite number, rows are sparse
+                and the models are networks, or a network does not work with them.
         """
         if not self.shape:
-            with torch.no_grad():
-                inputs = default_convert(x)  # type: ignore[no-untyped-call]
-                own: NDArray[Any] = scores_of(called(self.model(user), inputs)).float().numpy()
-            return own
+            return self._scores_of_items(self.model(user), x)
         rows = self.table.features(self.table.table(x, "x")) if self.table else features(x, "x", self.columns)
         if rows.shape == (0,):  # an empty list
             rows = rows.reshape(0, *self.shape)
@@ -183,6 +182,26 @@ class Models:
         model = self.model(user)
         with torch.no_grad():
             scores: NDArray[Any] = model(torch.from_numpy(rows)).numpy()
+        return scores
+
+    @torch.no_grad()
+    def _scores_of_items(self, model: nn.Module, x: Any) -> NDArray[Any]:
+        """Return the scores of rows that the network reads as they are, a batch as the collate function returns it."""
+        dtype = getattr(torch, json.loads(self.network).get("row_dtype", "float32"))
+        inputs = narrowed(default_convert(x), dtype)  # type: ignore[no-untyped-call]
+        try:
+            try:
+                output = called(model, inputs)
+            except Exception:  # see below
+                if not isinstance(inputs, Mapping):
+                    raise
+                output = called(model, only_entry(inputs))  # as in training
+        except Exception as error:  # a module is any code
+            raise DataError(
+                f"The model does not work with x, a batch of {described(inputs)} ({reason(error)}). Give a batch of "
+                "inputs as in training, without targets."
+            ) from error
+        scores: NDArray[Any] = scores_of(output).float().numpy()
         return scores
 
     def _sparse_scores(self, k: int, x: Any) -> NDArray[Any]:
@@ -244,9 +263,9 @@ def load_models(file: Path, maker: nn.Module | MakeModel | None, find_maker: Cal
         models = Models(**saved, table=TableFeatures.from_json(text) if text else None)
         _check(models, is_network)
     except (OSError, LookupError, TypeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        cause = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{file} does not hold the models of a run ({reason}). Give the folder of a finished run."
+            f"{file} does not hold the models of a run ({cause}). Give the folder of a finished run."
         ) from error
     if is_network:
         return replace(models, maker=find_maker() if maker is None else maker_of(maker))

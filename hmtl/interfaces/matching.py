@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hmtl.data import Task
-from hmtl.data.items import TARGETS, each_tensor, is_text
+from hmtl.data.items import TARGETS, each_tensor, is_text, only_entry
 from hmtl.data.tasks import SPLITS, classified
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import Loss, Squared, TorchLoss
@@ -118,15 +118,14 @@ def _of_only_entry(tasks: Tasks) -> Tasks:
 
     Further entries may be text, such as names of files.
     """
-    first = tasks[0].example
-    if first is None or not isinstance(first[0], Mapping):
-        return ()
-    names = [name for name, each in first[0].items() if not is_text(each)]
-    if len(names) != 1 or not isinstance(first[0][names[0]], Tensor):
+    inputs, _ = tasks[0].example or (None, None)
+    if not isinstance(inputs, Mapping) or [type(each) for each in inputs.values() if not is_text(each)] != [Tensor]:
         return ()
     return tuple(
         replace(
-            task, items=task.items and task.items.entry(names[0]), example=(task.example[0][names[0]], task.example[1])
+            task,
+            items=task.items and task.items.of_only_entries(),
+            example=(only_entry(task.example[0]), task.example[1]),
         )
         for task in tasks
     )

@@ -1962,3 +1962,47 @@ def test_it_is_said_whose_rows_fail(is_stored):
         words = r"rows of user 2 \(RuntimeError: a number above 50\)"
     with pytest.raises(DataError, match=words):
         hmtl.Federation(Called(forward, out=nn.Linear(5, C)), data).train(1)
+
+
+def named(name, n, **others):
+    x = draw(n, 5)
+    return Listed(n, lambda i: {name: x[i], "label": i % C, **others})
+
+
+def test_the_only_entry_may_have_another_name_for_a_user_or_in_test_rows():
+    """Rows count, not what they are called, also beside pairs."""
+    module, pairs = mlp(), Listed(N, lambda i: (draw(N, 5)[i], i % C))
+    want = hmtl.Federation(module, [(pairs, pairs)] * 3)
+    got = hmtl.Federation(module, [(named("image", N), named("pixels", N)), (named("x", N),) * 2, (pairs, pairs)])
+    torch.testing.assert_close(numbers_of(got.train(2)), numbers_of(want.train(2)))
+    assert got.history[-1]["test_error"] == want.history[-1]["test_error"]
+
+
+@pytest.mark.parametrize("place", ["a later user", "test rows", "the first user"])
+def test_dictionaries_with_more_than_one_tensor_are_refused_beside_others(place):
+    data, other = named("image", N), named("image", N, mask=torch.ones(2))
+    users = {"a later user": [data, other], "test rows": [data, (data, other)], "the first user": [other, data]}[place]
+    with pytest.raises((ConfigError, DataError), match=r"image float32 .5., mask float32 .2."):
+        hmtl.Federation(mlp(), users * 2).train(1)
+
+
+def test_models_predict_on_what_was_trained_on(tmp_path):
+    """A dictionary whose only tensor the module gets, and float64 as NumPy makes it; other rows are refused."""
+    module, data = mlp(), named("image", N)
+    models = hmtl.Federation(module, [data] * 3, output_dir=tmp_path).train(1)
+    loaded, x = hmtl.load_run(tmp_path, module), draw(4, 5, seed=1)
+    want = models[0](x).argmax(1).tolist()
+    for given in (x, x.double().numpy(), {"image": x}, {"image": x.double()}, {"image": x, "file": ["a", "b"]}):
+        assert list(loaded.predict("user 0", given)) == want
+    for wrong in (x[:, :3], {"image": x, "mask": x}, {"image": x[:, :3]}):
+        with pytest.raises(DataError, match=r"float32 \[[35]\]"):
+            loaded.predict("user 0", wrong)
+
+
+def test_bfloat16_models_predict_on_float64(tmp_path):
+    module = mlp().bfloat16()
+    data = Listed(N, lambda i: (draw(N, 5)[i].bfloat16(), i % C))
+    models = hmtl.Federation(module, [data] * 3, output_dir=tmp_path).train(1)
+    x = draw(4, 5, seed=1)
+    want = models[0](x.bfloat16()).argmax(1).tolist()
+    assert list(hmtl.load_run(tmp_path, module).predict("user 0", x.double().numpy())) == want

@@ -296,6 +296,7 @@ class FlatModel:
         """What a process needs to know of this network to load its numbers, as JSON."""
         tensors = {name: list(shape) for name, shape in self.shapes.items()}
         about = {"C": self.C or 1, "shape": self.shape, "as_given": self.as_given, "tensors": tensors}
+        about["row_dtype"] = str(self.row_dtype).removeprefix("torch.")
         return json.dumps(about | {"kept": list(self.kept), "trunk": self.trunk})
 
     def check_no_buffers(self, algorithm: str) -> None:
@@ -466,10 +467,7 @@ class FlatModel:
     def _rows(self, x: Any) -> Any:
         """Return rows [..., n, d] as the module takes them; of several inputs as given, float64 alone is narrowed."""
         if self.as_given:
-            is_float = isinstance(x, Tensor) and x.is_floating_point()
-            x = each_tensor(
-                x, lambda each: each.to(self.row_dtype) if is_float or each.dtype == torch.float64 else each
-            )
+            x = narrowed(x, self.row_dtype)
             is_flat = isinstance(x, Tensor) and x.shape[1:] == (math.prod(self.shape),)
             return x.view(len(x), *self.shape) if is_flat else x
         return x.to(self.row_dtype).view(*x.shape[:-1], *self.shape)
@@ -540,6 +538,12 @@ def loaded(make: MakeModel, outline: str, w: Tensor, seed: int) -> nn.Module:
 def is_small(buffer: Tensor) -> bool:
     """Return whether a buffer is small enough to be a counter, which may change later than in the first steps."""
     return buffer.numel() <= LARGE
+
+
+def narrowed(inputs: Any, dtype: torch.dtype) -> Any:
+    """Return inputs as a module takes them: floats in this type, of several tensors only those that are float64."""
+    is_float = isinstance(inputs, Tensor) and inputs.is_floating_point()
+    return each_tensor(inputs, lambda each: each.to(dtype) if is_float or each.dtype == torch.float64 else each)
 
 
 def as_type(numbers: Tensor, dtype: torch.dtype) -> Tensor:
