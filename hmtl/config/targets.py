@@ -25,7 +25,7 @@ WRONG_VALUE = r"(?:Value '.*' .*|field '\w+' )(Integer|Float|bool|is not Optiona
 WANTED = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "is not Optional": "a value"}
 USUAL_NAMES = {
     **dict.fromkeys(("lr", "learning_rate"), "solver.step"),
-    **dict.fromkeys(("epochs", "local_epochs"), "solver.epochs"),
+    **dict.fromkeys(("epochs", "local_epochs", "num_epochs"), "solver.epochs"),
     **dict.fromkeys(("batch", "batch_size"), "solver.batch"),
     **dict.fromkeys(("optimizer", "optim", "momentum", "weight_decay", "scheduler", "clip"), "solver"),
     **dict.fromkeys(("criterion", "loss_fn"), "loss"),
@@ -245,7 +245,9 @@ def no_setting(setting: str, known: Collection[str]) -> str:
         return NO_MODEL
     parent, _, last = setting.rpartition(".")
     if (meant := USUAL_NAMES.get(last)) and parent in ("", "solver"):
-        remedy = f"Did you mean {meant}?" if meant in known else "Make it a setting of the solver."
+        is_own = {"solver.given", "solver.optimizer"} & {*known}
+        remedy = "Make it a setting of the solver." if is_own else "See --help for the settings."
+        remedy = f"Did you mean {meant}?" if meant in known else remedy
         return f"{setting} is not a setting. {remedy}"
     beside = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == parent}
     elsewhere = [each for each in known if each.rpartition(".")[2] == last and each != setting]

@@ -46,10 +46,13 @@ def from_datasets(
         DataError: a Dataset cannot be read, or users have different kinds of targets.
     """
     if isinstance(users, Dataset | DataLoader | Mapping):
-        remedy = "Give list(data.values())" if isinstance(users, Mapping) else "`hmtl.data.deal` divides one Dataset"
+        remedy = "`hmtl.data.deal` divides one Dataset"
+        if isinstance(users, Mapping):
+            is_one = users and not users.keys() - {"train", "test"}
+            remedy = "Give [data] for a single user" if is_one else "Give list(data.values())"
         raise DataError(f"Data has to be a list with a Dataset for each user. {remedy}.")
     if not (users := list(users)):
-        raise DataError("Data are of no user. Give a list with a Dataset for each.")
+        raise DataError("The list of users is empty. Give a Dataset for each user.")
     sources = {k: _sources(user, k) for k, user in enumerate(users) if not isinstance(user, Task)}
     are_items = (
         networks and len(sources) == len(users) and (as_given or not all(map(_is_matrix, chain(*sources.values()))))
@@ -62,9 +65,7 @@ def from_datasets(
         for k, own in sources.items()
     }
     if some := [k for k, parts in read.items() if len({x is None for x, _ in parts}) > 1]:
-        raise DataError(
-            f"User {some[0]} has targets for its training rows or its test rows alone. Give targets for both."
-        )
+        raise DataError(f"Only one of user {some[0]}'s training and test sets has targets. Give targets for both.")
     labels = [y for parts in read.values() for _, y in parts]
     is_integer = {not y.is_floating_point() for y in labels}
     if len(is_integer) > 1:
@@ -95,9 +96,8 @@ def _sources(user: Any, k: int) -> list[tuple[Dataset[Any], Collate]]:
     """Return the Datasets of user k that have rows, the training rows first, and what makes batches of each."""
     if isinstance(user, Mapping):
         if "train" not in user or user.keys() - {"train", "test"}:
-            raise DataError(
-                f"User {k} has Datasets by the names {few(list(map(str, user)))}. Give train, or train and test."
-            )
+            what = f"Datasets by the names {few(list(map(str, user)))}" if user else "no Datasets"
+            raise DataError(f"User {k} has {what}. Give train, or train and test.")
         user = tuple(user[name] for name in ("train", "test") if name in user)
     is_list = isinstance(user, list) and any(isinstance(each, Dataset | DataLoader) for each in user)
     given = user if isinstance(user, tuple) or is_list else (user,)
@@ -151,7 +151,7 @@ def _is_matrix(source: tuple[Dataset[Any], Collate]) -> bool:
 def _targets(dataset: Dataset[Any], collate: Collate, user: int, split: str) -> tuple[tuple[()] | None, Tensor]:
     """Return the targets of a Dataset's items as numbers [n], or zeros if they have another shape.
 
-    Before them is None if items have no targets.
+    The first entry is None if the items have no targets, and () otherwise.
     """
     with _reading(user, split):
         items, targets = Items([(dataset, collate)]), list[Tensor | None]()

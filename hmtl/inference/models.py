@@ -26,7 +26,7 @@ from hmtl.errors import ConfigError, DataError, did_you_mean, few, reason
 from hmtl.io.files import add_digest, check_digest, replacing
 from hmtl.io.npz import load_arrays, open_file
 from hmtl.mtl import Algorithm, Dense, MixedEffects
-from hmtl.mtl.networks.calls import called, scores_of
+from hmtl.mtl.networks.calls import called, scores_of, without_gradients
 from hmtl.mtl.networks.flat import FlatModel, MakeModel, loaded, maker_of, narrowed
 from hmtl.mtl.symmetric import LowRank, Symmetric
 
@@ -180,28 +180,26 @@ class Models:
         if issparse(rows):
             return self._sparse_scores(self._number(user), rows)
         model = self.model(user)
-        with torch.no_grad():
-            scores: NDArray[Any] = model(torch.from_numpy(rows)).numpy()
+        scores: NDArray[Any] = without_gradients(lambda: model(torch.from_numpy(rows))).detach().numpy()
         return scores
 
-    @torch.no_grad()
     def _scores_of_items(self, model: nn.Module, x: Any) -> NDArray[Any]:
         """Return the scores of rows that the network reads as they are, a batch as the collate function returns it."""
         dtype = getattr(torch, json.loads(self.network).get("row_dtype", "float32"))
         inputs = narrowed(default_convert(x), dtype)  # type: ignore[no-untyped-call]
         try:
             try:
-                output = called(model, inputs)
+                output = without_gradients(lambda: called(model, inputs))
             except Exception:  # see below
                 if not isinstance(inputs, Mapping):
                     raise
-                output = called(model, only_entry(inputs))  # as in training
+                output = without_gradients(lambda: called(model, only_entry(inputs)))  # as in training
         except Exception as error:  # a module is any code
             raise DataError(
                 f"The model does not work with x, a batch of {described(inputs)} ({reason(error)}). Give a batch of "
                 "inputs as in training, without targets."
             ) from error
-        scores: NDArray[Any] = scores_of(output).float().numpy()
+        scores: NDArray[Any] = scores_of(output).detach().float().numpy()
         return scores
 
     def _sparse_scores(self, k: int, x: Any) -> NDArray[Any]:

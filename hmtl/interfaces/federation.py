@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from hmtl.communication import LinkLedger
 from hmtl.config.build import PART_CLASSES, build, build_topology, compose, conf_dir
 from hmtl.config.schema import flat
-from hmtl.config.targets import description, given, no_setting, of_hydra, with_parts
+from hmtl.config.targets import USUAL_NAMES, description, given, no_setting, of_hydra, with_parts
 from hmtl.data import from_datasets
 from hmtl.data.datasets import UserData
 from hmtl.data.items import TARGETS
@@ -46,7 +46,10 @@ from hmtl.training.trainer import Logger
 if TYPE_CHECKING:
     from hmtl.reporting.style import Picture
 
-OWN_OPTIMIZER = "Give what makes an optimizer, such as solver=functools.partial(torch.optim.SGD, lr=0.1)."
+OWN_OPTIMIZER = (
+    "Give a function that makes an optimizer from parameters, such as solver=functools.partial(torch.optim.SGD, "
+    "lr=0.1)."
+)
 Model = nn.Module | Callable[[], nn.Module] | None
 
 
@@ -289,7 +292,7 @@ def _configuration(
             f"solver is an optimizer of the parameters of one model, but each user has its own. {OWN_OPTIMIZER}"
         )
     is_part = isinstance(solver, str) and (conf_dir() / "solver" / f"{solver}.yaml").exists()
-    if not is_part and str(solver).lower() in map(str.lower, dir(torch.optim)):
+    if not is_part and str(solver).rpartition(".")[2].lower() in map(str.lower, dir(torch.optim)):
         raise ConfigError(f"solver={solver} is unknown. {OWN_OPTIMIZER}")
     named = {"algorithm": "own"} | {name: part for name, part in parts.items() if isinstance(part, str)}
     cfg = compose("output_dir=.", "dataset=own", "logger=none", *map("=".join, named.items()))
@@ -352,7 +355,12 @@ def _configuration(
     for name, value in settings.items():
         if name.partition(".")[0] not in cfg:
             message = re.sub(r"mean (\w+\.\w+)\?", r'mean **{"\1": ...}?', no_setting(name, with_parts(cfg)))
-            raise ConfigError(f"{message} {OWN_OPTIMIZER}" if "solver" in message else message)
+            last = name.rpartition(".")[2]
+            if is_network and last in ("clip", "scheduler"):
+                message = f"{name} is not a setting. Give solver=hmtl.mtl.TorchTrainer(optimizer, {last}=...)."
+            elif is_network and USUAL_NAMES.get(last) in ("solver", "solver.step"):
+                message = f"{message} {OWN_OPTIMIZER}"
+            raise ConfigError(message)
         try:
             OmegaConf.update(cfg, name, value, force_add=True)
         except OmegaConfBaseException as error:

@@ -15,7 +15,7 @@ from hmtl.data.items import TARGETS, each_tensor, is_text, only_entry
 from hmtl.data.tasks import SPLITS, classified
 from hmtl.errors import ConfigError, DataError
 from hmtl.mtl import Loss, Squared, TorchLoss
-from hmtl.mtl.networks.calls import called, loss_of, scores_of, with_targets
+from hmtl.mtl.networks.calls import called, loss_of, scores_of, with_targets, without_gradients
 from hmtl.mtl.networks.flat import copied, seeded
 
 Tasks = tuple[Task, ...]
@@ -139,7 +139,7 @@ def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tens
     at = torch.tensor([0, min(1, len(task.y_train) - 1)])
     inputs, y = (task.x_train[at], task.y_train[at]) if task.items is None else task.items.batch(at)
     try:
-        with seeded(0, "model"), torch.no_grad():
+        with seeded(0, "model"):
             module = copied(model, model.parameters()) if isinstance(model, nn.Module) else model()
             first = next(p for p in module.parameters())
             kind = first.dtype if first.is_floating_point() and task.items is None else torch.get_default_dtype()
@@ -150,7 +150,8 @@ def _tried(model: nn.Module | Callable[[], nn.Module], task: Task) -> tuple[Tens
 
             inputs, y = each_tensor(inputs, place), each_tensor(y, lambda each: each.to(first.device))
             has_own = _has_own_loss(module.eval(), inputs, y)
-            output = called(module, with_targets(module, inputs, y) if has_own else inputs)
+            taken = with_targets(module, inputs, y) if has_own else inputs
+            output = without_gradients(lambda: called(module, taken))
     except Exception:  # a module may raise anything
         return None, y, False
     try:
@@ -169,9 +170,10 @@ def _has_own_loss(module: nn.Module, inputs: Any, y: Any) -> bool:
     expected = (TypeError, ValueError, RuntimeError, ConfigError, LookupError)
     if y is not None:
         with suppress(*expected):
-            if loss_of(called(module, inputs)) is not None:  # a number of another kind, as targets are unknown
+            number = loss_of(without_gradients(lambda: called(module, inputs)))
+            if number is not None:  # of another kind, as targets are unknown
                 return False
     try:
-        return loss_of(called(module, with_targets(module, inputs, y))) is not None
+        return loss_of(without_gradients(lambda: called(module, with_targets(module, inputs, y)))) is not None
     except expected:
         return False

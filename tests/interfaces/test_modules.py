@@ -1520,7 +1520,7 @@ REFUSED = {
         DataError,
         "training rows of user 0: Row 290",
     ),
-    "test rows without targets": (mlp, (floats(5)(N), TensorDataset(draw(N, 5))), DataError, "User 0.*targets"),
+    "test rows without targets": (mlp, (floats(5)(N), TensorDataset(draw(N, 5))), DataError, "user 0.*targets"),
     "other names of data": (mlp, {"train": floats(5)(N), "validation": floats(5)(N)}, DataError, "validation"),
     "in parallel": (lambda: nn.DataParallel(mlp()), floats(5)(N), ConfigError, "module"),
     "a teacher in place": (partial(Follows, True), floats(5)(N), ConfigError, "teacher.weight.* buffer"),
@@ -1644,6 +1644,9 @@ def test_groups_of_parameters_follow_a_scheduler(groups):
         ({"momentum": 0.9}, "mean solver.* solver=functools.partial"),
         ({"solver.lr": 0.9}, "mean solver.step"),
         ({"solver": "adam"}, "solver=functools.partial"),
+        ({"solver": "torch.optim.Adam"}, "solver=functools.partial"),
+        ({"clip": 1.0}, r"TorchTrainer\(optimizer, clip=\.\.\.\)"),
+        ({"num_epochs": 2}, r'"solver\.epochs": \.\.\.}\?$'),
         ({"criterion": nn.CrossEntropyLoss()}, "mean loss"),
         ({"random_state": 3}, "mean seed"),
         ({"num_rounds": 2}, "mean rounds"),
@@ -2006,3 +2009,47 @@ def test_bfloat16_models_predict_on_float64(tmp_path):
     x = draw(4, 5, seed=1)
     want = models[0](x.bfloat16()).argmax(1).tolist()
     assert list(hmtl.load_run(tmp_path, module).predict("user 0", x.double().numpy())) == want
+
+
+def of_slopes(output, y):
+    scores, x = output
+    (slopes,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    return F.cross_entropy(scores, y) + slopes.square().mean()
+
+
+@pytest.mark.parametrize("solver", [None, ADAMW])
+@pytest.mark.parametrize("in_forward", [True, False])
+def test_gradients_by_inputs_train_and_are_measured(in_forward, solver):
+    """A penalty on slopes, or a module that returns a slope as a model of forces does, and the same in measuring."""
+
+    def forward(module, x):
+        x = x.detach().requires_grad_()
+        scores = module.out(x.tanh())
+        if in_forward:
+            return torch.autograd.grad(scores.square().sum(), x, create_graph=True)[0]
+        return scores, x
+
+    y = draw(N, 5, seed=2) if in_forward else labels(N)
+    module, data = Called(forward, out=nn.Linear(5, C)), TensorDataset(draw(N, 5), y)
+    loss, want = nn.MSELoss() if in_forward else of_slopes, copy.deepcopy(module)
+    given = solver or TorchTrainer(partial(torch.optim.SGD, lr=0.1), epochs=2, batch=N)
+    federation = hmtl.Federation(module, [(data, data)], topology=symmetric(1, 1, 1), loss=loss, solver=given)
+    (got,) = federation.train(1)
+    if not solver:
+        optimizer = torch.optim.SGD(want.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss(want(data.tensors[0]), y).backward()
+            optimizer.step()
+        torch.testing.assert_close(numbers_of([got]), numbers_of([want]))
+    if in_forward:
+        measured = float(loss(got(data.tensors[0]), y))
+        assert federation.history[-1]["test_error"] == pytest.approx(measured, rel=1e-4)
+
+
+def test_a_single_user_given_as_the_whole_data():
+    data = floats(5)(N)
+    with pytest.raises(DataError, match=r"Give \[data\] for a single user"):
+        hmtl.Federation(mlp, {"train": data, "test": data})
+    with pytest.raises(DataError, match=r"User 0 has no Datasets"):
+        hmtl.Federation(mlp, [{}, {"train": data}])

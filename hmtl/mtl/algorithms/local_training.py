@@ -5,7 +5,9 @@ m numbers of a network (parameters, and buffers that training changes), b users 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from hmtl.data.items import each_tensor
 from hmtl.errors import ConfigError
 from hmtl.io.arrays import Ids
 from hmtl.mtl.learners.base import Learner
-from hmtl.mtl.networks.calls import on_rows, scores_of, with_targets
+from hmtl.mtl.networks.calls import on_rows, scores_of, with_targets, without_gradients
 from hmtl.mtl.networks.copies import copies
 from hmtl.mtl.networks.flat import FlatModel, seeded
 from hmtl.mtl.participation import Participation
@@ -59,7 +61,9 @@ class Setting:
             if not self.model.layers:
                 self.model.forget()
             one = copies(self.model, w[None])
-            predictions += [one.predict(part.to(w)[None])[0].to(w) for part in batches(own, self.model.rows_at_once)]
+            for part in batches(own, self.model.rows_at_once):
+                predicted = without_gradients(partial(one.predict, part.to(w)[None]))
+                predictions.append(predicted[0].detach().to(w))
         return torch.cat(predictions)
 
     @property
@@ -78,15 +82,17 @@ class Setting:
             parameters, user = model.placed(model.split(w)), int(self.problem.users[k])
             with on_rows(f"user {user}"), seeded(self.seed, "measure", split, user, device=w.device):
                 for x, y, n in self.problem.batches(split, k, most):  # transforms of rows may draw
-                    inputs = model.inputs(x)
-                    if isinstance(loss, TorchLoss):
-                        y = each_tensor(y, model.to_device)
-                        inputs = inputs if loss.function else with_targets(model.module, inputs, y)
-                        predictions.append(loss.prediction(model.output(parameters, inputs), y, n).to(w))
-                    else:
-                        output = model.output(parameters, inputs)
-                        predictions.append(model.predictions(scores_of(output)).to(w))
+                    predicted = without_gradients(partial(self._predictions_of_batch, parameters, x, y, n))
+                    predictions.append(predicted.detach().to(w))
         return torch.cat(predictions)
+
+    def _predictions_of_batch(self, parameters: dict[str, Tensor], x: Any, y: Any, n: int) -> Tensor:
+        model, loss, inputs = self.model, self.problem.loss, self.model.inputs(x)
+        if not isinstance(loss, TorchLoss):
+            return model.predictions(scores_of(model.output(parameters, inputs)))
+        y = each_tensor(y, model.to_device)
+        inputs = inputs if loss.function else with_targets(model.module, inputs, y)
+        return loss.prediction(model.output(parameters, inputs), y, n)
 
 
 class BlockTraining:

@@ -1,7 +1,7 @@
 """How a plain loop calls a module, and what it reads of the module's output."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,6 +49,18 @@ def called(module: nn.Module, inputs: Any) -> Any:
     """Return the module's output for inputs, see `arguments`."""
     args, named = arguments(module, inputs)
     return module(*args, **named)
+
+
+def without_gradients(call: Callable[[], Any]) -> Any:
+    """Return what a call returns without gradients, if it computes none itself, as a penalty on them does."""
+    try:
+        with torch.no_grad():
+            return call()
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return call()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from hmtl.data.items import TARGETS, described, each_tensor, is_text
 from hmtl.errors import ConfigError, HmtlError, reason
-from hmtl.mtl.networks.calls import arguments, called, scores_of, with_targets
+from hmtl.mtl.networks.calls import arguments, called, scores_of, with_targets, without_gradients
 from hmtl.mtl.networks.layers import layers_of
 from hmtl.mtl.networks.notes import Notes
 from hmtl.rng import generator
@@ -116,8 +116,7 @@ class FlatModel:
                 if any(map(is_lazy, chain(self.module.parameters(), self.module.buffers()))):
                     lazy = each_tensor(x, Tensor.cpu)
                     self.row_dtype = torch.get_default_dtype()
-                    with torch.no_grad():
-                        called(self.module.eval(), self._rows(lazy))
+                    without_gradients(lambda: called(self.module.eval(), self._rows(lazy)))
             if isinstance(self.module, nn.DataParallel):
                 raise ConfigError("The model is a DataParallel, which splits rows over devices. Give its `module`.")
             if any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules()):
@@ -158,8 +157,8 @@ class FlatModel:
             self.side_by_side, self.random = False, not self.layers
             self.most_at_once = MAX_NETWORKS
             sizes = list[int]()
-            with torch.no_grad(), _sizes_of_results(self.module, sizes):
-                output = called(self.module, self._rows(x))
+            with _sizes_of_results(self.module, sizes):
+                output = without_gradients(lambda: called(self.module, self._rows(x)))
             self.rows_at_once = self._rows_within(max(sizes, default=0) / 2)
             self.channels_last = self._runs_with_channels_last(x)
             self._check_modes(self._rows(x))
@@ -209,8 +208,7 @@ class FlatModel:
             return dtype
         self.row_dtype = dtype
         try:
-            with torch.no_grad():
-                called(self.module.eval(), self._rows(x))
+            without_gradients(lambda: called(self.module.eval(), self._rows(x)))
         except RuntimeError:
             return first
         return dtype
@@ -222,8 +220,8 @@ class FlatModel:
         if not saved:
             return []
         trial = self.to_train(copied(module, module.parameters()))
-        with seeded(0, "check", device=next(module.parameters()).device), torch.no_grad():
-            called(trial, rows)
+        with seeded(0, "check", device=next(module.parameters()).device):
+            without_gradients(lambda: called(trial, rows))
         after = dict(trial.named_buffers())
         changed = {name for name, each in saved.items() if not torch.equal(each, after[name])}
         if resized := [name for name in changed if after[name].shape != saved[name].shape]:
@@ -256,8 +254,8 @@ class FlatModel:
         if not self.start.is_cpu or all(w.ndim != 4 for w in parameters.values()):
             return False
         try:
-            with torch.no_grad():
-                self.output({name: channels_last(w) for name, w in parameters.items()}, self._rows(x))
+            placed = {name: channels_last(w) for name, w in parameters.items()}
+            without_gradients(lambda: self.output(placed, self._rows(x)))
         except RuntimeError:
             return False
         return True
@@ -279,9 +277,9 @@ class FlatModel:
             return each
 
         with seeded(0, "check", device=w.device):
-            each_tensor(self.output(self.placed(self.split(w)), rows), keep)
+            each_tensor(without_gradients(lambda: self.output(self.placed(self.split(w)), rows)), keep)
         with seeded(0, "check", device=w.device):
-            each_tensor(called(self._with(module, w, None).eval(), rows), keep)
+            each_tensor(without_gradients(lambda: called(self._with(module, w, None).eval(), rows)), keep)
         self.forget()
         n = len(outputs) // 2
         pairs = zip(outputs[:n], outputs[n:], strict=True)

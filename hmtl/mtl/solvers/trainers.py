@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from hmtl.data.items import Items, each_tensor
-from hmtl.errors import ConfigError, reason
+from hmtl.errors import ConfigError, DataError, reason
 from hmtl.mtl.losses import Loss
-from hmtl.mtl.networks.calls import called, on_rows, scores_of, with_targets
+from hmtl.mtl.networks.calls import called, on_rows, scores_of, with_targets, without_gradients
 from hmtl.mtl.networks.copies import group_size, trains_side_by_side
 from hmtl.mtl.networks.flat import BATCH_NORMS, FlatModel, seeded
 from hmtl.mtl.problem import Problem, Rows
@@ -213,10 +213,13 @@ class TorchTrainer(MinibatchSolver):
         except ConfigError:
             raise
         except Exception as error:  # the parts are any code
+            cause = error.__cause__ if isinstance(error, DataError) else error
+            if isinstance(cause, IndexError):
+                raise
             raise ConfigError(
-                f"The solver cannot train this model ({reason(error)}). Check solver.optimizer, scheduler, loss and "
-                "transform: a loss takes predictions, [rows, C] or [rows], and targets [rows]. If it takes more, give "
-                "a function of a module's output and targets, such as loss=lambda output, y: f(*output, y)."
+                f"The solver cannot train this model ({reason(cause or error)}). Check solver.optimizer, scheduler, "
+                "loss and transform: a loss takes predictions, [rows, C] or [rows], and targets [rows]. If it takes "
+                "more, give a function of a module's output and targets, such as loss=lambda output, y: f(*output, y)."
             ) from error
 
     def _side_by_side(self, model: FlatModel, problem: Problem) -> bool:
@@ -405,8 +408,7 @@ def _check_evaluation(loss: Loss, module: nn.Module, x: Any, y: Any) -> None:
     if not isinstance(loss, TorchLoss):
         return
     try:
-        with torch.no_grad():
-            loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y)
+        without_gradients(lambda: loss.of_batch(called(module, x if loss.function else with_targets(module, x, y)), y))
     except Exception as error:  # the parts are any code
         raise ConfigError(
             f"{loss.name} fails on what the model returns in evaluation mode, in which rows are measured "
