@@ -224,8 +224,8 @@ class Task(Described):
             number = torch.searchsorted(labels, targets).clamp_max(len(labels) - 1)
             if (other := labels[number] != targets).any():
                 raise DataError(
-                    f"Task {self.name!r} has the target {float(targets[other][0]):g}, which no item had when all were "
-                    "read first. Give items whose targets are among the same values whenever they are read."
+                    f"An item of {self.name!r} returned the target {float(targets[other][0]):g}, which did not occur "
+                    "in the first reading. Make every reading draw targets from the same values."
                 )
             targets = number if self.classes else number * 2.0 - 1
         return targets.to(torch.float64 if self.classes is None else torch.int64)

@@ -58,7 +58,7 @@ def matched(
     if C > 1 and first.has_numbers and not (first.classes or is_own or (are_signs(tasks) and not takes_targets)):
         raise DataError(
             f"The module returns {C} scores for a row, but targets are floats, numbers to predict. Give integers "
-            "from 0 as classes, a module with one output, or a loss such as loss=lambda output, y: f(output, y)."
+            "from 0 as classes, a module with one output, or a loss of both: loss=lambda output, y: f(output, y)."
         )
     if takes_targets:
         return TorchLoss(), _numbered(tasks, C if first.classes and C > 1 else None)
@@ -66,7 +66,7 @@ def matched(
         # None: the module does not run, and the network that is made of it says why
         is_alike = scores is None or (isinstance(y, Tensor) and y.is_floating_point() and y.shape == scores.shape)
         if scores is not None and (loss is not None or not (own or is_alike)):
-            raise DataError(f"Rows have targets that are not one number each. Name a loss: {_advised(scores, y)}.")
+            raise DataError(f"Rows have targets that are not one number each. Set a loss: {_advised(scores, y)}.")
         return TorchLoss(own or half_squares), tasks
     if first.classes and C == 1 and first.labels is None:
         numbers = _numbered(tasks, None)
@@ -106,7 +106,7 @@ def _advised(scores: Tensor, y: Any) -> str:
             losses += [f"lambda p, y: {functions}.cross_entropy(p.flatten(0, -2), y.flatten())"]
     if not losses:
         return "loss=lambda output, y: f(output, y)"
-    return " or, with the scores of classes last, ".join(f"loss={each}" for each in losses)
+    return " or, if the last dimension of the output holds the class scores, ".join(f"loss={each}" for each in losses)
 
 
 def _numbered(tasks: Tasks, classes: int | None) -> Tasks:

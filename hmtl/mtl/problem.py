@@ -325,7 +325,8 @@ class Problem(Described):
     def batches(self, split: str, user: int, most: int) -> Iterator[tuple[Any, Any, int]]:
         """Yield the inputs, the targets and the number of rows of each batch of a user's split, of at most `most` rows.
 
-        Measures compare predictions with the targets that were read last, as items may be sorted or drawn anew.
+        Also store the targets just read, since items may be sorted or drawn anew; measures compare predictions with
+        these.
         """
         task, (targets, counts) = self.tasks[user], self._targets[split]
         x, y, first = getattr(task, f"x_{split}"), getattr(task, f"y_{split}"), int(counts[:user].sum())

@@ -303,8 +303,8 @@ class FlatModel:
             name, is_count = self.buffers[0], self.buffers[0] in self.types
             remedy = "register it with persistent=False" if is_count else "GroupNorm or LayerNorm in place of BatchNorm"
             raise ConfigError(
-                f"{algorithm} moves the numbers of models otherwise than to an average, which the model's {name} does "
-                f"not allow, as training changes it. Choose algorithm=fedavg or fedper, or {remedy}."
+                f"{algorithm} does more than average models, but the model's buffer {name} changes in training and can "
+                f"only be averaged. Choose algorithm=fedavg or fedper, or {remedy}."
             )
 
     def to_train(self, module: nn.Module) -> nn.Module:

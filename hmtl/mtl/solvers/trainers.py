@@ -329,8 +329,8 @@ class TorchTrainer(MinibatchSolver):
                 read = read.to(numbers)
                 if not torch.equal(read, numbers) and (weights != weights[0]).any():
                     raise ConfigError(
-                        "Rows have weights by their class (dataset.class_weight), but other targets, or in another "
-                        "order, whenever they are read. Leave dataset.class_weight out."
+                        "dataset.class_weight weights rows by class, but the targets or their order change with each "
+                        "reading. Remove it."
                     )
                 numbers = read
         else:
